@@ -1,0 +1,125 @@
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "seqmix/core/numeric.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// Every owned buffer starts at a multiple of this many bytes, whatever the compiler flags.
+inline constexpr Index alignment = 64;
+
+/// Scratch memory that is handed out like a stack and never moves while it is in use.
+///
+/// It grows by whole blocks; when the last user has gone, several blocks are replaced by one, so
+/// that the same work done again allocates nothing.
+class Arena {
+ public:
+  struct Mark {
+    std::size_t block = 0;
+    Index used = 0;
+  };
+
+  void* allocate(Index bytes) {
+    bytes = round_up(std::max<Index>(bytes, 1), alignment);
+    while (current_ < blocks_.size()) {
+      Block& block = blocks_[current_];
+      if (block.used + bytes <= block.size) {
+        void* result = block.memory.get() + block.used;
+        block.used += bytes;
+        return result;
+      }
+      if (current_ + 1 == blocks_.size()) break;
+      blocks_[++current_].used = 0;
+    }
+    add_block(std::max(bytes, std::min<Index>(2 * reserved(), largest_step)));
+    current_ = blocks_.size() - 1;
+    blocks_[current_].used = bytes;
+    return blocks_[current_].memory.get();
+  }
+
+  Mark enter() {
+    ++users_;
+    if (blocks_.empty()) return {};
+    return {current_, blocks_[current_].used};
+  }
+  void leave(Mark mark) {
+    if (!blocks_.empty()) {
+      current_ = mark.block;
+      blocks_[current_].used = mark.used;
+    }
+    if (--users_ == 0 && blocks_.size() > 1) unite();
+  }
+
+  /// The bytes that the arena holds.
+  Index reserved() const {
+    Index total = 0;
+    for (const Block& block : blocks_) total += block.size;
+    return total;
+  }
+
+ private:
+  struct Free {
+    void operator()(std::byte* memory) const {
+      ::operator delete (memory, std::align_val_t{static_cast<std::size_t>(alignment)});
+    }
+  };
+  struct Block {
+    std::unique_ptr<std::byte, Free> memory;
+    Index size = 0;
+    Index used = 0;
+  };
+  static constexpr Index largest_step = Index{1} << 26;
+
+  void unite() noexcept {
+    const Index total = reserved();
+    blocks_.clear();
+    current_ = 0;
+    try {
+      add_block(total);
+    } catch (const std::bad_alloc&) {
+      // The arena is empty then, and grows again when it is next used.
+    }
+  }
+
+  void add_block(Index bytes) {
+    void* memory = ::operator new (static_cast<std::size_t>(bytes),
+                                   std::align_val_t{static_cast<std::size_t>(alignment)});
+    blocks_.push_back(
+        {std::unique_ptr<std::byte, Free>(static_cast<std::byte*>(memory)), bytes, 0});
+  }
+
+  std::vector<Block> blocks_;
+  std::size_t current_ = 0;
+  Index users_ = 0;
+};
+
+/// Where a tensor's numbers live: the heap (the default) or an arena that outlives it.
+class Memory {
+ public:
+  Memory() = default;
+  explicit Memory(Arena& arena) : arena_(&arena) {}
+
+  void* allocate(Index bytes) const {
+    if (arena_ != nullptr) return arena_->allocate(bytes);
+    return ::operator new (static_cast<std::size_t>(bytes),
+                           std::align_val_t{static_cast<std::size_t>(alignment)});
+  }
+  void free(void* memory) const {
+    if (arena_ == nullptr) {
+      ::operator delete (memory, std::align_val_t{static_cast<std::size_t>(alignment)});
+    }
+  }
+
+ private:
+  Arena* arena_ = nullptr;
+};
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

@@ -1,0 +1,250 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <concepts>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "seqmix/core/numeric.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// The extents of a view or tensor, outermost first.
+template <Index Rank>
+struct Shape {
+  std::array<Index, static_cast<std::size_t>(Rank)> extents{};
+
+  constexpr Shape() = default;
+  template <std::convertible_to<Index>... Extents>
+  requires(sizeof...(Extents) == Rank) constexpr Shape(Extents... values)
+      : extents{static_cast<Index>(values)...} {}
+
+  constexpr Index& operator[](Index axis) { return extents[static_cast<std::size_t>(axis)]; }
+  constexpr Index operator[](Index axis) const { return extents[static_cast<std::size_t>(axis)]; }
+  friend constexpr bool operator==(const Shape&, const Shape&) = default;
+
+  /// The number of elements; a `ShapeError` on a negative extent or an overflow.
+  Index size() const {
+    Index product = 1;
+    for (const Index extent : extents) {
+      if (extent < 0) throw ShapeError("negative extent in shape " + text());
+      product = checked_product(product, extent);
+    }
+    return product;
+  }
+  std::string text() const {
+    std::string result = "[";
+    for (const Index extent : extents) {
+      if (result.size() > 1) result += ", ";
+      result += std::to_string(extent);
+    }
+    return result + "]";
+  }
+};
+
+/// A non-owning strided window on numbers. Strides count elements.
+///
+/// A view of `T` converts to one of `const T`. Copying a view copies the window, never the numbers.
+template <class T, Index Rank>
+class View {
+  static_assert(Rank >= 1);
+
+ public:
+  using value_type = std::remove_const_t<T>;
+  static constexpr Index rank = Rank;
+
+  constexpr View() = default;
+  /// Row-major numbers without gaps.
+  constexpr View(T* data, Shape<Rank> shape) : data_(data), shape_(shape) {
+    Index stride = 1;
+    for (Index axis = Rank - 1; axis >= 0; --axis) {
+      strides_[axis] = stride;
+      stride *= shape[axis];
+    }
+  }
+  constexpr View(T* data, Shape<Rank> shape, Shape<Rank> strides)
+      : data_(data), shape_(shape), strides_(strides) {}
+  template <std::size_t Extent>
+  requires(Rank == 1) constexpr View(std::span<T, Extent> numbers)
+      : View(numbers.data(), {static_cast<Index>(numbers.size())}) {}
+  template <class U>
+  requires(std::same_as<T, const U>) constexpr View(const View<U, Rank>& other)
+      : View(other.data(), other.shape(), other.strides()) {}
+
+  constexpr T* data() const { return data_; }
+  constexpr const Shape<Rank>& shape() const { return shape_; }
+  constexpr const Shape<Rank>& strides() const { return strides_; }
+  constexpr Index extent(Index axis) const { return shape_[axis]; }
+  constexpr Index stride(Index axis) const { return strides_[axis]; }
+  constexpr Index size() const {
+    Index product = 1;
+    for (const Index value : shape_.extents) product *= value;
+    return product;
+  }
+  constexpr bool empty() const { return size() == 0; }
+  /// Row-major without gaps (axes of one element do not count).
+  constexpr bool contiguous() const {
+    Index expected = 1;
+    for (Index axis = Rank - 1; axis >= 0; --axis) {
+      if (extent(axis) != 1 && stride(axis) != expected) return false;
+      expected *= extent(axis);
+    }
+    return true;
+  }
+
+  template <std::convertible_to<Index>... Indices>
+  requires(sizeof...(Indices) == Rank) constexpr T& operator()(Indices... indices) const {
+    const std::array<Index, static_cast<std::size_t>(Rank)> at{static_cast<Index>(indices)...};
+    Index offset = 0;
+    for (Index axis = 0; axis < Rank; ++axis) {
+      offset += at[static_cast<std::size_t>(axis)] * stride(axis);
+    }
+    return data_[offset];
+  }
+
+  /// The element (rank 1) or the sub-view (higher rank) at `index` of the outermost axis.
+  constexpr decltype(auto) operator[](Index index) const {
+    if constexpr (Rank == 1) {
+      return (data_[index * stride(0)]);
+    } else {
+      return at<0>(index);
+    }
+  }
+
+  /// The view without `Axis`, which is fixed at `index`.
+  template <Index Axis>
+  constexpr View<T, Rank - 1> at(Index index) const {
+    static_assert(Rank > 1 && Axis >= 0 && Axis < Rank);
+    Shape<Rank - 1> kept_shape, kept_strides;
+    for (Index axis = 0, to = 0; axis < Rank; ++axis) {
+      if (axis == Axis) continue;
+      kept_shape[to] = extent(axis);
+      kept_strides[to++] = stride(axis);
+    }
+    return {data_ + index * stride(Axis), kept_shape, kept_strides};
+  }
+
+  /// `count` indices of `Axis` from `begin` on.
+  template <Index Axis>
+  constexpr View slice(Index begin, Index count) const {
+    static_assert(Axis >= 0 && Axis < Rank);
+    View result = *this;
+    result.data_ += begin * stride(Axis);
+    result.shape_[Axis] = count;
+    return result;
+  }
+
+  /// `Axis` seen as two: [outer, inner]. A head split is `split<2>(n_heads, head_dim)`.
+  template <Index Axis>
+  constexpr View<T, Rank + 1> split(Index outer, Index inner) const {
+    static_assert(Axis >= 0 && Axis < Rank);
+    if (outer * inner != extent(Axis)) {
+      throw ShapeError("cannot split axis " + std::to_string(Axis) + " of " + shape_.text() +
+                       " into " + Shape<2>{outer, inner}.text());
+    }
+    Shape<Rank + 1> new_shape, new_strides;
+    for (Index axis = 0; axis < Rank; ++axis) {
+      const Index to = axis > Axis ? axis + 1 : axis;
+      new_shape[to] = extent(axis), new_strides[to] = stride(axis);
+    }
+    new_shape[Axis] = outer, new_strides[Axis] = inner * stride(Axis);
+    new_shape[Axis + 1] = inner, new_strides[Axis + 1] = stride(Axis);
+    return {data_, new_shape, new_strides};
+  }
+
+  /// `Axis` and the next one seen as one; they must lie behind each other without a gap.
+  template <Index Axis>
+  constexpr View<T, Rank - 1> merge() const {
+    static_assert(Axis >= 0 && Axis + 1 < Rank);
+    if (!mergeable<Axis>()) {
+      throw ShapeError("cannot merge axes " + std::to_string(Axis) + " and " +
+                       std::to_string(Axis + 1) + " of a strided view " + shape_.text());
+    }
+    Shape<Rank - 1> new_shape, new_strides;
+    for (Index axis = 0; axis < Rank - 1; ++axis) {
+      const Index from = axis > Axis ? axis + 1 : axis;
+      new_shape[axis] = extent(from), new_strides[axis] = stride(from);
+    }
+    new_shape[Axis] = extent(Axis) * extent(Axis + 1);
+    new_strides[Axis] = stride(extent(Axis + 1) == 1 ? Axis : Axis + 1);
+    return {data_, new_shape, new_strides};
+  }
+  template <Index Axis>
+  constexpr bool mergeable() const {
+    return extent(Axis) <= 1 || extent(Axis + 1) == 1 ||
+           stride(Axis) == stride(Axis + 1) * extent(Axis + 1);
+  }
+
+  /// An axis of one element put before `Axis`.
+  template <Index Axis>
+  constexpr View<T, Rank + 1> insert() const {
+    static_assert(Axis >= 0 && Axis <= Rank);
+    Shape<Rank + 1> new_shape, new_strides;
+    for (Index axis = 0; axis < Rank; ++axis) {
+      const Index to = axis >= Axis ? axis + 1 : axis;
+      new_shape[to] = extent(axis), new_strides[to] = stride(axis);
+    }
+    new_shape[Axis] = 1;
+    new_strides[Axis] =
+        Axis < Rank ? extent(Axis < Rank ? Axis : 0) * stride(Axis < Rank ? Axis : 0) : 1;
+    return {data_, new_shape, new_strides};
+  }
+
+  friend constexpr bool operator==(const View&, const View&) = default;
+
+ private:
+  T* data_ = nullptr;
+  Shape<Rank> shape_{};
+  Shape<Rank> strides_{};
+};
+
+/// A read-only kernel argument: any view of the right rank converts, nothing is deduced from it.
+template <class Scalar, Index Rank>
+using In = std::type_identity_t<View<const Scalar, Rank>>;
+/// A written kernel argument from which nothing is deduced.
+template <class Scalar, Index Rank>
+using Out = std::type_identity_t<View<Scalar, Rank>>;
+
+/// The first and one past the last element that a view can touch.
+template <class T, Index Rank>
+constexpr std::pair<const T*, const T*> footprint(const View<T, Rank>& view) {
+  if (view.empty()) return {view.data(), view.data()};
+  const T *low = view.data(), *high = view.data();
+  for (Index axis = 0; axis < Rank; ++axis) {
+    const Index reach = (view.extent(axis) - 1) * view.stride(axis);
+    (reach < 0 ? low : high) += reach;
+  }
+  return {low, high + 1};
+}
+
+/// Copies numbers between views of one shape.
+template <class T, class U, Index Rank>
+void copy(const View<T, Rank>& from, const View<U, Rank>& to) {
+  if (from.shape() != to.shape()) {
+    throw ShapeError("copy: got " + from.shape().text() + ", expected " + to.shape().text());
+  }
+  if constexpr (Rank == 1) {
+    for (Index i = 0; i < from.extent(0); ++i) to[i] = static_cast<U>(from[i]);
+  } else {
+    for (Index i = 0; i < from.extent(0); ++i) copy(from[i], to[i]);
+  }
+}
+
+/// Sets every element of a view.
+template <class T, Index Rank>
+void fill(const View<T, Rank>& view, std::type_identity_t<T> value) {
+  for (Index i = 0; i < view.extent(0); ++i) {
+    if constexpr (Rank == 1) {
+      view[i] = value;
+    } else {
+      fill(view[i], value);
+    }
+  }
+}
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix
