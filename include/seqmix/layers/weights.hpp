@@ -1,0 +1,70 @@
+#pragma once
+
+#include <concepts>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include "seqmix/core/parameter.hpp"
+#include "seqmix/layers/name.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// Gives a list of parts its length when weights are being filled; a const list has it already.
+template <class Part>
+void resize_parts(std::vector<Part>& parts, Index count) {
+  parts.resize(static_cast<std::size_t>(count));
+}
+template <class Part>
+void resize_parts(const std::vector<Part>&, Index) {}
+
+/// Says that a size of a config may be zero; every other size must be positive.
+struct ZeroIsLegal {};
+inline constexpr ZeroIsLegal zero_is_legal;
+
+/// Throws `ConfigError` where a size of `config` is not positive or its own `check` objects.
+template <class Config>
+void check_config(std::string_view layer, const Config& config) {
+  Config::visit(config, [&]<class Field>(std::string_view name, const Field& value, auto... tags) {
+    if constexpr (std::same_as<Field, Index>) {
+      const Index least = sizeof...(tags) == 0 ? 1 : 0;
+      if (value < least) {
+        throw ConfigError(std::string(layer) + ": " + std::string(name) + " is " +
+                          std::to_string(value) + ", expected at least " + std::to_string(least));
+      }
+    }
+  });
+  if constexpr (requires { config.check(); }) {
+    try {
+      config.check();
+    } catch (const ConfigError& error) {
+      throw ConfigError(std::string(layer) + ": " + error.what());
+    }
+  }
+}
+
+/// The number of numbers in all parameters.
+template <class Weights, class Config>
+Index count_parameters(const Weights& weights, const Config& config) {
+  Index count = 0;
+  Weights::visit(weights, config, [&]<class P>(const Name&, const P&, Shape<P::rank> shape) {
+    count += shape.size();
+  });
+  return count;
+}
+
+/// Weights whose every parameter is what `make(name, shape)` returns, a `Tensor` of that shape.
+template <class Weights, class Config>
+Weights make_weights(const Config& config, auto&& make) {
+  Weights weights;
+  Weights::visit(weights, config,
+                 [&]<class P>(const Name& name, P& parameter, Shape<P::rank> shape) {
+                   parameter = Parameter<typename P::value_type, P::rank>(make(name, shape));
+                 });
+  return weights;
+}
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix
