@@ -55,6 +55,16 @@ Index count_parameters(const Weights& weights, const Config& config) {
   return count;
 }
 
+/// The taps [W, D] of a depthwise convolution from a checkpoint's [D, 1, W].
+template <class Scalar>
+Parameter<Scalar, 2> transposed_taps(const Parameter<Scalar, 3>& weight) {
+  Tensor<Scalar, 2> taps({weight.extent(2), weight.extent(0)});
+  for (Index d = 0; d < weight.extent(0); ++d) {
+    for (Index tap = 0; tap < weight.extent(2); ++tap) taps(tap, d) = weight(d, 0, tap);
+  }
+  return taps;
+}
+
 /// Weights whose every parameter is what `make(name, shape)` returns, a `Tensor` of that shape.
 template <class Weights, class Config>
 Weights make_weights(const Config& config, auto&& make) {

@@ -1,0 +1,135 @@
+#pragma once
+
+#include <string_view>
+#include <utility>
+
+#include "seqmix/kernels/norm.hpp"
+#include "seqmix/layers/mixer.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// The channel mixer of a block that has none (Mamba's).
+template <class S>
+struct NoChannelMixer {
+  using Scalar = S;
+  using State = NoState;
+  struct Config {
+    static void visit(auto&, auto&&) {}
+  };
+  struct Weights {
+    static void visit(auto&, const Config&, auto&&) {}
+  };
+};
+
+template <class MixerConfig, class ChannelConfig>
+struct DecoderConfig {
+  Index d_model = 0;
+  double norm_eps = 1e-6;
+  MixerConfig mixer;
+  ChannelConfig channel;
+
+  static void visit(auto& self, auto&& field) {
+    field("d_model", self.d_model), field("norm_eps", self.norm_eps);
+    MixerConfig::visit(self.mixer, field), ChannelConfig::visit(self.channel, field);
+  }
+  void check() const {
+    if constexpr (requires { mixer.check(); }) mixer.check();
+    if constexpr (requires { channel.check(); }) channel.check();
+    require(mixer.d_model == d_model, "the mixer's d_model must be the block's");
+    if constexpr (requires { channel.d_model; }) {
+      require(channel.d_model == d_model, "the channel mixer's d_model must be the block's");
+    }
+  }
+};
+
+/// A block of a language model: a mixer and a channel mixer, each behind a norm and around a
+/// residual.
+///
+///   u_t = x_t + mixer(rms_norm(x_t))
+///   y_t = u_t + channel(rms_norm(u_t))          y_t = u_t without a channel mixer
+///
+/// Cost and state: those of its parts. Source: Touvron et al. 2023, arXiv:2302.13971, section 2.2;
+/// HF transformers LlamaDecoderLayer, Mamba2Block.
+template <class MixerPart, class ChannelPart = NoChannelMixer<typename MixerPart::Scalar>>
+struct DecoderDefinition {
+  using Scalar = typename MixerPart::Scalar;
+  using Config = DecoderConfig<typename MixerPart::Config, typename ChannelPart::Config>;
+  static constexpr std::string_view name = "decoder";
+  static constexpr bool has_channel = !std::same_as<ChannelPart, NoChannelMixer<Scalar>>;
+  static constexpr bool whole_sequence = prefers_whole_sequence<MixerPart>;
+
+  struct Weights {
+    Parameter<Scalar, 1> mixer_norm, channel_norm;
+    typename MixerPart::Weights mixer;
+    typename ChannelPart::Weights channel;
+
+    static void visit(auto& self, const Config& c, auto&& parameter) {
+      parameter("mixer_norm.weight", self.mixer_norm, {c.d_model});
+      MixerPart::Weights::visit(self.mixer, c.mixer, Prefixed("mixer", parameter));
+      if constexpr (has_channel) {
+        parameter("channel_norm.weight", self.channel_norm, {c.d_model});
+        ChannelPart::Weights::visit(self.channel, c.channel, Prefixed("channel", parameter));
+      }
+    }
+  };
+
+  struct State {
+    typename MixerPart::State mixer;
+    typename ChannelPart::State channel;
+
+    static void visit(auto& self, auto&& tensor) {
+      MixerPart::State::visit(self.mixer, Prefixed("mixer", tensor));
+      ChannelPart::State::visit(self.channel, Prefixed("channel", tensor));
+    }
+  };
+
+  Config c;
+  Weights w;
+  MixerPart mixer;
+  ChannelPart channel;
+
+  DecoderDefinition(Config config, Weights weights)
+      : c(std::move(config)),
+        w(std::move(weights)),
+        mixer{c.mixer, w.mixer},
+        channel(make_channel(c, w)) {}
+
+  State make_state(Index batch, Index capacity, Memory memory) const {
+    State state{.mixer = mixer.make_state(batch, capacity, memory), .channel = {}};
+    if constexpr (has_channel) state.channel = channel.make_state(batch, capacity, memory);
+    return state;
+  }
+
+  template <Form form>
+  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
+    auto scratch = context.scratch<Scalar>();
+    auto normed = scratch(x.extent(0), x.extent(1), c.d_model);  // [B, T, D]
+    auto mixed = scratch(x.extent(0), x.extent(1), c.d_model);   // [B, T, D]
+    const auto add = [](auto a, auto b) { return a + b; };
+
+    rms_norm(x, w.mixer_norm, c.norm_eps, normed, context);
+    mixer.template run<form>(normed, state.mixer, mixed, context);
+    elementwise(context, add, y, x, mixed);
+    if constexpr (has_channel) {
+      rms_norm(y, w.channel_norm, c.norm_eps, normed, context);
+      channel.template run<form>(normed, state.channel, mixed, context);
+      elementwise(context, add, y, y, mixed);
+    }
+  }
+
+ private:
+  static ChannelPart make_channel(const Config& c, const Weights& w) {
+    if constexpr (has_channel) {
+      return ChannelPart{c.channel, w.channel};
+    } else {
+      return {};
+    }
+  }
+};
+
+template <class MixerPart, class ChannelPart = NoChannelMixer<typename MixerPart::Scalar>>
+using Decoder = Mixer<DecoderDefinition<MixerPart, ChannelPart>>;
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

@@ -1,0 +1,140 @@
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "seqmix/kernels/norm.hpp"
+#include "seqmix/layers/any_mixer.hpp"
+#include "seqmix/layers/projection.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// A language model: token embedding, a stack of blocks, a norm and a head over the vocabulary.
+///
+///   h = E[token],  h = block_l(h) for each block,  logits = W_head rms_norm(h)
+///
+/// Its verbs are those of a mixer, from tokens [B, T] to logits [B, T, V].
+template <class Scalar>
+class LanguageModel {
+ public:
+  struct Parts {
+    Parameter<Scalar, 2> embedding;  // [V, D]
+    std::vector<AnyMixer<Scalar>> blocks;
+    Parameter<Scalar, 1> norm;  // [D]
+    double norm_eps = 1e-6;
+    Projection<Scalar> head;  // [V, D]
+  };
+  struct State {
+    std::vector<AnyState> blocks;
+
+    /// The bytes that the tokens so far need.
+    Index used_bytes() {
+      Index bytes = 0;
+      for (AnyState& block : blocks) bytes += block.members().used_bytes();
+      return bytes;
+    }
+    /// The bytes that are held.
+    Index reserved_bytes() {
+      Index bytes = 0;
+      for (AnyState& block : blocks) bytes += block.members().reserved_bytes();
+      return bytes;
+    }
+  };
+
+  explicit LanguageModel(Parts parts) : parts_(std::move(parts)) {
+    const Shape<2> expected{vocabulary(), d_model()};
+    if (parts_.head.weight.shape() != expected) {
+      throw ShapeError("language model: the head has shape " + parts_.head.weight.shape().text() +
+                       ", expected that of the embedding, " + expected.text());
+    }
+    if (parts_.norm.shape() != Shape<1>{d_model()}) {
+      throw ShapeError("language model: the norm has shape " + parts_.norm.shape().text() +
+                       ", expected [" + std::to_string(d_model()) + "]");
+    }
+    for (const auto& block : parts_.blocks) {
+      if (block.d_model() != d_model()) {
+        throw ShapeError("language model: a block has d_model " + std::to_string(block.d_model()) +
+                         ", expected " + std::to_string(d_model()));
+      }
+    }
+    parts_.head.weight.pack();
+  }
+
+  Index vocabulary() const { return parts_.embedding.extent(0); }
+  Index d_model() const { return parts_.embedding.extent(1); }
+  Index parameters() const {
+    Index count = parts_.embedding.size() + parts_.norm.size() + vocabulary() * d_model();
+    for (const auto& block : parts_.blocks) count += block.parameters();
+    return count;
+  }
+
+  State make_state(Index batch, Index capacity) const {
+    State state;
+    for (const auto& block : parts_.blocks) {
+      state.blocks.push_back(block.make_state(batch, capacity));
+    }
+    return state;
+  }
+
+  /// Logits [B, T, V] of whole sequences of tokens [B, T] from the initial state.
+  void forward(View<const Index, 2> tokens, View<Scalar, 3> logits, Context& context) const {
+    run(tokens, logits, context,
+        [&](std::size_t l, View<Scalar, 3> h) { parts_.blocks[l].forward(h, h, context); });
+  }
+  /// Continues `state` by tokens [B, T], by the parallel form.
+  void prefill(View<const Index, 2> tokens, State& state, View<Scalar, 3> logits,
+               Context& context) const {
+    check_state(state);
+    run(tokens, logits, context, [&](std::size_t l, View<Scalar, 3> h) {
+      parts_.blocks[l].prefill(h, state.blocks[l], h, context);
+    });
+  }
+  /// Continues `state` by one token a row, [B], by the recurrent form.
+  void step(View<const Index, 1> tokens, State& state, View<Scalar, 2> logits,
+            Context& context) const {
+    check_state(state);
+    run(tokens.template insert<1>(), logits.template insert<1>(), context,
+        [&](std::size_t l, View<Scalar, 3> h) {
+          const auto token = h.template merge<0>();
+          parts_.blocks[l].step(token, state.blocks[l], token, context);
+        });
+  }
+
+ private:
+  void run(View<const Index, 2> tokens, View<Scalar, 3> logits, Context& context,
+           auto&& run_block) const {
+    const Index B = tokens.extent(0), T = tokens.extent(1);
+    if (logits.shape() != Shape<3>{B, T, vocabulary()}) {
+      throw ShapeError("language model: logits have shape " + logits.shape().text() +
+                       ", expected " + Shape<3>{B, T, vocabulary()}.text());
+    }
+    for (Index b = 0; b < B; ++b) {
+      for (Index t = 0; t < T; ++t) {
+        if (tokens(b, t) >= 0 && tokens(b, t) < vocabulary()) continue;
+        throw ShapeError("language model: token " + std::to_string(tokens(b, t)) +
+                         " is not in the vocabulary of " + std::to_string(vocabulary()));
+      }
+    }
+    auto scratch = context.scratch<Scalar>();
+    auto h = scratch(B, T, d_model());  // [B, T, D]
+    for (Index b = 0; b < B; ++b) {
+      for (Index t = 0; t < T; ++t) copy(parts_.embedding[tokens(b, t)], h[b][t]);
+    }
+    for (std::size_t l = 0; l < parts_.blocks.size(); ++l) run_block(l, h);
+    rms_norm(h, parts_.norm, parts_.norm_eps, h, context);
+    project(h, {{parts_.head, logits}}, context);
+  }
+  void check_state(const State& state) const {
+    if (state.blocks.size() != parts_.blocks.size()) {
+      throw ShapeError("language model: the state has " + std::to_string(state.blocks.size()) +
+                       " blocks, expected " + std::to_string(parts_.blocks.size()));
+    }
+  }
+
+  Parts parts_;
+};
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

@@ -1,0 +1,323 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <concepts>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "seqmix/core/numeric.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+using Json = nlohmann::json;
+
+/// A longer text or file is refused before it is parsed; safetensors sets the same limit to
+/// headers.
+inline constexpr std::uintmax_t json_size_limit = 100'000'000;
+/// Deeper nesting is refused: no description of a model needs it.
+inline constexpr std::size_t json_depth_limit = 64;
+
+namespace detail {
+
+/// Text from a file as it may stand in an error message: short, in quotes, control bytes escaped.
+inline std::string in_quotes(std::string_view text) {
+  constexpr std::size_t longest = 120;
+  std::string shown(text.substr(0, longest));
+  if (text.size() > longest) shown += "...";
+  return Json(std::move(shown)).dump(-1, ' ', true, Json::error_handler_t::replace);
+}
+inline std::string excerpt(const Json& value) {
+  if (value.is_string()) return in_quotes(value.get_ref<const std::string&>());
+  if (value.is_structured()) return std::string("an ") + value.type_name();
+  return value.dump();
+}
+
+/// The bytes of a regular file of at most `limit` bytes, in a container of bytes.
+template <class Buffer>
+Buffer read_file(const std::filesystem::path& path, std::uintmax_t limit) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) {
+    throw CheckpointError(path.string() + ": no such file, or not a regular one");
+  }
+  const std::uintmax_t size = std::filesystem::file_size(path, error);
+  if (error) throw CheckpointError(path.string() + ": " + error.message());
+  if (size > limit) {
+    throw CheckpointError(path.string() + ": too long; got " + std::to_string(size) +
+                          " bytes, expected at most " + std::to_string(limit));
+  }
+  Buffer bytes(static_cast<std::size_t>(size), typename Buffer::value_type{});
+  std::ifstream stream(path, std::ios::binary);
+  stream.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size));
+  if (!stream) throw CheckpointError(path.string() + ": cannot be read");
+  return bytes;
+}
+
+/// Builds the document and refuses what the parser's own builder accepts in silence: duplicate keys
+/// (it keeps the last) and unlimited nesting.
+class StrictJsonBuilder {
+ public:
+  using number_integer_t = Json::number_integer_t;
+  using number_unsigned_t = Json::number_unsigned_t;
+  using number_float_t = Json::number_float_t;
+  using string_t = Json::string_t;
+  using binary_t = Json::binary_t;
+
+  explicit StrictJsonBuilder(std::string_view name) : name_(name) {}
+  Json take() { return std::move(root_); }
+
+  bool null() { return put(nullptr); }
+  bool boolean(bool value) { return put(value); }
+  bool number_integer(number_integer_t value) { return put(value); }
+  bool number_unsigned(number_unsigned_t value) { return put(value); }
+  bool number_float(number_float_t value, const string_t&) { return put(value); }
+  bool string(string_t& value) { return put(std::move(value)); }
+  bool binary(binary_t& value) { return put(std::move(value)); }
+  bool start_object(std::size_t) { return open(Json::object()); }
+  bool start_array(std::size_t) { return open(Json::array()); }
+  bool end_object() { return close(); }
+  bool end_array() { return close(); }
+  bool key(string_t& text) {
+    auto& members = open_.back()->get_ref<Json::object_t&>();
+    const auto [member, inserted] = members.try_emplace(text);
+    if (!inserted) throw CheckpointError(name_ + ": duplicate key " + in_quotes(text));
+    member_ = &member->second;
+    return true;
+  }
+  bool parse_error(std::size_t position, const std::string& token, const Json::exception& error) {
+    // The parser's own text starts with a code in brackets, which says nothing to a reader.
+    const std::string_view text = error.what();
+    const std::size_t code = text.find("] ");
+    throw CheckpointError(name_ + ": not valid JSON at byte " + std::to_string(position) +
+                          ", near " + in_quotes(token) + ": " +
+                          std::string(text.substr(code == text.npos ? 0 : code + 2, 200)));
+  }
+
+ private:
+  template <class Value>
+  bool put(Value&& value) {
+    place(std::forward<Value>(value));
+    return true;
+  }
+  Json* place(Json value) {
+    Json* target = &root_;
+    if (!open_.empty() && open_.back()->is_array()) {
+      target = &open_.back()->get_ref<Json::array_t&>().emplace_back();
+    } else if (!open_.empty()) {
+      target = member_;
+    }
+    *target = std::move(value);
+    return target;
+  }
+  bool open(Json empty) {
+    if (open_.size() == json_depth_limit) {
+      throw CheckpointError(name_ + ": nested deeper than " + std::to_string(json_depth_limit) +
+                            " levels");
+    }
+    open_.push_back(place(std::move(empty)));
+    return true;
+  }
+  bool close() {
+    open_.pop_back();
+    return true;
+  }
+
+  std::string name_;
+  Json root_;
+  std::vector<Json*> open_;  // a container does not move while something inside it is open
+  Json* member_ = nullptr;   // the value of the key that was read last
+};
+
+/// RFC 8259 and no more, keys unique.
+inline Json parse_standard_json(std::string_view text, std::string_view name) {
+  if (text.size() > json_size_limit) {
+    throw CheckpointError(std::string(name) + ": too long; got " + std::to_string(text.size()) +
+                          " bytes, expected at most " + std::to_string(json_size_limit));
+  }
+  // The parser takes a zero byte for the end of the text and would ignore what follows.
+  if (const std::size_t zero = text.find('\0'); zero != text.npos) {
+    throw CheckpointError(std::string(name) + ": zero byte in JSON text, at byte " +
+                          std::to_string(zero));
+  }
+  StrictJsonBuilder builder(name);
+  Json::sax_parse(text.begin(), text.end(), &builder);
+  return builder.take();
+}
+
+/// The text with the bare values NaN, Infinity and -Infinity, which Python writes, put in quotes.
+inline std::string quote_bare_numbers(std::string_view text) {
+  constexpr std::string_view space = " \t\r\n", structure = "{}[]:,\" \t\r\n";
+  std::string result;
+  result.reserve(text.size());
+  for (std::size_t at = 0; at < text.size();) {
+    std::size_t end = at + 1;
+    if (text[at] == '"') {
+      while (end < text.size() && text[end] != '"') end += text[end] == '\\' ? 2 : 1;
+      end = std::min(end + 1, text.size());
+    } else if (structure.find(text[at]) == structure.npos) {
+      end = std::min(text.find_first_of(structure, at), text.size());
+    }
+    const std::string_view token = text.substr(at, end - at);
+    at = end;
+    if (token == "NaN" || token == "Infinity" || token == "-Infinity") {
+      const std::size_t next = text.find_first_not_of(space, end);
+      const bool is_key = next != text.npos && text[next] == ':';
+      if (!is_key) {
+        result.append("\"").append(token).append("\"");
+        continue;
+      }
+    }
+    result.append(token);
+  }
+  return result;
+}
+
+/// A value of a document as a member of a config; `where` is for the error.
+template <class Field>
+Field field_from_json(const Json& value, const std::string& where) {
+  const auto fail = [&](std::string_view expected) {
+    throw ConfigError(where + ": got " + excerpt(value) + ", expected " + std::string(expected));
+  };
+  if constexpr (std::same_as<Field, bool>) {
+    if (!value.is_boolean()) fail("true or false");
+    return value.get<bool>();
+  } else if constexpr (std::same_as<Field, Index>) {
+    if (!value.is_number_integer()) fail("an integer");
+    if (value.is_number_unsigned() && !std::in_range<Index>(value.get<std::uint64_t>())) {
+      fail("an integer of at most 63 bits");
+    }
+    return value.get<Index>();
+  } else if constexpr (std::same_as<Field, double>) {
+    // Newer Hugging Face files write {"__float__": "Infinity"}, older ones the bare word.
+    const bool boxed = value.is_object() && value.size() == 1 && value.contains("__float__");
+    const Json& number = boxed ? value.at("__float__") : value;
+    if (number.is_number() && !boxed) return number.get<double>();
+    if (number == "Infinity") return std::numeric_limits<double>::infinity();
+    if (number == "-Infinity") return -std::numeric_limits<double>::infinity();
+    fail("a number, \"Infinity\" or \"-Infinity\"");
+  } else {
+    if (!value.is_string()) fail("a string");
+    const std::string& text = value.get_ref<const std::string&>();
+    if constexpr (std::is_enum_v<Field>) {
+      Field result{};
+      try {
+        from_string(text, result);
+      } catch (const ConfigError& error) {
+        throw ConfigError(where + ": " + error.what());
+      }
+      return result;
+    } else {
+      static_assert(std::same_as<Field, std::string>,
+                    "a config holds Index, double, bool, std::string and enumerations");
+      return text;
+    }
+  }
+  return {};
+}
+
+}  // namespace detail
+
+/// A JSON text, strictly: duplicate keys, nesting beyond `json_depth_limit` and anything outside
+/// the standard are a `CheckpointError`, except the bare values NaN, Infinity and -Infinity, which
+/// become strings. `name` stands for the text in errors.
+inline Json parse_json(std::string_view text, std::string_view name) {
+  return detail::parse_standard_json(detail::quote_bare_numbers(text), name);
+}
+
+inline Json read_json(const std::filesystem::path& path) {
+  return parse_json(detail::read_file<std::string>(path, json_size_limit), path.string());
+}
+
+/// The value at `key` of an object as Index, double, bool, std::string or an enumeration with
+/// `from_string`; a `ConfigError` that starts with `name` where it is absent or of another type.
+///
+/// A double may be given as a number, "Infinity", "-Infinity" or {"__float__": "Infinity"}.
+template <class Field>
+Field json_field(const Json& object, std::string_view key, std::string_view name) {
+  const std::string where = std::string(name) + ": " + std::string(key);
+  if (!object.is_object()) {
+    throw ConfigError(where + ": got " + detail::excerpt(object) +
+                      " around it, expected an object");
+  }
+  const auto found = object.find(key);
+  if (found == object.end()) throw ConfigError(where + " is missing");
+  return detail::field_from_json<Field>(*found, where);
+}
+/// The same, with a value for an absent key.
+template <class Field>
+Field json_field(const Json& object, std::string_view key, std::string_view name, Field otherwise) {
+  if (object.is_object() && !object.contains(key)) return otherwise;
+  return json_field<Field>(object, key, name);
+}
+
+/// Sets the members of a config from an object; what the object does not name keeps its value.
+///
+/// Throws `ConfigError`, and leaves the config as it was, on an unknown key, on a value of another
+/// type and on whatever `Config::check` rejects. `name` stands for the object in errors.
+template <class Config>
+void read_config(const Json& object, Config& config, std::string_view name) {
+  const std::string who(name);
+  if (!object.is_object()) {
+    throw ConfigError(who + ": got " + detail::excerpt(object) + ", expected an object");
+  }
+  Config result = config;
+  std::vector<std::string> known;
+  Config::visit(result,
+                [&]<class Field>(std::string_view key, Field& member, const auto&... /*tags*/) {
+                  known.emplace_back(key);
+                  member = json_field<Field>(object, key, name, member);
+                });
+  for (const auto& [key, value] : object.items()) {
+    if (std::find(known.begin(), known.end(), key) != known.end()) continue;
+    std::string list;
+    for (const std::string& one : known) list.append(list.empty() ? "" : ", ").append(one);
+    throw ConfigError(who + ": unknown key " + detail::in_quotes(key) +
+                      ", expected one of: " + list);
+  }
+  if constexpr (requires { result.check(); }) {
+    try {
+      result.check();
+    } catch (const ConfigError& error) {
+      throw ConfigError(who + ": " + error.what());
+    }
+  }
+  config = std::move(result);
+}
+
+/// A config as an object that `read_config` reads back to the same numbers; infinities are strings.
+template <class Config>
+Json write_config(const Config& config) {
+  Json object = Json::object();
+  Config::visit(
+      config, [&]<class Field>(std::string_view key, const Field& member, const auto&... /*tags*/) {
+        Json& value = object[std::string(key)];
+        if constexpr (std::is_enum_v<Field>) {
+          value = std::string(to_string(member));
+        } else if constexpr (std::same_as<Field, double>) {
+          if (std::isnan(member)) {
+            throw ConfigError(std::string(key) + " is NaN, which a config cannot hold");
+          }
+          if (std::isinf(member)) {
+            value = member > 0 ? "Infinity" : "-Infinity";
+          } else {
+            value = member;
+          }
+        } else {
+          value = member;
+        }
+      });
+  return object;
+}
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

@@ -1,0 +1,80 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "seqmix/io/json.hpp"
+#include "seqmix/io/safetensors.hpp"
+#include "seqmix/layers/weights.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// The tensors of a checkpoint that have become parameters.
+using UsedNames = std::set<std::string, std::less<>>;
+
+/// What stands before the parameter names in a layer file.
+inline constexpr std::string_view weights_prefix = "weights.";
+
+/// The weights of a layer from the tensors that `rename` calls its parameters, converted to the
+/// compute type; their names are added to `used`. A missing or misshapen one is a
+/// `CheckpointError`.
+template <class Weights, class Config>
+Weights load_weights(const Config& config, const StoredTensors& tensors, auto&& rename,
+                     UsedNames& used) {
+  Weights weights;
+  Weights::visit(weights, config,
+                 [&]<class P>(const Name& name, P& parameter, Shape<P::rank> shape) {
+                   const std::string theirs = rename(name.text());
+                   parameter = tensors.parameter<typename P::value_type, P::rank>(theirs, shape);
+                   used.insert(theirs);
+                 });
+  return weights;
+}
+
+/// The metadata entry `key` of a layer file.
+inline const std::string& layer_metadata(const Safetensors& file, const std::string& key) {
+  const auto found = file.metadata().find(key);
+  if (found != file.metadata().end()) return found->second;
+  throw CheckpointError(file.source() + ": metadata \"" + key +
+                        "\" is missing; a layer file names its layer and config");
+}
+
+/// A layer from JSON config and the tensors called `prefix` + parameter name. Throws `ConfigError`
+/// on a bad config and `CheckpointError` on a tensor that is missing, misshapen or left over.
+template <class Layer>
+Layer make_layer(const Json& json, const StoredTensors& tensors,
+                 std::string_view prefix = weights_prefix) {
+  typename Layer::Config config;
+  read_config(json, config, Layer::name);
+  check_config(Layer::name, config);
+  UsedNames used;
+  auto weights = load_weights<typename Layer::Weights>(
+      config, tensors, [&](const std::string& name) { return std::string(prefix) + name; }, used);
+  tensors.expect_no_others(used, prefix);
+  return Layer(std::move(config), std::move(weights));
+}
+
+/// A layer from a layer file: safetensors with the metadata `layer` (its name) and `config` (JSON)
+/// and the tensors `weights.<parameter name>`. Golden files and what `verify` reads are such files.
+template <class Layer>
+Layer load_layer(const Safetensors& file) {
+  const std::string& name = layer_metadata(file, "layer");
+  if (name != Layer::name) {
+    throw CheckpointError(file.source() + ": holds the layer \"" + name + "\", expected \"" +
+                          std::string(Layer::name) + "\"");
+  }
+  return make_layer<Layer>(parse_json(layer_metadata(file, "config"), file.source() + ": config"),
+                           file);
+}
+template <class Layer>
+Layer load_layer(const std::filesystem::path& path) {
+  return load_layer<Layer>(Safetensors::open(path));
+}
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

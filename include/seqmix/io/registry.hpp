@@ -1,0 +1,99 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "seqmix/io/load.hpp"
+#include "seqmix/layers/any_mixer.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// What the catalogue of layers says of one.
+struct LayerCard {
+  std::string_view title;
+  std::string_view paper;    // author, year, arXiv id
+  std::string_view forward;  // cost of T tokens
+  std::string_view step;     // cost of one token
+  std::string_view state;    // numbers that a stream remembers
+  std::string_view header;   // below seqmix/layers/
+  std::string_view checked;  // the published code that the golden files come from
+};
+
+/// Makes layers by name. The families register themselves: `register_linear(registry)` and so on.
+template <class Scalar>
+class Registry {
+ public:
+  /// Adds a layer under its definition's name.
+  template <class Definition>
+  void add(const LayerCard& card) {
+    entries_.insert_or_assign(
+        std::string(Definition::name),
+        Entry{card,
+              [](const Json& config, const StoredTensors& tensors, std::string_view prefix) {
+                return AnyMixer<Scalar>(make_layer<Mixer<Definition>>(config, tensors, prefix));
+              },
+              &visit_parameters_of<Definition>});
+  }
+
+  std::vector<std::string> names() const {
+    std::vector<std::string> result;
+    for (const auto& [name, entry] : entries_) result.push_back(name);
+    return result;
+  }
+  const LayerCard& card(const std::string& name) const { return find(name).card; }
+
+  /// The layer `name` with a config from JSON and the weights called `prefix` + parameter name.
+  AnyMixer<Scalar> make(const std::string& name, const Json& config, const StoredTensors& tensors,
+                        std::string_view prefix = weights_prefix) const {
+    return find(name).make(config, tensors, prefix);
+  }
+  /// The layer of a layer file; see `load_layer`.
+  AnyMixer<Scalar> load(const Safetensors& file) const {
+    return make(layer_metadata(file, "layer"),
+                parse_json(layer_metadata(file, "config"), file.source() + ": config"), file);
+  }
+
+  using VisitShape = std::function<void(const std::string& name, const std::vector<Index>& shape)>;
+  /// The names and shapes of the parameters that a layer with this config has.
+  void visit_parameters(const std::string& name, const Json& config,
+                        const VisitShape& visit) const {
+    find(name).visit(config, visit);
+  }
+
+ private:
+  struct Entry {
+    LayerCard card;
+    AnyMixer<Scalar> (*make)(const Json&, const StoredTensors&, std::string_view prefix);
+    void (*visit)(const Json&, const VisitShape&);
+  };
+
+  template <class Definition>
+  static void visit_parameters_of(const Json& json, const VisitShape& visit) {
+    typename Definition::Config config;
+    read_config(json, config, Definition::name);
+    check_config(Definition::name, config);
+    typename Definition::Weights weights;
+    Definition::Weights::visit(
+        weights, std::as_const(config), [&]<class P>(const Name& name, P&, Shape<P::rank> shape) {
+          visit(name.text(), std::vector<Index>(shape.extents.begin(), shape.extents.end()));
+        });
+  }
+
+  const Entry& find(const std::string& name) const {
+    const auto found = entries_.find(name);
+    if (found != entries_.end()) return found->second;
+    std::string known;
+    for (const auto& [other, entry] : entries_) known += (known.empty() ? "" : ", ") + other;
+    throw ConfigError("no layer is called \"" + name + "\"; there are " + known);
+  }
+
+  std::map<std::string, Entry> entries_;
+};
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

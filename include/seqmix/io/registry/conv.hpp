@@ -1,0 +1,21 @@
+#pragma once
+
+#include "seqmix/io/registry.hpp"
+#include "seqmix/layers/conv/hyena.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+template <class S>
+void register_conv(Registry<S>& registry) {
+  registry.template add<HyenaDefinition<S>>({.title = "Hyena long convolution",
+                                             .paper = "Poli 2023, arXiv:2302.10866",
+                                             .forward = "O(T D² + T log T D)",
+                                             .step = "O(D² + t D)",
+                                             .state = "t (order - 1) D + (W - 1) (order + 1) D",
+                                             .header = "conv/hyena.hpp",
+                                             .checked = "safari HyenaOperator"});
+}
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

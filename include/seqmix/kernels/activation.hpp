@@ -1,0 +1,94 @@
+#pragma once
+
+#include <array>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "seqmix/kernels/rows.hpp"
+#include "seqmix/simd/math.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// The pointwise non-linearities of feed-forward layers. `gelu` is the exact (erf) form,
+/// `quick_gelu` x σ(1.702 x).
+enum class Activation { silu, gelu, gelu_tanh, quick_gelu, relu, relu_squared };
+
+namespace detail {
+inline constexpr std::array<std::pair<Activation, std::string_view>, 6> activation_names{{
+    {Activation::silu, "silu"},
+    {Activation::gelu, "gelu"},
+    {Activation::gelu_tanh, "gelu_tanh"},
+    {Activation::quick_gelu, "quick_gelu"},
+    {Activation::relu, "relu"},
+    {Activation::relu_squared, "relu_squared"},
+}};
+}  // namespace detail
+
+inline std::string_view to_string(Activation activation) {
+  for (const auto& [value, name] : detail::activation_names) {
+    if (value == activation) return name;
+  }
+  return "unknown";
+}
+inline void from_string(std::string_view text, Activation& activation) {
+  std::string known;
+  for (const auto& [value, name] : detail::activation_names) {
+    if (name == text) {
+      activation = value;
+      return;
+    }
+    known.append(known.empty() ? "" : ", ").append(name);
+  }
+  throw ConfigError("activation is \"" + std::string(text) + "\", expected one of " + known);
+}
+
+/// Calls `body` with the function on registers that `activation` names.
+template <class S>
+void with_activation(Activation activation, auto&& body) {
+  using Batch = simd::Batch<S>;
+  switch (activation) {
+    case Activation::silu:
+      return body([](Batch x) { return simd::silu(x); });
+    case Activation::gelu:
+      return body([](Batch x) { return simd::gelu(x); });
+    case Activation::gelu_tanh:
+      return body([](Batch x) { return simd::gelu_tanh(x); });
+    case Activation::quick_gelu:
+      return body([](Batch x) { return simd::quick_gelu(x); });
+    case Activation::relu:
+      return body([](Batch x) { return simd::max(x, Batch(S(0))); });
+    case Activation::relu_squared:
+      return body([](Batch x) {
+        const Batch positive = simd::max(x, Batch(S(0)));
+        return positive * positive;
+      });
+  }
+}
+
+/// x = activation(x).
+template <class S, Index Rank>
+void activate(Activation activation, View<S, Rank> x, Context& context) {
+  with_activation<S>(activation, [&](auto f) { elementwise(context, f, x, x); });
+}
+
+/// x = activation(gate) ⊙ x.
+template <class S, Index Rank>
+void activate_gated(Activation activation, View<S, Rank> x, In<S, Rank> gate, Context& context) {
+  with_activation<S>(activation, [&](auto f) {
+    const auto gated = [f](simd::Batch<S> value, simd::Batch<S> by) { return f(by) * value; };
+    elementwise(context, gated, x, x, gate);
+  });
+}
+
+/// x = scale log σ(x).
+template <class S, Index Rank>
+void log_sigmoid(View<S, Rank> x, double scale, Context& context) {
+  const simd::Batch<S> factor(static_cast<S>(scale));
+  elementwise(
+      context, [factor](simd::Batch<S> value) { return factor * simd::log_sigmoid(value); }, x, x);
+}
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

@@ -1,0 +1,510 @@
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <string_view>
+
+#include "seqmix/core/context.hpp"
+#include "seqmix/kernels/matmul.hpp"
+#include "seqmix/simd/batch.hpp"
+#include "seqmix/simd/map.hpp"
+#include "seqmix/simd/math.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+namespace detail {
+
+/// Tokens that the recurrence packs at a time; a cut of time at a multiple changes no bit.
+inline constexpr Index recurrence_block = 32;
+/// Tokens of a chunk. Scores cost more a token as it grows, passes over the state less.
+inline constexpr Index chunk_length = 16;
+/// Heads of one group that share its packed queries, keys and scores.
+inline constexpr Index shared_heads = 4;
+
+/// The piece of the state that the recurrence holds in registers: about half of them.
+template <class S>
+inline constexpr Index state_tile_rows = sizeof(simd::Batch<S>) >= 64 ? 8 : 4;
+template <class S>
+inline constexpr Index state_tile_columns = 2 * simd::lanes<S>;
+
+/// x without its subnormal numbers, on which arithmetic is a hundred times slower.
+template <class S>
+SEQMIX_ALWAYS_INLINE simd::Batch<S> flush(const simd::Batch<S>& x) {
+  const auto least = simd::broadcast(std::numeric_limits<S>::min());
+  return simd::select<S>(simd::abs<S>(x) < least, simd::broadcast(S(0)), x);
+}
+
+/// A running product of factors in {0} and [smallest normal number, 1]. It becomes zero where it
+/// leaves that range and never passes through a subnormal number: it is kept too large by the
+/// reciprocal of the smallest normal number, a power of two.
+template <class S>
+class DecayProduct {
+ public:
+  SEQMIX_ALWAYS_INLINE void multiply(const simd::Batch<S>& factor) {
+    const simd::Batch<S> product = scaled_ * factor;
+    scaled_ = simd::select<S>(product < simd::broadcast(S(1)), simd::broadcast(S(0)), product);
+  }
+  /// Leaves the lanes as they are in which `mask` does not hold.
+  SEQMIX_ALWAYS_INLINE void multiply(const simd::Batch<S>& factor, const simd::Mask<S>& mask) {
+    const simd::Batch<S> before = scaled_;
+    multiply(factor);
+    scaled_ = simd::select<S>(mask, scaled_, before);
+  }
+  SEQMIX_ALWAYS_INLINE simd::Batch<S> value() const {
+    return scaled_ * simd::broadcast(std::numeric_limits<S>::min());
+  }
+
+ private:
+  simd::Batch<S> scaled_ = simd::broadcast(1 / std::numeric_limits<S>::min());
+};
+
+/// to[r, c] = f(from[r, c]) in rows of `stride` numbers, a multiple of the lanes, padded with f(0).
+/// Packed rows do not evict each other as rows at a distance of 4 KB do.
+template <class S>
+void pack_rows(const View<const S, 2>& from, S* to, Index stride, auto&& f) {
+  constexpr Index L = simd::lanes<S>;
+  for (Index row = 0; row < from.extent(0); ++row, to += stride) {
+    const S* const source = from.data() + row * from.stride(0);
+    for (Index c = 0; c < stride; c += L) {
+      const Index left = std::clamp<Index>(from.extent(1) - c, 0, L);
+      const simd::Batch<S> x = left == L ? simd::load(source + c) : simd::load(source + c, left);
+      simd::store<S>(to + c, f(x));
+    }
+  }
+}
+template <class S>
+void pack_rows(const View<const S, 2>& from, S* to, Index stride) {
+  pack_rows<S>(from, to, stride, [](const simd::Batch<S>& x) { return x; });
+}
+
+/// to[r, c] = f(from[r, c]) out of rows of `stride` numbers.
+template <class S>
+void unpack_rows(const S* from, Index stride, const View<S, 2>& to, auto&& f) {
+  for (Index row = 0; row < to.extent(0); ++row, from += stride) {
+    simd::map<S>(to.extent(1), to.data() + row * to.stride(0), f, from);
+  }
+}
+
+}  // namespace detail
+
+/// How a state forgets: a type whose `write_factors` writes the factors exp(log) in [0, 1] of
+/// `count` tokens of a head, a row of `stride` numbers a token: a factor for each key channel
+/// (`by_channel`), else the head's factor in all places.
+///
+/// The state forgets nothing.
+struct NoDecay {
+  static constexpr bool by_channel = false;
+
+  template <class S>
+  void write_factors(Index, Index, Index, Index count, S* rows, Index stride) const {
+    std::fill_n(rows, count * stride, S(1));
+  }
+};
+
+/// One log decay a token and head, <= 0; -infinity forgets all.
+template <class S>
+struct ScalarDecay {
+  static constexpr bool by_channel = false;
+  View<const S, 3> log;  // [B, T, H]
+
+  void write_factors(Index b, Index h, Index first, Index count, S* rows, Index stride) const {
+    constexpr Index L = simd::lanes<S>;
+    for (Index t = 0; t < count; t += L) {
+      const Index tokens = std::min(L, count - t);
+      S factors[L] = {};
+      for (Index i = 0; i < tokens; ++i) factors[i] = log(b, first + t + i, h);
+      simd::store<S>(factors, detail::flush<S>(simd::exp(simd::load(factors))));
+      for (Index i = 0; i < tokens; ++i) std::fill_n(rows + (t + i) * stride, stride, factors[i]);
+    }
+  }
+};
+
+/// One log decay a token, head and key channel, <= 0; -infinity forgets all.
+template <class S>
+struct VectorDecay {
+  static constexpr bool by_channel = true;
+  View<const S, 4> log;  // [B, T, H, K]
+
+  void write_factors(Index b, Index h, Index first, Index count, S* rows, Index stride) const {
+    const View<const S, 2> of_head = log[b].template at<1>(h).template slice<0>(first, count);
+    detail::pack_rows<S>(of_head, rows, stride, [](const simd::Batch<S>& x) {
+      return detail::flush<S>(simd::exp(x));
+    });
+  }
+};
+
+namespace detail {
+
+/// Heads of one group in one batch row, and a panel of value columns: one unit of work.
+template <class S, class Decay>
+struct LinearStateUnit {
+  View<const S, 2> q, k;  // [T, K]
+  View<const S, 3> v;     // [T, heads, V]
+  const Decay& decay;
+  Index batch_row, first_head;
+  S scale;
+  View<S, 3> state;  // [heads, K, V]
+  View<S, 3> o;      // [T, heads, V]
+
+  Index heads() const { return v.extent(1); }
+  Index tokens() const { return q.extent(0); }
+  Index keys() const { return q.extent(1); }
+  Index values() const { return v.extent(2); }
+  /// The length of a row of packed keys, of packed values, and of a row of factors.
+  Index key_stride() const {
+    return round_up(keys(), std::max(state_tile_rows<S>, simd::lanes<S>));
+  }
+  Index value_stride() const { return round_up(values(), state_tile_columns<S>); }
+  Index factor_stride() const { return Decay::by_channel ? key_stride() : simd::lanes<S>; }
+};
+
+/// A tile of the state in registers.
+template <class S>
+class StateTile {
+ public:
+  static constexpr Index rows = state_tile_rows<S>, columns = state_tile_columns<S>;
+
+  SEQMIX_ALWAYS_INLINE StateTile(const S* state, Index stride) {
+#pragma GCC unroll 8
+    for (Index r = 0; r < rows; ++r) {
+      s_[r][0] = simd::load(state + r * stride), s_[r][1] = simd::load(state + r * stride + lanes);
+    }
+  }
+  SEQMIX_ALWAYS_INLINE void store(S* state, Index stride) const {
+#pragma GCC unroll 8
+    for (Index r = 0; r < rows; ++r) {
+      simd::store<S>(state + r * stride, flush<S>(s_[r][0]));
+      simd::store<S>(state + r * stride + lanes, flush<S>(s_[r][1]));
+    }
+  }
+  /// s = a s, by rows.
+  template <bool by_row>
+  SEQMIX_ALWAYS_INLINE void decay(const S* a) {
+#pragma GCC unroll 8
+    for (Index r = 0; r < rows; ++r) {
+      const Batch factor = simd::broadcast(a[by_row ? r : 0]);
+      s_[r][0] = s_[r][0] * factor, s_[r][1] = s_[r][1] * factor;
+    }
+  }
+  /// s += kᵀ v.
+  SEQMIX_ALWAYS_INLINE void write(const S* k, const S* v) {
+    const Batch v0 = simd::load(v), v1 = simd::load(v + lanes);
+#pragma GCC unroll 8
+    for (Index r = 0; r < rows; ++r) {
+      const Batch key = simd::broadcast(k[r]);
+      s_[r][0] = simd::fma<S>(key, v0, s_[r][0]), s_[r][1] = simd::fma<S>(key, v1, s_[r][1]);
+    }
+  }
+  /// s = a s + kᵀ v.
+  template <bool by_row>
+  SEQMIX_ALWAYS_INLINE void decay_and_write(const S* a, const S* k, const S* v) {
+    const Batch v0 = simd::load(v), v1 = simd::load(v + lanes);
+#pragma GCC unroll 8
+    for (Index r = 0; r < rows; ++r) {
+      const Batch factor = simd::broadcast(a[by_row ? r : 0]), key = simd::broadcast(k[r]);
+      s_[r][0] = simd::fma<S>(factor, s_[r][0], key * v0);
+      s_[r][1] = simd::fma<S>(factor, s_[r][1], key * v1);
+    }
+  }
+  /// o += q s.
+  SEQMIX_ALWAYS_INLINE void read(const S* q, S* o) const {
+    Batch o0 = simd::load(o), o1 = simd::load(o + lanes);
+#pragma GCC unroll 8
+    for (Index r = 0; r < rows; ++r) {
+      const Batch query = simd::broadcast(q[r]);
+      o0 = simd::fma<S>(query, s_[r][0], o0), o1 = simd::fma<S>(query, s_[r][1], o1);
+    }
+    simd::store<S>(o, o0), simd::store<S>(o + lanes, o1);
+  }
+
+ private:
+  using Batch = simd::Batch<S>;
+  static constexpr Index lanes = simd::lanes<S>;
+  Batch s_[rows][2];
+};
+
+/// Calls `advance(tile, row, column)` for each tile of `state` [K, V], and stores it. A tile that
+/// the edge cuts is padded with zeros.
+template <class S>
+void for_each_tile(const View<S, 2>& state, auto&& advance) {
+  using Tile = StateTile<S>;
+  const Index K = state.extent(0), V = state.extent(1);
+  for (Index row = 0; row < K; row += Tile::rows) {
+    for (Index column = 0; column < V; column += Tile::columns) {
+      const Index rows = std::min(Tile::rows, K - row), columns = std::min(Tile::columns, V - column);
+      if (rows == Tile::rows && columns == Tile::columns) {
+        S* const place = state.data() + row * state.stride(0) + column;
+        Tile tile(place, state.stride(0));
+        advance(tile, row, column);
+        tile.store(place, state.stride(0));
+      } else {
+        alignas(alignment) S padded[Tile::rows * Tile::columns] = {};
+        const View<S, 2> rest =
+            state.template slice<0>(row, rows).template slice<1>(column, columns);
+        pack_rows<S>(rest, padded, Tile::columns);
+        Tile tile(padded, Tile::columns);
+        advance(tile, row, column);
+        tile.store(padded, Tile::columns);
+        unpack_rows<S>(padded, Tile::columns, rest, [](const simd::Batch<S>& x) { return x; });
+      }
+    }
+  }
+}
+
+/// The literal recurrence, tile by tile over blocks of time.
+template <class S, class Decay>
+void linear_state_recurrent(const LinearStateUnit<S, Decay>& unit, Context& context) {
+  constexpr bool by_channel = Decay::by_channel;
+  const Index T = unit.tokens();
+  const Index block = std::min(T, recurrence_block);
+  const Index k_stride = unit.key_stride(), v_stride = unit.value_stride();
+  const Index a_stride = unit.factor_stride();
+  auto scratch = context.scratch<S>();
+  S* const q = scratch(block, k_stride).data();
+  S* const k = scratch(block, k_stride).data();
+  S* const a = scratch(block, a_stride).data();
+  S* const v = scratch(block, v_stride).data();
+  S* const o = scratch(block, v_stride).data();
+
+  for (Index first = 0; first < T; first += block) {
+    const Index tokens = std::min(block, T - first);
+    pack_rows<S>(unit.q.template slice<0>(first, tokens), q, k_stride);
+    pack_rows<S>(unit.k.template slice<0>(first, tokens), k, k_stride);
+    for (Index h = 0; h < unit.heads(); ++h) {
+      const View<S, 2> state = unit.state[h];
+      unit.decay.write_factors(unit.batch_row, unit.first_head + h, first, tokens, a, a_stride);
+      pack_rows<S>(unit.v.template at<1>(h).template slice<0>(first, tokens), v, v_stride);
+      std::fill_n(o, tokens * v_stride, S(0));
+      for_each_tile(state, [&](StateTile<S>& tile, Index row, Index column) {
+        for (Index t = 0; t < tokens; ++t) {
+          tile.template decay_and_write<by_channel>(a + t * a_stride + (by_channel ? row : 0),
+                                                    k + t * k_stride + row,
+                                                    v + t * v_stride + column);
+          tile.read(q + t * k_stride + row, o + t * v_stride + column);
+        }
+      });
+      unpack_rows<S>(o, v_stride, unit.o.template at<1>(h).template slice<0>(first, tokens),
+                     [&](const simd::Batch<S>& x) { return x * simd::broadcast(unit.scale); });
+    }
+  }
+}
+
+/// scores[i, j] = q_i k_jᵀ, j <= i < tokens, in rows of `chunk_length`; what lies above is anything.
+template <class S>
+void chunk_products(Index tokens, const S* q, const S* k, Index k_stride, S* scores) {
+  constexpr Index side = 4;
+  for (Index i = 0; i < tokens; i += side) {
+    for (Index j = 0; j <= i; j += side) {
+      simd::Batch<S> sums[side][side];
+#pragma GCC unroll 4
+      for (Index x = 0; x < side; ++x) {
+#pragma GCC unroll 4
+        for (Index y = 0; y < side; ++y) sums[x][y] = simd::broadcast(S(0));
+      }
+      for (Index c = 0; c < k_stride; c += simd::lanes<S>) {
+#pragma GCC unroll 4
+        for (Index x = 0; x < side; ++x) {
+          const simd::Batch<S> qx = simd::load(q + (i + x) * k_stride + c);
+#pragma GCC unroll 4
+          for (Index y = 0; y < side; ++y) {
+            sums[x][y] =
+                simd::fma<S>(qx, simd::load(k + (j + y) * k_stride + c), sums[x][y]);
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (Index x = 0; x < side; ++x) {
+#pragma GCC unroll 4
+        for (Index y = 0; y < side; ++y) {
+          scores[(i + x) * chunk_length + j + y] = simd::reduce_add<S>(sums[x][y]);
+        }
+      }
+    }
+  }
+}
+
+/// weights[i, j] = products[i, j] a_{j+1} ... a_i for j <= i, else 0.
+template <class S>
+void weigh_by_head(Index tokens, const S* products, const S* a, Index a_stride, S* weights) {
+  constexpr Index L = simd::lanes<S>;
+  S counted[L];
+  for (Index i = 0; i < L; ++i) counted[i] = static_cast<S>(i);
+  for (Index c = 0; c < chunk_length; c += L) {
+    const simd::Batch<S> column = simd::load(counted) + simd::broadcast(static_cast<S>(c));
+    DecayProduct<S> decay;
+    for (Index i = 0; i < tokens; ++i) {
+      const simd::Batch<S> row = simd::broadcast(static_cast<S>(i));
+      decay.multiply(simd::load(a + i * a_stride), column < row);
+      const simd::Batch<S> weight = simd::load(products + i * chunk_length + c) * decay.value();
+      simd::store<S>(weights + i * chunk_length + c,
+                     simd::select<S>(column <= row, weight, simd::broadcast(S(0))));
+    }
+  }
+}
+
+/// Adds to weights[i, j], j <= i, what `width` registers of channels give: sum_c q_ic k_jc a_{j+1,c}
+/// ... a_ic.
+template <Index width, class S>
+void add_channel_weights(Index tokens, const S* q, const S* k, const S* a, Index k_stride,
+                         S* weights) {
+  constexpr Index L = simd::lanes<S>;
+  for (Index j = 0; j < tokens; ++j) {
+    DecayProduct<S> decay[width];
+    simd::Batch<S> key[width];
+#pragma GCC unroll 4
+    for (Index c = 0; c < width; ++c) key[c] = simd::load(k + j * k_stride + c * L);
+    for (Index i = j; i < tokens; ++i) {
+      simd::Batch<S> sum = simd::broadcast(S(0));
+#pragma GCC unroll 4
+      for (Index c = 0; c < width; ++c) {
+        if (i > j) decay[c].multiply(simd::load(a + i * k_stride + c * L));
+        sum = simd::fma<S>(simd::load(q + i * k_stride + c * L) * decay[c].value(), key[c], sum);
+      }
+      weights[i * chunk_length + j] += simd::reduce_add<S>(sum);
+    }
+  }
+}
+
+template <class S>
+void weigh_by_channel(Index tokens, const S* q, const S* k, const S* a, Index k_stride,
+                      S* weights) {
+  constexpr Index width = 4, L = simd::lanes<S>;
+  std::fill_n(weights, tokens * chunk_length, S(0));
+  Index c = 0;
+  for (; c + width * L <= k_stride; c += width * L) {
+    add_channel_weights<width>(tokens, q + c, k + c, a + c, k_stride, weights);
+  }
+  for (; c < k_stride; c += L) {
+    add_channel_weights<1>(tokens, q + c, k + c, a + c, k_stride, weights);
+  }
+}
+
+/// The chunkwise form. Within a chunk of tokens that starts from the state S0:
+///
+///   o_i = q_i (a_1 ... a_i) S0 + sum_{j<=i} (q_i (a_{j+1} ... a_i) k_jᵀ) v_j
+///   S   = (a_1 ... a_C) S0 + sum_j (a_{j+1} ... a_C k_j)ᵀ v_j
+///
+/// Decays are only ever multiplied from the older to the newer token.
+template <class S, class Decay>
+void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, Context& context) {
+  constexpr Index C = chunk_length, L = simd::lanes<S>;
+  constexpr bool by_channel = Decay::by_channel;
+  const Index T = unit.tokens(), V = unit.values();
+  const Index block = std::min(round_up(T, C), recurrence_block);
+  const Index k_stride = unit.key_stride(), v_stride = unit.value_stride();
+  const Index a_stride = unit.factor_stride();
+  auto scratch = context.scratch<S>();
+  S* const q = scratch(block, k_stride).data();
+  S* const k = scratch(block, k_stride).data();
+  S* const products = scratch(block, C).data();
+  S* const a = scratch(block, a_stride).data();
+  S* const decayed_q = scratch(block, k_stride).data();
+  S* const decayed_k = scratch(block, k_stride).data();
+  S* const total = scratch(block / C, a_stride).data();
+  S* const weights = scratch(C, C).data();
+  S* const v = scratch(block, v_stride).data();
+  S* const o = scratch(block, v_stride).data();
+  std::fill_n(q, block * k_stride, S(0)), std::fill_n(k, block * k_stride, S(0));
+
+  for (Index first = 0; first < T; first += block) {
+    const Index tokens = std::min(block, T - first);
+    pack_rows<S>(unit.q.template slice<0>(first, tokens), q, k_stride);
+    pack_rows<S>(unit.k.template slice<0>(first, tokens), k, k_stride);
+    if constexpr (!by_channel) {
+      for (Index t = 0; t < tokens; t += C) {
+        chunk_products(std::min(C, tokens - t), q + t * k_stride, k + t * k_stride, k_stride,
+                       products + t * C);
+      }
+    }
+    for (Index h = 0; h < unit.heads(); ++h) {
+      const View<S, 2> state = unit.state[h];
+      unit.decay.write_factors(unit.batch_row, unit.first_head + h, first, tokens, a, a_stride);
+      pack_rows<S>(unit.v.template at<1>(h).template slice<0>(first, tokens), v, v_stride);
+      for (Index t = 0; t < tokens; t += C) {
+        const Index count = std::min(C, tokens - t);
+        if constexpr (by_channel) {
+          weigh_by_channel(count, q + t * k_stride, k + t * k_stride, a + t * a_stride, k_stride,
+                           weights);
+        } else {
+          weigh_by_head(count, products + t * C, a + t * a_stride, a_stride, weights);
+        }
+        tile_matmul<S>({weights, {count, count}, {C, 1}},
+                       {v + t * v_stride, {count, v_stride}, {v_stride, 1}},
+                       View<S, 2>{o + t * v_stride, {count, v_stride}, {v_stride, 1}}, false);
+        for (Index f = 0; f < a_stride; f += L) {
+          const S* const factors = a + t * a_stride + f;
+          const Index end = by_channel ? f + L : k_stride;
+          DecayProduct<S> before, after;
+          for (Index i = 0; i < count; ++i) {
+            before.multiply(simd::load(factors + i * a_stride));
+            const simd::Batch<S> decay = before.value();
+            for (Index c = f; c < end; c += L) {
+              const Index at = (t + i) * k_stride + c;
+              simd::store<S>(decayed_q + at, simd::load(q + at) * decay);
+            }
+          }
+          simd::store<S>(total + t / C * a_stride + f, before.value());
+          for (Index i = count - 1; i >= 0; --i) {
+            const simd::Batch<S> decay = after.value();
+            for (Index c = f; c < end; c += L) {
+              const Index at = (t + i) * k_stride + c;
+              simd::store<S>(decayed_k + at, simd::load(k + at) * decay);
+            }
+            after.multiply(simd::load(factors + i * a_stride));
+          }
+        }
+      }
+      for_each_tile(state, [&](StateTile<S>& tile, Index row, Index column) {
+        for (Index t = 0; t < tokens; t += C) {
+          const Index end = std::min(t + C, tokens);
+          for (Index i = t; i < end; ++i) {
+            tile.read(decayed_q + i * k_stride + row, o + i * v_stride + column);
+          }
+          tile.template decay<by_channel>(total + t / C * a_stride + (by_channel ? row : 0));
+          for (Index i = t; i < end; ++i) {
+            tile.write(decayed_k + i * k_stride + row, v + i * v_stride + column);
+          }
+        }
+      });
+      unpack_rows<S>(o, v_stride, unit.o.template at<1>(h).template slice<0>(first, tokens),
+                     [&](const simd::Batch<S>& x) { return x * simd::broadcast(unit.scale); });
+    }
+  }
+  (void)V;
+}
+
+}  // namespace detail
+
+template <Form form, class S, class Decay>
+void linear_state(In<S, 4> q, In<S, 4> k, In<S, 4> v, const Decay& decay, double scale,
+                  Out<S, 4> state, View<S, 4> o, Context& context) {
+  if (o.empty()) return;
+  const Index B = o.extent(0), T = o.extent(1), H = o.extent(2), V = o.extent(3);
+  const Index G = q.extent(2), K = q.extent(3), per_group = H / G;
+  bool chunked = !Decay::by_channel;
+  if (context.algorithm() != Algorithm::automatic) {
+    chunked = context.algorithm() == Algorithm::chunked;
+  }
+  chunked &= form == Form::parallel;
+  const Index heads = chunked && !Decay::by_channel ? std::min(per_group, detail::shared_heads) : 1;
+  const Index blocks = ceil_div(per_group, heads);
+  Index units = B * G * blocks;
+  (void)K;
+  context.parallel_for(units, [&](Index u, Context& worker) {
+    const Index block = u % blocks, g = u / blocks % G, b = u / blocks / G;
+    const Index h0 = g * per_group + block * heads, n = std::min(heads, per_group - block * heads);
+    const detail::LinearStateUnit<S, Decay> unit{
+        q[b].template at<1>(g), k[b].template at<1>(g), v[b].template slice<1>(h0, n), decay, b, h0, static_cast<S>(scale), state[b].template slice<0>(h0, n), o[b].template slice<1>(h0, n)};
+    if (chunked) {
+      detail::linear_state_chunked(unit, worker);
+    } else {
+      detail::linear_state_recurrent(unit, worker);
+    }
+  });
+  (void)T, (void)V;
+}
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

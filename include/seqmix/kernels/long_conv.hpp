@@ -1,0 +1,386 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <memory>
+#include <numbers>
+#include <string>
+#include <vector>
+
+#include "seqmix/core/context.hpp"
+#include "seqmix/core/tensor.hpp"
+#include "seqmix/kernels/fft.hpp"
+#include "seqmix/simd/map.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+namespace detail {
+
+/// The spectrum of real taps as a cyclic convolution of `plan.length()` numbers needs it.
+///
+/// With z_j = x_{2j} + i x_{2j+1} and E, O the transforms of the even and the odd taps, the product
+/// is Z'_k = Z_k (E + i s F) + conj(Z_{-k}) c F, where F = i O exp(-iθ), c + i s = exp(iθ) and
+/// θ = π k / points: no transform of real numbers is ever taken apart.
+template <class S>
+class LongSpectrum {
+ public:
+  /// Of the first `count` of the taps [L, channels padded to lanes].
+  LongSpectrum(const View<const S, 2>& taps, Index length)
+      : plan_(length), taps_(std::min(taps.extent(0), length / 2)) {
+    constexpr Index lanes = simd::lanes<S>, width = FftPlan<S>::width;
+    const Index points = plan_.points(), entries = points / 2 + 1;
+    turns_ = Tensor<S, 2>({entries, 2});
+    pairs_ = Tensor<S, 4>({taps.extent(1) / lanes, entries, 2, width});
+    Tensor<S, 2> z({points, width});
+    const S scale = S(1) / static_cast<S>(points), half = scale / 2;
+    for (Index block = 0; block < pairs_.extent(0); ++block) {
+      for (Index l = 0; l < length; ++l) {
+        for (Index lane = 0; lane < lanes; ++lane) {
+          z(l / 2, l % 2 * lanes + lane) = l < taps_ ? taps(l, block * lanes + lane) : S(0);
+        }
+      }
+      plan_.forward(z.data());
+      for (Index entry = 0; entry < entries; ++entry) {
+        const Index k = plan_.frequency(position(entry));
+        const double angle =
+            std::numbers::pi * static_cast<double>(k) / static_cast<double>(points);
+        const S c = static_cast<S>(std::cos(angle)), s = static_cast<S>(std::sin(angle));
+        turns_(entry, 0) = c, turns_(entry, 1) = s;
+        const View<const S, 1> a = z.view()[plan_.frequency(k)];
+        const View<const S, 1> b = z.view()[plan_.frequency((points - k) % points)];
+        for (Index lane = 0; lane < lanes; ++lane) {
+          const S a_re = a[lane], a_im = a[lanes + lane], b_re = b[lane], b_im = b[lanes + lane];
+          // E = (a + conj b) / 2, i O = (a - conj b) / 2
+          pairs_(block, entry, 0, lane) = half * (a_re + b_re);
+          pairs_(block, entry, 0, lanes + lane) = half * (a_im - b_im);
+          const S o_re = half * (a_re - b_re), o_im = half * (a_im + b_im);
+          pairs_(block, entry, 1, lane) = o_re * c + o_im * s;
+          pairs_(block, entry, 1, lanes + lane) = o_im * c - o_re * s;
+        }
+      }
+    }
+  }
+
+  const FftPlan<S>& plan() const { return plan_; }
+  /// How many taps it holds: all of the filter's, or half of the length.
+  Index taps() const { return taps_; }
+  /// The tokens that one transform can give: the others wrap around.
+  Index tokens() const { return plan_.length() - taps_ + 1; }
+
+  /// The rows `out` of the cyclic convolution of `in` with the taps of one block of channels.
+  void filter(Index block, const typename FftPlan<S>::template Rows<const S>& in,
+              const typename FftPlan<S>::template Rows<S>& out, S* z) const {
+    const S* const spectrum = &pairs_(block, 0, 0, 0);
+    plan_.filter(in, out, z, [&](S* a, S* b, Index entry, Index count) {
+      constexpr Index width = FftPlan<S>::width;
+      const S* turn = &turns_(entry, 0);
+      const S* pair = spectrum + entry * 2 * width;
+      for (; count > 0; --count, a += width, b -= width, turn += 2, pair += 2 * width) {
+        const auto c = simd::broadcast(turn[0]), s = simd::broadcast(turn[1]);
+        const auto x = load_complex<S>(a), y = load_complex<S>(b);
+        const auto e = load_complex<S>(pair), f = load_complex<S>(pair + width);
+        // u = i s x + c conj(y), v = i s conj(y) + c x
+        const auto u_re = simd::fnma(s, x.im, c * y.re), u_im = simd::fnma(c, y.im, s * x.re);
+        const auto v_re = simd::fma(s, y.im, c * x.re), v_im = simd::fma(s, y.re, c * x.im);
+        // x' = x E + u F, conj(y') = conj(y) E - v F
+        const auto x_re = simd::fnma(x.im, e.im, x.re * e.re);
+        const auto x_im = simd::fma(x.re, e.im, x.im * e.re);
+        const auto y_re = simd::fma(y.im, e.im, y.re * e.re);
+        const auto y_im = simd::fnma(y.re, e.im, y.im * e.re);
+        store_complex<S>(a, {simd::fnma(u_im, f.im, simd::fma(u_re, f.re, x_re)),
+                             simd::fma(u_re, f.im, simd::fma(u_im, f.re, x_im))});
+        store_complex<S>(b, {simd::fma(v_im, f.im, simd::fnma(v_re, f.re, y_re)),
+                             simd::fma(v_re, f.im, simd::fma(v_im, f.re, y_im))});
+      }
+    });
+  }
+
+ private:
+  /// Where the first point of a pair stands: see `FftPlan::filter`.
+  Index position(Index entry) const {
+    if (entry == 0) return 0;
+    if (entry == plan_.points() / 2) return 1;
+    return entry + static_cast<Index>(std::bit_floor(static_cast<std::size_t>(entry)));
+  }
+
+  FftPlan<S> plan_;
+  Index taps_;
+  Tensor<S, 2> turns_;  // [entries, 2]: cos θ, sin θ
+  Tensor<S, 4> pairs_;  // [blocks of lanes, entries, {E, F} / points, {re, im} of all lanes]
+};
+
+}  // namespace detail
+
+/// An immutable long filter, taps [D, L], with the spectra for all lengths of input. Copies share it.
+///
+/// Memory: the taps and, for each power of two n from 64 to the one that spans twice the taps (short
+/// filters: four times, at most 8192), n + 4 numbers a channel: about 4 to 8 times the taps in all.
+template <class S>
+class LongFilter {
+ public:
+  LongFilter() = default;
+  explicit LongFilter(In<S, 2> taps) {
+    const Index D = taps.extent(0), L = taps.extent(1);
+    if (L < 1) throw ShapeError("LongFilter: taps have shape " + taps.shape().text() +
+                                ", expected [D, L] with at least one tap");
+    auto data = std::make_shared<Data>();
+    data->channels = D;
+    data->taps = Tensor<S, 2>({L, round_up(D, simd::lanes<S>)});
+    for (Index l = 0; l < L; ++l) {
+      for (Index d = 0; d < D; ++d) data->taps(l, d) = taps(d, l);
+    }
+    const auto span = static_cast<Index>(std::bit_ceil(static_cast<std::size_t>(L)));
+    const Index longest = std::max({Index{64}, 2 * span, std::min<Index>(4 * span, 8192)});
+    for (Index length = 64; length <= longest; length *= 2) {
+      data->spectra.emplace_back(std::as_const(data->taps).view(), length);
+    }
+    data_ = std::move(data);
+  }
+
+  explicit operator bool() const { return data_ != nullptr; }
+  Index channels() const { return data_ == nullptr ? 0 : data_->channels; }
+  Index length() const { return data_ == nullptr ? 0 : data_->taps.extent(0); }
+  /// [L, D padded to lanes], the padding zero.
+  View<const S, 2> taps() const { return data_->taps; }
+  /// Of ascending length.
+  const std::vector<detail::LongSpectrum<S>>& spectra() const { return data_->spectra; }
+
+ private:
+  struct Data {
+    Index channels = 0;
+    Tensor<S, 2> taps;
+    std::vector<detail::LongSpectrum<S>> spectra;
+  };
+  std::shared_ptr<const Data> data_;
+};
+
+namespace detail {
+
+/// One batch row of a long convolution: tokens [0, past) are history, the others are new.
+template <class S>
+struct LongInput {
+  View<const S, 2> history;  // [capacity, D]
+  View<const S, 2> u;        // [T, D]
+  Index past;
+
+  Index tokens() const { return past + u.extent(0); }
+  const S* row(Index token) const {
+    return token < past ? history.data() + token * history.stride(0)
+                        : u.data() + (token - past) * u.stride(0);
+  }
+  /// Copies up to `lanes` channels of the tokens from `first` on to adjacent rows of `lanes` numbers;
+  /// lanes without a channel and tokens that do not exist are 0.
+  void pack(Index first, Index channel, const View<S, 2>& to) const {
+    const Index count = std::min(simd::lanes<S>, u.extent(1) - channel);
+    for (Index r = 0; r < to.extent(0); ++r) {
+      const bool exists = first + r >= 0 && first + r < tokens();
+      simd::store<S>(&to(r, 0), exists ? simd::load<S>(row(first + r) + channel, count)
+                                       : simd::Batch<S>(S(0)));
+    }
+  }
+};
+
+/// The spectrum that convolves `tokens` new tokens fastest, or null where the direct sums should.
+///
+/// The one place that weighs the algorithms. Cost: multiply-adds of registers for the direct sums,
+/// for n log2(n) of a transform their measured equivalent.
+template <class S>
+const LongSpectrum<S>* choose_spectrum(const LongFilter<S>& filter, Index past, Index tokens,
+                                       Algorithm algorithm) {
+  constexpr double transform_cost = 5;
+  if (algorithm == Algorithm::recurrent) return nullptr;
+  const Index reach = std::min(filter.length(), past + tokens);
+  const LongSpectrum<S>* best = nullptr;
+  double best_cost = 0;
+  for (const LongSpectrum<S>& spectrum : filter.spectra()) {
+    if (spectrum.taps() < reach) continue;
+    const auto length = static_cast<double>(spectrum.plan().length());
+    const double cost = static_cast<double>(ceil_div(tokens, spectrum.tokens())) * length *
+                        std::log2(length) * transform_cost;
+    if (best == nullptr || cost < best_cost) best = &spectrum, best_cost = cost;
+  }
+  if (algorithm == Algorithm::automatic) {
+    const Index first_reach = std::min(filter.length(), past + 1);
+    const double direct = static_cast<double>(tokens) * static_cast<double>(first_reach + reach) / 2;
+    if (direct <= best_cost) return nullptr;
+  }
+  return best;
+}
+
+/// y [T, D] of one block of channels by transforms, the last tokens first: then y may be u.
+template <class S>
+void transform_sums(const LongInput<S>& input, const LongSpectrum<S>& spectrum, Index block,
+                    const View<S, 2>& y, Context& context) {
+  constexpr Index lanes = simd::lanes<S>;
+  const Index channel = block * lanes, count = std::min(lanes, y.extent(1) - channel);
+  auto scratch = context.scratch<S>();
+  const auto z = scratch(spectrum.plan().points(), FftPlan<S>::width);
+  const Index step = spectrum.tokens();
+  for (Index segment = ceil_div(y.extent(0), step); segment-- > 0;) {
+    auto rows = context.scratch<S>();
+    const Index first = input.past + segment * step;
+    const Index tokens = std::min(step, input.tokens() - first);
+    const Index begin = std::max<Index>(first - (spectrum.taps() - 1), 0);
+    typename FftPlan<S>::template Rows<const S> in{input.row(begin) + channel, input.u.stride(0), 0,
+                                                   first + tokens - begin};
+    if (count < lanes || begin < input.past) {
+      const auto packed = rows(in.count, lanes);
+      input.pack(begin, channel, packed);
+      in.data = packed.data(), in.stride = lanes;
+    }
+    const View<S, 2> to = y.template slice<0>(segment * step, tokens);
+    if (count == lanes) {
+      spectrum.filter(block, in, {to.data() + channel, to.stride(0), first - begin, tokens},
+                      z.data());
+    } else {
+      const auto packed = rows(tokens, lanes);
+      spectrum.filter(block, in, {packed.data(), lanes, first - begin, tokens}, z.data());
+      for (Index t = 0; t < tokens; ++t) std::copy_n(&packed(t, 0), count, &to(t, channel));
+    }
+  }
+}
+
+/// y [T, D] of one block of channels by direct sums, the last tokens first: then y may be u.
+template <class S>
+void direct_sums(const LongInput<S>& input, const View<const S, 2>& taps, Index block,
+                 const View<S, 2>& y, Context& context) {
+  using Batch = simd::Batch<S>;
+  constexpr Index lanes = simd::lanes<S>, tile = 8, chunk = 32 * tile;
+  const Index channel = block * lanes, count = std::min(lanes, y.extent(1) - channel);
+  const Index reach = std::min(taps.extent(0), input.tokens());
+  auto scratch = context.scratch<S>();
+  const auto h = scratch(reach, lanes);
+  for (Index l = 0; l < reach; ++l) simd::store(&h(l, 0), simd::load(&taps(l, channel)));
+  const auto rows = scratch(reach - 1 + std::min(round_up(y.extent(0), tile), chunk), lanes);
+  for (Index end = y.extent(0); end > 0;) {
+    const Index begin = (end - 1) / chunk * chunk;
+    input.pack(input.past + begin - (reach - 1), channel, rows);
+    for (Index t = begin; t < end; t += tile) {
+      const S* newest = &rows(reach - 1 + t - begin, 0);
+      const Index terms = std::min(reach, input.past + t + tile);
+      Batch sum[tile];
+      unrolled<tile>([&](auto i) { sum[i] = Batch(S(0)); });
+      for (Index l = 0; l < terms; ++l) {
+        const Batch tap = simd::load(&h(l, 0));
+        unrolled<tile>([&](auto i) {
+          sum[i] = simd::fma(tap, simd::load(newest + (i - l) * lanes), sum[i]);
+        });
+      }
+      unrolled<tile>([&](auto i) {
+        if (t + i < end) simd::store(&y(t + i, channel), sum[i], count);
+      });
+    }
+    end = begin;
+  }
+}
+
+/// y [width] of one new token for the channels from `channel` on, by one direct sum.
+template <class S>
+void direct_sum(const LongInput<S>& input, const View<const S, 2>& taps, Index channel, Index width,
+                S* y, Context& context) {
+  using Batch = simd::Batch<S>;
+  auto scratch = context.scratch<S>();
+  const auto sum = scratch(width);
+  fill(sum, 0);
+  const Index token = input.past, reach = std::min(taps.extent(0), input.tokens());
+  const auto tap = [&](Index l) { return &taps(l, channel); };
+  const auto row = [&](Index l) { return input.row(token - l) + channel; };
+  const auto add = [](Batch s, Batch h, Batch x) { return simd::fma(h, x, s); };
+  Index l = 0;
+  for (; l + 4 <= reach; l += 4) {
+    const auto add_four = [&](Batch s, Batch h0, Batch x0, Batch h1, Batch x1, Batch h2, Batch x2,
+                              Batch h3, Batch x3) {
+      return add(add(add(add(s, h0, x0), h1, x1), h2, x2), h3, x3);
+    };
+    simd::map<S>(width, sum.data(), add_four, std::as_const(sum).data(), tap(l), row(l), tap(l + 1),
+                 row(l + 1), tap(l + 2), row(l + 2), tap(l + 3), row(l + 3));
+  }
+  for (; l < reach; ++l) simd::map<S>(width, sum.data(), add, sum.data(), tap(l), row(l));
+  std::copy_n(sum.data(), width, y);
+}
+
+/// Checks shapes and gives the inputs of a batch row, as a function of its number.
+template <class S>
+auto long_conv_inputs(const View<const S, 3>& u, const View<const S, 3>& history,
+                      const View<const Index, 1>& past, const LongFilter<S>& filter,
+                      const View<S, 3>& y) {
+  const Index B = y.extent(0), D = y.extent(2);
+  const auto check = [D](const char* which, const auto& view, const auto& expected) {
+    if (view.shape() != expected || (D > 1 && view.stride(2) != 1)) {
+      throw ShapeError(std::string("long_conv: ") + which + " has shape " + view.shape().text() +
+                       ", expected " + expected.text() + ", the last dimension contiguous");
+    }
+  };
+  check("y", y, Shape<3>{B, y.extent(1), filter.channels()});
+  check("u", u, y.shape());
+  check("history", history, Shape<3>{B, history.extent(1), D});
+  if (past.extent(0) != B) {
+    throw ShapeError("long_conv: past has shape " + past.shape().text() + ", expected [" +
+                     std::to_string(B) + "]");
+  }
+  for (Index b = 0; b < B; ++b) {
+    if (past[b] < 0 || past[b] > history.extent(1)) {
+      throw ShapeError("long_conv: " + std::to_string(past[b]) + " past tokens in a history of " +
+                       history.shape().text());
+    }
+  }
+  return [=](Index b) { return LongInput<S>{history[b], u[b], past[b]}; };
+}
+
+}  // namespace detail
+
+/// y_t = Σ_{l < L} h[l] u_{t-l} over past[b] tokens of history and the T of u, for each channel;
+/// y [B, T, D] gets the new tokens. The history stays as it is.
+///
+/// u: [B, T, D]. history: [B, capacity, D], valid up to past [B] of each row. y may be u.
+/// Direct sums, O(T (past + T)), are one chain of fma over ascending l, whatever T. Transforms,
+/// O(n log n) with n about 2 (past + T), agree with them to c eps log2(n) |h| |u|. The context's
+/// algorithm names one (recurrent: direct, chunked: transform), else the shape of a row chooses.
+template <class S>
+void long_conv_continue(In<S, 3> u, In<S, 3> history, In<Index, 1> past,
+                        const LongFilter<S>& filter, View<S, 3> y, Context& context) {
+  const auto input = detail::long_conv_inputs<S>(u, history, past, filter, y);
+  if (y.empty()) return;
+  const Index B = y.extent(0), blocks = ceil_div(y.extent(2), simd::lanes<S>);
+  // The rows of a batch share the spectrum of a block of channels while it is in cache.
+  context.parallel_for(B * blocks, [&](Index task, Context& worker) {
+    const Index b = task % B, block = task / B;
+    const auto* spectrum =
+        detail::choose_spectrum(filter, past[b], y.extent(1), worker.algorithm());
+    if (spectrum != nullptr) {
+      detail::transform_sums(input(b), *spectrum, block, y[b], worker);
+    } else {
+      detail::direct_sums(input(b), filter.taps(), block, y[b], worker);
+    }
+  });
+}
+
+/// `long_conv_continue` without history: y_t = Σ_{l <= t} h[l] u_{t-l}.
+template <class S>
+void long_conv(In<S, 3> u, const LongFilter<S>& filter, View<S, 3> y, Context& context) {
+  const Index none = 0, B = y.extent(0);
+  const View<const S, 3> history(nullptr, {B, none, y.extent(2)});
+  long_conv_continue<S>(u, history, View<const Index, 1>(&none, {B}, {none}), filter, y, context);
+}
+
+/// `long_conv_continue` by one token, u and y [B, D], by the direct sum: the same bits as any direct
+/// form. It reads min(past + 1, L) rows of history and taps, at the speed of memory.
+template <class S>
+void long_conv_step(In<S, 2> u, In<S, 3> history, In<Index, 1> past, const LongFilter<S>& filter,
+                    View<S, 2> y, Context& context) {
+  const auto input = detail::long_conv_inputs<S>(u.template insert<1>(), history, past, filter,
+                                                 y.template insert<1>());
+  if (y.empty()) return;
+  constexpr Index channels = 256;  // of one task
+  const Index D = y.extent(1), groups = ceil_div(D, channels);
+  context.parallel_for(y.extent(0) * groups, [&](Index task, Context& worker) {
+    const Index b = task / groups, channel = task % groups * channels;
+    detail::direct_sum(input(b), filter.taps(), channel, std::min(channels, D - channel),
+                       y[b].data() + channel, worker);
+  });
+}
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

@@ -1,0 +1,418 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "seqmix/core/context.hpp"
+#include "seqmix/core/tensor.hpp"
+#include "seqmix/kernels/rows.hpp"
+
+// Matrix products: projections (packed weights) and the tiles of chunkwise forms.
+//
+// One sum, one order: every output is one chain of `simd::fma` over ascending k that starts from
+// zero, from the bias, from what is accumulated to, or from the sum of the last two. Lanes are
+// outputs, and blocks of k hand the chain on through memory, which rounds nothing. So the bits of an
+// output do not depend on the number of rows, its place among them, the path, or the threads.
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+namespace detail {
+
+/// Outputs of a panel: two registers.
+template <class S>
+inline constexpr Index panel_width = 2 * simd::lanes<S>;
+
+/// Rows of the micro-kernels: `tall` fills the registers, `low` is the least that hides the latency
+/// of a multiply-add.
+#if defined(SEQMIX_SIMD_WIDTH)
+inline constexpr Index tall = 4, medium = 4, low = 4;  // no registers to fill: little code
+#elif defined(__AVX512F__)
+inline constexpr Index tall = 14, medium = 8, low = 4;  // 32 registers
+#else
+inline constexpr Index tall = 6, medium = 4, low = 4;  // 16 registers
+#endif
+
+/// k of a panel that stays in the L1 cache while tiles of rows pass: 32 KB with 512-bit registers.
+inline constexpr Index depth_slice = 256;
+/// Rows and k of x that are packed at a time: 1 MB of floats for the L2 cache.
+inline constexpr Index row_block = round_up(256, tall), depth_block = 1024;
+/// Numbers of a weight, and multiply-adds, that are worth a task.
+inline constexpr Index weights_per_task = Index{1} << 15, products_per_task = Index{1} << 22;
+/// Fewer panels than this do not repay the packing of x.
+inline constexpr Index panels_to_pack = 8;
+
+/// C[row, column] (+)= Σ_k A[row, k] B[k, column] (+ bias[column]).
+template <class S>
+struct Product {
+  Index depth = 0;        // number of k
+  const S* a = nullptr;   // A[row, k] at a[row * a_row_stride + k * a_stride]
+  Index a_row_stride = 0;
+  Index a_stride = 0;
+  const S* b = nullptr;   // B[k, first column of panel p] at b[k * b_stride + p * panel_stride]
+  Index b_stride = 0;
+  Index panel_stride = 0;
+  S* const* c = nullptr;  // C[row, column] at c[row][column]
+  Index columns = 0;
+  const S* bias = nullptr;
+  bool accumulate = false;
+
+  /// The part of the chains that begins at `k`.
+  Product slice(Index k, Index count) const {
+    Product part = *this;
+    part.depth = std::min(count, depth - k);
+    part.a += k * a_stride, part.b += k * b_stride;
+    if (k > 0) part.bias = nullptr, part.accumulate = true;
+    return part;
+  }
+};
+
+/// The micro-kernel: rows [row, row + Rows) of `Panels` panels from `panel` on. The first `skip` rows
+/// are computed but not stored. `Grouped`: the rows are packed as [k][Rows].
+///
+/// Its loops over registers are unrolled by order, so that g++ keeps `sum` in registers.
+template <class S, Index Rows, Index Panels, bool Grouped = false>
+__attribute__((noinline)) void multiply_tile(const Product<S>& product, Index row, Index panel,
+                                             Index skip) {
+  constexpr Index lanes = simd::lanes<S>, width = 2 * Panels;  // registers of a row
+  const Index column = panel * panel_width<S>, columns = product.columns - column;
+  const bool whole = columns >= width * lanes;
+  const auto lane_count = [&](Index r) { return std::clamp<Index>(columns - r * lanes, 0, lanes); };
+  const auto load = [&](const S* from, Index r) {
+    from += column + r * lanes;
+    return whole ? simd::load<S>(from) : simd::load<S>(from, lane_count(r));
+  };
+  S* const* const c = product.c + row;
+
+  simd::Batch<S> sum[Rows][width];
+#pragma GCC unroll 16
+  for (Index r = 0; r < width; ++r) {
+    const auto start = product.bias ? load(product.bias, r) : simd::broadcast(S(0));
+#pragma GCC unroll 16
+    for (Index i = 0; i < Rows; ++i) sum[i][r] = start;
+  }
+  if (product.accumulate) {
+#pragma GCC unroll 16
+    for (Index i = 0; i < Rows; ++i) {
+#pragma GCC unroll 16
+      for (Index r = 0; r < width; ++r) {
+        const auto from = load(c[i], r);
+        sum[i][r] = product.bias ? from + sum[i][r] : from;
+      }
+    }
+  }
+
+  const S* a = product.a + row * product.a_row_stride;
+  const S* b = product.b + panel * product.panel_stride;
+  const Index a_row_stride = Grouped ? 1 : product.a_row_stride;
+  const Index a_stride = Grouped ? Rows : product.a_stride;
+  const Index b_stride = product.b_stride, panel_stride = product.panel_stride;
+  for (Index k = 0; k < product.depth; ++k, a += a_stride, b += b_stride) {
+    simd::Batch<S> weight[width];
+#pragma GCC unroll 16
+    for (Index r = 0; r < width; ++r) {
+      weight[r] = simd::load<S>(b + r / 2 * panel_stride + r % 2 * lanes);
+    }
+#pragma GCC unroll 16
+    for (Index i = 0; i < Rows; ++i) {
+      const auto x = simd::broadcast(a[i * a_row_stride]);
+#pragma GCC unroll 16
+      for (Index r = 0; r < width; ++r) sum[i][r] = simd::fma(x, weight[r], sum[i][r]);
+    }
+  }
+
+#pragma GCC unroll 16
+  for (Index i = 0; i < Rows; ++i) {
+    if (i < skip) continue;
+#pragma GCC unroll 16
+    for (Index r = 0; r < width; ++r) {
+      S* const to = c[i] + column + r * lanes;
+      if (whole) {
+        simd::store<S>(to, sum[i][r]);
+      } else {
+        simd::store<S>(to, sum[i][r], lane_count(r));
+      }
+    }
+  }
+}
+
+/// The height of the next tile when `left` of `rows` rows are to be done. It may exceed `left`, and
+/// then reaches back over rows that are done, but never `rows`.
+inline Index next_tile(Index left, Index rows) {
+  Index tile = low;
+  if (left > low) tile = medium;
+  if (left >= tall - 1 && (left <= tall || left > 2 * medium)) tile = tall;
+  while (tile > rows) tile = tile > medium ? medium : tile > low ? low : tile / 2;
+  return tile;
+}
+
+/// One or two rows need several panels for enough independent chains.
+inline Index panels_at_once(Index rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+
+/// All rows of `panels` panels: one, or as many as `panels_at_once` says.
+template <class S>
+void multiply_rows(const Product<S>& product, Index rows, Index panel, Index panels) {
+  for (Index row = 0; row < rows;) {
+    const Index tile = next_tile(rows - row, rows), first = std::min(row, rows - tile);
+    const auto multiply = tile == tall     ? multiply_tile<S, tall, 1>
+                          : tile == medium ? multiply_tile<S, medium, 1>
+                          : tile == low    ? multiply_tile<S, low, 1>
+                          : tile == 2      ? panels == 2 ? multiply_tile<S, 2, 2>
+                                                         : multiply_tile<S, 2, 1>
+                          : panels == 4    ? multiply_tile<S, 1, 4>
+                                           : multiply_tile<S, 1, 1>;
+    multiply(product, first, panel, row - first);
+    row = first + tile;
+  }
+}
+
+/// All rows of panels [panel, last_panel).
+template <class S>
+void multiply_panels(const Product<S>& product, Index rows, Index panel, Index last_panel) {
+  const Index slice = rows <= tall ? std::max<Index>(product.depth, 1) : depth_slice;
+  const Index at_once = panels_at_once(rows);
+  for (Index panels = 0; panel < last_panel; panel += panels) {
+    panels = panel + at_once <= last_panel ? at_once : 1;
+    for (Index k = 0; k == 0 || k < product.depth; k += slice) {
+      multiply_rows(product.slice(k, slice), rows, panel, panels);
+    }
+  }
+}
+
+template <class S, Index Rank>
+std::array<S*, row_block> row_addresses(const View<S, Rank>& view, Index first, Index count) {
+  std::array<S*, row_block> rows;
+  for (Index i = 0; i < count; ++i) {
+    rows[static_cast<std::size_t>(i)] = row_address(view, first + i);
+  }
+  return rows;
+}
+
+/// Rows [first, last) of x [B, T, K], counted over B T, and k [k, k + depth) of them as groups
+/// [row / tall][k][tall]; the last group has as many rows as are left.
+template <class S>
+void pack_rows(const View<const S, 3>& x, Index first, Index last, Index k, Index depth, S* to) {
+  for (Index row = first; row < last; row += tall) {
+    const Index rows = std::min(tall, last - row);
+    const S* from[tall];
+    for (Index i = 0; i < rows; ++i) from[i] = row_address(x, row + i) + k;
+    for (Index j = 0; j < depth; ++j) {
+      for (Index i = 0; i < rows; ++i) *to++ = from[i][j];
+    }
+  }
+}
+
+/// As `multiply_panels`, for rows that `pack_rows` has packed.
+template <class S>
+void multiply_packed(const Product<S>& product, Index rows, Index panel, Index last_panel) {
+  Product<S> groups = product, rest = product;
+  groups.a_row_stride = product.depth, groups.a_stride = tall;
+  const Index grouped = rows / tall * tall;
+  rest.a += grouped * product.depth, rest.c += grouped;
+  rest.a_row_stride = 1, rest.a_stride = rows - grouped;
+  for (Index k = 0; k == 0 || k < product.depth; k += depth_slice) {
+    const Product<S> slice = groups.slice(k, depth_slice), rest_slice = rest.slice(k, depth_slice);
+    for (Index p = panel; p < last_panel; ++p) {
+      for (Index row = 0; row < grouped; row += tall) {
+        multiply_tile<S, tall, 1, true>(slice, row, p, 0);
+      }
+      multiply_rows(rest_slice, rows - grouped, p, 1);
+    }
+  }
+}
+
+/// Whether two windows share no number. Rows of one pitch may lie between each other.
+template <class S>
+bool disjoint(const View<const S, 3>& x, const View<const S, 3>& y) {
+  const auto [x_first, x_last] = footprint(x);
+  const auto [y_first, y_last] = footprint(y);
+  if (x.empty() || y.empty() || x_last <= y_first || y_last <= x_first) return true;
+  const Index pitch = x.stride(x.extent(1) > 1 ? 1 : 0), offset = y.data() - x.data();
+  return x.stride(0) == y.stride(0) && x.stride(1) == y.stride(1) && x.stride(0) % pitch == 0 &&
+         (offset >= 0 ? offset >= x.extent(2) && offset + y.extent(2) <= pitch
+                      : -offset >= y.extent(2) && x.extent(2) - offset <= pitch);
+}
+
+}  // namespace detail
+
+/// A weight [N, K] (out, in) in the order in which `matmul` reads it, behind a shared handle.
+///
+/// Panels of two registers of outputs, [panel][k][output]; the last one is filled up with zeros.
+template <class S>
+class PackedMatrix {
+ public:
+  PackedMatrix() = default;
+  explicit PackedMatrix(In<S, 2> weight) : rows_(weight.extent(0)), cols_(weight.extent(1)) {
+    constexpr Index width = detail::panel_width<S>;
+    auto panels = std::make_shared<Tensor<S, 3>>(Shape<3>{ceil_div(rows_, width), cols_, width});
+    for (Index n = 0; n < rows_; ++n) {
+      S* to = panels->data() + n / width * cols_ * width + n % width;
+      for (Index k = 0; k < cols_; ++k) to[k * width] = weight(n, k);
+    }
+    panels_ = std::move(panels);
+  }
+
+  explicit operator bool() const { return panels_ != nullptr; }
+  Index rows() const { return rows_; }
+  Index cols() const { return cols_; }
+  /// [panels, K, panel width]
+  View<const S, 3> panels() const { return panels_ ? panels_->view() : View<const S, 3>(); }
+  /// The weight as it was, [N, K].
+  Tensor<S, 2> unpack() const {
+    constexpr Index width = detail::panel_width<S>;
+    Tensor<S, 2> weight({rows_, cols_});
+    for (Index n = 0; n < rows_; ++n) {
+      for (Index k = 0; k < cols_; ++k) weight(n, k) = panels()(n / width, k, n % width);
+    }
+    return weight;
+  }
+
+ private:
+  Index rows_ = 0, cols_ = 0;
+  std::shared_ptr<const Tensor<S, 3>> panels_;
+};
+
+/// y = x wᵀ + bias, or y += x wᵀ + bias: x [B, T, K], w [N, K], y [B, T, N], bias [N] or none.
+///
+/// The last dimensions of x and y are contiguous, and x and y share no number. A few rows are read
+/// where they are while the weights stream by; many are packed first, which keeps rows whose stride is
+/// a power of two from evicting each other.
+template <class S>
+void matmul(In<S, 3> x, const PackedMatrix<S>& w, View<S, 3> y, Context& context,
+            const S* bias = nullptr, bool accumulate = false) {
+  using namespace detail;
+  const Index rows = checked_product(x.extent(0), x.extent(1));
+  const Index outputs = w.rows(), depth = w.cols();
+  if (x.extent(2) != depth) {
+    throw ShapeError("matmul: x has shape " + x.shape().text() + ", expected [B, T, " +
+                     std::to_string(depth) + "] for a weight of shape " +
+                     Shape<2>{outputs, depth}.text());
+  }
+  if (y.shape() != Shape<3>{x.extent(0), x.extent(1), outputs}) {
+    throw ShapeError("matmul: y has shape " + y.shape().text() + ", expected " +
+                     Shape<3>{x.extent(0), x.extent(1), outputs}.text());
+  }
+  if ((depth > 1 && x.stride(2) != 1) || (outputs > 1 && y.stride(2) != 1)) {
+    throw ShapeError("matmul: the last dimensions of x and y have strides " +
+                     std::to_string(x.stride(2)) + " and " + std::to_string(y.stride(2)) +
+                     ", expected 1");
+  }
+  if (!disjoint<S>(x, y)) throw ShapeError("matmul: x and y overlap");
+  if (rows == 0 || outputs == 0) return;
+
+  const Index panels = w.panels().extent(0);
+  Product<S> product{.depth = depth,
+                     .b = w.panels().data(),
+                     .b_stride = panel_width<S>,
+                     .panel_stride = depth * panel_width<S>,
+                     .columns = outputs,
+                     .bias = bias,
+                     .accumulate = accumulate};
+  const bool few = rows < 2 * tall;
+  if (few || panels < panels_to_pack) {
+    const Index task_rows =
+        few ? rows
+            : std::clamp(round_up(products_per_task / std::max<Index>(depth * outputs, 1), tall),
+                         4 * tall, row_block);
+    const Index task_panels =
+        few ? round_up(ceil_div(weights_per_task, std::max<Index>(depth * panel_width<S>, 1)), 4)
+            : panels;
+    const Index column_tasks = ceil_div(panels, task_panels);
+    context.parallel_for(ceil_div(rows, task_rows) * column_tasks, [&](Index task, Context& worker) {
+      const Index row = task / column_tasks * task_rows, panel = task % column_tasks * task_panels;
+      const Index count = std::min(task_rows, rows - row);
+      const auto c = row_addresses(y, row, count);
+      auto scratch = worker.scratch<S>();
+      Product<S> part = product;
+      part.c = c.data(), part.a_stride = 1;
+      if (x.template mergeable<0>()) {
+        const auto merged = x.template merge<0>();
+        part.a = merged.data() + row * merged.stride(0), part.a_row_stride = merged.stride(0);
+      } else {
+        const auto copied = scratch(count, depth);
+        for (Index i = 0; i < count; ++i) {
+          std::copy_n(row_address(x, row + i), depth, copied.data() + i * depth);
+        }
+        part.a = copied.data(), part.a_row_stride = depth;
+      }
+      multiply_panels(part, count, panel, std::min(panels, panel + task_panels));
+    });
+    return;
+  }
+
+  auto scratch = context.scratch<S>();
+  const auto packed = scratch(std::min(rows, row_block) * std::min(depth, depth_block));
+  for (Index row = 0; row < rows; row += row_block) {
+    const Index count = std::min(row_block, rows - row);
+    const auto c = row_addresses(y, row, count);
+    for (Index k = 0; k == 0 || k < depth; k += depth_block) {
+      Product<S> part = product.slice(k, depth_block);
+      part.a = packed.data(), part.c = c.data();
+      constexpr Index pack = 4 * tall;
+      context.parallel_for(ceil_div(count, pack), [&](Index task, Context&) {
+        const Index first = task * pack, last = std::min(count, first + pack);
+        pack_rows<S>(x, row + first, row + last, k, part.depth, packed.data() + first * part.depth);
+      });
+      const Index panel_products = std::max<Index>(count * part.depth * panel_width<S>, 1);
+      const Index task_panels = ceil_div(products_per_task, panel_products);
+      context.parallel_for(ceil_div(panels, task_panels), [&](Index task, Context&) {
+        const Index panel = task * task_panels;
+        multiply_packed(part, count, panel, std::min(panels, panel + task_panels));
+      });
+    }
+  }
+}
+
+/// C = A B, or C += A B: A [M, K] with any strides (so that Aᵀ is a view), B [K, N] and C [M, N] with
+/// contiguous rows. C shares no number with A or B. For small products: nothing is allocated and
+/// nothing packed but the columns of B that do not fill a panel.
+template <class S>
+void tile_matmul(In<S, 2> a, In<S, 2> b, View<S, 2> c, bool accumulate = false) {
+  using namespace detail;
+  const Index rows = a.extent(0), depth = a.extent(1), columns = b.extent(1);
+  if (b.extent(0) != depth || c.shape() != Shape<2>{rows, columns}) {
+    throw ShapeError("tile_matmul: got " + a.shape().text() + " times " + b.shape().text() +
+                     " in " + c.shape().text() + ", expected [M, K] times [K, N] in [M, N]");
+  }
+  if (columns > 1 && (b.stride(1) != 1 || c.stride(1) != 1)) {
+    throw ShapeError("tile_matmul: the rows of B and C have strides " +
+                     std::to_string(b.stride(1)) + " and " + std::to_string(c.stride(1)) +
+                     ", expected 1");
+  }
+  constexpr Index width = panel_width<S>, tail_depth = 128;
+  const Index whole = columns / width;
+  for (Index row = 0; row < rows; row += row_block) {
+    const Index count = std::min(row_block, rows - row);
+    const auto c_rows = row_addresses(c, row, count);
+    Product<S> product{.depth = depth,
+                       .a = a.data() + row * a.stride(0),
+                       .a_row_stride = a.stride(0),
+                       .a_stride = a.stride(1),
+                       .b = b.data(),
+                       .b_stride = b.stride(0),
+                       .panel_stride = width,
+                       .c = c_rows.data(),
+                       .columns = columns,
+                       .accumulate = accumulate};
+    multiply_panels(product, count, 0, whole);
+    if (columns == whole * width) continue;
+    alignas(alignment) S tail[tail_depth * width];
+    for (Index k = 0; k == 0 || k < depth; k += tail_depth) {
+      Product<S> part = product.slice(k, tail_depth);
+      for (Index j = 0; j < part.depth; ++j) {
+        const S* from = part.b + j * part.b_stride + whole * width;
+        const Index first = std::min(columns - whole * width, simd::lanes<S>);
+        simd::store<S>(tail + j * width, simd::load<S>(from, first));
+        simd::store<S>(tail + j * width + simd::lanes<S>,
+                       simd::load<S>(from + first, columns - whole * width - first));
+      }
+      part.b = tail, part.b_stride = width, part.panel_stride = 0;
+      multiply_panels(part, count, whole, whole + 1);
+    }
+  }
+}
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

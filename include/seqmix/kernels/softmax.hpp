@@ -1,0 +1,55 @@
+#pragma once
+
+#include <limits>
+
+#include "seqmix/kernels/rows.hpp"
+#include "seqmix/simd/math.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+namespace detail {
+
+/// What softmax subtracts from scores whose maximum is given: the maximum, or 0 where every score
+/// is -infinity, so that exp gives 0 there and not NaN.
+template <class S>
+SEQMIX_ALWAYS_INLINE simd::Batch<S> softmax_offset(const simd::Batch<S>& maximum) {
+  const simd::Batch<S> nothing(-std::numeric_limits<S>::infinity());
+  return simd::select<S>(maximum == nothing, simd::broadcast(S(0)), maximum);
+}
+
+/// 1 / sum, or 0 where there was nothing to sum.
+template <class S>
+SEQMIX_ALWAYS_INLINE simd::Batch<S> inverse_or_zero(const simd::Batch<S>& sum) {
+  const simd::Batch<S> zero(S(0)), one(S(1));
+  return simd::select<S>(sum == zero, zero, one / sum);
+}
+
+}  // namespace detail
+
+/// x = exp(x) / Σ exp(x) over the last axis. A row of -infinity alone becomes zeros; NaN fills its
+/// own row and no other.
+template <class S, Index Rank>
+void softmax(View<S, Rank> x, Context& context) {
+  using Batch = simd::Batch<S>;
+  const Index width = x.extent(Rank - 1);
+  for_each_row(
+      context,
+      [&](S* row) {
+        S maximum = -std::numeric_limits<S>::infinity();
+        for (Index i = 0; i < width; ++i) maximum = std::max(maximum, row[i]);
+        const Batch offset = detail::softmax_offset(Batch(maximum));
+        simd::map<S>(
+            width, row, [&](const Batch& v) { return simd::exp(v - offset); }, row);
+        Batch sum(S(0));
+        simd::for_each_block<S>(width, [&](Index first, auto lane_count) {
+          sum += simd::load<S>(row + first, lane_count);
+        });
+        const Batch inverse = detail::inverse_or_zero(Batch(simd::reduce_add(sum)));
+        simd::map<S>(
+            width, row, [&](const Batch& v) { return v * inverse; }, row);
+      },
+      x);
+}
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

@@ -1,0 +1,180 @@
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <string_view>
+#include <utility>
+
+#include "seqmix/kernels/linear_state.hpp"
+#include "seqmix/kernels/norm.hpp"
+#include "seqmix/kernels/short_conv.hpp"
+#include "seqmix/layers/mixer.hpp"
+#include "seqmix/layers/projection.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+struct Mamba2Config {
+  Index d_model = 0;
+  Index n_heads = 0;
+  Index head_dim = 64;     // P
+  Index state_size = 128;  // N
+  Index n_groups = 1;      // groups of heads that share B and C
+  Index conv_kernel = 4;   // taps of the short convolution
+  double dt_min = 0;       // limits of the time step
+  double dt_max = std::numeric_limits<double>::infinity();
+  Index norm_groups = 1;  // parts of the width that are normalised on their own
+  double norm_eps = 1e-5;
+
+  static void visit(auto& self, auto&& field) {
+    field("d_model", self.d_model), field("n_heads", self.n_heads);
+    field("head_dim", self.head_dim), field("state_size", self.state_size);
+    field("n_groups", self.n_groups), field("conv_kernel", self.conv_kernel);
+    field("dt_min", self.dt_min), field("dt_max", self.dt_max);
+    field("norm_groups", self.norm_groups), field("norm_eps", self.norm_eps);
+  }
+  void check() const {
+    require(n_heads % n_groups == 0, "n_heads must be a multiple of n_groups");
+    require(n_heads * head_dim % norm_groups == 0,
+            "n_heads * head_dim must be a multiple of norm_groups");
+    require(dt_min >= 0 && dt_min <= dt_max, "dt_min and dt_max must be ascending, from 0 on");
+  }
+  Index inner() const { return n_heads * head_dim; }
+  Index channels() const { return inner() + 2 * n_groups * state_size; }
+};
+
+/// Mamba-2: a state-space layer whose heads forget by one number, the input's time step.
+///
+///   (z, xBC, dt) = W_in u_t,    (x, B, C) = silu(short_conv(xBC)),    dt = clamp(softplus(dt + b))
+///   S_t = exp(-dt_t exp(A_log)) S_{t-1} + B_tᵀ (dt_t x_t)              S_t [N, P] per head
+///   y_t = W_out rms_norm((C_t S_t + D ⊙ x_t) ⊙ silu(z_t))
+///
+/// forward: O(T (D² + C D + D N)); step: O(D² + D N). State: H N P accumulators and W - 1 inputs of
+/// the short convolution a stream, whatever T.
+/// Source: Dao & Gu 2024, arXiv:2405.21060, section 2.1 and figure 6; HF transformers Mamba2Mixer.
+template <class S>
+struct Mamba2Definition {
+  using Scalar = S;
+  using Config = Mamba2Config;
+  static constexpr std::string_view name = "mamba2";
+
+  struct Weights {
+    Projection<Scalar> in_proj, out_proj;
+    Parameter<Scalar, 3> conv;               // [channels, 1, W]
+    Parameter<Scalar, 1> conv_bias;          // [channels]
+    Parameter<Scalar, 1> dt_bias, A_log, D;  // [H]
+    Parameter<Scalar, 1> norm;               // [H P]
+
+    static void visit(auto& self, const Config& c, auto&& parameter) {
+      parameter("in_proj.weight", self.in_proj.weight,
+                {c.inner() + c.channels() + c.n_heads, c.d_model});
+      parameter("conv1d.weight", self.conv, {c.channels(), 1, c.conv_kernel});
+      parameter("conv1d.bias", self.conv_bias, {c.channels()});
+      parameter("dt_bias", self.dt_bias, {c.n_heads});
+      parameter("A_log", self.A_log, {c.n_heads});
+      parameter("D", self.D, {c.n_heads});
+      parameter("norm.weight", self.norm, {c.inner()});
+      parameter("out_proj.weight", self.out_proj.weight, {c.d_model, c.inner()});
+    }
+  };
+
+  struct State {
+    Tensor<Scalar, 3> conv;  // [B, W - 1, channels], last inputs, oldest first
+    Tensor<Scalar, 4> ssm;   // [B, H, N, P]
+
+    static void visit(auto& self, auto&& tensor) {
+      tensor("conv", self.conv), tensor("ssm", self.ssm);
+    }
+  };
+
+  Config c;
+  Weights w;
+  Parameter<Scalar, 2> taps;  // [W, channels]
+  Parameter<Scalar, 1> A;     // [H], -exp(A_log)
+
+  Mamba2Definition(Config config, Weights weights)
+      : c(std::move(config)), w(std::move(weights)), taps(transposed_taps(w.conv)) {
+    Tensor<Scalar, 1> rates({c.n_heads});
+    for (Index h = 0; h < c.n_heads; ++h) rates[h] = -std::exp(w.A_log[h]);
+    A = std::move(rates);
+  }
+
+  State make_state(Index batch, Index /*capacity*/, Memory memory) const {
+    return {.conv = {{batch, c.conv_kernel - 1, c.channels()}, memory},
+            .ssm = {{batch, c.n_heads, c.state_size, c.head_dim}, memory}};
+  }
+
+  template <Form form>
+  void run(View<const Scalar, 3> u, State& state, View<Scalar, 3> y, Context& context) const {
+    const Index B = u.extent(0), T = u.extent(1), inner = c.inner(),
+                keys = c.n_groups * c.state_size;
+    auto scratch = context.scratch<Scalar>();
+    auto projected = scratch(B, T, inner + c.channels() + c.n_heads);  // [B, T, HP + channels + H]
+    auto v = scratch(B, T, c.n_heads, c.head_dim);                     // [B, T, H, P], dt x
+    auto decay = scratch(B, T, c.n_heads);                             // [B, T, H], dt A
+    auto o = scratch(B, T, c.n_heads, c.head_dim);                     // [B, T, H, P]
+    const auto part = [](View<Scalar, 3> from, Index first, Index count) {
+      return from.template slice<2>(first, count);
+    };
+
+    project(u, {{w.in_proj, projected}}, context);
+    auto z = part(projected, 0, inner);
+    auto mixed = part(projected, inner, c.channels());
+    auto dt = part(projected, inner + c.channels(), c.n_heads);
+    short_conv(mixed, taps, w.conv_bias, ShortConvActivation::silu, state.conv, mixed, context);
+    auto x = part(mixed, 0, inner).template split<2>(c.n_heads, c.head_dim);
+    auto keys_B = part(mixed, inner, keys).template split<2>(c.n_groups, c.state_size);
+    auto queries_C = part(mixed, inner + keys, keys).template split<2>(c.n_groups, c.state_size);
+
+    time_steps(dt, decay, context);
+    scale_heads(dt.template insert<3>(), x, v, context, false);
+    linear_state<form>(queries_C, keys_B, v, ScalarDecay<Scalar>{decay}, 1, state.ssm, o, context);
+    const View<const Scalar, 4> skip(w.D.data(), {B, T, c.n_heads, 1}, {0, 0, 1, 1});
+    scale_heads(skip, x, o, context, true);
+    rms_norm_of_gated(o.template merge<2>(), z, w.norm, inner / c.norm_groups, c.norm_eps, context);
+    project(o, {{w.out_proj, y}}, context);
+  }
+
+ private:
+  /// dt = clamp(softplus(dt + bias)), decay = dt A, both [B, T, H].
+  void time_steps(View<Scalar, 3> dt, View<Scalar, 3> decay, Context& context) const {
+    using Batch = simd::Batch<Scalar>;
+    const Batch least(static_cast<Scalar>(c.dt_min)), most(static_cast<Scalar>(c.dt_max));
+    for_each_row(
+        context,
+        [&](Scalar* step, Scalar* rate) {
+          const auto clamped = [&](Batch raw, Batch bias) {
+            return simd::min(simd::max(simd::softplus(raw + bias), least), most);
+          };
+          simd::map<Scalar>(c.n_heads, step, clamped, step, w.dt_bias.data());
+          simd::map<Scalar>(
+              c.n_heads, rate, [](Batch a, Batch b) { return a * b; }, step, A.data());
+        },
+        dt, decay);
+  }
+  /// to = factor x, or to += factor x, with one factor a head: [B, T, H, 1].
+  void scale_heads(View<const Scalar, 4> factor, View<const Scalar, 4> x, View<Scalar, 4> to,
+                   Context& context, bool add) const {
+    using Batch = simd::Batch<Scalar>;
+    for_each_row(
+        context,
+        [&](Scalar* out, const Scalar* in, const Scalar* number) {
+          const Batch by(*number);
+          if (add) {
+            simd::map<Scalar>(
+                c.head_dim, out, [by](Batch a, Batch sum) { return simd::fma(by, a, sum); }, in,
+                out);
+          } else {
+            simd::map<Scalar>(
+                c.head_dim, out, [by](Batch a) { return by * a; }, in);
+          }
+        },
+        to, x, factor);
+  }
+};
+
+template <class Scalar = float>
+using Mamba2 = Mixer<Mamba2Definition<Scalar>>;
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

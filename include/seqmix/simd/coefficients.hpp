@@ -1,0 +1,162 @@
+#pragma once
+
+#include <cstdint>
+
+#include "seqmix/core/config.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+namespace simd::detail {
+
+/// What math.hpp knows of a scalar type: its format and its minimax polynomials (Remez, in 60
+/// digits), lowest power first. Their error is below an eighth of a unit in the last place.
+template <class S>
+struct Coefficients;
+
+template <>
+struct Coefficients<float> {
+  using Bits = std::uint32_t;
+  static constexpr int fraction_bits = 23;
+  static constexpr int bias = 127;
+
+  // n ln2_high is exact for every exponent n.
+  static constexpr float ln2_high = 0x1.62e4p-1F, ln2_low = 0x1.7f7d1cp-20F;
+
+  /// e^r on [-ln2 / 16, ln2].
+  static constexpr float exp[] = {1.0F,           1.0F,           0x1.00001ep-1F, 0x1.554a44p-3F,
+                                  0x1.567e2ep-5F, 0x1.040b74p-7F, 0x1.ec2b2ep-10F};
+  /// 2^r on [-1/16, 1].
+  static constexpr float exp2[] = {1.0F,           0x1.62e432p-1F,  0x1.ebfbfep-3F, 0x1.c6a0b2p-5F,
+                                   0x1.3c53fcp-7F, 0x1.4bf21ap-10F, 0x1.b7a25cp-13F};
+  /// (e^r - 1 - r) / r² on [-ln2 / 2, ln2 / 2].
+  static constexpr float expm1[] = {0x1.fffffep-2F, 0x1.5554aap-3F, 0x1.55579ep-5F, 0x1.122c86p-7F,
+                                    0x1.6ab23ap-10F};
+  /// (log(1 + f) - f) / f² on [sqrt(1/2) - 1, sqrt(2) - 1].
+  static constexpr float log1p[] = {-0x1.fffff8p-2F, 0x1.55555p-2F,   -0x1.000426p-2F,
+                                    0x1.99a3f4p-3F,  -0x1.542762p-3F, 0x1.227124p-3F,
+                                    -0x1.0f37a4p-3F, 0x1.084986p-3F,  -0x1.3831b6p-4F};
+  /// erf(x) / x in x² on [0, (3/4)²].
+  static constexpr float erf[] = {0x1.20dd74p+0F,  -0x1.8125e2p-2F, 0x1.cddfcap-4F,
+                                  -0x1.b1e5fep-6F, 0x1.20d136p-8F,  -0x1.7107dp-13F};
+  /// e^(t²/2) Q(t) (t + pole), Q the normal distribution's upper tail, in (t - pole) / (t + pole)
+  /// for t on [0, end]; e^(-end²/2) is below the smallest normal number.
+  static constexpr float tail_pole = 3.5F, tail_end = 14.0F;
+  static constexpr float tail[] = {0x1.7d241ap-1F,  -0x1.21914cp-1F,  0x1.42ff14p-2F,
+                                   -0x1.db5c9p-4F,  0x1.1cfab2p-6F,   0x1.aa0ccep-8F,
+                                   -0x1.99c4bp-9F,  -0x1.00d84ap-11F, 0x1.788874p-12F,
+                                   0x1.38112ep-14F};
+};
+
+template <>
+struct Coefficients<double> {
+  using Bits = std::uint64_t;
+  static constexpr int fraction_bits = 52;
+  static constexpr int bias = 1023;
+
+  static constexpr double ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33;
+
+  static constexpr double exp[] = {
+      1.0,
+      1.0,
+      0x1.000000000005ep-1,
+      0x1.5555555554979p-3,
+      0x1.55555554cb46dp-5,
+      0x1.1111113c94211p-7,
+      0x1.6c16b631309f5p-10,
+      0x1.a01ba08839404p-13,
+      0x1.9ff564c6231acp-16,
+      0x1.73e28b7c180cdp-19,
+      0x1.16a5cda3ca51dp-22,
+      0x1.27abb8e15f871p-25,
+  };
+  static constexpr double exp2[] = {
+      1.0,
+      0x1.62e42fefa39f4p-1,
+      0x1.ebfbdff82c564p-3,
+      0x1.c6b08d7045c8fp-5,
+      0x1.3b2ab6fc377dcp-7,
+      0x1.5d87fe751dee6p-10,
+      0x1.43090fc41f6c4p-13,
+      0x1.ffcd0ff7ab1bep-17,
+      0x1.62aab57481f77p-20,
+      0x1.b7091ac9d5d8ap-24,
+      0x1.cc16dbec2f07dp-28,
+      0x1.4a621c7aa8144p-31,
+  };
+  static constexpr double expm1[] = {
+      0x1.0000000000005p-1,
+      0x1.5555555555539p-3,
+      0x1.55555555522a5p-5,
+      0x1.1111111118feep-7,
+      0x1.6c16c17ee0ffcp-10,
+      0x1.a01a017501c62p-13,
+      0x1.a019a75e15b0cp-16,
+      0x1.71de8824dc3e7p-19,
+      0x1.28a1f20c3540cp-22,
+      0x1.ae6b90785a4d5p-26,
+  };
+  static constexpr double log1p[] = {
+      -0x1.0000000000003p-1,
+      0x1.5555555555467p-2,
+      -0x1.fffffffffde6dp-3,
+      0x1.99999999bf359p-3,
+      -0x1.55555556f6353p-3,
+      0x1.24924914e992cp-3,
+      -0x1.fffffed9e63bep-4,
+      0x1.c71c77ab2b6c6p-4,
+      -0x1.9999d1d80ff47p-4,
+      0x1.745c91b718309p-4,
+      -0x1.554f133871203p-4,
+      0x1.3b173336e092dp-4,
+      -0x1.24fb042a7376cp-4,
+      0x1.115e159789d3cp-4,
+      -0x1.f86ccdf5a168ep-5,
+      0x1.d3fe5dad19f3bp-5,
+      -0x1.e52da01e87bcep-5,
+      0x1.0b6a7d80679e1p-4,
+      -0x1.b5aa1ce0a9a97p-5,
+      0x1.4da1d5b47e3d6p-6,
+  };
+  static constexpr double erf[] = {
+      0x1.20dd750429b6dp+0,
+      -0x1.812746b037984p-2,
+      0x1.ce2f21a03d089p-4,
+      -0x1.b82ce3107a1cbp-6,
+      0x1.565bccad8bc79p-8,
+      -0x1.c02d9f6119d56p-11,
+      0x1.f9a073388e383p-14,
+      -0x1.f4993c605803cp-17,
+      0x1.b6f43e0396698p-20,
+      -0x1.4840f487a48bfp-23,
+      0x1.3a57ee5bcabb0p-27,
+  };
+  static constexpr double tail_pole = 5.0, tail_end = 39.0;
+  static constexpr double tail[] = {
+      0x1.89d3abe1f95aep-1,
+      -0x1.54ad03f27ca16p-1,
+      0x1.fb31653876f9ap-2,
+      -0x1.410ed5f875b44p-2,
+      0x1.51f6329f01539p-3,
+      -0x1.1b1c254c93e06p-4,
+      0x1.54b4d4f4cfaaep-6,
+      -0x1.88590eb6641f6p-9,
+      -0x1.a25037e2f888dp-11,
+      0x1.1daf1eb72473ap-11,
+      -0x1.f2145e7b71cbfp-15,
+      -0x1.a1714040a7031p-15,
+      0x1.17dcf8aa8bd26p-16,
+      0x1.0b3180d721605p-18,
+      -0x1.73a8015f19f8ep-19,
+      -0x1.6aa63b47b8da9p-22,
+      0x1.d097d25730bc2p-22,
+      0x1.76a11d6501db7p-25,
+      -0x1.188b6ea42baefp-24,
+      -0x1.5ed7fb09779cbp-27,
+      0x1.ed87790258462p-28,
+      0x1.14c8508003da4p-29,
+  };
+};
+
+}  // namespace simd::detail
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

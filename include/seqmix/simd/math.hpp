@@ -1,0 +1,330 @@
+#pragma once
+
+#include <bit>
+#include <limits>
+#include <utility>
+
+#include "seqmix/simd/batch.hpp"
+#include "seqmix/simd/coefficients.hpp"
+
+// The functions of a layer on registers, over the whole range of float and double: at most 2 units
+// in the last place for exp, exp2 and log, 4 for the others. NaN gives NaN; a result below the
+// smallest normal number may be 0. No function branches on its input, so that a number does not
+// depend on its neighbours, and each product that meets a sum is an `fma`, which leaves the
+// compiler nothing to contract.
+
+// See batch.hpp.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+namespace simd {
+namespace detail {
+
+/// Σ c_i x^i by Horner's rule.
+template <class S, std::size_t N>
+SEQMIX_ALWAYS_INLINE Batch<S> polynomial(const Batch<S>& x, const S (&c)[N]) {
+  Batch<S> sum(c[N - 1]);
+  [&]<std::size_t... I>(std::index_sequence<I...>) {
+    ((sum = simd::fma(sum, x, Batch<S>(c[N - 2 - I]))), ...);
+  }(std::make_index_sequence<N - 1>{});
+  return sum;
+}
+
+/// The unevaluated sum hi + lo, |lo| at most half a unit in the last place of hi.
+template <class S>
+struct Pair {
+  Batch<S> hi, lo;
+};
+
+/// a + b, exactly (Knuth 1997, 4.2.2 theorem B).
+template <class S>
+SEQMIX_ALWAYS_INLINE Pair<S> exact_sum(const Batch<S>& a, const Batch<S>& b) {
+  const Batch<S> hi = a + b, from_b = hi - a;
+  return {hi, (a - (hi - from_b)) + (b - from_b)};
+}
+
+/// a b, exactly with fused multiply-adds, else to the last bit or two of `lo` (Dekker 1971).
+template <class S>
+SEQMIX_ALWAYS_INLINE Pair<S> exact_product(const Batch<S>& a, const Batch<S>& b) {
+  const Batch<S> hi = a * b;
+  if constexpr (has_fma) {
+    return {hi, simd::fma(a, b, -hi)};
+  } else {
+    using Bits = typename Coefficients<S>::Bits;
+    constexpr int dropped = (Coefficients<S>::fraction_bits + 1) / 2;
+    const Batch<S> mask(std::bit_cast<S>(~Bits{0} << dropped));
+    const Batch<S> a_hi = a & mask, b_hi = b & mask, a_lo = a - a_hi, b_lo = b - b_hi;
+    return {hi, ((a_hi * b_hi - hi) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo};
+  }
+}
+
+/// 1.5 2^fraction_bits: a sum with it is rounded to an integer, which its low bits hold.
+template <class S>
+inline constexpr S rounder =
+    S(3) * static_cast<S>(typename Coefficients<S>::Bits{1} << (Coefficients<S>::fraction_bits - 1));
+
+/// 2^(field - bias) of rounder + field; 0 for the field 0.
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> power_of_two(const Batch<S>& rounded_field) {
+  using Bits = typename Coefficients<S>::Bits;
+  return xsimd::bitwise_cast<S>(xsimd::bitwise_cast<Bits>(rounded_field)
+                                << Coefficients<S>::fraction_bits);
+}
+
+/// x = n + remainder (times ln 2 for e^x), and scale = 2^(n - shift).
+///
+/// n is the nearest integer to x - 7/16, so that the remainder is in [-1/16, 15/16]: then e^r is
+/// seldom below 1, where its units in the last place are half as large, and 0 is well inside.
+/// The largest exponent serves up to a remainder of 1 and, since the polynomials have no negative
+/// coefficient, gives infinity beyond.
+template <class S, int shift>
+struct ExpScale {
+  using C = Coefficients<S>;
+  static constexpr S zero = rounder<S> + S(C::bias - shift), top = rounder<S> + S(2 * C::bias);
+  static constexpr S lowest = S(shift - C::bias);  // has the scale 0
+  static constexpr S offset = S(-7) / 16;
+
+  Batch<S> n, scale;
+  SEQMIX_ALWAYS_INLINE explicit ExpScale(const Batch<S>& x_plus_offset) {
+    const Batch<S> field = simd::min(x_plus_offset + Batch<S>(zero), Batch<S>(top));
+    n = field - Batch<S>(zero);
+    scale = power_of_two(field);
+  }
+};
+
+inline constexpr double ln2 = 0x1.62e42fefa39efp-1, log2e = 0x1.71547652b82fep+0;
+
+/// e^(x + low...) / 2^shift, where |low| is far below 1.
+template <int shift = 0, class S, class... Low>
+SEQMIX_ALWAYS_INLINE Batch<S> scaled_exp(const Batch<S>& any_x, const Low&... low) {
+  using C = Coefficients<S>;
+  using Scale = ExpScale<S, shift>;
+  const Batch<S> x = simd::max(any_x, Batch<S>(static_cast<S>(Scale::lowest * ln2)));
+  const Scale s(simd::fma(x, Batch<S>(static_cast<S>(log2e)), Batch<S>(Scale::offset)));
+  Batch<S> r = simd::fnma(s.n, Batch<S>(C::ln2_high), x);
+  r = simd::fnma(s.n, Batch<S>(C::ln2_low), r);
+  ((r += low), ...);
+  return polynomial(r, C::exp) * s.scale;
+}
+
+/// (e^x - 1) / 2, which has no overflow where e^x - 1 has none.
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> half_expm1(const Batch<S>& any_x) {
+  using C = Coefficients<S>;
+  constexpr S zero = rounder<S> + S(C::bias - 1);
+  constexpr S highest = static_cast<S>((C::bias + 1.25) * ln2);
+  // e^-40 is nothing beside 1; e^highest is past the largest number, by less than its double.
+  const Batch<S> x = simd::min(simd::max(any_x, Batch<S>(S(-40))), Batch<S>(highest));
+  const Batch<S> field = simd::fma(x, Batch<S>(static_cast<S>(log2e)), Batch<S>(zero));
+  const Batch<S> n = field - Batch<S>(zero), half_scale = power_of_two(field);
+  const Batch<S> r =
+      simd::fnma(n, Batch<S>(C::ln2_low), simd::fnma(n, Batch<S>(C::ln2_high), x));
+  const Batch<S> e = simd::fma(r * r, polynomial(r, C::expm1), r);
+  return simd::fma(half_scale, e, half_scale - Batch<S>(S(0.5)));
+}
+
+/// log(2^k (1 + f)).
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> log_of_parts(const Batch<S>& k, const Batch<S>& f) {
+  using C = Coefficients<S>;
+  const Batch<S> low = simd::fma(k, Batch<S>(C::ln2_low), f);
+  const Batch<S> high = simd::fma(f * f, polynomial(f, C::log1p), low);
+  return simd::fma(k, Batch<S>(C::ln2_high), high);
+}
+
+/// x = 2^k m, m in [sqrt(1/2), sqrt(2)), for a normal positive x.
+template <class S>
+struct LogParts {
+  Batch<S> k, m;
+  SEQMIX_ALWAYS_INLINE explicit LogParts(const Batch<S>& x) {
+    using C = Coefficients<S>;
+    using Bits = typename C::Bits;
+    using BitBatch = Batch<Bits>;
+    constexpr Bits root = std::bit_cast<Bits>(static_cast<S>(0x1.6a09e667f3bcdp-1));
+    constexpr Bits one = std::bit_cast<Bits>(S(1));
+    constexpr S integers = static_cast<S>(Bits{1} << C::fraction_bits);  // its low bits count by 1
+    const BitBatch bits = xsimd::bitwise_cast<Bits>(x) + BitBatch(one - root);
+    const BitBatch field = (bits >> C::fraction_bits) | BitBatch(std::bit_cast<Bits>(integers));
+    k = xsimd::bitwise_cast<S>(field) - Batch<S>(integers + S(C::bias));
+    m = xsimd::bitwise_cast<S>((bits & BitBatch((Bits{1} << C::fraction_bits) - 1)) +
+                               BitBatch(root));
+  }
+};
+
+/// `result`, but what the logarithm of x is where x is not a positive finite number.
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> log_domain(const Batch<S>& x, const Batch<S>& result) {
+  using Limits = std::numeric_limits<S>;
+  const Batch<S> zero(S(0)), infinity(Limits::infinity());
+  const Batch<S> outside = simd::select(x == zero, -infinity, Batch<S>(Limits::quiet_NaN()));
+  return simd::select(x > zero, simd::select(x < infinity, result, infinity), outside);
+}
+
+/// factor / (1 + e^(x + low...)). Numerator and denominator are scaled down, so that the quotient is
+/// right where e^x alone overflows: factor e^-x may be a normal number there.
+template <class S, class... Low>
+SEQMIX_ALWAYS_INLINE Batch<S> over_one_plus_exp(const Batch<S>& factor, const Batch<S>& x,
+                                                const Low&... low) {
+  constexpr int shift = std::is_same_v<S, float> ? 8 : 12;
+  const Batch<S> one(S(1) / S(1 << shift));
+  return factor * one / (one + scaled_exp<shift>(x, low...));
+}
+
+/// Q(t) = erfc(t / sqrt 2) / 2, the normal distribution's upper tail, for t >= 0.
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> normal_tail(const Batch<S>& t) {
+  using C = Coefficients<S>;
+  const Batch<S> minus_half(S(-0.5));
+  const Pair<S> square = exact_product(t, t);
+  const Batch<S> e = scaled_exp(minus_half * square.hi, minus_half * square.lo);
+  const Batch<S> w = Batch<S>(S(1)) / (t + Batch<S>(C::tail_pole));
+  const Batch<S> y = simd::fnma(Batch<S>(2 * C::tail_pole), w, Batch<S>(S(1)));
+  return e * (w * polynomial(y, C::tail));
+}
+
+}  // namespace detail
+
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> exp(const Batch<S>& x) {
+  return detail::scaled_exp(x);
+}
+
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> exp2(const Batch<S>& any_x) {
+  using Scale = detail::ExpScale<S, 0>;
+  const Batch<S> x = simd::max(any_x, Batch<S>(Scale::lowest));
+  const Scale s(x + Batch<S>(Scale::offset));
+  return detail::polynomial(x - s.n, detail::Coefficients<S>::exp2) * s.scale;
+}
+
+/// e^x - 1.
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> expm1(const Batch<S>& x) {
+  return xsimd::copysign(Batch<S>(S(2)) * detail::half_expm1(x), x);
+}
+
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> log(const Batch<S>& x) {
+  constexpr int up = detail::Coefficients<S>::fraction_bits + 1;
+  const auto subnormal = x < Batch<S>(std::numeric_limits<S>::min());
+  const Batch<S> scaled = x * Batch<S>(static_cast<S>(Index{1} << up));
+  const detail::LogParts<S> parts(simd::select(subnormal, scaled, x));
+  const Batch<S> k = parts.k - simd::select(subnormal, Batch<S>(S(up)), Batch<S>(S(0)));
+  return detail::log_domain(x, detail::log_of_parts(k, parts.m - Batch<S>(S(1))));
+}
+
+/// log(1 + x).
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> log1p(const Batch<S>& x) {
+  using C = detail::Coefficients<S>;
+  const Batch<S> one(S(1)), u = one + x;
+  const detail::LogParts<S> parts(u);
+  // u = 2^k (1 + f): f from x, not from u, which has lost the low bits of a small x.
+  const Batch<S> down =
+      detail::power_of_two(Batch<S>(detail::rounder<S> + S(C::bias)) - parts.k);
+  const Batch<S> f = simd::select(x < Batch<S>(static_cast<S>(Index{1} << 60)),
+                                  simd::fma(x, down, down - one), parts.m - one);
+  return xsimd::copysign(detail::log_domain(u, detail::log_of_parts(parts.k, f)), x);
+}
+
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> tanh(const Batch<S>& x) {
+  const Batch<S> h = detail::half_expm1(Batch<S>(S(-2)) * simd::abs(x));
+  return xsimd::copysign(h / (Batch<S>(S(1)) + h), x);
+}
+
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> erf(const Batch<S>& x) {
+  using C = detail::Coefficients<S>;
+  const Batch<S> a = simd::abs(x);
+  const Batch<S> near = a * detail::polynomial(a * a, C::erf);
+  const Batch<S> t = simd::min(a * Batch<S>(static_cast<S>(0x1.6a09e667f3bcdp+0)),
+                               Batch<S>(C::tail_end));
+  const Batch<S> far = simd::fnma(Batch<S>(S(2)), detail::normal_tail(t), Batch<S>(S(1)));
+  return xsimd::copysign(simd::select(a < Batch<S>(S(0.75)), near, far), x);
+}
+
+/// 1 / sqrt(x).
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> rsqrt(const Batch<S>& x) {
+  return Batch<S>(S(1)) / simd::sqrt(x);
+}
+
+/// σ(x) = 1 / (1 + e^-x).
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> sigmoid(const Batch<S>& x) {
+  return detail::over_one_plus_exp(Batch<S>(S(1)), -x);
+}
+
+/// log(1 + e^x).
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> softplus(const Batch<S>& x) {
+  const Batch<S> zero(S(0)), half(S(0.5)), e = simd::exp(-simd::abs(x));
+  const auto large = e > Batch<S>(static_cast<S>(0x1.a827999fcef34p-2));  // sqrt(2) - 1
+  const Batch<S> k = simd::select(large, Batch<S>(S(1)), zero);
+  const Batch<S> f = simd::select(large, simd::fma(half, e, -half), e);
+  return simd::max(x, zero) + detail::log_of_parts(k, f);
+}
+
+/// log σ(x).
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> log_sigmoid(const Batch<S>& x) {
+  return -simd::softplus(-x);
+}
+
+// The functions x σ(..) bound x, far in their tails, where they have become 0 or x: so -infinity
+// gives -0 and no product overflows.
+
+/// x σ(x).
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> silu(const Batch<S>& x) {
+  const Batch<S> bounded = simd::max(x, Batch<S>(S(-1024)));
+  return detail::over_one_plus_exp(bounded, -bounded);
+}
+
+/// x σ(1.702 x). Hendrycks & Gimpel 2016, arXiv:1606.08415.
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> quick_gelu(const Batch<S>& x) {
+  constexpr S slope = static_cast<S>(-1.702), rest = static_cast<S>(-1.702L - slope);
+  const Batch<S> low = simd::max(x, Batch<S>(S(-512))), v = simd::min(low, Batch<S>(S(512)));
+  const detail::Pair<S> u = detail::exact_product(v, Batch<S>(slope));
+  return detail::over_one_plus_exp(low, u.hi, simd::fma(v, Batch<S>(rest), u.lo));
+}
+
+/// x (1 + tanh(sqrt(2 / π) (x + 0.044715 x³))) / 2 = x σ(x (c + d x²)). ibidem.
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> gelu_tanh(const Batch<S>& x) {
+  constexpr long double exact_c = -1.59576912160573071175978423973752747L;  // -sqrt(8 / π)
+  constexpr long double exact_d = exact_c * 0.044715L;
+  constexpr S c = static_cast<S>(exact_c), c_rest = static_cast<S>(exact_c - c);
+  constexpr S d = static_cast<S>(exact_d), d_rest = static_cast<S>(exact_d - d);
+  const Batch<S> low = simd::max(x, Batch<S>(S(-24))), v = simd::min(low, Batch<S>(S(24)));
+  // -v (c + d v²) to twice the precision: an error of it is a relative error of the result.
+  const detail::Pair<S> square = detail::exact_product(v, v);
+  const detail::Pair<S> cubic = detail::exact_product(square.hi, Batch<S>(d));
+  const detail::Pair<S> slope = detail::exact_sum(cubic.hi, Batch<S>(c));
+  const detail::Pair<S> u = detail::exact_product(v, slope.hi);
+  Batch<S> rest = simd::fma(square.hi, Batch<S>(d_rest), cubic.lo + Batch<S>(c_rest));
+  rest = simd::fma(square.lo, Batch<S>(d), rest) + slope.lo;
+  return detail::over_one_plus_exp(low, u.hi, simd::fma(v, rest, u.lo));
+}
+
+/// x Φ(x) = x (1 + erf(x / sqrt 2)) / 2. ibidem.
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> gelu(const Batch<S>& x) {
+  const Batch<S> t = simd::min(simd::abs(x), Batch<S>(detail::Coefficients<S>::tail_end));
+  return simd::fnma(t, detail::normal_tail(t), simd::max(x, Batch<S>(S(0))));
+}
+
+}  // namespace simd
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif

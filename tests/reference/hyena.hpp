@@ -1,0 +1,90 @@
+#pragma once
+
+#include <cmath>
+
+#include "reference/twin.hpp"
+
+namespace reference {
+
+/// Poli et al. 2023, arXiv:2302.10866, definition 3.1, with the filters of section 3.3; every
+/// convolution is its defining sum.
+template <class S>
+Output<S> hyena(const Input<S>& in) {
+  const Index B = in.B(), T = in.T(), D = in.size("d_model"), order = in.size("order");
+  const Index W = in.size("conv_kernel"), width = (order + 1) * D, filters = order - 1;
+  const Index depth = in.size("filter_inner_layers") + 1;
+
+  // filter(t, c): channel c = d * filters + o.
+  Array<S> filter({in.size("max_length"), filters * D});
+  for (Index t = 0; t < in.size("max_length"); ++t) {
+    std::vector<S> h;
+    for (Index i = 0; i < in.size("filter_embedding"); ++i) {
+      h.push_back(in.weight("filter_fn.pos_emb.z")(0, t, i));
+    }
+    for (Index layer = 0; layer < depth; ++layer) {
+      const std::string at = "filter_fn.implicit_filter." + std::to_string(2 * layer);
+      h = linear<S>(in.weight(at + ".weight"), &in.weight(at + ".bias"), h);
+      const auto& frequency =
+          in.weight("filter_fn.implicit_filter." + std::to_string(2 * layer + 1) + ".freq");
+      for (std::size_t i = 0; i < h.size(); ++i) h[i] = std::sin(frequency.numbers[i] * h[i]);
+    }
+    h = linear<S>(in.weight("filter_fn.implicit_filter." + std::to_string(2 * depth) + ".weight"),
+                  nullptr, h);
+    for (Index c = 0; c < filters * D; ++c) {
+      const S decay = std::exp(-in.weight("filter_fn.pos_emb.t")(0, t, 0) *
+                               std::abs(in.weight("filter_fn.modulation.deltas")(0, 0, c)));
+      filter(t, c) =
+          h[static_cast<std::size_t>(c)] * (decay + static_cast<S>(in.number("modulation_shift")));
+    }
+  }
+
+  Output<S> out{in.x, {}};
+  Array<S> conv({B, W - 1, width}), history({B, filters, T, D});
+  Array<S> position({B});
+  for (Index b = 0; b < B; ++b) {
+    position(b) = static_cast<S>(T);
+    for (Index t = 0; t < T; ++t) {
+      const auto row =
+          linear<S>(in.weight("in_proj.weight"), &in.weight("in_proj.bias"), token(in.x, b, t));
+      std::vector<S> u(static_cast<std::size_t>(width));
+      for (Index d = 0; d < width; ++d) {
+        S sum = in.weight("short_filter.bias")(d);
+        for (Index j = 0; j < W - 1; ++j) {
+          sum += in.weight("short_filter.weight")(d, 0, j) * conv(b, j, d);
+        }
+        const S now = row[static_cast<std::size_t>(d)];
+        u[static_cast<std::size_t>(d)] = sum + in.weight("short_filter.weight")(d, 0, W - 1) * now;
+        for (Index j = 0; j + 1 < W - 1; ++j) conv(b, j, d) = conv(b, j + 1, d);
+        if (W > 1) conv(b, W - 2, d) = now;
+      }
+      std::vector<S> v(u.end() - D, u.end());
+      for (Index o = 0; o < filters; ++o) {
+        for (Index d = 0; d < D; ++d) {
+          S& value = v[static_cast<std::size_t>(d)];
+          value *= u[static_cast<std::size_t>((order - 1 - o) * D + d)];
+          history(b, o, t, d) = value;
+          S sum = 0;
+          for (Index lag = 0; lag <= t; ++lag) {
+            sum += filter(lag, d * filters + o) * history(b, o, t - lag, d);
+          }
+          value = sum + in.weight("filter_fn.bias")(d * filters + o) * value;
+        }
+      }
+      for (Index d = 0; d < D; ++d) {
+        v[static_cast<std::size_t>(d)] *= u[static_cast<std::size_t>(d)];
+      }
+      set_token(out.y, b, t,
+                linear<S>(in.weight("out_proj.weight"), &in.weight("out_proj.bias"), v));
+    }
+  }
+  out.state = {{"position", position}, {"conv", conv}, {"history", history}};
+  return out;
+}
+
+inline const std::vector<std::string> hyena_configs{
+    R"({"d_model": 16, "order": 2, "max_length": 400, "filter_width": 8, "filter_embedding": 3,
+        "filter_inner_layers": 2, "conv_kernel": 3, "modulation_shift": 0})",
+    R"({"d_model": 7, "order": 3, "max_length": 311, "filter_width": 5, "filter_embedding": 5,
+        "filter_inner_layers": 1, "conv_kernel": 4, "modulation_shift": 0.05})"};
+
+}  // namespace reference

@@ -1,0 +1,83 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "reference/twin.hpp"
+
+namespace reference {
+
+/// Dao & Gu 2024, arXiv:2405.21060, section 2.1 and figure 6.
+template <class S>
+Output<S> mamba2(const Input<S>& in) {
+  const Index B = in.B(), T = in.T(), H = in.size("n_heads"), P = in.size("head_dim");
+  const Index N = in.size("state_size"), G = in.size("n_groups"), W = in.size("conv_kernel");
+  const Index inner = H * P, channels = inner + 2 * G * N, groups = in.size("norm_groups");
+  const double dt_max = in.config.at("dt_max").is_string() ? HUGE_VAL : in.number("dt_max");
+  Output<S> out{in.x, {}};
+  Array<S> conv({B, W - 1, channels}), ssm({B, H, N, P});
+  for (Index b = 0; b < B; ++b) {
+    for (Index t = 0; t < T; ++t) {
+      const auto row = linear<S>(in.weight("in_proj.weight"), nullptr, token(in.x, b, t));
+      // The rows of in_proj: z [inner], conv input x, B, C [channels], dt [H].
+      std::vector<S> mixed(static_cast<std::size_t>(channels));
+      for (Index d = 0; d < channels; ++d) {
+        const S now = row[static_cast<std::size_t>(inner + d)];
+        S sum = in.weight("conv1d.bias")(d);
+        for (Index j = 0; j < W - 1; ++j)
+          sum += in.weight("conv1d.weight")(d, 0, j) * conv(b, j, d);
+        sum += in.weight("conv1d.weight")(d, 0, W - 1) * now;
+        mixed[static_cast<std::size_t>(d)] = silu(sum);
+        for (Index j = 0; j + 1 < W - 1; ++j) conv(b, j, d) = conv(b, j + 1, d);
+        if (W > 1) conv(b, W - 2, d) = now;
+      }
+      std::vector<S> y(static_cast<std::size_t>(inner));
+      for (Index h = 0; h < H; ++h) {
+        const S raw = row[static_cast<std::size_t>(inner + channels + h)] + in.weight("dt_bias")(h);
+        const S softplus = raw > 20 ? raw : std::log1p(std::exp(raw));
+        const S dt =
+            std::clamp(softplus, static_cast<S>(in.number("dt_min")), static_cast<S>(dt_max));
+        const S decay = std::exp(-dt * std::exp(in.weight("A_log")(h)));
+        const Index g = h / (H / G);
+        for (Index p = 0; p < P; ++p) {
+          const S value = mixed[static_cast<std::size_t>(h * P + p)];
+          S sum = 0;
+          for (Index n = 0; n < N; ++n) {
+            S& cell = ssm(b, h, n, p);
+            cell = decay * cell + dt * value * mixed[static_cast<std::size_t>(inner + g * N + n)];
+            sum += cell * mixed[static_cast<std::size_t>(inner + (G + g) * N + n)];
+          }
+          y[static_cast<std::size_t>(h * P + p)] = sum + in.weight("D")(h) * value;
+        }
+      }
+      for (Index d = 0; d < inner; ++d) {
+        y[static_cast<std::size_t>(d)] *= silu(row[static_cast<std::size_t>(d)]);
+      }
+      const Index width = inner / groups;
+      for (Index first = 0; first < inner; first += width) {
+        S square = 0;
+        for (Index d = first; d < first + width; ++d) {
+          square += y[static_cast<std::size_t>(d)] * y[static_cast<std::size_t>(d)];
+        }
+        const S norm =
+            std::sqrt(square / static_cast<S>(width) + static_cast<S>(in.number("norm_eps")));
+        for (Index d = first; d < first + width; ++d) {
+          y[static_cast<std::size_t>(d)] *= in.weight("norm.weight")(d) / norm;
+        }
+      }
+      set_token(out.y, b, t, linear<S>(in.weight("out_proj.weight"), nullptr, y));
+    }
+  }
+  out.state = {{"conv", conv}, {"ssm", ssm}};
+  return out;
+}
+
+inline const std::vector<std::string> mamba2_configs{
+    R"({"d_model": 16, "n_heads": 4, "head_dim": 8, "state_size": 8, "n_groups": 1,
+        "conv_kernel": 4, "dt_min": 0, "dt_max": "Infinity", "norm_groups": 1, "norm_eps": 1e-5})",
+    R"({"d_model": 21, "n_heads": 6, "head_dim": 5, "state_size": 7, "n_groups": 3,
+        "conv_kernel": 3, "dt_min": 0.01, "dt_max": 0.5, "norm_groups": 3, "norm_eps": 1e-6})",
+    R"({"d_model": 10, "n_heads": 2, "head_dim": 17, "state_size": 33, "n_groups": 2,
+        "conv_kernel": 2, "dt_min": 0, "dt_max": "Infinity", "norm_groups": 1, "norm_eps": 1e-5})"};
+
+}  // namespace reference
