@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "support/golden.hpp"
+#include "support/layer_case.hpp"
 
 namespace {
 
@@ -37,7 +38,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   if (arguments == std::vector<std::string>{"--list"}) {
-    for (const std::string& name : support::golden_registry().names()) std::cout << name << "\n";
+    for (const std::string& name : support::registry<double>().names()) std::cout << name << "\n";
     return 0;
   }
   int status = 0;

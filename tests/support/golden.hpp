@@ -27,7 +27,4 @@ double golden_tolerance(const std::string& layer, const std::string& precision);
 /// Throws a `seqmix::Error` where the file is not a layer file.
 GoldenErrors check_golden(const seqmix::Safetensors& file);
 
-/// The registry of every layer in double.
-const seqmix::Registry<double>& golden_registry();
-
 }  // namespace support

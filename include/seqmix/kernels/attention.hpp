@@ -83,9 +83,6 @@ inline constexpr Index attention_block = 192;
 inline constexpr Index attention_heads = 8;
 /// Numbers of the cache that are worth a task of the recurrent form.
 inline constexpr Index attention_task_numbers = Index{1} << 15;
-/// Queries of one head that are handled together.
-template <class S>
-inline constexpr Index query_panel_width = 3 * simd::lanes<S>;
 
 template <class S>
 inline constexpr S minus_infinity = -std::numeric_limits<S>::infinity();
@@ -112,6 +109,10 @@ bool all_finite(const View<const S, 2>& rows) {
   }
   return simd::reduce_add(zero) == 0;
 }
+
+/// What a policy becomes for one row and head.
+template <class Policy>
+using OfHead = decltype(std::declval<const Policy&>().of(Index{}, Index{}));
 
 /// What both forms read, and where they write.
 template <class S>
@@ -165,12 +166,90 @@ struct AttentionCall {
   }
 };
 
-/// to[c, r] = scale · from[r, c].
+/// to = scale · from, row by row: the rows of one of the two lie in memory, and those of the other,
+/// the columns of a panel, in cache.
 template <class S>
-void transpose(const View<const S, 2>& from, S scale, const View<S, 2>& to) {
-  for (Index r = 0; r < from.extent(0); ++r) {
-    for (Index c = 0; c < from.extent(1); ++c) to(c, r) = scale * from(r, c);
+void scale_rows(const View<const S, 2>& from, S scale, const View<S, 2>& to) {
+  const Index from_step = from.stride(1), to_step = to.stride(1), columns = to.extent(1);
+  for (Index row = 0; row < to.extent(0); ++row) {
+    const S* const x = from.data() + row * from.stride(0);
+    S* const y = to.data() + row * to.stride(0);
+    for (Index i = 0; i < columns; ++i) y[i * to_step] = scale * x[i * from_step];
   }
+}
+template <class T>
+View<T, 2> transposed(const View<T, 2>& view) {
+  return {view.data(), {view.extent(1), view.extent(0)}, {view.stride(1), view.stride(0)}};
+}
+
+/// Registers of a query panel, and rows of the tiles in which its products are computed: with both,
+/// sums fill the registers of the target.
+inline constexpr Index panel_registers = 3;
+#if defined(__AVX512F__) && !defined(SEQMIX_SIMD_WIDTH)
+inline constexpr Index panel_rows = 8;
+#else
+inline constexpr Index panel_rows = 4;
+#endif
+/// Queries of one head that are handled together.
+template <class S>
+inline constexpr Index query_panel_width = panel_registers* simd::lanes<S>;
+
+/// C (+)= A B for `Rows` rows and a B and C of `Registers` registers a row: one chain of
+/// multiply-adds over ascending k for each number.
+template <class S, Index Rows, Index Registers>
+__attribute__((noinline)) void multiply_panel_tile(const View<const S, 2>& a, Index row,
+                                                   const View<const S, 2>& b, const View<S, 2>& c,
+                                                   bool accumulate) {
+  constexpr Index lanes = simd::lanes<S>;
+  const Index a_row = a.stride(0), a_step = a.stride(1), b_step = b.stride(0);
+  S* const to = c.data() + row * c.stride(0);
+  const Index c_row = c.stride(0);
+  simd::Batch<S> sum[Rows][Registers];
+#pragma GCC unroll 8
+  for (Index r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+    for (Index i = 0; i < Registers; ++i) {
+      sum[r][i] = simd::broadcast(S(0));
+      if (accumulate) sum[r][i] = simd::load<S>(to + r * c_row + i * lanes);
+    }
+  }
+  const S *x = a.data() + row * a_row, *from = b.data();
+  for (Index k = 0; k < b.extent(0); ++k, x += a_step, from += b_step) {
+    simd::Batch<S> factor[Registers];
+#pragma GCC unroll 8
+    for (Index i = 0; i < Registers; ++i) factor[i] = simd::load<S>(from + i * lanes);
+#pragma GCC unroll 8
+    for (Index r = 0; r < Rows; ++r) {
+      const simd::Batch<S> value = simd::broadcast(x[r * a_row]);
+#pragma GCC unroll 8
+      for (Index i = 0; i < Registers; ++i) sum[r][i] = simd::fma<S>(value, factor[i], sum[r][i]);
+    }
+  }
+#pragma GCC unroll 8
+  for (Index r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+    for (Index i = 0; i < Registers; ++i) simd::store<S>(to + r * c_row + i * lanes, sum[r][i]);
+  }
+}
+
+template <class S, Index Registers, Index Rows = panel_rows>
+void multiply_panel_rows(const View<const S, 2>& a, const View<const S, 2>& b, const View<S, 2>& c,
+                         bool accumulate, Index row = 0) {
+  for (; row + Rows <= c.extent(0); row += Rows) {
+    multiply_panel_tile<S, Rows, Registers>(a, row, b, c, accumulate);
+  }
+  if constexpr (Rows > 1) {
+    multiply_panel_rows<S, Registers, Rows / 2>(a, b, c, accumulate, row);
+  }
+}
+
+/// C (+)= A B where a row of B and C is 1 to 3 whole registers. A may have any strides.
+template <class S>
+void multiply_panel(In<S, 2> a, In<S, 2> b, Out<S, 2> c, bool accumulate) {
+  const auto multiply = c.extent(1) == simd::lanes<S>       ? multiply_panel_rows<S, 1>
+                        : c.extent(1) == 2 * simd::lanes<S> ? multiply_panel_rows<S, 2>
+                                                            : multiply_panel_rows<S, 3>;
+  multiply(a, b, c, accumulate, 0);
 }
 
 /// Keys of a tile against the registers [begin, end) of a panel; no other register sees any of
@@ -204,7 +283,8 @@ struct QueryPanel {
 
   void begin(const View<const S, 2>& from) const {
     fill(q, S(0));
-    transpose<S>(from, static_cast<S>(score.scale), q);
+    scale_rows<S>(from, static_cast<S>(score.scale),
+                  transposed(q).template slice<0>(0, queries.size()));
     fill(o, S(0)), fill(maximum, minus_infinity<S>), fill(sum, S(0));
   }
 
@@ -220,9 +300,9 @@ struct QueryPanel {
           .template slice<1>(strip.begin * lanes, (strip.end - strip.begin) * lanes);
     };
     for (const Strip& strip : strips) {
-      tile_matmul<S>(keys.template slice<0>(strip.keys.begin, strip.keys.size()),
-                     q.template slice<1>(strip.begin * lanes, (strip.end - strip.begin) * lanes),
-                     products(strip), false);
+      multiply_panel<S>(keys.template slice<0>(strip.keys.begin, strip.keys.size()),
+                        q.template slice<1>(strip.begin * lanes, (strip.end - strip.begin) * lanes),
+                        products(strip), false);
     }
     for (Index r = 0; r < registers(); ++r) update(r, tile, strips, p);
     for (const Strip& strip : strips) {
@@ -231,11 +311,9 @@ struct QueryPanel {
         add_visible(strip, tile, rows, p);
         continue;
       }
-      const View<const S, 2> columns(rows.data(), {rows.extent(1), rows.extent(0)},
-                                     {1, rows.stride(0)});
-      tile_matmul<S>(columns, products(strip),
-                     o.template slice<1>(strip.begin * lanes, (strip.end - strip.begin) * lanes),
-                     true);
+      multiply_panel<S>(transposed(rows), products(strip),
+                        o.template slice<1>(strip.begin * lanes, (strip.end - strip.begin) * lanes),
+                        true);
     }
   }
 
@@ -246,7 +324,7 @@ struct QueryPanel {
       S* const result = &sum[r * lanes];
       simd::store<S>(result, simd::load<S>(&maximum[r * lanes]) + simd::log(total));
     }
-    transpose<S>(o.template slice<1>(0, queries.size()), S(1), to);
+    scale_rows<S>(transposed(o).template slice<0>(0, queries.size()), S(1), to);
     if (log_sum_exp == nullptr) return;
     for (Index i = 0; i < queries.size(); ++i) log_sum_exp[i * stride] = sum[i];
   }
@@ -373,19 +451,20 @@ void attend_block(const AttentionCall<S>& call, const Mask& mask, const Score& s
   auto q = scratch(panels, call.head_k(), width), o = scratch(panels, call.head_v(), width);
   auto maximum = scratch(panels, width), sum = scratch(panels, width);
   auto p = scratch(attention_tile, width);
+  using Panel = QueryPanel<S, OfHead<Mask>, OfHead<Score>>;
   const auto for_each_panel = [&](auto&& body) {
     for (Index i = 0; i < panels; ++i) {
       const Index head = heads.begin + i / panels_per_head;
       const Index first = tokens.begin + i % panels_per_head * width;
       const Index count = std::min(width, tokens.end - first),
                   padded = round_up(count, simd::lanes<S>);
-      body(QueryPanel{mask.of(b, head),
-                      score.of(b, head),
-                      {past + first, past + first + count},
-                      q[i].template slice<1>(0, padded),
-                      o[i].template slice<1>(0, padded),
-                      maximum[i],
-                      sum[i]},
+      body(Panel{mask.of(b, head),
+                 score.of(b, head),
+                 {past + first, past + first + count},
+                 q[i].template slice<1>(0, padded),
+                 o[i].template slice<1>(0, padded),
+                 maximum[i],
+                 sum[i]},
            head, first, count);
     }
   };
@@ -491,73 +570,100 @@ void dot_rows(const S* q, const View<const S, 2>& rows, S* products) {
   for (; row < rows.extent(0); ++row) dot(row, std::make_index_sequence<1>{});
 }
 
-/// Takes the keys and values at the positions `tile` into the softmax of the query at `query`.
+/// One token of the query heads of a group on its way through the tiles of their keys: the
+/// recurrent form. Lanes are keys, then value channels.
 template <class S, class Mask, class Score>
-void attend_tile(const S* q, Index query, Span tile, const View<const S, 2>& keys,
-                 const View<const S, 2>& values, const Mask& mask, const Score& score,
-                 const PartialSoftmax<S>& softmax) {
+struct QueryToken {
   using Batch = simd::Batch<S>;
-  constexpr Index lanes = simd::lanes<S>;
-  const Visibility visibility = mask.visibility({query, query + 1}, tile);
-  if (visibility == Visibility::none) return;
-  alignas(alignment) S p[attention_tile], visible[attention_tile];
-  dot_rows<S>(q, keys.template slice<0>(tile.begin, tile.size()), p);
 
-  Batch tile_maximum(minus_infinity<S>);
-  for (Index i = 0; i < tile.size(); i += lanes) {
-    const Pairs<S> pairs{tile.begin, simd::broadcast(static_cast<S>(query - tile.begin)),
-                         counting_from<S>(i)};
-    auto shown = pairs.key < simd::broadcast(static_cast<S>(tile.size()));
-    if (visibility == Visibility::partial) shown = shown && mask.allows(pairs);
-    const Batch products = simd::load<S>(p + i, std::min(lanes, tile.size() - i));
-    const Batch value = simd::select<S>(shown, score(products, pairs), minus_infinity<S>);
-    simd::store<S>(p + i, value);
-    simd::store<S>(visible + i,
-                   simd::select<S>(shown, simd::broadcast(S(1)), simd::broadcast(S(0))));
-    tile_maximum = simd::max<S>(tile_maximum, value);
-  }
-  softmax.raise(std::max(softmax.maximum, simd::reduce_max(tile_maximum)));
-  const Batch offset = softmax_offset(Batch(softmax.maximum));
-  Batch sum(S(0));
-  for (Index i = 0; i < tile.size(); i += lanes) {
-    const Batch weight = simd::exp(simd::load<S>(p + i) - offset);
-    simd::store<S>(p + i, weight);
-    sum += weight;
-  }
-  softmax.sum += simd::reduce_add(sum);
+  const Mask& mask;
+  const Score& score;
+  Index row, first_head;  // the policies' view of it
+  Index position;
+  View<S, 2> q;        // [R, K], scaled
+  View<S, 2> p;        // [R, attention_tile]
+  View<S, 2> visible;  // [R, attention_tile], 1 or 0
+  View<S, 2> o;        // [R, V], sums of p v
+  View<S, 1> maximum;  // [R], of the scores so far
+  View<S, 1> sum;      // [R], of p
 
-  // A hidden value is not even multiplied by zero, so that an infinite or NaN one stays unseen.
-  for (Index first = 0, end = 0; first < tile.size(); first = end + 1) {
-    for (end = first; end < tile.size() && visible[end] != 0;) ++end;
-    const View<const S, 2> weights(p + first, {1, end - first});
-    tile_matmul<S>(weights, values.template slice<0>(tile.begin + first, end - first),
-                   softmax.o.template insert<0>(), true);
-  }
-}
+  Index heads() const { return q.extent(0); }
 
-/// The softmax of the queries at token t of stream = b G + g over one span of keys: `part(r)` for
-/// query head r of the group. `q` is scratch, [R, K].
-template <class S, class Mask, class Score>
-void attend_span(const AttentionCall<S>& call, const Mask& mask, const Score& score, Index t,
-                 Index stream, Index first, const View<S, 2>& q, auto&& part) {
-  const Index b = stream / call.groups(), group = stream % call.groups();
-  const Index R = call.heads_per_group(), past = call.past[b];
-  const Index end = std::min(past + call.tokens(), first + attention_span);
-  for (Index r = 0; r < R; ++r) {
-    const simd::Batch<S> scale(static_cast<S>(score.of(b, group * R + r).scale));
-    simd::map<S>(
-        call.head_k(), &q(r, 0), [&](const auto& v) { return v * scale; },
-        &call.q(b, t, group * R + r, 0));
-    part(r).clear();
-  }
-  for (; first < end; first += attention_tile) {
-    const Span tile{first, std::min(end, first + attention_tile)};
-    for (Index r = 0; r < R; ++r) {
-      attend_tile<S>(&q(r, 0), past + t, tile, call.keys[b][group], call.values[b][group],
-                     mask.of(b, group * R + r), score.of(b, group * R + r), part(r));
+  void begin(const View<const S, 2>& from) const {
+    for (Index r = 0; r < heads(); ++r) {
+      const Batch scale(static_cast<S>(score.of(row, first_head + r).scale));
+      simd::map<S>(
+          q.extent(1), &q(r, 0), [&](const Batch& v) { return v * scale; }, &from(r, 0));
+      softmax(r).clear();
     }
   }
-}
+
+  /// Takes in the keys and values (all of one head, [capacity, K or V]) of the positions in `tile`.
+  void visit(Span tile, const View<const S, 2>& keys, const View<const S, 2>& values) const {
+    const auto tile_keys = keys.template slice<0>(tile.begin, tile.size());
+    const auto tile_values = values.template slice<0>(tile.begin, tile.size());
+    const auto add = [&](Span of_heads, Span of_keys) {
+      const auto weights = p.template slice<0>(of_heads.begin, of_heads.size());
+      tile_matmul<S>(weights.template slice<1>(of_keys.begin, of_keys.size()),
+                     tile_values.template slice<0>(of_keys.begin, of_keys.size()),
+                     o.template slice<0>(of_heads.begin, of_heads.size()), true);
+    };
+    Span together;  // heads that see the whole tile
+    for (Index r = 0; r < heads(); ++r) {
+      const Visibility visibility =
+          mask.of(row, first_head + r).visibility({position, position + 1}, tile);
+      if (visibility != Visibility::none) weigh(r, tile, visibility, tile_keys);
+      if (visibility == Visibility::all) {
+        together.end = r + 1;
+        continue;
+      }
+      add(together, {0, tile.size()});
+      together = {r + 1, r + 1};
+      if (visibility == Visibility::none) continue;
+      // A hidden value is not even multiplied by zero: an infinite or NaN one stays unseen.
+      for (Index begin = 0, end = 0; begin < tile.size(); begin = end + 1) {
+        for (end = begin; end < tile.size() && visible(r, end) != 0;) ++end;
+        add({r, r + 1}, {begin, end});
+      }
+    }
+    add(together, {0, tile.size()});
+  }
+
+  PartialSoftmax<S> softmax(Index r) const { return {o[r], maximum[r], sum[r]}; }
+
+ private:
+  /// Makes p of head r the weights of the keys of a tile, and `visible` whether they count.
+  void weigh(Index r, Span tile, Visibility visibility, const View<const S, 2>& tile_keys) const {
+    constexpr Index lanes = simd::lanes<S>;
+    const auto head_mask = mask.of(row, first_head + r);
+    const auto head_score = score.of(row, first_head + r);
+    S* const weights = &p(r, 0);
+    dot_rows<S>(&q(r, 0), tile_keys, weights);
+    Batch tile_maximum(minus_infinity<S>);
+    for (Index i = 0; i < tile.size(); i += lanes) {
+      const Pairs<S> pairs{tile.begin, simd::broadcast(static_cast<S>(position - tile.begin)),
+                           counting_from<S>(i)};
+      auto shown = pairs.key < simd::broadcast(static_cast<S>(tile.size()));
+      if (visibility == Visibility::partial) shown = shown && head_mask.allows(pairs);
+      const Batch products = simd::load<S>(weights + i);
+      const Batch value = simd::select<S>(shown, head_score(products, pairs), minus_infinity<S>);
+      simd::store<S>(weights + i, value);
+      simd::store<S>(&visible(r, i),
+                     simd::select<S>(shown, simd::broadcast(S(1)), simd::broadcast(S(0))));
+      tile_maximum = simd::max<S>(tile_maximum, value);
+    }
+    const PartialSoftmax<S> whole = softmax(r);
+    whole.raise(std::max(whole.maximum, simd::reduce_max(tile_maximum)));
+    const Batch offset = softmax_offset(Batch(whole.maximum));
+    Batch total(S(0));
+    for (Index i = 0; i < tile.size(); i += lanes) {
+      const Batch weight = simd::exp(simd::load<S>(weights + i) - offset);
+      simd::store<S>(weights + i, weight);
+      total += weight;
+    }
+    whole.sum += simd::reduce_add(total);
+  }
+};
 
 /// The recurrent form: memory-bound, so that each span of keys is read once for all heads of its
 /// group. Spans run in parallel and are merged in their order.
@@ -576,13 +682,11 @@ void attend_one(const AttentionCall<S>& call, const Mask& mask, const Score& sco
   auto maximum = scratch(B * G, R), sum = scratch(B * G, R);
   auto part_o = scratch(attention_wave, R, V);
   auto part_maximum = scratch(attention_wave, R), part_sum = scratch(attention_wave, R);
-  const auto whole = [&](Index stream, Index r) {
-    const Index b = stream / G, head = stream % G * R + r;
-    return PartialSoftmax<S>{call.o[b][t][head], maximum(stream, r), sum(stream, r)};
+  const auto heads_of = [&](const auto& view, Index stream) {
+    return view[stream / G][t].template slice<0>(stream % G * R, R);
   };
-  const auto part = [&](Index item, Index r) {
-    const Index i = item % attention_wave;
-    return PartialSoftmax<S>{part_o[i][r], part_maximum(i, r), part_sum(i, r)};
+  const auto whole = [&](Index stream, Index r) {
+    return PartialSoftmax<S>{heads_of(call.o, stream)[r], maximum(stream, r), sum(stream, r)};
   };
   const auto for_each_head = [&](auto&& body) {
     for (Index stream = 0; stream < B * G; ++stream) {
@@ -593,17 +697,39 @@ void attend_one(const AttentionCall<S>& call, const Mask& mask, const Score& sco
   for_each_head([&](Index stream, Index r) { whole(stream, r).clear(); });
   for (Index first = 0; first < items; first += attention_wave) {
     const Index end = std::min(items, first + attention_wave);
-    context.parallel_for(ceil_div(end - first, items_per_task), [&](Index task, Context& worker) {
+    const auto attend_item = [&](Index item, Context& worker) {
+      const Index stream = item / spans, b = stream / G, group = stream % G, slot = item - first;
       auto worker_scratch = worker.scratch<S>();
-      auto q = worker_scratch(R, K);
+      const QueryToken<S, Mask, Score> token{mask,
+                                             score,
+                                             b,
+                                             group * R,
+                                             call.past[b] + t,
+                                             worker_scratch(R, K),
+                                             worker_scratch(R, attention_tile),
+                                             worker_scratch(R, attention_tile),
+                                             part_o[slot],
+                                             part_maximum[slot],
+                                             part_sum[slot]};
+      token.begin(heads_of(call.q, stream));
+      const Index begin = item % spans * attention_span;
+      const Index limit = std::min(call.past[b] + call.tokens(), begin + attention_span);
+      for (Index key = begin; key < limit; key += attention_tile) {
+        token.visit({key, std::min(limit, key + attention_tile)}, call.keys[b][group],
+                    call.values[b][group]);
+      }
+    };
+    context.parallel_for(ceil_div(end - first, items_per_task), [&](Index task, Context& worker) {
       const Index begin = first + task * items_per_task;
       for (Index item = begin; item < std::min(end, begin + items_per_task); ++item) {
-        attend_span(call, mask, score, t, item / spans, item % spans * attention_span, q,
-                    [&](Index r) { return part(item, r); });
+        attend_item(item, worker);
       }
     });
     for (Index item = first; item < end; ++item) {
-      for (Index r = 0; r < R; ++r) whole(item / spans, r).merge(part(item, r));
+      const Index slot = item - first;
+      for (Index r = 0; r < R; ++r) {
+        whole(item / spans, r).merge({part_o[slot][r], part_maximum(slot, r), part_sum(slot, r)});
+      }
     }
   }
   for_each_head([&](Index stream, Index r) {

@@ -225,29 +225,25 @@ class StateTile {
   Batch s_[rows][2];
 };
 
-/// Calls `advance(tile, row, column)` for each tile of `state` [K, V], and stores it. A tile that
-/// the edge cuts is padded with zeros.
+/// Calls `advance(place, stride, row, column)` for the place of each tile of `state` [K, V]. A tile
+/// that the edge cuts is padded with zeros elsewhere.
 template <class S>
 void for_each_tile(const View<S, 2>& state, auto&& advance) {
-  using Tile = StateTile<S>;
+  constexpr Index tile_rows = StateTile<S>::rows, tile_columns = StateTile<S>::columns;
   const Index K = state.extent(0), V = state.extent(1);
-  for (Index row = 0; row < K; row += Tile::rows) {
-    for (Index column = 0; column < V; column += Tile::columns) {
-      const Index rows = std::min(Tile::rows, K - row), columns = std::min(Tile::columns, V - column);
-      if (rows == Tile::rows && columns == Tile::columns) {
+  for (Index row = 0; row < K; row += tile_rows) {
+    for (Index column = 0; column < V; column += tile_columns) {
+      const Index rows = std::min(tile_rows, K - row), columns = std::min(tile_columns, V - column);
+      if (rows == tile_rows && columns == tile_columns) {
         S* const place = state.data() + row * state.stride(0) + column;
-        Tile tile(place, state.stride(0));
-        advance(tile, row, column);
-        tile.store(place, state.stride(0));
+        advance(place, state.stride(0), row, column);
       } else {
-        alignas(alignment) S padded[Tile::rows * Tile::columns] = {};
+        alignas(alignment) S padded[tile_rows * tile_columns] = {};
         const View<S, 2> rest =
             state.template slice<0>(row, rows).template slice<1>(column, columns);
-        pack_rows<S>(rest, padded, Tile::columns);
-        Tile tile(padded, Tile::columns);
-        advance(tile, row, column);
-        tile.store(padded, Tile::columns);
-        unpack_rows<S>(padded, Tile::columns, rest, [](const simd::Batch<S>& x) { return x; });
+        pack_rows<S>(rest, padded, tile_columns);
+        advance(padded, tile_columns, row, column);
+        unpack_rows<S>(padded, tile_columns, rest, [](const simd::Batch<S>& x) { return x; });
       }
     }
   }
@@ -277,13 +273,15 @@ void linear_state_recurrent(const LinearStateUnit<S, Decay>& unit, Context& cont
       unit.decay.write_factors(unit.batch_row, unit.first_head + h, first, tokens, a, a_stride);
       pack_rows<S>(unit.v.template at<1>(h).template slice<0>(first, tokens), v, v_stride);
       std::fill_n(o, tokens * v_stride, S(0));
-      for_each_tile(state, [&](StateTile<S>& tile, Index row, Index column) {
+      for_each_tile(state, [&](S* place, Index stride, Index row, Index column) {
+        StateTile<S> tile(place, stride);
         for (Index t = 0; t < tokens; ++t) {
           tile.template decay_and_write<by_channel>(a + t * a_stride + (by_channel ? row : 0),
                                                     k + t * k_stride + row,
                                                     v + t * v_stride + column);
           tile.read(q + t * k_stride + row, o + t * v_stride + column);
         }
+        tile.store(place, stride);
       });
       unpack_rows<S>(o, v_stride, unit.o.template at<1>(h).template slice<0>(first, tokens),
                      [&](const simd::Batch<S>& x) { return x * simd::broadcast(unit.scale); });
@@ -456,7 +454,8 @@ void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, Context& contex
           }
         }
       }
-      for_each_tile(state, [&](StateTile<S>& tile, Index row, Index column) {
+      for_each_tile(state, [&](S* place, Index stride, Index row, Index column) {
+        StateTile<S> tile(place, stride);
         for (Index t = 0; t < tokens; t += C) {
           const Index end = std::min(t + C, tokens);
           for (Index i = t; i < end; ++i) {
@@ -467,6 +466,7 @@ void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, Context& contex
             tile.write(decayed_k + i * k_stride + row, v + i * v_stride + column);
           }
         }
+        tile.store(place, stride);
       });
       unpack_rows<S>(o, v_stride, unit.o.template at<1>(h).template slice<0>(first, tokens),
                      [&](const simd::Batch<S>& x) { return x * simd::broadcast(unit.scale); });

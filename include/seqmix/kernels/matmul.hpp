@@ -54,6 +54,7 @@ struct Product {
   const S* b = nullptr;   // B[k, first column of panel p] at b[k * b_stride + p * panel_stride]
   Index b_stride = 0;
   Index panel_stride = 0;
+  Index ahead = 0;        // how far beyond the k that is multiplied B is fetched
   S* const* c = nullptr;  // C[row, column] at c[row][column]
   Index columns = 0;
   const S* bias = nullptr;
@@ -109,7 +110,9 @@ __attribute__((noinline)) void multiply_tile(const Product<S>& product, Index ro
   const Index a_row_stride = Grouped ? 1 : product.a_row_stride;
   const Index a_stride = Grouped ? Rows : product.a_stride;
   const Index b_stride = product.b_stride, panel_stride = product.panel_stride;
+  const Index ahead = product.ahead;
   for (Index k = 0; k < product.depth; ++k, a += a_stride, b += b_stride) {
+    if constexpr (Panels == 1 && !Grouped) __builtin_prefetch(b + ahead, 0, 2);
     simd::Batch<S> weight[width];
 #pragma GCC unroll 16
     for (Index r = 0; r < width; ++r) {
@@ -171,7 +174,8 @@ void multiply_rows(const Product<S>& product, Index rows, Index panel, Index pan
 /// All rows of panels [panel, last_panel).
 template <class S>
 void multiply_panels(const Product<S>& product, Index rows, Index panel, Index last_panel) {
-  const Index slice = rows <= tall ? std::max<Index>(product.depth, 1) : depth_slice;
+  const bool one_tile = next_tile(rows, rows) == rows;
+  const Index slice = one_tile ? std::max<Index>(product.depth, 1) : depth_slice;
   const Index at_once = panels_at_once(rows);
   for (Index panels = 0; panel < last_panel; panel += panels) {
     panels = panel + at_once <= last_panel ? at_once : 1;
@@ -198,9 +202,13 @@ void pack_rows(const View<const S, 3>& x, Index first, Index last, Index k, Inde
     const Index rows = std::min(tall, last - row);
     const S* from[tall];
     for (Index i = 0; i < rows; ++i) from[i] = row_address(x, row + i) + k;
-    for (Index j = 0; j < depth; ++j) {
-      for (Index i = 0; i < rows; ++i) *to++ = from[i][j];
+    for (Index j = 0; j < depth; j += 16) {
+      const Index count = std::min<Index>(16, depth - j);
+      for (Index i = 0; i < rows; ++i) {
+        for (Index n = 0; n < count; ++n) to[(j + n) * rows + i] = from[i][j + n];
+      }
     }
+    to += depth * rows;
   }
 }
 
@@ -212,13 +220,13 @@ void multiply_packed(const Product<S>& product, Index rows, Index panel, Index l
   const Index grouped = rows / tall * tall;
   rest.a += grouped * product.depth, rest.c += grouped;
   rest.a_row_stride = 1, rest.a_stride = rows - grouped;
-  for (Index k = 0; k == 0 || k < product.depth; k += depth_slice) {
-    const Product<S> slice = groups.slice(k, depth_slice), rest_slice = rest.slice(k, depth_slice);
-    for (Index p = panel; p < last_panel; ++p) {
+  for (Index p = panel; p < last_panel; ++p) {
+    for (Index k = 0; k == 0 || k < product.depth; k += depth_slice) {
+      const Product<S> slice = groups.slice(k, depth_slice);
       for (Index row = 0; row < grouped; row += tall) {
         multiply_tile<S, tall, 1, true>(slice, row, p, 0);
       }
-      multiply_rows(rest_slice, rows - grouped, p, 1);
+      multiply_rows(rest.slice(k, depth_slice), rows - grouped, p, 1);
     }
   }
 }
@@ -310,7 +318,7 @@ void matmul(In<S, 3> x, const PackedMatrix<S>& w, View<S, 3> y, Context& context
                      .columns = outputs,
                      .bias = bias,
                      .accumulate = accumulate};
-  const bool few = rows < 2 * tall;
+  const bool few = rows < FEW * tall;
   if (few || panels < panels_to_pack) {
     const Index task_rows =
         few ? rows
@@ -327,6 +335,7 @@ void matmul(In<S, 3> x, const PackedMatrix<S>& w, View<S, 3> y, Context& context
       auto scratch = worker.scratch<S>();
       Product<S> part = product;
       part.c = c.data(), part.a_stride = 1;
+      if (next_tile(count, count) < count) part.ahead = depth_slice * panel_width<S>;
       if (x.template mergeable<0>()) {
         const auto merged = x.template merge<0>();
         part.a = merged.data() + row * merged.stride(0), part.a_row_stride = merged.stride(0);

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "seqmix/core/cache.hpp"
@@ -85,7 +86,8 @@ class StateMembers {
   }
   StateMembers() = default;
 
-  const std::vector<StateMember>& list() const { return list_; }
+  const std::vector<StateMember>& list() const& { return list_; }
+  std::vector<StateMember> list() && { return std::move(list_); }
   Index batch() const { return list_.empty() ? 0 : list_.front().shape.front(); }
   /// The number of tokens that `row` has seen; 0 where the state does not count them.
   Index tokens(Index row) const {
@@ -120,9 +122,10 @@ class StateMembers {
 
   /// Copies batch row `from_row` of `from` to `to_row` of this state; capacities may differ.
   void copy_row(const StateMembers& from, Index from_row, Index to_row) const {
+    check_same_layer(from);
+    if (list_.empty()) return;
     check_row("source", from, from_row);
     check_row("target", *this, to_row);
-    check_same_layer(from);
     const Index tokens = from.tokens(from_row);
     for (const StateMember& member : list_) {
       if (member.kind == StateMember::Kind::appended && tokens > member.capacity()) {

@@ -165,26 +165,35 @@ SEQMIX_ALWAYS_INLINE Batch<S> log_domain(const Batch<S>& x, const Batch<S>& resu
   return simd::select(x > zero, simd::select(x < infinity, result, infinity), outside);
 }
 
-/// factor / (1 + e^(x + low...)). Numerator and denominator are scaled down, so that the quotient is
-/// right where e^x alone overflows: factor e^-x may be a normal number there.
-template <class S, class... Low>
-SEQMIX_ALWAYS_INLINE Batch<S> over_one_plus_exp(const Batch<S>& factor, const Batch<S>& x,
-                                                const Low&... low) {
-  constexpr int shift = std::is_same_v<S, float> ? 8 : 12;
-  const Batch<S> one(S(1) / S(1 << shift));
-  return factor * one / (one + scaled_exp<shift>(x, low...));
+/// The logistic functions x σ(u(x)) are x beyond `gate_bound` and below the smallest number before
+/// its negative, so that they need u only at the bounded x.
+inline constexpr int gate_bound = 1024;
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> gate_bounded(const Batch<S>& x) {
+  return simd::min(simd::max(x, Batch<S>(S(-gate_bound))), Batch<S>(S(gate_bound)));
 }
 
-/// Q(t) = erfc(t / sqrt 2) / 2, the normal distribution's upper tail, for t >= 0.
+/// x / (1 + e^minus_u), minus_u an unevaluated sum. The denominator is scaled down: the quotient may
+/// be a normal number where e^minus_u overflows.
 template <class S>
-SEQMIX_ALWAYS_INLINE Batch<S> normal_tail(const Batch<S>& t) {
+SEQMIX_ALWAYS_INLINE Batch<S> gated(const Batch<S>& x, const auto&... minus_u) {
+  constexpr int shift = std::is_same_v<S, float> ? 8 : 12;
+  const Batch<S> one(S(1) / S(1 << shift));
+  const Batch<S> inside = gate_bounded(x) / (one + scaled_exp<shift>(minus_u...)) * one;
+  return simd::select(x > Batch<S>(S(gate_bound)), x, inside);
+}
+
+/// factor Q(t), where Q(t) = erfc(t / sqrt 2) / 2 is the normal distribution's upper tail and
+/// t >= 0. The product is a normal number where Q alone may be none.
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> times_normal_tail(const Batch<S>& factor, const Batch<S>& any_t) {
   using C = Coefficients<S>;
-  const Batch<S> minus_half(S(-0.5));
+  const Batch<S> t = simd::min(any_t, Batch<S>(C::tail_end)), minus_half(S(-0.5));
   const Pair<S> square = exact_product(t, t);
   const Batch<S> e = scaled_exp(minus_half * square.hi, minus_half * square.lo);
   const Batch<S> w = Batch<S>(S(1)) / (t + Batch<S>(C::tail_pole));
   const Batch<S> y = simd::fnma(Batch<S>(2 * C::tail_pole), w, Batch<S>(S(1)));
-  return e * (w * polynomial(y, C::tail));
+  return factor * w * polynomial(y, C::tail) * e;
 }
 
 }  // namespace detail
@@ -243,9 +252,8 @@ SEQMIX_ALWAYS_INLINE Batch<S> erf(const Batch<S>& x) {
   using C = detail::Coefficients<S>;
   const Batch<S> a = simd::abs(x);
   const Batch<S> near = a * detail::polynomial(a * a, C::erf);
-  const Batch<S> t = simd::min(a * Batch<S>(static_cast<S>(0x1.6a09e667f3bcdp+0)),
-                               Batch<S>(C::tail_end));
-  const Batch<S> far = simd::fnma(Batch<S>(S(2)), detail::normal_tail(t), Batch<S>(S(1)));
+  const Batch<S> t = a * Batch<S>(static_cast<S>(0x1.6a09e667f3bcdp+0));
+  const Batch<S> far = Batch<S>(S(1)) - detail::times_normal_tail(Batch<S>(S(2)), t);
   return xsimd::copysign(simd::select(a < Batch<S>(S(0.75)), near, far), x);
 }
 
@@ -258,7 +266,8 @@ SEQMIX_ALWAYS_INLINE Batch<S> rsqrt(const Batch<S>& x) {
 /// σ(x) = 1 / (1 + e^-x).
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> sigmoid(const Batch<S>& x) {
-  return detail::over_one_plus_exp(Batch<S>(S(1)), -x);
+  const Batch<S> one(S(1));
+  return one / (one + simd::exp(-x));
 }
 
 /// log(1 + e^x).
@@ -277,23 +286,19 @@ SEQMIX_ALWAYS_INLINE Batch<S> log_sigmoid(const Batch<S>& x) {
   return -simd::softplus(-x);
 }
 
-// The functions x σ(..) bound x, far in their tails, where they have become 0 or x: so -infinity
-// gives -0 and no product overflows.
-
 /// x σ(x).
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> silu(const Batch<S>& x) {
-  const Batch<S> bounded = simd::max(x, Batch<S>(S(-1024)));
-  return detail::over_one_plus_exp(bounded, -bounded);
+  return detail::gated(x, -x);
 }
 
 /// x σ(1.702 x). Hendrycks & Gimpel 2016, arXiv:1606.08415.
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> quick_gelu(const Batch<S>& x) {
   constexpr S slope = static_cast<S>(-1.702), rest = static_cast<S>(-1.702L - slope);
-  const Batch<S> low = simd::max(x, Batch<S>(S(-512))), v = simd::min(low, Batch<S>(S(512)));
+  const Batch<S> v = detail::gate_bounded(x);
   const detail::Pair<S> u = detail::exact_product(v, Batch<S>(slope));
-  return detail::over_one_plus_exp(low, u.hi, simd::fma(v, Batch<S>(rest), u.lo));
+  return detail::gated(x, u.hi, simd::fma(v, Batch<S>(rest), u.lo));
 }
 
 /// x (1 + tanh(sqrt(2 / π) (x + 0.044715 x³))) / 2 = x σ(x (c + d x²)). ibidem.
@@ -303,22 +308,24 @@ SEQMIX_ALWAYS_INLINE Batch<S> gelu_tanh(const Batch<S>& x) {
   constexpr long double exact_d = exact_c * 0.044715L;
   constexpr S c = static_cast<S>(exact_c), c_rest = static_cast<S>(exact_c - c);
   constexpr S d = static_cast<S>(exact_d), d_rest = static_cast<S>(exact_d - d);
-  const Batch<S> low = simd::max(x, Batch<S>(S(-24))), v = simd::min(low, Batch<S>(S(24)));
   // -v (c + d v²) to twice the precision: an error of it is a relative error of the result.
+  const Batch<S> v = detail::gate_bounded(x);
   const detail::Pair<S> square = detail::exact_product(v, v);
   const detail::Pair<S> cubic = detail::exact_product(square.hi, Batch<S>(d));
   const detail::Pair<S> slope = detail::exact_sum(cubic.hi, Batch<S>(c));
   const detail::Pair<S> u = detail::exact_product(v, slope.hi);
   Batch<S> rest = simd::fma(square.hi, Batch<S>(d_rest), cubic.lo + Batch<S>(c_rest));
   rest = simd::fma(square.lo, Batch<S>(d), rest) + slope.lo;
-  return detail::over_one_plus_exp(low, u.hi, simd::fma(v, rest, u.lo));
+  return detail::gated(x, u.hi, simd::fma(v, rest, u.lo));
 }
 
 /// x Φ(x) = x (1 + erf(x / sqrt 2)) / 2. ibidem.
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> gelu(const Batch<S>& x) {
-  const Batch<S> t = simd::min(simd::abs(x), Batch<S>(detail::Coefficients<S>::tail_end));
-  return simd::fnma(t, detail::normal_tail(t), simd::max(x, Batch<S>(S(0))));
+  const Batch<S> t = simd::abs(x);
+  // At an infinite x the tail is 0: so must the product be.
+  const Batch<S> factor = simd::min(t, Batch<S>(detail::Coefficients<S>::tail_end));
+  return simd::max(x, Batch<S>(S(0))) - detail::times_normal_tail(factor, t);
 }
 
 }  // namespace simd

@@ -1,0 +1,508 @@
+// The one suite that every layer of the registry runs through, in float and in double.
+
+#include <algorithm>
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <random>
+#include <set>
+
+#include "seqmix/io/state.hpp"
+#include "support/allocations.hpp"
+#include "support/compare.hpp"
+#include "support/layer_case.hpp"
+#include "support/thread_executor.hpp"
+
+namespace {
+
+using namespace support;
+using seqmix::Algorithm;
+using seqmix::Shape;
+using seqmix::StateMembers;
+
+template <class S>
+constexpr S nan_of = std::numeric_limits<S>::quiet_NaN();
+
+/// A context whose scratch is NaN until it is written.
+Context poisoned() {
+  Context context;
+  context.set_poison(true);
+  return context;
+}
+
+template <class S>
+Tensor<S, 3> unwritten(Shape<3> shape) {
+  Tensor<S, 3> y(shape);
+  fill(y.view(), nan_of<S>);
+  return y;
+}
+
+template <class S>
+Tensor<S, 3> forward(const LayerCase<S>& layer, View<const S, 3> x, Context& context) {
+  auto y = unwritten<S>(x.shape());
+  layer.mixer().forward(x, y, context);
+  return y;
+}
+
+/// Continues `state` by x, by steps or by one prefill.
+template <class S>
+void advance(const LayerCase<S>& layer, View<const S, 3> x, AnyState& state, View<S, 3> y,
+             Context& context, bool by_steps) {
+  if (!by_steps) return layer.mixer().prefill(x, state, y, context);
+  for (Index t = 0; t < x.extent(1); ++t) {
+    layer.mixer().step(x.template at<1>(t), state, y.template at<1>(t), context);
+  }
+}
+
+/// Continues `state` by x in random pieces, prefills and steps.
+template <class S>
+void advance_randomly(const LayerCase<S>& layer, View<const S, 3> x, AnyState& state, View<S, 3> y,
+                      Context& context, std::mt19937& random) {
+  for (Index first = 0; first < x.extent(1);) {
+    const auto longest = static_cast<unsigned>(random() % 2 == 0 ? 4 : 90);
+    const Index count = std::min<Index>(1 + random() % longest, x.extent(1) - first);
+    advance(layer, x.template slice<1>(first, count), state, y.template slice<1>(first, count),
+            context, random() % 2 == 0);
+    first += count;
+  }
+}
+
+/// The largest error of a state's members; an exact match of the position.
+template <class S, class T>
+double state_error(AnyState& state, const reference::Output<T>& expected) {
+  const auto numbers = valid_numbers(state);
+  double largest = numbers.size() == expected.state.size() ? 0 : failed;
+  for (const auto& [name, values] : numbers) {
+    const auto found = expected.state.find(name);
+    if (found == expected.state.end()) return failed;
+    largest = std::max(largest, relative_error<double, T>(values, found->second.numbers));
+  }
+  return largest;
+}
+
+template <class S>
+struct Expected {
+  reference::Output<double> truth;
+  double bound = 0, state_bound = 0;
+
+  Expected(const LayerCase<S>& layer, const Tensor<S, 3>& x) : truth(layer.truth(x)) {
+    const auto literal = layer.literal(x);
+    bound = layer.bound(relative_error<S, double>(literal.y.numbers, truth.y.numbers));
+    double largest = 0;
+    for (const auto& [name, values] : literal.state) {
+      largest = std::max(largest,
+                         relative_error<S, double>(values.numbers, truth.state.at(name).numbers));
+    }
+    state_bound = layer.bound(largest);
+    // A law about numbers that are nearly zero says nothing.
+    double square = 0;
+    for (const double value : truth.y.numbers) square += value * value;
+    REQUIRE(std::sqrt(square / static_cast<double>(truth.y.numbers.size())) > 1e-3);
+  }
+  double error(const Tensor<S, 3>& y) const {
+    return relative_error<S, double>(
+        std::span<const S>(y.data(), static_cast<std::size_t>(y.size())), truth.y.numbers);
+  }
+};
+
+template <class S>
+std::string error_text(auto&& call) {
+  try {
+    call();
+  } catch (const seqmix::Error& error) {
+    return error.what();
+  }
+  return "nothing was thrown";
+}
+
+bool mentions(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+}  // namespace
+
+TEST_CASE("every layer of the registry has a twin and two golden files") {
+  std::set<std::string> with_twin;
+  for (const auto& twin : reference::twins()) with_twin.insert(twin.layer);
+  const auto names = registry<double>().names();
+  CHECK(names == registry<float>().names());
+  CHECK(std::set<std::string>(names.begin(), names.end()) == with_twin);
+  for (const std::string& name : names) {
+    INFO(name);
+    int files = 0;
+    for (const auto& entry :
+         std::filesystem::directory_iterator(SEQMIX_SOURCE_DIR "/tests/golden")) {
+      files += entry.path().filename().string().starts_with(name + "--") ? 1 : 0;
+    }
+    CHECK(files >= 2);
+  }
+}
+
+TEMPLATE_TEST_CASE("each verb gives its twin's outputs and final state", "", float, double) {
+  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+    for (const Index T : {1, 2, 3, 17, 64, 65, 131}) {
+      INFO(layer.text() << " T " << T);
+      const auto x = layer.random_input(2, T, 7);
+      const Expected<TestType> expected(layer, x);
+      Context context = poisoned();
+      CHECK(expected.error(forward<TestType>(layer, x, context)) <= expected.bound);
+      for (const bool by_steps : {false, true}) {
+        INFO("by steps " << by_steps);
+        auto state = layer.mixer().make_state(2, T);
+        auto y = unwritten<TestType>(x.shape());
+        advance<TestType>(layer, x, state, y, context, by_steps);
+        CHECK(expected.error(y) <= expected.bound);
+        CHECK(state_error<TestType>(state, expected.truth) <= expected.state_bound);
+      }
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE("any split of a sequence into prefill pieces and steps agrees", "", float,
+                   double) {
+  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+    INFO(layer.text());
+    std::mt19937 random(3);
+    const Index T = 270;
+    const auto x = layer.random_input(1, T, 11);
+    const Expected<TestType> expected(layer, x);
+    Context context = poisoned();
+    CHECK(expected.error(forward<TestType>(layer, x, context)) <= expected.bound);
+    for (int trial = 0; trial < 4; ++trial) {
+      auto state = layer.mixer().make_state(1, T + 5);
+      auto y = unwritten<TestType>(x.shape());
+      advance_randomly<TestType>(layer, x, state, y, context, random);
+      CHECK(expected.error(y) <= expected.bound);
+      CHECK(state_error<TestType>(state, expected.truth) <= expected.state_bound);
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE("each forced algorithm obeys the law", "", float, double) {
+  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+    const auto x = layer.random_input(2, 150, 5);
+    const Expected<TestType> expected(layer, x);
+    for (const Algorithm algorithm : {Algorithm::chunked, Algorithm::recurrent}) {
+      INFO(layer.text() << " algorithm " << static_cast<int>(algorithm));
+      Context context = poisoned();
+      context.set_algorithm(algorithm);
+      CHECK(expected.error(forward<TestType>(layer, x, context)) <= expected.bound);
+      auto state = layer.mixer().make_state(2, 150);
+      auto y = unwritten<TestType>(x.shape());
+      std::mt19937 random(1);
+      advance_randomly<TestType>(layer, x, state, y, context, random);
+      CHECK(expected.error(y) <= expected.bound);
+      CHECK(state_error<TestType>(state, expected.truth) <= expected.state_bound);
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE("a token changes nothing before it", "", float, double) {
+  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+    const Index T = 140;
+    auto x = layer.random_input(1, T, 9);
+    Context context = poisoned();
+    const auto before = forward<TestType>(layer, x, context);
+    for (const Index changed : {0, 1, 63, 64, 100, 139}) {
+      INFO(layer.text() << " token " << changed);
+      auto other = x;
+      for (Index d = 0; d < layer.d_model(); ++d) other(0, changed, d) += 1;
+      const auto after = forward<TestType>(layer, other, context);
+      const auto left = before.view().template slice<1>(0, changed);
+      const auto right = after.view().template slice<1>(0, changed);
+      if (layer.name() == "hyena") {
+        // A transform mixes the rounding of all tokens: an error bound of the whole takes its
+        // place.
+        CHECK((changed == 0 || relative_error(right, left) < layer.bound(1e-6)));
+      } else {
+        CHECK(same_bits(left, right));
+      }
+      CHECK_FALSE(same_bits(before.view().template slice<1>(changed, 1),
+                            after.view().template slice<1>(changed, 1)));
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE("a batch row has the same bits anywhere, and NaN stays in its own", "", float,
+                   double) {
+  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+    INFO(layer.text());
+    const Index B = 4, T = 70;
+    auto x = layer.random_input(B, T, 13);
+    Context context = poisoned();
+    for (const bool by_steps : {false, true}) {
+      const auto run = [&](View<const TestType, 3> part) {
+        auto state = layer.mixer().make_state(part.extent(0), T);
+        auto y = unwritten<TestType>(part.shape());
+        advance<TestType>(layer, part, state, y, context, by_steps);
+        return y;
+      };
+      const auto all = run(x);
+      for (Index b = 0; b < B; ++b) {
+        const auto alone = run(x.view().template slice<0>(b, 1));
+        CHECK(same_bits(alone.view(), all.view().template slice<0>(b, 1)));
+      }
+      auto sick = x;
+      fill(sick.view()[2].template slice<0>(3, 2), nan_of<TestType>);
+      const auto y = run(sick);
+      for (const Index b : {0, 1, 3}) CHECK(same_bits(y.view()[b], all.view()[b]));
+      CHECK(std::isnan(y(2, 3, 0)));
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE("the number of threads changes no bit", "", float, double) {
+  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+    const auto x = layer.random_input(2, 150, 17);
+    Context serial = poisoned();
+    auto state = layer.mixer().make_state(2, 150);
+    auto expected = unwritten<TestType>(x.shape());
+    advance<TestType>(layer, x, state, expected, serial, true);
+    const auto parallel = forward<TestType>(layer, x, serial);
+    for (const int threads : {1, 2, 3}) {
+      INFO(layer.text() << " threads " << threads);
+      ThreadExecutor executor(threads);
+      Context context(executor);
+      context.set_poison(true);
+      CHECK(same_bits(forward<TestType>(layer, x, context).view(), parallel.view()));
+      auto other = layer.mixer().make_state(2, 150);
+      auto y = unwritten<TestType>(x.shape());
+      advance<TestType>(layer, x, other, y, context, true);
+      CHECK(same_bits(y.view(), expected.view()));
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE("strided and shared views are windows on the same numbers", "", float, double) {
+  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+    INFO(layer.text());
+    const Index B = 2, T = 67, D = layer.d_model(), width = 2 * D + 3;
+    const auto x = layer.random_input(B, T, 19);
+    Context context = poisoned();
+    const auto expected = forward<TestType>(layer, x, context);
+
+    // x and y are columns of one wide matrix; the numbers around y stay as they are.
+    Tensor<TestType, 3> wide({B, T + 1, width});
+    fill(wide.view(), TestType(42));
+    const auto in = wide.view().template slice<1>(0, T).template slice<2>(1, D);
+    const auto out = wide.view().template slice<1>(0, T).template slice<2>(D + 2, D);
+    copy(x.view(), in);
+    layer.mixer().forward(in, out, context);
+    CHECK(same_bits(out, expected.view()));
+    CHECK(same_bits(in, x.view()));
+    for (Index b = 0; b < B; ++b) {
+      for (Index t = 0; t <= T; ++t) {
+        for (Index d = 0; d < width; ++d) {
+          const bool column = (d >= 1 && d < 1 + D) || (d >= D + 2 && d < 2 * D + 2);
+          if (t == T || !column) REQUIRE(wide(b, t, d) == TestType(42));
+        }
+      }
+    }
+
+    // y may be x.
+    auto both = x;
+    layer.mixer().forward(both, both, context);
+    CHECK(same_bits(both.view(), expected.view()));
+    auto state = layer.mixer().make_state(B, T);
+    both = x;
+    for (Index t = 0; t < T; ++t) {
+      const auto token = both.view().template at<1>(t);
+      layer.mixer().step(token, state, token, context);
+    }
+    CHECK(relative_error(both.view(), expected.view()) < layer.bound(1e-5));
+
+    // Any other overlap throws.
+    Tensor<TestType, 3> memory({1, T + 1, D});
+    const auto shifted = memory.view().template slice<1>(1, T);
+    CHECK_THROWS_AS(layer.mixer().forward(memory.view().template slice<1>(0, T), shifted, context),
+                    seqmix::ShapeError);
+  });
+}
+
+TEMPLATE_TEST_CASE("a step allocates nothing, the first one too", "", float, double) {
+  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+    INFO(layer.text());
+    for (const Index B : {1, 3}) {
+      Context context;
+      layer.mixer().reserve(context, B);
+      const auto x = layer.random_input(B, 3, 23);
+      auto state = layer.mixer().make_state(B, 300);
+      auto y = unwritten<TestType>(x.shape());
+      auto before = allocations();
+      layer.mixer().step(x.view().template at<1>(0), state, y.view().template at<1>(0), context);
+      CHECK(allocations() - before == 0);
+      // Nor does a later one, when caches have grown.
+      const auto prompt = layer.random_input(B, 280, 29);
+      auto out = unwritten<TestType>(prompt.shape());
+      layer.mixer().prefill(prompt, state, out, context);
+      layer.mixer().step(x.view().template at<1>(1), state, y.view().template at<1>(1), context);
+      before = allocations();
+      layer.mixer().step(x.view().template at<1>(2), state, y.view().template at<1>(2), context);
+      CHECK(allocations() - before == 0);
+
+      // The second sequence of a shape allocates nothing either.
+      layer.mixer().forward(prompt, out, context);
+      before = allocations();
+      layer.mixer().forward(prompt, out, context);
+      CHECK(allocations() - before == 0);
+    }
+  });
+  const auto before = allocations();
+  const std::vector<int> counted(100);
+  CHECK(allocations() - before == 1);
+}
+
+TEMPLATE_TEST_CASE("no tokens and no rows are legal", "", float, double) {
+  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+    INFO(layer.text());
+    Context context = poisoned();
+    for (const Shape<3> shape :
+         {Shape<3>{0, 5, layer.d_model()}, Shape<3>{2, 0, layer.d_model()}}) {
+      Tensor<TestType, 3> nothing(shape);
+      layer.mixer().forward(nothing, nothing, context);
+      auto state = layer.mixer().make_state(shape[0], 8);
+      layer.mixer().prefill(nothing, state, nothing, context);
+      for (Index row = 0; row < shape[0]; ++row) CHECK(state.members().tokens(row) == 0);
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE("bad calls name what is wrong and leave the state as it was", "", float,
+                   double) {
+  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+    INFO(layer.text());
+    const Index B = 2, T = 9, D = layer.d_model();
+    Context context = poisoned();
+    const auto x = layer.random_input(B, T, 31);
+    auto y = unwritten<TestType>(x.shape());
+    auto state = layer.mixer().make_state(B, T);
+    layer.mixer().prefill(x.view().template slice<1>(0, 5), state, y.view().template slice<1>(0, 5),
+                          context);
+    AnyState snapshot = state;
+    const auto prefill = [&](Shape<3> in, Shape<3> out, AnyState& with) {
+      Tensor<TestType, 3> a(in), b(out);
+      return error_text<TestType>([&] { layer.mixer().prefill(a, with, b, context); });
+    };
+    CHECK(mentions(prefill({B, 2, D + 1}, {B, 2, D + 1}, state), layer.name() + ": x has shape"));
+    CHECK(mentions(prefill({B, 2, D}, {B, 3, D}, state), "y has shape"));
+    CHECK(mentions(prefill({B, 2, D}, {B + 1, 2, D}, state), "y has shape"));
+    CHECK(mentions(error_text<TestType>([&] {
+                     Tensor<TestType, 3> a({B, 2, 2 * D}), b({B, 2, D});
+                     const View<TestType, 3> gaps(a.data(), {B, 2, D}, {4 * D, 2 * D, 2});
+                     if (D > 1) layer.mixer().forward(gaps, b, context);
+                   }),
+                   "last dimension of x"));
+    if (!state.members().list().empty()) {
+      CHECK(mentions(prefill({B + 1, 2, D}, {B + 1, 2, D}, state), "state"));
+    }
+    bool has_cache = false;
+    for (const auto& member : state.members().list()) {
+      has_cache |= member.kind == seqmix::StateMember::Kind::appended;
+    }
+    if (has_cache) {
+      CHECK(mentions(prefill({B, T, D}, {B, T, D}, state), "capacity"));
+      Tensor<TestType, 3> a({B, T, D});
+      CHECK_THROWS_AS(layer.mixer().prefill(a, state, a, context), seqmix::CapacityError);
+    }
+    // A state of another layer, and no state at all.
+    const auto other_name = layer.name() == "attention" ? "hyena" : "attention";
+    for (const auto& twin : reference::twins()) {
+      if (twin.layer != other_name) continue;
+      AnyState foreign = LayerCase<TestType>(twin, twin.configs[0]).mixer().make_state(B, T);
+      CHECK(mentions(prefill({B, 2, D}, {B, 2, D}, foreign), "another layer"));
+    }
+    AnyState none;
+    CHECK(mentions(prefill({B, 2, D}, {B, 2, D}, none), "another layer"));
+
+    CHECK(valid_numbers(state) == valid_numbers(snapshot));
+    auto z = unwritten<TestType>(x.shape());
+    layer.mixer().prefill(x.view().template slice<1>(5, 4), state, y.view().template slice<1>(5, 4),
+                          context);
+    layer.mixer().prefill(x.view().template slice<1>(5, 4), snapshot,
+                          z.view().template slice<1>(5, 4), context);
+    CHECK(same_bits(y.view().template slice<1>(5, 4), z.view().template slice<1>(5, 4)));
+  });
+}
+
+TEMPLATE_TEST_CASE("rows are forked, reset, reserved, saved and restored alone", "", float,
+                   double) {
+  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+    INFO(layer.text());
+    const Index T = 40, later = 30;
+    Context context = poisoned();
+    const auto x = layer.random_input(3, T, 37), next = layer.random_input(3, later, 41);
+    auto y = unwritten<TestType>(x.shape());
+    auto state = layer.mixer().make_state(3, T);
+    layer.mixer().prefill(x, state, y, context);
+    const auto go_on = [&](AnyState& from, View<const TestType, 3> with) {
+      auto out = unwritten<TestType>(with.shape());
+      advance<TestType>(layer, with, from, out, context, false);
+      return out;
+    };
+    AnyState reference_state = state;
+    layer.mixer().reserve(reference_state, T + later);
+    AnyState reserved = reference_state;
+    const auto expected = go_on(reference_state, next);
+
+    // A fork into another batch and capacity goes on as the row would have.
+    auto fork = layer.mixer().make_state(2, T + later + 9);
+    fork.members().copy_row(state.members(), 2, 0);
+    fork.members().copy_row(state.members(), 0, 1);
+    Tensor<TestType, 3> tokens({2, later, layer.d_model()});
+    copy(next.view()[2], tokens.view()[0]);
+    copy(next.view()[0], tokens.view()[1]);
+    const auto forked = go_on(fork, tokens);
+    CHECK(same_bits(forked.view()[0], expected.view()[2]));
+    CHECK(same_bits(forked.view()[1], expected.view()[0]));
+
+    // A reset row starts again; its neighbours, at other positions, go on.
+    AnyState mixed = reserved;
+    layer.mixer().reset(mixed, 1);
+    const auto after = go_on(mixed, next);
+    const auto fresh = forward<TestType>(layer, next.view().template slice<0>(1, 1), context);
+    CHECK(same_bits(after.view()[0], expected.view()[0]));
+    CHECK(same_bits(after.view()[2], expected.view()[2]));
+    CHECK(relative_error(after.view()[1], fresh.view()[0]) < layer.bound(1e-6));
+
+    // Saved and loaded into a larger capacity: the same bits.
+    const auto path = std::filesystem::temp_directory_path() /
+                      ("seqmix-" + layer.name() + std::to_string(sizeof(TestType)) + "-" +
+                       std::to_string(std::random_device{}()) + ".state");
+    seqmix::save_state(path, state.members());
+    auto loaded = layer.mixer().make_state(3, T + later);
+    seqmix::load_state(path, loaded.members());
+    CHECK(same_bits(go_on(loaded, next).view(), expected.view()));
+    if (!state.members().list().empty()) {
+      auto fewer_rows = layer.mixer().make_state(2, T);
+      CHECK_THROWS_AS(seqmix::load_state(path, fewer_rows.members()), seqmix::CheckpointError);
+    }
+    std::filesystem::remove(path);
+
+    if (!state.members().list().empty()) {
+      CHECK_THROWS_AS(fork.members().copy_row(state.members(), 3, 0), seqmix::ShapeError);
+      CHECK(state.members().used_bytes() > 0);
+      CHECK(state.members().reserved_bytes() >= state.members().used_bytes());
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE("large and small inputs stay finite", "", float, double) {
+  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+    for (const double scale : {0.0, 1e-6, 1e3}) {
+      INFO(layer.text() << " scale " << scale);
+      auto x = layer.random_input(1, 130, 43);
+      for (Index i = 0; i < x.size(); ++i) x.data()[i] *= static_cast<TestType>(scale);
+      Context context = poisoned();
+      const auto y = forward<TestType>(layer, x, context);
+      auto state = layer.mixer().make_state(1, 130);
+      auto z = unwritten<TestType>(x.shape());
+      advance<TestType>(layer, x, state, z, context, true);
+      CHECK(
+          std::all_of(y.data(), y.data() + y.size(), [](TestType v) { return std::isfinite(v); }));
+      CHECK(
+          std::all_of(z.data(), z.data() + z.size(), [](TestType v) { return std::isfinite(v); }));
+    }
+  });
+}

@@ -1,0 +1,74 @@
+// The published implementations' outputs: every golden file, by the code that `verify` runs.
+
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "support/compare.hpp"
+#include "support/golden.hpp"
+
+namespace {
+
+using support::check_golden;
+using support::relative_error;
+
+const std::filesystem::path folder = SEQMIX_SOURCE_DIR "/tests/golden";
+
+}  // namespace
+
+TEST_CASE("every layer gives what its published implementation gives") {
+  int files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.path().extension() != ".safetensors") continue;
+    ++files;
+    const auto errors = check_golden(seqmix::Safetensors::open(entry.path()));
+    INFO(entry.path().filename() << " forward " << errors.forward << " prefill " << errors.prefill
+                                 << " step " << errors.step << " state " << errors.state);
+    CHECK(errors.ok());
+  }
+  CHECK(files >= 12);
+}
+
+TEST_CASE("a golden file that is slightly wrong fails") {
+  const auto path = folder / "gated_linear_attention--odd.safetensors";
+  const seqmix::Safetensors file = seqmix::Safetensors::open(path);
+  for (const char* tensor : {"x", "y", "state.memory", "weights.o_proj.weight"}) {
+    INFO(tensor);
+    std::ifstream stream(path, std::ios::binary);
+    std::vector<char> bytes{std::istreambuf_iterator<char>(stream), {}};
+    const auto& entry = file.entry(tensor);
+    const std::string wanted(reinterpret_cast<const char*>(entry.bytes.data()), 64);
+    const auto at = std::search(bytes.begin(), bytes.end(), wanted.begin(), wanted.end());
+    REQUIRE(at != bytes.end());
+    at[6] = static_cast<char>(at[6] ^ 1);  // a late bit of the first number's exponent or fraction
+    std::vector<std::byte> changed(bytes.size());
+    std::transform(bytes.begin(), bytes.end(), changed.begin(),
+                   [](char c) { return static_cast<std::byte>(c); });
+    CHECK_FALSE(check_golden(seqmix::Safetensors::parse(changed, "changed")).ok());
+  }
+}
+
+TEST_CASE("tolerances come from the layer and the precision alone") {
+  CHECK(support::golden_tolerance("attention", "float64") == 1e-12);
+  CHECK(support::golden_tolerance("hyena", "float64") == 1e-10);
+  CHECK(support::golden_tolerance("attention", "float32") == 2e-6);
+  CHECK_THROWS_AS(support::golden_tolerance("attention", "0.5"), seqmix::CheckpointError);
+}
+
+TEST_CASE("the comparator fails what it must") {
+  using Numbers = std::vector<double>;
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const auto error = [](const Numbers& got, const Numbers& expected) {
+    return relative_error<double, double>(got, expected);
+  };
+  CHECK(error({1, 2}, {1, 2}) == 0);
+  CHECK(error({1, 2.5}, {1, 2}) > 0.2);
+  CHECK(error({1, nan}, {1, 2}) == support::failed);
+  CHECK(error({1, 2}, {1, nan}) == support::failed);
+  CHECK(error({1, HUGE_VAL}, {1, HUGE_VAL}) == support::failed);
+  CHECK(error({0, 0}, {0, 0}) == support::failed);
+  CHECK(error({1}, {1, 2}) == support::failed);
+  CHECK_FALSE(support::failed <= 1e300);
+}
