@@ -1,0 +1,164 @@
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+#include <cstdint>
+
+#include "seqmix/core/cache.hpp"
+#include "seqmix/core/context.hpp"
+#include "seqmix/core/parameter.hpp"
+#include "support/allocations.hpp"
+
+using namespace seqmix;
+using support::allocations;
+
+namespace {
+
+bool aligned(const void* address) { return reinterpret_cast<std::uintptr_t>(address) % 64 == 0; }
+
+}  // namespace
+
+TEST_CASE("a tensor owns aligned zeros and copies by value") {
+  Tensor<float, 2> a({3, 5});
+  CHECK(aligned(a.data()));
+  CHECK(a(2, 4) == 0);
+  a(1, 1) = 3;
+  Tensor<float, 2> b = a;
+  b(1, 1) = 4;
+  CHECK(a(1, 1) == 3);
+  const float* numbers = a.data();
+  const Tensor<float, 2> c = std::move(a);
+  CHECK(c.data() == numbers);
+  CHECK(c(1, 1) == 3);
+  b = c;
+  CHECK(b(1, 1) == 3);
+  CHECK(Tensor<float, 1>({0}).empty());
+  CHECK(Tensor<float, 1>().empty());
+  CHECK(Tensor<float, 1>({5}).extent(0) == 5);
+}
+
+TEST_CASE("a tensor in an arena is copied to the heap") {
+  Context context;
+  Tensor<double, 1> kept;
+  {
+    auto scope = context.scratch<double>();
+    const auto before = allocations();
+    Tensor<double, 1> warm({1000}, Memory(context.arena()));
+    CHECK(allocations() > before);  // the arena grew
+    warm[5] = 2;
+    kept = warm;
+  }
+  {
+    auto scope = context.scratch<double>();
+    const auto before = allocations();
+    const Tensor<double, 1> again({1000}, Memory(context.arena()));
+    CHECK(allocations() == before);
+    CHECK(again[5] == 0);
+  }
+  CHECK(kept[5] == 2);
+}
+
+TEST_CASE("scratch never moves while it is in use") {
+  Context context;
+  auto outer = context.scratch<float>();
+  auto first = outer(100);
+  fill(first, 1.0F);
+  const float* address = first.data();
+  {
+    auto inner = context.scratch<float>();
+    for (Index size = 1; size < (1 << 20); size *= 4) {
+      auto more = inner(size);
+      CHECK(aligned(more.data()));
+      fill(more, 2.0F);
+    }
+  }
+  CHECK(first.data() == address);
+  for (Index i = 0; i < 100; ++i) REQUIRE(first[i] == 1);
+}
+
+TEST_CASE("the same work done again allocates nothing") {
+  Context context;
+  const auto work = [&] {
+    auto scratch = context.scratch<float>();
+    for (Index size = 1000; size < 100000; size += 7777) fill(scratch(size), 1.0F);
+    auto inner = context.scratch<double>();
+    fill(inner(3, 4, 5), 2.0);
+  };
+  work();
+  const auto before = allocations();
+  for (int i = 0; i < 5; ++i) work();
+  CHECK(allocations() == before);
+  CHECK(context.reserved() > 0);
+}
+
+TEST_CASE("poison fills scratch with NaN when asked to, and by default in debug builds alone") {
+  Context context;
+#ifdef NDEBUG
+  constexpr bool debug = false;
+#else
+  constexpr bool debug = true;
+#endif
+  {
+    auto scratch = context.scratch<float>();
+    fill(scratch(64), 1.0F);
+  }
+  {
+    auto scratch = context.scratch<float>();
+    CHECK(std::isnan(scratch(64)[3]) == debug);
+  }
+  for (const bool poison : {true, false}) {
+    context.set_poison(poison);
+    {
+      auto scratch = context.scratch<float>();
+      fill(scratch(64), 1.0F);
+    }
+    auto scratch = context.scratch<float>();
+    CHECK(std::isnan(scratch(64)[3]) == poison);
+  }
+}
+
+TEST_CASE("a parameter shares its numbers or borrows them") {
+  Tensor<float, 2> numbers({2, 3});
+  numbers(1, 2) = 7;
+  const float* address = numbers.data();
+  const Parameter<float, 2> owned = std::move(numbers);
+  const Parameter<float, 2> copy = owned;  // NOLINT: the copy is what is tested
+  CHECK(copy.data() == address);
+  CHECK(copy(1, 2) == 7);
+  CHECK(copy.to_tensor()(1, 2) == 7);
+  CHECK_FALSE(Parameter<float, 2>());
+  auto owner = std::make_shared<Tensor<float, 2>>(Shape<2>{2, 3});
+  const std::weak_ptr<const void> watch = owner;
+  {
+    const Parameter<float, 2> borrowed(std::as_const(*owner).view(), owner);
+    owner.reset();
+    CHECK_FALSE(watch.expired());
+    CHECK(borrowed(0, 0) == 0);
+  }
+  CHECK(watch.expired());
+  auto wide = std::make_shared<Tensor<float, 2>>(Shape<2>{2, 6});
+  CHECK_THROWS_AS((Parameter<float, 2>(std::as_const(*wide).view().slice<1>(0, 3), wide)),
+                  ShapeError);
+}
+
+TEST_CASE("appending writes behind what each row has") {
+  Tensor<float, 4> x({2, 2, 3, 1});
+  fill(x.view(), 1.0F);
+  Tensor<Index, 1> past({2});
+  past[1] = 3;
+  Appended<float, 4, 2> cache({2, 3, 5, 1});
+  append<float>(x, past, cache.view());
+  CHECK(cache.capacity() == 5);
+  CHECK(cache.entries(0, 2, 1, 0) == 1);
+  CHECK(cache.entries(0, 2, 2, 0) == 0);
+  CHECK(cache.entries(1, 0, 2, 0) == 0);
+  CHECK(cache.entries(1, 0, 4, 0) == 1);
+}
+
+TEST_CASE("errors tell their kind") {
+  CHECK_THROWS_AS(require(false, "n must be positive"), ConfigError);
+  CHECK_NOTHROW(require(true, ""));
+  try {
+    require(false, "n must be positive");
+  } catch (const Error& error) {
+    CHECK(std::string(error.what()) == "n must be positive");
+  }
+}
