@@ -299,6 +299,22 @@ class StoredTensors {
   Map tensors_;
 };
 
+/// Tensors that lie in memory, each under its name.
+class MemoryTensors : public StoredTensors {
+ public:
+  explicit MemoryTensors(std::vector<StoredTensor> tensors, std::string source = "memory")
+      : StoredTensors(std::move(source)) {
+    for (StoredTensor& tensor : tensors) {
+      tensor.file = source_;
+      tensor.check_size();
+      std::string name = tensor.name;
+      if (!tensors_.emplace(name, std::move(tensor)).second) {
+        throw CheckpointError(source_ + ": two tensors are called " + detail::in_quotes(name));
+      }
+    }
+  }
+};
+
 /// How a file comes into memory. A mapped file must keep its length and bytes while it is in use.
 enum class FileAccess { mapped, copied };
 
@@ -367,7 +383,8 @@ class Safetensors : public StoredTensors {
   };
 #endif
 
-  Safetensors(std::string name, std::span<const std::byte> file, std::shared_ptr<const void> owner)
+  Safetensors(std::string name, std::span<const std::byte> file,
+              const std::shared_ptr<const void>& owner)
       : StoredTensors(std::move(name)) {
     constexpr std::size_t prefix = sizeof(std::uint64_t);
     if (file.size() < prefix) {
@@ -584,7 +601,7 @@ class Checkpoint : public StoredTensors {
 /// A tensor to be saved: a row-major copy of the numbers, as they are or, where they are float,
 /// as `To`, which rounds to nearest.
 template <class To = void, class T, Index Rank>
-StoredTensor stored_tensor(std::string name, const View<T, Rank>& numbers) {
+StoredTensor stored_tensor(std::string_view name, const View<T, Rank>& numbers) {
   using From = std::remove_const_t<T>;
   using Stored = std::conditional_t<std::is_void_v<To>, From, To>;
   static_assert(std::same_as<Stored, From> ||
@@ -592,7 +609,7 @@ StoredTensor stored_tensor(std::string name, const View<T, Rank>& numbers) {
   const auto owner = std::make_shared<Tensor<Stored, Rank>>(numbers.shape());
   copy(numbers, owner->view());
   const auto& extents = numbers.shape().extents;
-  return {.name = std::move(name),
+  return {.name = std::string(name),
           .dtype = detail::dtype_of<Stored>(),
           .shape = {extents.begin(), extents.end()},
           .bytes = std::as_bytes(std::span(owner->data(), static_cast<std::size_t>(owner->size()))),
