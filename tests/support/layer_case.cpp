@@ -5,57 +5,12 @@
 #include <limits>
 
 #include "seqmix/io/registry/all.hpp"
+#include "support/random_weights.hpp"
 
 namespace support {
-namespace {
 
 using reference::Array;
 using reference::Input;
-
-/// A random weight in the range that its name asks for.
-Array<double> random_weight(const std::string& name, const std::vector<Index>& shape,
-                            std::mt19937& random) {
-  Array<double> weight(shape);
-  std::normal_distribution<double> normal;
-  std::uniform_real_distribution<double> uniform;
-  const double fan_in = static_cast<double>(weight.numbers.size()) / static_cast<double>(shape[0]);
-  const bool vector = shape.size() == 1;
-  const auto is = [&](std::string_view part) { return name.find(part) != std::string::npos; };
-  const auto draw = [&](std::size_t i) -> double {
-    if (is("A_log")) return std::log(0.2 + 5 * uniform(random));
-    if (is("dt_bias")) return -1.5 + 0.5 * normal(random);
-    if (is("deltas")) return 1 + 6 * uniform(random);
-    if (is("pos_emb.t")) return static_cast<double>(i) / static_cast<double>(shape[1]);
-    if (is("freq")) return 1 + 0.3 * normal(random);
-    if (is("bias")) return 0.3 * normal(random);
-    if (vector) return 1 + 0.2 * normal(random);
-    return normal(random) / std::sqrt(is("pos_emb.z") ? 1 : fan_in);
-  };
-  for (std::size_t i = 0; i < weight.numbers.size(); ++i) {
-    weight.numbers[i] = static_cast<double>(static_cast<float>(draw(i)));
-  }
-  return weight;
-}
-
-seqmix::StoredTensor stored(const std::string& name, const Array<double>& weight) {
-  return {.name = name,
-          .dtype = seqmix::DType::f64,
-          .shape = weight.shape,
-          .bytes = std::as_bytes(std::span(weight.numbers)),
-          .owner = nullptr,
-          .file = "random weights"};
-}
-
-/// Tensors that exist in memory alone.
-class MemoryTensors : public seqmix::StoredTensors {
- public:
-  explicit MemoryTensors(const std::map<std::string, Array<double>>& weights)
-      : StoredTensors("random weights") {
-    for (const auto& [name, weight] : weights) tensors_.emplace(name, stored(name, weight));
-  }
-};
-
-}  // namespace
 
 template <class S>
 const seqmix::Registry<S>& registry() {
@@ -68,13 +23,17 @@ template const seqmix::Registry<double>& registry();
 template <class S>
 LayerCase<S>::LayerCase(const reference::Twin& twin, const std::string& config, unsigned seed)
     : twin_(twin) {
-  std::mt19937 random(seed);
   input_.config = seqmix::parse_json(config, twin.layer);
-  registry<S>().visit_parameters(twin.layer, input_.config,
-                                 [&](const std::string& name, const std::vector<Index>& shape) {
-                                   input_.weights[name] = random_weight(name, shape, random);
-                                 });
-  mixer_ = registry<S>().make(twin.layer, input_.config, MemoryTensors(input_.weights), "");
+  const auto weights = random_layer_weights(registry<S>(), twin.layer, input_.config, seed);
+  mixer_ = registry<S>().make(twin.layer, input_.config, weights, "");
+  for (const std::string& name : weights.names()) {
+    seqmix::StoredTensor flat = weights.entry(name);
+    Array<double>& weight = input_.weights[name];
+    weight = Array<double>(flat.shape);
+    flat.shape = {static_cast<Index>(weight.numbers.size())};
+    const auto numbers = flat.parameter<double, 1>({flat.shape[0]});
+    std::copy_n(numbers.data(), numbers.size(), weight.numbers.begin());
+  }
 }
 
 template <class S>

@@ -31,7 +31,7 @@ class ThreadExecutor final : public seqmix::Executor {
             body(task, worker);
           } catch (...) {
             const std::lock_guard lock(failure_mutex);
-            failure = std::current_exception();
+            if (failure == nullptr) failure = std::current_exception();
           }
         }
       });

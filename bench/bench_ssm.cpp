@@ -1,0 +1,19 @@
+#include "seqmix/io/registry/ssm.hpp"
+#include "support/layer_bench.hpp"
+
+int main(int argc, char** argv) {
+  seqmix::Registry<float> registry;
+  register_ssm(registry);
+  return bench::run_layers(
+      argc, argv, registry,
+      {
+          {.layer = "mamba2",
+           .config = R"({"d_model": 1024, "n_heads": 32, "head_dim": 64, "state_size": 128})",
+           .flops =
+               [](double T) {
+                 return 2 * T * 1024 * (2 * 2048 + 256 + 32 + 2048) + 5 * T * 32 * 128 * 64;
+               },
+           .step_numbers =
+               [](double) { return 1024 * (2 * 2048 + 256 + 32 + 2048) + 32 * 128 * 64; }},
+      });
+}

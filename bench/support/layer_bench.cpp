@@ -1,0 +1,110 @@
+#include "support/layer_bench.hpp"
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <memory>
+#include <random>
+
+#include "support/random_weights.hpp"
+#include "support/roofline.hpp"
+
+namespace bench {
+namespace {
+
+using benchmark::Counter;
+using seqmix::AnyMixer;
+using seqmix::Context;
+using seqmix::Tensor;
+
+Tensor<float, 3> random_input(Index T, Index d_model) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  Tensor<float, 3> x({1, T, d_model});
+  std::generate_n(x.data(), x.size(), [&] { return normal(random); });
+  return x;
+}
+
+void count(benchmark::State& run, double tokens, double flops, double bytes, double limit) {
+  const auto per_second = [&](double amount) {
+    return Counter(amount, Counter::kIsIterationInvariantRate);
+  };
+  run.counters["tokens_per_second"] = per_second(tokens);
+  run.counters["flops_per_second"] = per_second(flops);
+  run.counters["bytes_per_second"] = per_second(bytes);
+  run.counters["of_limit"] = per_second((bytes > 0 ? bytes : flops) / limit);
+}
+
+void add(const std::string& name, std::function<void(benchmark::State&)> body) {
+  benchmark::RegisterBenchmark(name.c_str(), std::move(body))
+      ->Unit(benchmark::kMillisecond)
+      ->MinTime(0.2)
+      ->UseRealTime();
+}
+
+void add_line(const LayerLine& line, const AnyMixer<float>& layer) {
+  const auto name = [&](const char* verb, Index T) {
+    return line.layer + "/" + verb + "/B:1/T:" + std::to_string(T) +
+           "/D:" + std::to_string(line.d_model);
+  };
+  for (const Index T : {512, 2048, 8192, 32768}) {
+    if (T > line.longest) continue;
+    add(name("forward", T), [line, layer, T](benchmark::State& run) {
+      const auto x = random_input(T, line.d_model);
+      Tensor<float, 3> y(x.shape());
+      Context context;
+      layer.forward(x, y, context);
+      for (auto _ : run) layer.forward(x, y, context);
+      count(run, static_cast<double>(T), line.flops(static_cast<double>(T)), 0, fma_peak());
+    });
+  }
+  add(name("prefill", 2048), [line, layer](benchmark::State& run) {
+    const Index T = 2048, piece = 256;
+    const auto x = random_input(T, line.d_model);
+    Tensor<float, 3> y(x.shape());
+    Context context;
+    auto state = layer.make_state(1, T);
+    const auto members = state.members();
+    for (auto _ : run) {
+      if (members.batch() > 0) members.set_tokens(0, 0);
+      for (Index t = 0; t < T; t += piece) {
+        layer.prefill(x.view().slice<1>(t, piece), state, y.view().slice<1>(t, piece), context);
+      }
+    }
+    count(run, static_cast<double>(T), line.flops(static_cast<double>(T)), 0, fma_peak());
+  });
+  add(name("step", line.position), [line, layer](benchmark::State& run) {
+    const auto x = random_input(std::max<Index>(line.position, 1), line.d_model);
+    Tensor<float, 3> y(x.shape());
+    Context context;
+    auto state = layer.make_state(1, line.position + 1);
+    if (line.position > 0) layer.prefill(x, state, y, context);
+    const auto members = state.members();
+    const auto token = x.view().at<1>(0);
+    const auto out = y.view().at<1>(0);
+    for (auto _ : run) {
+      if (members.batch() > 0) members.set_tokens(0, line.position);
+      layer.step(token, state, out, context);
+    }
+    const double bytes = 4 * line.step_numbers(static_cast<double>(line.position));
+    count(run, 1, bytes / 2, bytes, read_bandwidth(static_cast<Index>(bytes)));
+  });
+}
+
+}  // namespace
+
+int run_layers(int argc, char** argv, const seqmix::Registry<float>& registry,
+               const std::vector<LayerLine>& lines) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  for (const LayerLine& line : lines) {
+    const auto config = seqmix::parse_json(line.config, line.layer);
+    const auto weights = support::random_layer_weights(registry, line.layer, config);
+    add_line(line, registry.make(line.layer, config, weights, ""));
+  }
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}
+
+}  // namespace bench

@@ -1,0 +1,27 @@
+# Install rules and the package that find_package(seqmix) reads. All of it is independent of the
+# machine, so it goes to share/.
+
+include(GNUInstallDirs)
+include(CMakePackageConfigHelpers)
+
+set(package_directory "${CMAKE_INSTALL_DATADIR}/cmake/seqmix")
+
+install(TARGETS seqmix EXPORT seqmix-targets FILE_SET HEADERS)
+install(EXPORT seqmix-targets NAMESPACE seqmix:: DESTINATION "${package_directory}")
+if(SEQMIX_IO)
+  install(TARGETS seqmix_io EXPORT seqmix-io-targets)
+  install(EXPORT seqmix-io-targets NAMESPACE seqmix:: DESTINATION "${package_directory}")
+endif()
+
+write_basic_package_version_file(
+  "${PROJECT_BINARY_DIR}/seqmix-config-version.cmake"
+  COMPATIBILITY SameMinorVersion
+  ARCH_INDEPENDENT
+)
+install(
+  FILES "${PROJECT_SOURCE_DIR}/cmake/seqmix-config.cmake"
+        "${PROJECT_SOURCE_DIR}/cmake/find.cmake"
+        "${PROJECT_BINARY_DIR}/seqmix-config-version.cmake"
+  DESTINATION "${package_directory}"
+)
+install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DATADIR}/doc/seqmix")

@@ -1,0 +1,36 @@
+# find_package(seqmix [COMPONENTS io]): seqmix::seqmix, and seqmix::io where nlohmann-json is found.
+
+include("${CMAKE_CURRENT_LIST_DIR}/find.cmake")
+
+set(seqmix_FOUND TRUE)
+foreach(package Eigen3 xsimd)
+  seqmix_find(${package})
+  if(NOT ${package}_FOUND)
+    set(seqmix_FOUND FALSE)
+    string(APPEND seqmix_NOT_FOUND_MESSAGE
+           "seqmix needs ${package} ${seqmix_minimum_${package}} or newer. ")
+  endif()
+endforeach()
+if(NOT seqmix_FOUND)
+  return()
+endif()
+include("${CMAKE_CURRENT_LIST_DIR}/seqmix-targets.cmake")
+
+set(seqmix_io_FOUND FALSE)
+if(EXISTS "${CMAKE_CURRENT_LIST_DIR}/seqmix-io-targets.cmake")
+  seqmix_find(nlohmann_json)
+  if(nlohmann_json_FOUND)
+    include("${CMAKE_CURRENT_LIST_DIR}/seqmix-io-targets.cmake")
+    set(seqmix_io_FOUND TRUE)
+  endif()
+endif()
+foreach(component IN LISTS seqmix_FIND_COMPONENTS)
+  if(seqmix_FIND_REQUIRED_${component} AND NOT seqmix_${component}_FOUND)
+    set(seqmix_FOUND FALSE)
+    string(APPEND seqmix_NOT_FOUND_MESSAGE "seqmix's component ${component} is not available")
+    if(component STREQUAL "io")
+      string(APPEND seqmix_NOT_FOUND_MESSAGE
+             ": it needs nlohmann_json ${seqmix_minimum_nlohmann_json} or newer")
+    endif()
+  endif()
+endforeach()
