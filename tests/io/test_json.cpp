@@ -25,8 +25,6 @@ void from_string(std::string_view text, Gate& gate) {
   gate = text == "silu" ? Gate::silu : Gate::gelu;
 }
 
-struct LegalZero {};
-
 struct ExampleConfig {
   Index d_model = 8;
   Index window = 0;
@@ -36,7 +34,7 @@ struct ExampleConfig {
   Gate gate = Gate::silu;
 
   static void visit(auto& self, auto&& field) {
-    field("d_model", self.d_model), field("window", self.window, LegalZero{});
+    field("d_model", self.d_model), field("window", self.window, zero_is_legal);
     field("limit", self.limit), field("bias", self.bias);
     field("note", self.note), field("gate", self.gate);
   }
@@ -47,6 +45,15 @@ struct ExampleConfig {
 struct UncheckedConfig {
   double value = 1;
   static void visit(auto& self, auto&& field) { field("value", self.value); }
+};
+
+/// A rule that divides by a size: it can only be asked when the sizes are right.
+struct DividedConfig {
+  Index heads = 4, groups = 2;
+  static void visit(auto& self, auto&& field) {
+    field("heads", self.heads), field("groups", self.groups);
+  }
+  void check() const { require(heads % groups == 0, "heads must be a multiple of groups"); }
 };
 
 ExampleConfig read(std::string_view text) {
@@ -159,7 +166,7 @@ TEST_CASE("a config takes what is named and keeps the rest") {
   CHECK(read(R"({"d_model": 9007199254740993, "limit": 0.1, "bias": true, "note": "NaN",
                  "gate": "gelu"})") == expected);
   CHECK(read(R"({"window": 3})").window == 3);
-  CHECK(read(R"({"d_model": -4})").d_model == -4);
+  CHECK(read(R"({"window": 0})").window == 0);
   CHECK(read(R"({"limit": 3})").limit == 3.0);
   for (const std::string_view text :
        {R"({"limit": Infinity})", R"({"limit": "Infinity"})",
@@ -201,6 +208,26 @@ TEST_CASE("a config names what it does not take") {
   CHECK_THAT(config_error("[]"), ContainsSubstring("example: got an array, expected an object"));
 }
 
+TEST_CASE("the sizes of a config are checked before its own rules") {
+  CHECK_THAT(config_error(R"({"d_model": 0})"),
+             ContainsSubstring("example: d_model is 0, expected at least 1"));
+  CHECK_THAT(config_error(R"({"d_model": -9223372036854775808, "limit": -1})"),
+             ContainsSubstring("example: d_model is -9223372036854775808, expected at least 1"));
+  CHECK_THAT(config_error(R"({"window": -1})"),
+             ContainsSubstring("example: window is -1, expected at least 0"));
+  const auto divided = [](std::string_view text) {
+    return error_of<ConfigError>([&] {
+      DividedConfig config;
+      read_config(parse_json(text, "text"), config, "divided");
+    });
+  };
+  CHECK(divided(R"({"groups": 4})").empty());
+  CHECK_THAT(divided(R"({"groups": 0})"),
+             ContainsSubstring("divided: groups is 0, expected at least 1"));
+  CHECK_THAT(divided(R"({"groups": 3})"),
+             ContainsSubstring("divided: heads must be a multiple of groups"));
+}
+
 TEST_CASE("a config stays as it was where it is rejected") {
   ExampleConfig config;
   CHECK_THROWS_AS(
@@ -219,7 +246,7 @@ TEST_CASE("a config comes back from JSON text with the same numbers") {
   config.gate = Gate::gelu;
   std::mt19937_64 random(1);
   for (int i = 0; i < 2000; ++i) {
-    config.d_model = static_cast<Index>(random());
+    config.d_model = static_cast<Index>(random() >> 1 | 1);
     config.limit = std::bit_cast<double>(random() >> 1);
     if (std::isnan(config.limit) || config.limit == 0) config.limit = infinity;
     REQUIRE(read(write_config(config).dump()) == config);

@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-#include "seqmix/core/numeric.hpp"
+#include "seqmix/layers/weights.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -263,7 +263,7 @@ Field json_field(const Json& object, std::string_view key, std::string_view name
 /// Sets the members of a config from an object; what the object does not name keeps its value.
 ///
 /// Throws `ConfigError`, and leaves the config as it was, on an unknown key, on a value of another
-/// type and on whatever `Config::check` rejects. `name` stands for the object in errors.
+/// type and on whatever `check_config` rejects. `name` stands for the object in errors.
 template <class Config>
 void read_config(const Json& object, Config& config, std::string_view name) {
   const std::string who(name);
@@ -284,13 +284,7 @@ void read_config(const Json& object, Config& config, std::string_view name) {
     throw ConfigError(who + ": unknown key " + detail::in_quotes(key) +
                       ", expected one of: " + list);
   }
-  if constexpr (requires { result.check(); }) {
-    try {
-      result.check();
-    } catch (const ConfigError& error) {
-      throw ConfigError(who + ": " + error.what());
-    }
-  }
+  check_config(name, result);
   config = std::move(result);
 }
 

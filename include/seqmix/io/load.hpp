@@ -51,7 +51,6 @@ Layer make_layer(const Json& json, const StoredTensors& tensors,
                  std::string_view prefix = weights_prefix) {
   typename Layer::Config config;
   read_config(json, config, Layer::name);
-  check_config(Layer::name, config);
   UsedNames used;
   auto weights = load_weights<typename Layer::Weights>(
       config, tensors, [&](const std::string& name) { return std::string(prefix) + name; }, used);

@@ -76,7 +76,6 @@ class Registry {
   static void visit_parameters_of(const Json& json, const VisitShape& visit) {
     typename Definition::Config config;
     read_config(json, config, Definition::name);
-    check_config(Definition::name, config);
     typename Definition::Weights weights;
     Definition::Weights::visit(
         weights, std::as_const(config), [&]<class P>(const Name& name, P&, Shape<P::rank> shape) {

@@ -153,6 +153,13 @@ class FftPlan {
   /// z_j = Σ_k Z_k exp(2πi jk / points), in place.
   void inverse(S* z) const { inverse(z, 0); }
 
+  /// The position of the first frequency of a pair: see `filter`.
+  Index position(Index entry) const {
+    if (entry == 0) return 0;
+    if (entry == points_ / 2) return 1;
+    return entry + static_cast<Index>(std::bit_floor(static_cast<std::size_t>(entry)));
+  }
+
   /// Tokens [first, first + count) of a sequence, `lanes` numbers each, `stride` numbers apart.
   template <class T>
   struct Rows {
@@ -165,10 +172,10 @@ class FftPlan {
   /// Transforms the rows `in` (the others are zero), multiplies, transforms back into the rows
   /// `out`. z: scratch of `points() * width` numbers. length() >= 32.
   ///
-  /// A product of real sequences joins frequencies k and -k, which lie mirrored within each octave of
-  /// positions: product(a, b, entry, count) gets the addresses of `count` points that ascend from a
-  /// and of their mirror images, which descend from b. Entries number the pairs: 0 is frequency 0,
-  /// which is its own image, as is the last one, points() / 2.
+  /// A product of real sequences joins frequencies k and -k, which lie mirrored within each octave
+  /// of positions: product(a, b, entry, count) gets the addresses of `count` points that ascend
+  /// from a and of their mirror images, which descend from b. Entries number the pairs: 0 is
+  /// frequency 0, which is its own image, as is the last one, points() / 2.
   void filter(const Rows<const S>& in, const Rows<S>& out, S* z, auto&& product) const {
     const Pass& pass = passes_.front();
     const auto get = [&](Index point) -> detail::ComplexBatch<S> {
@@ -258,7 +265,8 @@ class FftPlan {
     }
   }
 
-  /// One inverse pass over the block z, its points to put(point, value). `Half`: the lower half only.
+  /// One inverse pass over the block z, its points to put(point, value). `Half`: the lower half
+  /// only.
   template <Index Radix, bool Turned, bool Half = false>
   void inverse_butterflies(const S* z, const Pass& pass, auto&& put,
                            std::bool_constant<Half> = {}) const {

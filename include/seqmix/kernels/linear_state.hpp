@@ -4,6 +4,7 @@
 #include <limits>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include "seqmix/core/context.hpp"
 #include "seqmix/kernels/matmul.hpp"
@@ -22,6 +23,32 @@ inline constexpr Index recurrence_block = 32;
 inline constexpr Index chunk_length = 16;
 /// Heads of one group that share its packed queries, keys and scores.
 inline constexpr Index shared_heads = 4;
+/// Where there are fewer units of work than this, value columns are split into panels of this many.
+inline constexpr Index enough_units = 8;
+inline constexpr Index panel_columns = 128;
+/// Numbers of the state that one task updates at least, over its tokens.
+inline constexpr Index updates_per_task = Index{1} << 17;
+
+/// Whether chunks are faster than the recurrence. It is a matter of the head's shape alone: were it
+/// one of T, the cut of a sequence into calls would change bits.
+template <class Decay>
+constexpr bool chunks_pay(Index K, Index V) {
+  return K * V >= (Decay::by_channel ? 128 * 128 : 64 * 64);
+}
+
+/// Throws unless `view` has the expected shape and a contiguous last dimension.
+template <class T, Index Rank>
+void check_operand(std::string_view name, const View<T, Rank>& view,
+                   const std::type_identity_t<Shape<Rank>>& expected) {
+  if (view.shape() != expected) {
+    throw ShapeError("linear_state: " + std::string(name) + " has shape " + view.shape().text() +
+                     ", expected " + expected.text());
+  }
+  if (view.extent(Rank - 1) > 1 && view.stride(Rank - 1) != 1) {
+    throw ShapeError("linear_state: the last dimension of " + std::string(name) + " has stride " +
+                     std::to_string(view.stride(Rank - 1)) + ", expected 1");
+  }
+}
 
 /// The piece of the state that the recurrence holds in registers: about half of them.
 template <class S>
@@ -97,6 +124,7 @@ void unpack_rows(const S* from, Index stride, const View<S, 2>& to, auto&& f) {
 struct NoDecay {
   static constexpr bool by_channel = false;
 
+  void check(const Shape<4>&) const {}
   template <class S>
   void write_factors(Index, Index, Index, Index count, S* rows, Index stride) const {
     std::fill_n(rows, count * stride, S(1));
@@ -109,6 +137,12 @@ struct ScalarDecay {
   static constexpr bool by_channel = false;
   View<const S, 3> log;  // [B, T, H]
 
+  void check(const Shape<4>& keys) const {
+    if (log.shape() != Shape<3>{keys[0], keys[1], keys[2]}) {
+      throw ShapeError("linear_state: the log decay has shape " + log.shape().text() +
+                       ", expected " + Shape<3>{keys[0], keys[1], keys[2]}.text());
+    }
+  }
   void write_factors(Index b, Index h, Index first, Index count, S* rows, Index stride) const {
     constexpr Index L = simd::lanes<S>;
     for (Index t = 0; t < count; t += L) {
@@ -127,6 +161,7 @@ struct VectorDecay {
   static constexpr bool by_channel = true;
   View<const S, 4> log;  // [B, T, H, K]
 
+  void check(const Shape<4>& keys) const { detail::check_operand("the log decay", log, keys); }
   void write_factors(Index b, Index h, Index first, Index count, S* rows, Index stride) const {
     const View<const S, 2> of_head = log[b].template at<1>(h).template slice<0>(first, count);
     detail::pack_rows<S>(of_head, rows, stride, [](const simd::Batch<S>& x) {
@@ -389,7 +424,7 @@ template <class S, class Decay>
 void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, Context& context) {
   constexpr Index C = chunk_length, L = simd::lanes<S>;
   constexpr bool by_channel = Decay::by_channel;
-  const Index T = unit.tokens(), V = unit.values();
+  const Index T = unit.tokens();
   const Index block = std::min(round_up(T, C), recurrence_block);
   const Index k_stride = unit.key_stride(), v_stride = unit.value_stride();
   const Index a_stride = unit.factor_stride();
@@ -472,38 +507,83 @@ void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, Context& contex
                      [&](const simd::Batch<S>& x) { return x * simd::broadcast(unit.scale); });
     }
   }
-  (void)V;
 }
 
 }  // namespace detail
 
+/// S_t = diag(exp g_t) S_{t-1} + k_tᵀ v_t,  o_t = scale q_t S_t,  g_t <= 0 the log decay.
+///
+/// q, k: [B, T, G, K], v, o: [B, T, H, V], state: [B, H, K, V], read, then advanced by the T tokens.
+/// Head h reads group h / (H / G). Last dimensions are contiguous; o shares no number with the rest.
+/// Numbers of the state below the smallest normal one become zero.
+///
+/// Both algorithms hold the state in registers and serve any T. `Form::recurrent` is the literal
+/// recurrence, T K V updates of three operations, o_t summed by one chain of fma over ascending
+/// channels. `Form::parallel` is that too, or takes chunks: two operations an update and the scores
+/// of a chunk. The context's algorithm chooses; `automatic` is `chunks_pay`. The bits depend neither
+/// on threads nor on the batch, nor on where a call of `recurrence_block` tokens or a multiple ends.
 template <Form form, class S, class Decay>
 void linear_state(In<S, 4> q, In<S, 4> k, In<S, 4> v, const Decay& decay, double scale,
                   Out<S, 4> state, View<S, 4> o, Context& context) {
-  if (o.empty()) return;
   const Index B = o.extent(0), T = o.extent(1), H = o.extent(2), V = o.extent(3);
-  const Index G = q.extent(2), K = q.extent(3), per_group = H / G;
-  bool chunked = !Decay::by_channel;
-  if (context.algorithm() != Algorithm::automatic) {
-    chunked = context.algorithm() == Algorithm::chunked;
+  const Index G = q.extent(2), K = q.extent(3);
+  if (G <= 0 || H % G != 0) {
+    throw ShapeError("linear_state: " + std::to_string(H) + " heads do not divide into " +
+                     std::to_string(G) + " groups");
   }
-  chunked &= form == Form::parallel;
+  detail::check_operand("o", o, {B, T, H, V});
+  detail::check_operand("q", q, {B, T, G, K});
+  detail::check_operand("k", k, {B, T, G, K});
+  detail::check_operand("v", v, {B, T, H, V});
+  detail::check_operand("state", state, {B, H, K, V});
+  decay.check({B, T, H, K});
+  if (o.empty()) return;
+
+  bool chunked = false;
+  if constexpr (form == Form::parallel) {
+    chunked = context.algorithm() == Algorithm::automatic
+                  ? detail::chunks_pay<Decay>(K, V)
+                  : context.algorithm() == Algorithm::chunked;
+  }
+  // A unit of work is a few heads of one group, or a panel of the values of one head.
+  const Index per_group = H / G;
   const Index heads = chunked && !Decay::by_channel ? std::min(per_group, detail::shared_heads) : 1;
   const Index blocks = ceil_div(per_group, heads);
-  Index units = B * G * blocks;
-  (void)K;
-  context.parallel_for(units, [&](Index u, Context& worker) {
-    const Index block = u % blocks, g = u / blocks % G, b = u / blocks / G;
-    const Index h0 = g * per_group + block * heads, n = std::min(heads, per_group - block * heads);
-    const detail::LinearStateUnit<S, Decay> unit{
-        q[b].template at<1>(g), k[b].template at<1>(g), v[b].template slice<1>(h0, n), decay, b, h0, static_cast<S>(scale), state[b].template slice<0>(h0, n), o[b].template slice<1>(h0, n)};
-    if (chunked) {
-      detail::linear_state_chunked(unit, worker);
-    } else {
-      detail::linear_state_recurrent(unit, worker);
+  const Index panels = std::clamp<Index>(V / detail::panel_columns, 1,
+                                         ceil_div(detail::enough_units, B * G * blocks));
+  const Index columns = round_up(ceil_div(V, panels), detail::state_tile_columns<S>);
+  const Index units = B * G * blocks * panels;
+  const Index updates = std::max<Index>(T * K * columns * heads, 1);
+  const Index units_per_task = std::max<Index>(detail::updates_per_task / updates, 1);
+  context.parallel_for(ceil_div(units, units_per_task), [&](Index task, Context& worker) {
+    const Index end = std::min(units, (task + 1) * units_per_task);
+    for (Index i = task * units_per_task; i < end; ++i) {
+      const Index column = i % panels * columns, block = i / panels % blocks;
+      const Index g = i / (panels * blocks) % G, b = i / (panels * blocks * G);
+      const Index head = g * per_group + block * heads;
+      const Index n = std::min(heads, per_group - block * heads);
+      const Index width = std::min(columns, V - column);
+      if (width <= 0) continue;
+      const auto part = [&](const auto& view) {
+        return view[b].template slice<1>(head, n).template slice<2>(column, width);
+      };
+      const detail::LinearStateUnit<S, Decay> unit{
+          .q = q[b].template at<1>(g),
+          .k = k[b].template at<1>(g),
+          .v = part(v),
+          .decay = decay,
+          .batch_row = b,
+          .first_head = head,
+          .scale = static_cast<S>(scale),
+          .state = state[b].template slice<0>(head, n).template slice<2>(column, width),
+          .o = part(o)};
+      if (chunked) {
+        linear_state_chunked(unit, worker);
+      } else {
+        linear_state_recurrent(unit, worker);
+      }
     }
   });
-  (void)T, (void)V;
 }
 
 SEQMIX_END_NAMESPACE

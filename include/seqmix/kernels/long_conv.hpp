@@ -1,12 +1,12 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cmath>
 #include <memory>
 #include <numbers>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "seqmix/core/context.hpp"
@@ -18,15 +18,15 @@ namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 namespace detail {
 
-/// The spectrum of real taps as a cyclic convolution of `plan.length()` numbers needs it.
+/// The spectrum of a filter as a cyclic convolution of `length` numbers needs it.
 ///
-/// With z_j = x_{2j} + i x_{2j+1} and E, O the transforms of the even and the odd taps, the product
+/// With z_j = u_{2j} + i u_{2j+1} and E, O the transforms of the even and the odd taps, the product
 /// is Z'_k = Z_k (E + i s F) + conj(Z_{-k}) c F, where F = i O exp(-iθ), c + i s = exp(iθ) and
-/// θ = π k / points: no transform of real numbers is ever taken apart.
+/// θ = π k / points: the transform of the real numbers themselves is never formed.
 template <class S>
 class LongSpectrum {
  public:
-  /// Of the first `count` of the taps [L, channels padded to lanes].
+  /// taps: [L, channels padded to lanes], of which the first `length / 2` count.
   LongSpectrum(const View<const S, 2>& taps, Index length)
       : plan_(length), taps_(std::min(taps.extent(0), length / 2)) {
     constexpr Index lanes = simd::lanes<S>, width = FftPlan<S>::width;
@@ -43,7 +43,7 @@ class LongSpectrum {
       }
       plan_.forward(z.data());
       for (Index entry = 0; entry < entries; ++entry) {
-        const Index k = plan_.frequency(position(entry));
+        const Index k = plan_.frequency(plan_.position(entry));
         const double angle =
             std::numbers::pi * static_cast<double>(k) / static_cast<double>(points);
         const S c = static_cast<S>(std::cos(angle)), s = static_cast<S>(std::sin(angle));
@@ -98,13 +98,6 @@ class LongSpectrum {
   }
 
  private:
-  /// Where the first point of a pair stands: see `FftPlan::filter`.
-  Index position(Index entry) const {
-    if (entry == 0) return 0;
-    if (entry == plan_.points() / 2) return 1;
-    return entry + static_cast<Index>(std::bit_floor(static_cast<std::size_t>(entry)));
-  }
-
   FftPlan<S> plan_;
   Index taps_;
   Tensor<S, 2> turns_;  // [entries, 2]: cos θ, sin θ
@@ -113,18 +106,21 @@ class LongSpectrum {
 
 }  // namespace detail
 
-/// An immutable long filter, taps [D, L], with the spectra for all lengths of input. Copies share it.
+/// An immutable long filter, taps [D, L], with the spectra for all lengths of input. Copies share
+/// it.
 ///
-/// Memory: the taps and, for each power of two n from 64 to the one that spans twice the taps (short
-/// filters: four times, at most 8192), n + 4 numbers a channel: about 4 to 8 times the taps in all.
+/// Memory: the taps and, for each power of two n from 64 to the one that spans twice the taps
+/// (short filters: four times, at most 8192), n + 4 numbers a channel: about 4 to 8 times the taps
+/// in all.
 template <class S>
 class LongFilter {
  public:
-  LongFilter() = default;
   explicit LongFilter(In<S, 2> taps) {
     const Index D = taps.extent(0), L = taps.extent(1);
-    if (L < 1) throw ShapeError("LongFilter: taps have shape " + taps.shape().text() +
-                                ", expected [D, L] with at least one tap");
+    if (L < 1) {
+      throw ShapeError("LongFilter: taps have shape " + taps.shape().text() +
+                       ", expected [D, L] with at least one tap");
+    }
     auto data = std::make_shared<Data>();
     data->channels = D;
     data->taps = Tensor<S, 2>({L, round_up(D, simd::lanes<S>)});
@@ -139,9 +135,8 @@ class LongFilter {
     data_ = std::move(data);
   }
 
-  explicit operator bool() const { return data_ != nullptr; }
-  Index channels() const { return data_ == nullptr ? 0 : data_->channels; }
-  Index length() const { return data_ == nullptr ? 0 : data_->taps.extent(0); }
+  Index channels() const { return data_->channels; }
+  Index length() const { return data_->taps.extent(0); }
   /// [L, D padded to lanes], the padding zero.
   View<const S, 2> taps() const { return data_->taps; }
   /// Of ascending length.
@@ -170,8 +165,8 @@ struct LongInput {
     return token < past ? history.data() + token * history.stride(0)
                         : u.data() + (token - past) * u.stride(0);
   }
-  /// Copies up to `lanes` channels of the tokens from `first` on to adjacent rows of `lanes` numbers;
-  /// lanes without a channel and tokens that do not exist are 0.
+  /// Copies up to `lanes` channels of the tokens from `first` on to adjacent rows of `lanes`
+  /// numbers; lanes without a channel and tokens that do not exist are 0.
   void pack(Index first, Index channel, const View<S, 2>& to) const {
     const Index count = std::min(simd::lanes<S>, u.extent(1) - channel);
     for (Index r = 0; r < to.extent(0); ++r) {
@@ -189,7 +184,7 @@ struct LongInput {
 template <class S>
 const LongSpectrum<S>* choose_spectrum(const LongFilter<S>& filter, Index past, Index tokens,
                                        Algorithm algorithm) {
-  constexpr double transform_cost = 5;
+  constexpr double transform_cost = 3.5;
   if (algorithm == Algorithm::recurrent) return nullptr;
   const Index reach = std::min(filter.length(), past + tokens);
   const LongSpectrum<S>* best = nullptr;
@@ -203,7 +198,8 @@ const LongSpectrum<S>* choose_spectrum(const LongFilter<S>& filter, Index past, 
   }
   if (algorithm == Algorithm::automatic) {
     const Index first_reach = std::min(filter.length(), past + 1);
-    const double direct = static_cast<double>(tokens) * static_cast<double>(first_reach + reach) / 2;
+    const double direct =
+        static_cast<double>(tokens) * static_cast<double>(first_reach + reach) / 2;
     if (direct <= best_cost) return nullptr;
   }
   return best;
@@ -264,9 +260,8 @@ void direct_sums(const LongInput<S>& input, const View<const S, 2>& taps, Index 
       unrolled<tile>([&](auto i) { sum[i] = Batch(S(0)); });
       for (Index l = 0; l < terms; ++l) {
         const Batch tap = simd::load(&h(l, 0));
-        unrolled<tile>([&](auto i) {
-          sum[i] = simd::fma(tap, simd::load(newest + (i - l) * lanes), sum[i]);
-        });
+        unrolled<tile>(
+            [&](auto i) { sum[i] = simd::fma(tap, simd::load(newest + (i - l) * lanes), sum[i]); });
       }
       unrolled<tile>([&](auto i) {
         if (t + i < end) simd::store(&y(t + i, channel), sum[i], count);
@@ -365,8 +360,8 @@ void long_conv(In<S, 3> u, const LongFilter<S>& filter, View<S, 3> y, Context& c
   long_conv_continue<S>(u, history, View<const Index, 1>(&none, {B}, {none}), filter, y, context);
 }
 
-/// `long_conv_continue` by one token, u and y [B, D], by the direct sum: the same bits as any direct
-/// form. It reads min(past + 1, L) rows of history and taps, at the speed of memory.
+/// `long_conv_continue` by one token, u and y [B, D], by the direct sum: the same bits as any
+/// direct form. It reads min(past + 1, L) rows of history and taps, at the speed of memory.
 template <class S>
 void long_conv_step(In<S, 2> u, In<S, 3> history, In<Index, 1> past, const LongFilter<S>& filter,
                     View<S, 2> y, Context& context) {

@@ -14,8 +14,8 @@
 //
 // One sum, one order: every output is one chain of `simd::fma` over ascending k that starts from
 // zero, from the bias, from what is accumulated to, or from the sum of the last two. Lanes are
-// outputs, and blocks of k hand the chain on through memory, which rounds nothing. So the bits of an
-// output do not depend on the number of rows, its place among them, the path, or the threads.
+// outputs, and blocks of k hand the chain on through memory, which rounds nothing. So the bits of
+// an output do not depend on the number of rows, its place among them, the path, or the threads.
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -25,37 +25,42 @@ namespace detail {
 template <class S>
 inline constexpr Index panel_width = 2 * simd::lanes<S>;
 
-/// Rows of the micro-kernels: `tall` fills the registers, `low` is the least that hides the latency
-/// of a multiply-add.
+/// Numbers of a cache line.
+template <class S>
+inline constexpr Index cache_line = alignment / static_cast<Index>(sizeof(S));
+
+/// Rows of the micro-kernels: the tall one fills the registers, the low one has the fewest rows
+/// that hide the latency of a multiply-add.
 #if defined(SEQMIX_SIMD_WIDTH)
-inline constexpr Index tall = 4, medium = 4, low = 4;  // no registers to fill: little code
+inline constexpr Index tall_tile = 4, medium_tile = 4,
+                       low_tile = 4;  // no registers to fill: little code
 #elif defined(__AVX512F__)
-inline constexpr Index tall = 14, medium = 8, low = 4;  // 32 registers
+inline constexpr Index tall_tile = 14, medium_tile = 8, low_tile = 4;  // 32 registers
 #else
-inline constexpr Index tall = 6, medium = 4, low = 4;  // 16 registers
+inline constexpr Index tall_tile = 6, medium_tile = 4, low_tile = 4;  // 16 registers
 #endif
 
 /// k of a panel that stays in the L1 cache while tiles of rows pass: 32 KB with 512-bit registers.
 inline constexpr Index depth_slice = 256;
 /// Rows and k of x that are packed at a time: 1 MB of floats for the L2 cache.
-inline constexpr Index row_block = round_up(256, tall), depth_block = 1024;
+inline constexpr Index row_block = round_up(256, tall_tile), depth_block = 1024;
 /// Numbers of a weight, and multiply-adds, that are worth a task.
 inline constexpr Index weights_per_task = Index{1} << 15, products_per_task = Index{1} << 22;
-/// Fewer panels than this do not repay the packing of x.
-inline constexpr Index panels_to_pack = 8;
+/// Fewer rows or panels than these do not repay the packing of x.
+inline constexpr Index rows_to_pack = 2 * tall_tile, panels_to_pack = 8;
 
 /// C[row, column] (+)= Σ_k A[row, k] B[k, column] (+ bias[column]).
 template <class S>
 struct Product {
-  Index depth = 0;        // number of k
-  const S* a = nullptr;   // A[row, k] at a[row * a_row_stride + k * a_stride]
+  Index depth = 0;       // number of k
+  const S* a = nullptr;  // A[row, k] at a[row * a_row_stride + k * a_stride]
   Index a_row_stride = 0;
   Index a_stride = 0;
-  const S* b = nullptr;   // B[k, first column of panel p] at b[k * b_stride + p * panel_stride]
+  const S* b = nullptr;  // B[k, first column of panel p] at b[k * b_stride + p * panel_stride]
   Index b_stride = 0;
   Index panel_stride = 0;
-  Index ahead = 0;        // how far beyond the k that is multiplied B is fetched
-  S* const* c = nullptr;  // C[row, column] at c[row][column]
+  const S* ahead = nullptr;  // fetched to the L2 cache, a line for each k, or none
+  S* const* c = nullptr;     // C[row, column] at c[row][column]
   Index columns = 0;
   const S* bias = nullptr;
   bool accumulate = false;
@@ -70,8 +75,8 @@ struct Product {
   }
 };
 
-/// The micro-kernel: rows [row, row + Rows) of `Panels` panels from `panel` on. The first `skip` rows
-/// are computed but not stored. `Grouped`: the rows are packed as [k][Rows].
+/// The micro-kernel: rows [row, row + Rows) of `Panels` panels from `panel` on. The first `skip`
+/// rows are computed but not stored. `Grouped`: the rows are packed as [k][Rows].
 ///
 /// Its loops over registers are unrolled by order, so that g++ keeps `sum` in registers.
 template <class S, Index Rows, Index Panels, bool Grouped = false>
@@ -110,9 +115,13 @@ __attribute__((noinline)) void multiply_tile(const Product<S>& product, Index ro
   const Index a_row_stride = Grouped ? 1 : product.a_row_stride;
   const Index a_stride = Grouped ? Rows : product.a_stride;
   const Index b_stride = product.b_stride, panel_stride = product.panel_stride;
-  const Index ahead = product.ahead;
+  const S* ahead = product.ahead ? product.ahead : b;  // the line that is read anyway
+  const Index ahead_stride = product.ahead ? cache_line<S> : b_stride;
   for (Index k = 0; k < product.depth; ++k, a += a_stride, b += b_stride) {
-    if constexpr (Panels == 1 && !Grouped) __builtin_prefetch(b + ahead, 0, 2);
+    if constexpr (Panels == 1 && !Grouped) {
+      __builtin_prefetch(ahead, 0, 2);
+      ahead += ahead_stride;
+    }
     simd::Batch<S> weight[width];
 #pragma GCC unroll 16
     for (Index r = 0; r < width; ++r) {
@@ -144,10 +153,11 @@ __attribute__((noinline)) void multiply_tile(const Product<S>& product, Index ro
 /// The height of the next tile when `left` of `rows` rows are to be done. It may exceed `left`, and
 /// then reaches back over rows that are done, but never `rows`.
 inline Index next_tile(Index left, Index rows) {
-  Index tile = low;
-  if (left > low) tile = medium;
-  if (left >= tall - 1 && (left <= tall || left > 2 * medium)) tile = tall;
-  while (tile > rows) tile = tile > medium ? medium : tile > low ? low : tile / 2;
+  Index tile = low_tile;
+  if (left > low_tile) tile = medium_tile;
+  if (left >= tall_tile - 1 && (left <= tall_tile || left > 2 * medium_tile)) tile = tall_tile;
+  while (tile > rows)
+    tile = tile > medium_tile ? medium_tile : tile > low_tile ? low_tile : tile / 2;
   return tile;
 }
 
@@ -156,23 +166,26 @@ inline Index panels_at_once(Index rows) { return rows == 1 ? 4 : rows == 2 ? 2 :
 
 /// All rows of `panels` panels: one, or as many as `panels_at_once` says.
 template <class S>
-void multiply_rows(const Product<S>& product, Index rows, Index panel, Index panels) {
+void multiply_rows(Product<S> product, Index rows, Index panel, Index panels) {
   for (Index row = 0; row < rows;) {
     const Index tile = next_tile(rows - row, rows), first = std::min(row, rows - tile);
-    const auto multiply = tile == tall     ? multiply_tile<S, tall, 1>
-                          : tile == medium ? multiply_tile<S, medium, 1>
-                          : tile == low    ? multiply_tile<S, low, 1>
-                          : tile == 2      ? panels == 2 ? multiply_tile<S, 2, 2>
-                                                         : multiply_tile<S, 2, 1>
-                          : panels == 4    ? multiply_tile<S, 1, 4>
-                                           : multiply_tile<S, 1, 1>;
+    const auto multiply = tile == tall_tile     ? multiply_tile<S, tall_tile, 1>
+                          : tile == medium_tile ? multiply_tile<S, medium_tile, 1>
+                          : tile == low_tile    ? multiply_tile<S, low_tile, 1>
+                          : tile == 2
+                              ? panels == 2 ? multiply_tile<S, 2, 2> : multiply_tile<S, 2, 1>
+                          : panels == 4 ? multiply_tile<S, 1, 4>
+                                        : multiply_tile<S, 1, 1>;
     multiply(product, first, panel, row - first);
     row = first + tile;
+    if (product.ahead) product.ahead += product.depth * cache_line<S>;
   }
 }
 
-/// All rows of panels [panel, last_panel).
-template <class S>
+/// All rows of panels [panel, last_panel). `Packed` panels lie behind each other: where several
+/// tiles pass over a slice of one, they fetch the next slice, which hides the time that memory
+/// takes.
+template <bool Packed, class S>
 void multiply_panels(const Product<S>& product, Index rows, Index panel, Index last_panel) {
   const bool one_tile = next_tile(rows, rows) == rows;
   const Index slice = one_tile ? std::max<Index>(product.depth, 1) : depth_slice;
@@ -180,7 +193,11 @@ void multiply_panels(const Product<S>& product, Index rows, Index panel, Index l
   for (Index panels = 0; panel < last_panel; panel += panels) {
     panels = panel + at_once <= last_panel ? at_once : 1;
     for (Index k = 0; k == 0 || k < product.depth; k += slice) {
-      multiply_rows(product.slice(k, slice), rows, panel, panels);
+      Product<S> part = product.slice(k, slice);
+      if (Packed && !one_tile) {
+        part.ahead = part.b + panel * part.panel_stride + part.depth * part.b_stride;
+      }
+      multiply_rows(part, rows, panel, panels);
     }
   }
 }
@@ -194,19 +211,36 @@ std::array<S*, row_block> row_addresses(const View<S, Rank>& view, Index first, 
   return rows;
 }
 
+/// [row][k] to [k][row], 16 k of a row at a time.
+template <class S>
+void pack_group(const S* const* rows, auto height, Index depth, S* __restrict to) {
+  constexpr Index block = 16;
+  Index k = 0;
+  for (; k + block <= depth; k += block) {
+    for (Index row = 0; row < height; ++row) {
+      const S* const from = rows[row] + k;
+      S* const group = to + k * height + row;
+#pragma GCC unroll 16
+      for (Index i = 0; i < block; ++i) group[i * height] = from[i];
+    }
+  }
+  for (; k < depth; ++k) {
+    for (Index row = 0; row < height; ++row) to[k * height + row] = rows[row][k];
+  }
+}
+
 /// Rows [first, last) of x [B, T, K], counted over B T, and k [k, k + depth) of them as groups
-/// [row / tall][k][tall]; the last group has as many rows as are left.
+/// [row / tall_tile][k][tall_tile]; the last group has as many rows as are left.
 template <class S>
 void pack_rows(const View<const S, 3>& x, Index first, Index last, Index k, Index depth, S* to) {
-  for (Index row = first; row < last; row += tall) {
-    const Index rows = std::min(tall, last - row);
-    const S* from[tall];
+  for (Index row = first; row < last; row += tall_tile) {
+    const Index rows = std::min(tall_tile, last - row);
+    const S* from[tall_tile];
     for (Index i = 0; i < rows; ++i) from[i] = row_address(x, row + i) + k;
-    for (Index j = 0; j < depth; j += 16) {
-      const Index count = std::min<Index>(16, depth - j);
-      for (Index i = 0; i < rows; ++i) {
-        for (Index n = 0; n < count; ++n) to[(j + n) * rows + i] = from[i][j + n];
-      }
+    if (rows == tall_tile) {
+      pack_group<S>(from, std::integral_constant<Index, tall_tile>{}, depth, to);
+    } else {
+      pack_group<S>(from, rows, depth, to);
     }
     to += depth * rows;
   }
@@ -216,29 +250,91 @@ void pack_rows(const View<const S, 3>& x, Index first, Index last, Index k, Inde
 template <class S>
 void multiply_packed(const Product<S>& product, Index rows, Index panel, Index last_panel) {
   Product<S> groups = product, rest = product;
-  groups.a_row_stride = product.depth, groups.a_stride = tall;
-  const Index grouped = rows / tall * tall;
+  groups.a_row_stride = product.depth, groups.a_stride = tall_tile;
+  const Index grouped = rows / tall_tile * tall_tile;
   rest.a += grouped * product.depth, rest.c += grouped;
   rest.a_row_stride = 1, rest.a_stride = rows - grouped;
   for (Index p = panel; p < last_panel; ++p) {
     for (Index k = 0; k == 0 || k < product.depth; k += depth_slice) {
       const Product<S> slice = groups.slice(k, depth_slice);
-      for (Index row = 0; row < grouped; row += tall) {
-        multiply_tile<S, tall, 1, true>(slice, row, p, 0);
+      for (Index row = 0; row < grouped; row += tall_tile) {
+        multiply_tile<S, tall_tile, 1, true>(slice, row, p, 0);
       }
       multiply_rows(rest.slice(k, depth_slice), rows - grouped, p, 1);
     }
   }
 }
 
-/// Whether two windows share no number. Rows of one pitch may lie between each other.
+/// Reads x [B, T, K] where it is, or copies the rows of a task if their stride is not one.
+template <class S>
+void multiply_unpacked(const Product<S>& product, const View<const S, 3>& x, Index panels,
+                       const View<S, 3>& y, Context& context) {
+  const Index rows = x.extent(0) * x.extent(1), depth = product.depth;
+  const bool few = rows < rows_to_pack;
+  const Index row_products = std::max<Index>(depth * product.columns, 1);
+  const Index panel_weights = std::max<Index>(depth * panel_width<S>, 1);
+  const Index task_rows = few ? rows
+                              : std::clamp(round_up(products_per_task / row_products, tall_tile),
+                                           4 * tall_tile, row_block);
+  const Index task_panels = few ? round_up(ceil_div(weights_per_task, panel_weights), 4) : panels;
+  const Index column_tasks = ceil_div(panels, task_panels);
+  context.parallel_for(ceil_div(rows, task_rows) * column_tasks, [&](Index task, Context& worker) {
+    const Index row = task / column_tasks * task_rows, panel = task % column_tasks * task_panels;
+    const Index count = std::min(task_rows, rows - row);
+    const auto c = row_addresses(y, row, count);
+    auto scratch = worker.scratch<S>();
+    Product<S> part = product;
+    part.c = c.data(), part.a_stride = 1;
+    if (x.template mergeable<0>()) {
+      part.a = row_address(x, row), part.a_row_stride = x.template merge<0>().stride(0);
+    } else {
+      const auto copied = scratch(count, depth);
+      for (Index i = 0; i < count; ++i) {
+        std::copy_n(row_address(x, row + i), depth, copied.data() + i * depth);
+      }
+      part.a = copied.data(), part.a_row_stride = depth;
+    }
+    multiply_panels<true>(part, count, panel, std::min(panels, panel + task_panels));
+  });
+}
+
+/// Packs x [B, T, K] block by block, then sends each block through all panels.
+template <class S>
+void multiply_in_blocks(const Product<S>& product, const View<const S, 3>& x, Index panels,
+                        const View<S, 3>& y, Context& context) {
+  const Index rows = x.extent(0) * x.extent(1), depth = product.depth;
+  constexpr Index task_rows = 4 * tall_tile;
+  auto scratch = context.scratch<S>();
+  S* const packed = scratch(std::min(rows, row_block), std::min(depth, depth_block)).data();
+  for (Index row = 0; row < rows; row += row_block) {
+    const Index count = std::min(row_block, rows - row);
+    const auto c = row_addresses(y, row, count);
+    for (Index k = 0; k == 0 || k < depth; k += depth_block) {
+      Product<S> part = product.slice(k, depth_block);
+      part.a = packed, part.c = c.data();
+      context.parallel_for(ceil_div(count, task_rows), [&](Index task, Context&) {
+        const Index first = task * task_rows, last = std::min(count, first + task_rows);
+        pack_rows<S>(x, row + first, row + last, k, part.depth, packed + first * part.depth);
+      });
+      const Index panel_products = std::max<Index>(count * part.depth * panel_width<S>, 1);
+      const Index task_panels = ceil_div(products_per_task, panel_products);
+      context.parallel_for(ceil_div(panels, task_panels), [&](Index task, Context&) {
+        const Index panel = task * task_panels;
+        multiply_packed(part, count, panel, std::min(panels, panel + task_panels));
+      });
+    }
+  }
+}
+
+/// Whether two windows share no number, also where rows of one pitch lie between each other.
 template <class S>
 bool disjoint(const View<const S, 3>& x, const View<const S, 3>& y) {
   const auto [x_first, x_last] = footprint(x);
   const auto [y_first, y_last] = footprint(y);
   if (x.empty() || y.empty() || x_last <= y_first || y_last <= x_first) return true;
   const Index pitch = x.stride(x.extent(1) > 1 ? 1 : 0), offset = y.data() - x.data();
-  return x.stride(0) == y.stride(0) && x.stride(1) == y.stride(1) && x.stride(0) % pitch == 0 &&
+  return pitch > 0 && x.stride(0) == y.stride(0) && x.stride(1) == y.stride(1) &&
+         x.stride(0) % pitch == 0 &&
          (offset >= 0 ? offset >= x.extent(2) && offset + y.extent(2) <= pitch
                       : -offset >= y.extent(2) && x.extent(2) - offset <= pitch);
 }
@@ -285,8 +381,8 @@ class PackedMatrix {
 /// y = x wᵀ + bias, or y += x wᵀ + bias: x [B, T, K], w [N, K], y [B, T, N], bias [N] or none.
 ///
 /// The last dimensions of x and y are contiguous, and x and y share no number. A few rows are read
-/// where they are while the weights stream by; many are packed first, which keeps rows whose stride is
-/// a power of two from evicting each other.
+/// where they are while the weights stream by; many are packed first, which keeps rows whose stride
+/// is a power of two from evicting each other.
 template <class S>
 void matmul(In<S, 3> x, const PackedMatrix<S>& w, View<S, 3> y, Context& context,
             const S* bias = nullptr, bool accumulate = false) {
@@ -311,72 +407,23 @@ void matmul(In<S, 3> x, const PackedMatrix<S>& w, View<S, 3> y, Context& context
   if (rows == 0 || outputs == 0) return;
 
   const Index panels = w.panels().extent(0);
-  Product<S> product{.depth = depth,
-                     .b = w.panels().data(),
-                     .b_stride = panel_width<S>,
-                     .panel_stride = depth * panel_width<S>,
-                     .columns = outputs,
-                     .bias = bias,
-                     .accumulate = accumulate};
-  const bool few = rows < FEW * tall;
-  if (few || panels < panels_to_pack) {
-    const Index task_rows =
-        few ? rows
-            : std::clamp(round_up(products_per_task / std::max<Index>(depth * outputs, 1), tall),
-                         4 * tall, row_block);
-    const Index task_panels =
-        few ? round_up(ceil_div(weights_per_task, std::max<Index>(depth * panel_width<S>, 1)), 4)
-            : panels;
-    const Index column_tasks = ceil_div(panels, task_panels);
-    context.parallel_for(ceil_div(rows, task_rows) * column_tasks, [&](Index task, Context& worker) {
-      const Index row = task / column_tasks * task_rows, panel = task % column_tasks * task_panels;
-      const Index count = std::min(task_rows, rows - row);
-      const auto c = row_addresses(y, row, count);
-      auto scratch = worker.scratch<S>();
-      Product<S> part = product;
-      part.c = c.data(), part.a_stride = 1;
-      if (next_tile(count, count) < count) part.ahead = depth_slice * panel_width<S>;
-      if (x.template mergeable<0>()) {
-        const auto merged = x.template merge<0>();
-        part.a = merged.data() + row * merged.stride(0), part.a_row_stride = merged.stride(0);
-      } else {
-        const auto copied = scratch(count, depth);
-        for (Index i = 0; i < count; ++i) {
-          std::copy_n(row_address(x, row + i), depth, copied.data() + i * depth);
-        }
-        part.a = copied.data(), part.a_row_stride = depth;
-      }
-      multiply_panels(part, count, panel, std::min(panels, panel + task_panels));
-    });
-    return;
-  }
-
-  auto scratch = context.scratch<S>();
-  const auto packed = scratch(std::min(rows, row_block) * std::min(depth, depth_block));
-  for (Index row = 0; row < rows; row += row_block) {
-    const Index count = std::min(row_block, rows - row);
-    const auto c = row_addresses(y, row, count);
-    for (Index k = 0; k == 0 || k < depth; k += depth_block) {
-      Product<S> part = product.slice(k, depth_block);
-      part.a = packed.data(), part.c = c.data();
-      constexpr Index pack = 4 * tall;
-      context.parallel_for(ceil_div(count, pack), [&](Index task, Context&) {
-        const Index first = task * pack, last = std::min(count, first + pack);
-        pack_rows<S>(x, row + first, row + last, k, part.depth, packed.data() + first * part.depth);
-      });
-      const Index panel_products = std::max<Index>(count * part.depth * panel_width<S>, 1);
-      const Index task_panels = ceil_div(products_per_task, panel_products);
-      context.parallel_for(ceil_div(panels, task_panels), [&](Index task, Context&) {
-        const Index panel = task * task_panels;
-        multiply_packed(part, count, panel, std::min(panels, panel + task_panels));
-      });
-    }
+  const Product<S> product{.depth = depth,
+                           .b = w.panels().data(),
+                           .b_stride = panel_width<S>,
+                           .panel_stride = depth * panel_width<S>,
+                           .columns = outputs,
+                           .bias = bias,
+                           .accumulate = accumulate};
+  if (rows < rows_to_pack || panels < panels_to_pack) {
+    multiply_unpacked(product, x, panels, y, context);
+  } else {
+    multiply_in_blocks(product, x, panels, y, context);
   }
 }
 
-/// C = A B, or C += A B: A [M, K] with any strides (so that Aᵀ is a view), B [K, N] and C [M, N] with
-/// contiguous rows. C shares no number with A or B. For small products: nothing is allocated and
-/// nothing packed but the columns of B that do not fill a panel.
+/// C = A B, or C += A B: A [M, K] with any strides (so that Aᵀ is a view), B [K, N] and C [M, N]
+/// with contiguous rows. C shares no number with A or B. For small products: nothing is allocated
+/// and nothing packed but the columns of B that do not fill a panel.
 template <class S>
 void tile_matmul(In<S, 2> a, In<S, 2> b, View<S, 2> c, bool accumulate = false) {
   using namespace detail;
@@ -405,7 +452,7 @@ void tile_matmul(In<S, 2> a, In<S, 2> b, View<S, 2> c, bool accumulate = false) 
                        .c = c_rows.data(),
                        .columns = columns,
                        .accumulate = accumulate};
-    multiply_panels(product, count, 0, whole);
+    multiply_panels<false>(product, count, 0, whole);
     if (columns == whole * width) continue;
     alignas(alignment) S tail[tail_depth * width];
     for (Index k = 0; k == 0 || k < depth; k += tail_depth) {
@@ -418,7 +465,7 @@ void tile_matmul(In<S, 2> a, In<S, 2> b, View<S, 2> c, bool accumulate = false) 
                        simd::load<S>(from + first, columns - whole * width - first));
       }
       part.b = tail, part.b_stride = width, part.panel_stride = 0;
-      multiply_panels(part, count, whole, whole + 1);
+      multiply_panels<false>(part, count, whole, whole + 1);
     }
   }
 }

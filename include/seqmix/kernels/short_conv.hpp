@@ -18,12 +18,12 @@ enum class ShortConvActivation { none, silu };
 namespace detail {
 
 /// The channels that one task of `short_conv` handles.
-inline constexpr Index short_conv_channels = 256;
+inline constexpr Index short_conv_channels = 512;
 /// The tokens whose sums are formed together: each input is loaded once for all of them.
 inline constexpr Index short_conv_tokens = 4;
 
-/// `Tokens` outputs from token `first` on, `width` channels. `row(s)` is the input of token s, s < 0
-/// being history. `Taps` is their number, or 0 where it is known at run time alone.
+/// `Tokens` outputs from token `first` on, `width` channels. `row(s)` is the input of token s, s <
+/// 0 being history. `Taps` is their number, or 0 where it is known at run time alone.
 template <Index Taps, bool Silu, Index Tokens, class S>
 void short_conv_tile(Index width, Index first, auto&& row, const View<const S, 2>& taps,
                      const S* bias, const View<S, 2>& y) {
@@ -45,8 +45,7 @@ void short_conv_tile(Index width, Index first, auto&& row, const View<const S, 2
   };
   simd::for_each_block<S>(width, [&](Index i, auto lane_count) {
     [&]<Index... t>(std::integer_sequence<Index, t...>) {
-      const Batch start =
-          bias != nullptr ? simd::load<S>(bias + i, lane_count) : Batch(S(0));
+      const Batch start = bias != nullptr ? simd::load<S>(bias + i, lane_count) : Batch(S(0));
       std::array<Batch, static_cast<std::size_t>(Tokens)> sum{((void)t, start)...};
       for (Index tap = 0; tap < count; ++tap) {
         const Batch weight = simd::load<S>(&taps(tap, i), lane_count);
@@ -56,7 +55,8 @@ void short_conv_tile(Index width, Index first, auto&& row, const View<const S, 2
       }
       if constexpr (Silu) ((sum[t] = simd::silu(sum[t])), ...);
       (simd::store<S>(&y(first + t, i), sum[t], lane_count), ...);
-    }(tokens);
+    }
+    (tokens);
   });
 }
 
@@ -74,12 +74,13 @@ void short_conv_row(Index width, auto&& row, const View<const S, 2>& taps, const
 
 }  // namespace detail
 
-/// y_t = f(bias + Σ_w taps[w] x_{t-(W-1)+w}) for each channel: the last tap meets the current token.
+/// y_t = f(bias + Σ_w taps[w] x_{t-(W-1)+w}) for each channel: the last tap meets the current
+/// token.
 ///
 /// x, y: [B, T, D]. taps: [W, D], a checkpoint's [D, 1, W] transposed. bias: [D], or empty.
-/// history: [B, W-1, D], the last inputs, oldest first; read, then advanced by the T tokens. The sum
-/// is one chain of fma, bias first, then ascending w, whatever T, so that any split of a sequence
-/// gives the same bits. y may be x.
+/// history: [B, W-1, D], the last inputs, oldest first; read, then advanced by the T tokens. The
+/// sum is one chain of fma, bias first, then ascending w, whatever T, so that any split of a
+/// sequence gives the same bits. y may be x.
 template <class S>
 void short_conv(In<S, 3> x, In<S, 2> taps, In<S, 1> bias, ShortConvActivation activation,
                 Out<S, 3> history, View<S, 3> y, Context& context) {

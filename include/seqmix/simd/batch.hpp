@@ -11,8 +11,8 @@
 
 #include "seqmix/core/numeric.hpp"
 
-// Intrinsics of g++ 12 start from a register that they call undefined, and it warns about that where
-// they are inlined (GCC bug 105593).
+// Intrinsics of g++ 12 start from a register that they call undefined, and it warns about that
+// where they are inlined (GCC bug 105593).
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -137,7 +137,8 @@ inline constexpr bool has_fma = false;
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> fma(const Batch<S>& a, const Batch<S>& b, const Batch<S>& c) {
   if constexpr (is_emulated && has_fma) {
-    // Here xsimd multiplies and adds, and the compiler would choose from place to place what to fuse.
+    // Here xsimd multiplies and adds, and the compiler would choose from place to place what to
+    // fuse.
     Batch<S> result;
     for (std::size_t i = 0; i < Batch<S>::size; ++i) {
       result.data[i] = std::fma(a.data[i], b.data[i], c.data[i]);

@@ -9,7 +9,9 @@ SEQMIX_BEGIN_NAMESPACE
 namespace simd::detail {
 
 /// What math.hpp knows of a scalar type: its format and its minimax polynomials (Remez, in 60
-/// digits), lowest power first. Their error is below an eighth of a unit in the last place.
+/// digits), lowest power first. What is left of
+/// the function is below half a unit in the last place, most of it the rounding of the
+/// coefficients.
 template <class S>
 struct Coefficients;
 
@@ -35,16 +37,16 @@ struct Coefficients<float> {
   static constexpr float log1p[] = {-0x1.fffff8p-2F, 0x1.55555p-2F,   -0x1.000426p-2F,
                                     0x1.99a3f4p-3F,  -0x1.542762p-3F, 0x1.227124p-3F,
                                     -0x1.0f37a4p-3F, 0x1.084986p-3F,  -0x1.3831b6p-4F};
-  /// erf(x) / x in x² on [0, (3/4)²].
-  static constexpr float erf[] = {0x1.20dd74p+0F,  -0x1.8125e2p-2F, 0x1.cddfcap-4F,
-                                  -0x1.b1e5fep-6F, 0x1.20d136p-8F,  -0x1.7107dp-13F};
-  /// e^(t²/2) Q(t) (t + pole), Q the normal distribution's upper tail, in (t - pole) / (t + pole)
-  /// for t on [0, end]; e^(-end²/2) is below the smallest normal number.
-  static constexpr float tail_pole = 3.5F, tail_end = 14.0F;
-  static constexpr float tail[] = {0x1.7d241ap-1F,  -0x1.21914cp-1F,  0x1.42ff14p-2F,
-                                   -0x1.db5c9p-4F,  0x1.1cfab2p-6F,   0x1.aa0ccep-8F,
-                                   -0x1.99c4bp-9F,  -0x1.00d84ap-11F, 0x1.788874p-12F,
-                                   0x1.38112ep-14F};
+  /// (Φ(t) - 1/2) / t in t² for t on [0, near_end], Φ the normal distribution.
+  static constexpr float near_end = 0.75F;
+  static constexpr float near[] = {0x1.988454p-2F, -0x1.10582cp-4F, 0x1.46c622p-7F,
+                                   -0x1.35aa92p-10F, 0x1.afc180p-14F};
+  /// t e^(t²/2) (1 - Φ(t)) in (t - pole) / (t + pole) for t on [near_end, far_end], where
+  /// e^(-far_end²/2) is below the smallest normal number.
+  static constexpr float pole = 3.0F, far_end = 14.0F;
+  static constexpr float far[] = {0x1.754a76p-2F, 0x1.c20d30p-4F,   -0x1.1e04b6p-3F,
+                                  0x1.76478ap-4F, -0x1.d8cf6ap-6F,  -0x1.c7d722p-10F,
+                                  0x1.03de9ap-8F, -0x1.381ef8p-15F, -0x1.1efb7cp-11F};
 };
 
 template <>
@@ -84,76 +86,31 @@ struct Coefficients<double> {
       0x1.4a621c7aa8144p-31,
   };
   static constexpr double expm1[] = {
-      0x1.0000000000005p-1,
-      0x1.5555555555539p-3,
-      0x1.55555555522a5p-5,
-      0x1.1111111118feep-7,
-      0x1.6c16c17ee0ffcp-10,
-      0x1.a01a017501c62p-13,
-      0x1.a019a75e15b0cp-16,
-      0x1.71de8824dc3e7p-19,
-      0x1.28a1f20c3540cp-22,
-      0x1.ae6b90785a4d5p-26,
+      0x1.0000000000005p-1,  0x1.5555555555539p-3,  0x1.55555555522a5p-5,  0x1.1111111118feep-7,
+      0x1.6c16c17ee0ffcp-10, 0x1.a01a017501c62p-13, 0x1.a019a75e15b0cp-16, 0x1.71de8824dc3e7p-19,
+      0x1.28a1f20c3540cp-22, 0x1.ae6b90785a4d5p-26,
   };
   static constexpr double log1p[] = {
-      -0x1.0000000000003p-1,
-      0x1.5555555555467p-2,
-      -0x1.fffffffffde6dp-3,
-      0x1.99999999bf359p-3,
-      -0x1.55555556f6353p-3,
-      0x1.24924914e992cp-3,
-      -0x1.fffffed9e63bep-4,
-      0x1.c71c77ab2b6c6p-4,
-      -0x1.9999d1d80ff47p-4,
-      0x1.745c91b718309p-4,
-      -0x1.554f133871203p-4,
-      0x1.3b173336e092dp-4,
-      -0x1.24fb042a7376cp-4,
-      0x1.115e159789d3cp-4,
-      -0x1.f86ccdf5a168ep-5,
-      0x1.d3fe5dad19f3bp-5,
-      -0x1.e52da01e87bcep-5,
-      0x1.0b6a7d80679e1p-4,
-      -0x1.b5aa1ce0a9a97p-5,
-      0x1.4da1d5b47e3d6p-6,
+      -0x1.0000000000003p-1, 0x1.5555555555467p-2, -0x1.fffffffffde6dp-3, 0x1.99999999bf359p-3,
+      -0x1.55555556f6353p-3, 0x1.24924914e992cp-3, -0x1.fffffed9e63bep-4, 0x1.c71c77ab2b6c6p-4,
+      -0x1.9999d1d80ff47p-4, 0x1.745c91b718309p-4, -0x1.554f133871203p-4, 0x1.3b173336e092dp-4,
+      -0x1.24fb042a7376cp-4, 0x1.115e159789d3cp-4, -0x1.f86ccdf5a168ep-5, 0x1.d3fe5dad19f3bp-5,
+      -0x1.e52da01e87bcep-5, 0x1.0b6a7d80679e1p-4, -0x1.b5aa1ce0a9a97p-5, 0x1.4da1d5b47e3d6p-6,
   };
-  static constexpr double erf[] = {
-      0x1.20dd750429b6dp+0,
-      -0x1.812746b037984p-2,
-      0x1.ce2f21a03d089p-4,
-      -0x1.b82ce3107a1cbp-6,
-      0x1.565bccad8bc79p-8,
-      -0x1.c02d9f6119d56p-11,
-      0x1.f9a073388e383p-14,
-      -0x1.f4993c605803cp-17,
-      0x1.b6f43e0396698p-20,
-      -0x1.4840f487a48bfp-23,
-      0x1.3a57ee5bcabb0p-27,
+  static constexpr double near_end = 0.75;
+  static constexpr double near[] = {
+      0x1.9884533d43651p-2,  -0x1.1058377e2cee0p-4,  0x1.46d0429769087p-7,  -0x1.37403f6b92107p-10,
+      0x1.e42b0d4747402p-14, -0x1.3ce8f883963dfp-17, 0x1.658990614c54fp-21, -0x1.620ba6057e814p-25,
+      0x1.364d5a2932a0ap-29, -0x1.b5c05e1f6af56p-34,
   };
-  static constexpr double tail_pole = 5.0, tail_end = 39.0;
-  static constexpr double tail[] = {
-      0x1.89d3abe1f95aep-1,
-      -0x1.54ad03f27ca16p-1,
-      0x1.fb31653876f9ap-2,
-      -0x1.410ed5f875b44p-2,
-      0x1.51f6329f01539p-3,
-      -0x1.1b1c254c93e06p-4,
-      0x1.54b4d4f4cfaaep-6,
-      -0x1.88590eb6641f6p-9,
-      -0x1.a25037e2f888dp-11,
-      0x1.1daf1eb72473ap-11,
-      -0x1.f2145e7b71cbfp-15,
-      -0x1.a1714040a7031p-15,
-      0x1.17dcf8aa8bd26p-16,
-      0x1.0b3180d721605p-18,
-      -0x1.73a8015f19f8ep-19,
-      -0x1.6aa63b47b8da9p-22,
-      0x1.d097d25730bc2p-22,
-      0x1.76a11d6501db7p-25,
-      -0x1.188b6ea42baefp-24,
-      -0x1.5ed7fb09779cbp-27,
-      0x1.ed87790258462p-28,
-      0x1.14c8508003da4p-29,
+  static constexpr double pole = 4.0, far_end = 39.0;
+  static constexpr double far[] = {
+      0x1.82b4bb8c94dcep-2,  0x1.2dda040d62d05p-4,   -0x1.c41d6bcaf854fp-4,  0x1.9adc525a906eep-4,
+      -0x1.024df8efd2931p-4, 0x1.b0ffe01d88b50p-6,   -0x1.691976fb6bfaep-8,  -0x1.e4abd36b5b2d4p-11,
+      0x1.ce76f71cd24c3p-11, -0x1.99ff438cc3dd7p-15, -0x1.e8a4fdf003b6fp-14, 0x1.16d319d0fd409p-16,
+      0x1.2cda1ecb1562cp-16, -0x1.5dc9bddd680acp-19, -0x1.b81cc35ab3a11p-19, 0x1.be7dbeb77caa5p-23,
+      0x1.5eccd0d0e31e0p-21, 0x1.43b3a433fc84ep-25,  -0x1.0e14abddd986bp-23, -0x1.003f02467b74fp-26,
+      0x1.31f699b04d073p-26,
   };
 };
 

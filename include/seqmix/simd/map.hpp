@@ -8,8 +8,9 @@ namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 namespace simd {
 
-/// Calls `body(offset, lane_count)` for the blocks of [0, count): `lane_count` is `Full<S>` for each
-/// but a shorter last one, whose `Index` makes `load` and `store` partial. So one body serves both.
+/// Calls `body(offset, lane_count)` for the blocks of [0, count): `lane_count` is `Full<S>` for
+/// each but a shorter last one, whose `Index` makes `load` and `store` partial. So one body serves
+/// both.
 template <class S>
 SEQMIX_ALWAYS_INLINE void for_each_block(Index count, auto&& body) {
   Index offset = 0;
@@ -19,8 +20,7 @@ SEQMIX_ALWAYS_INLINE void for_each_block(Index count, auto&& body) {
 
 /// out[i] = f(in[i]...), f from registers to a register. `out` may be one of `in`.
 template <class S>
-SEQMIX_ALWAYS_INLINE void map(Index count, S* out, auto&& f,
-                              const std::same_as<S> auto*... in) {
+SEQMIX_ALWAYS_INLINE void map(Index count, S* out, auto&& f, const std::same_as<S> auto*... in) {
   for_each_block<S>(count, [&](Index offset, auto lane_count) {
     store<S>(out + offset, f(load<S>(in + offset, lane_count)...), lane_count);
   });

@@ -29,9 +29,10 @@ namespace detail {
 template <class S, std::size_t N>
 SEQMIX_ALWAYS_INLINE Batch<S> polynomial(const Batch<S>& x, const S (&c)[N]) {
   Batch<S> sum(c[N - 1]);
-  [&]<std::size_t... I>(std::index_sequence<I...>) {
+  [&]<std::size_t... I>(std::index_sequence<I...>) __attribute__((always_inline)) {
     ((sum = simd::fma(sum, x, Batch<S>(c[N - 2 - I]))), ...);
-  }(std::make_index_sequence<N - 1>{});
+  }
+  (std::make_index_sequence<N - 1>{});
   return sum;
 }
 
@@ -56,7 +57,7 @@ SEQMIX_ALWAYS_INLINE Pair<S> exact_product(const Batch<S>& a, const Batch<S>& b)
     return {hi, simd::fma(a, b, -hi)};
   } else {
     using Bits = typename Coefficients<S>::Bits;
-    constexpr int dropped = (Coefficients<S>::fraction_bits + 1) / 2;
+    constexpr int dropped = (Coefficients<S>::fraction_bits + 2) / 2;  // leaves half the digits
     const Batch<S> mask(std::bit_cast<S>(~Bits{0} << dropped));
     const Batch<S> a_hi = a & mask, b_hi = b & mask, a_lo = a - a_hi, b_lo = b - b_hi;
     return {hi, ((a_hi * b_hi - hi) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo};
@@ -65,8 +66,8 @@ SEQMIX_ALWAYS_INLINE Pair<S> exact_product(const Batch<S>& a, const Batch<S>& b)
 
 /// 1.5 2^fraction_bits: a sum with it is rounded to an integer, which its low bits hold.
 template <class S>
-inline constexpr S rounder =
-    S(3) * static_cast<S>(typename Coefficients<S>::Bits{1} << (Coefficients<S>::fraction_bits - 1));
+inline constexpr S rounder = S(3) * static_cast<S>(typename Coefficients<S>::Bits{1}
+                                                   << (Coefficients<S>::fraction_bits - 1));
 
 /// 2^(field - bias) of rounder + field; 0 for the field 0.
 template <class S>
@@ -99,16 +100,20 @@ struct ExpScale {
 
 inline constexpr double ln2 = 0x1.62e42fefa39efp-1, log2e = 0x1.71547652b82fep+0;
 
-/// e^(x + low...) / 2^shift, where |low| is far below 1.
+/// e^(x + low) / 2^shift, where |low| is far below 1.
 template <int shift = 0, class S, class... Low>
-SEQMIX_ALWAYS_INLINE Batch<S> scaled_exp(const Batch<S>& any_x, const Low&... low) {
+requires(sizeof...(Low) <= 1) SEQMIX_ALWAYS_INLINE Batch<S> scaled_exp(const Batch<S>& any_x,
+                                                                       const Low&... low) {
   using C = Coefficients<S>;
   using Scale = ExpScale<S, shift>;
   const Batch<S> x = simd::max(any_x, Batch<S>(static_cast<S>(Scale::lowest * ln2)));
   const Scale s(simd::fma(x, Batch<S>(static_cast<S>(log2e)), Batch<S>(Scale::offset)));
   Batch<S> r = simd::fnma(s.n, Batch<S>(C::ln2_high), x);
-  r = simd::fnma(s.n, Batch<S>(C::ln2_low), r);
-  ((r += low), ...);
+  if constexpr (sizeof...(Low) == 0) {
+    r = simd::fnma(s.n, Batch<S>(C::ln2_low), r);
+  } else {
+    r += simd::fnma(s.n, Batch<S>(C::ln2_low), low...);
+  }
   return polynomial(r, C::exp) * s.scale;
 }
 
@@ -122,8 +127,7 @@ SEQMIX_ALWAYS_INLINE Batch<S> half_expm1(const Batch<S>& any_x) {
   const Batch<S> x = simd::min(simd::max(any_x, Batch<S>(S(-40))), Batch<S>(highest));
   const Batch<S> field = simd::fma(x, Batch<S>(static_cast<S>(log2e)), Batch<S>(zero));
   const Batch<S> n = field - Batch<S>(zero), half_scale = power_of_two(field);
-  const Batch<S> r =
-      simd::fnma(n, Batch<S>(C::ln2_low), simd::fnma(n, Batch<S>(C::ln2_high), x));
+  const Batch<S> r = simd::fnma(n, Batch<S>(C::ln2_low), simd::fnma(n, Batch<S>(C::ln2_high), x));
   const Batch<S> e = simd::fma(r * r, polynomial(r, C::expm1), r);
   return simd::fma(half_scale, e, half_scale - Batch<S>(S(0.5)));
 }
@@ -173,8 +177,8 @@ SEQMIX_ALWAYS_INLINE Batch<S> gate_bounded(const Batch<S>& x) {
   return simd::min(simd::max(x, Batch<S>(S(-gate_bound))), Batch<S>(S(gate_bound)));
 }
 
-/// x / (1 + e^minus_u), minus_u an unevaluated sum. The denominator is scaled down: the quotient may
-/// be a normal number where e^minus_u overflows.
+/// x / (1 + e^minus_u), minus_u an unevaluated sum. The denominator is scaled down: the quotient
+/// may be a normal number where e^minus_u overflows.
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> gated(const Batch<S>& x, const auto&... minus_u) {
   constexpr int shift = std::is_same_v<S, float> ? 8 : 12;
@@ -183,17 +187,20 @@ SEQMIX_ALWAYS_INLINE Batch<S> gated(const Batch<S>& x, const auto&... minus_u) {
   return simd::select(x > Batch<S>(S(gate_bound)), x, inside);
 }
 
-/// factor Q(t), where Q(t) = erfc(t / sqrt 2) / 2 is the normal distribution's upper tail and
-/// t >= 0. The product is a normal number where Q alone may be none.
+/// (Φ(t) - 1/2) / t for |t| <= near_end, Φ the normal distribution.
 template <class S>
-SEQMIX_ALWAYS_INLINE Batch<S> times_normal_tail(const Batch<S>& factor, const Batch<S>& any_t) {
+SEQMIX_ALWAYS_INLINE Batch<S> normal_slope(const Batch<S>& t) {
+  return polynomial(t * t, Coefficients<S>::near);
+}
+
+/// t (1 - Φ(t)) for t >= near_end.
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> normal_tail(const Batch<S>& any_t) {
   using C = Coefficients<S>;
-  const Batch<S> t = simd::min(any_t, Batch<S>(C::tail_end)), minus_half(S(-0.5));
+  const Batch<S> t = simd::min(any_t, Batch<S>(C::far_end)), pole(C::pole), minus_half(S(-0.5));
   const Pair<S> square = exact_product(t, t);
   const Batch<S> e = scaled_exp(minus_half * square.hi, minus_half * square.lo);
-  const Batch<S> w = Batch<S>(S(1)) / (t + Batch<S>(C::tail_pole));
-  const Batch<S> y = simd::fnma(Batch<S>(2 * C::tail_pole), w, Batch<S>(S(1)));
-  return factor * w * polynomial(y, C::tail) * e;
+  return polynomial((t - pole) / (t + pole), C::far) * e;
 }
 
 }  // namespace detail
@@ -234,8 +241,7 @@ SEQMIX_ALWAYS_INLINE Batch<S> log1p(const Batch<S>& x) {
   const Batch<S> one(S(1)), u = one + x;
   const detail::LogParts<S> parts(u);
   // u = 2^k (1 + f): f from x, not from u, which has lost the low bits of a small x.
-  const Batch<S> down =
-      detail::power_of_two(Batch<S>(detail::rounder<S> + S(C::bias)) - parts.k);
+  const Batch<S> down = detail::power_of_two(Batch<S>(detail::rounder<S> + S(C::bias)) - parts.k);
   const Batch<S> f = simd::select(x < Batch<S>(static_cast<S>(Index{1} << 60)),
                                   simd::fma(x, down, down - one), parts.m - one);
   return xsimd::copysign(detail::log_domain(u, detail::log_of_parts(parts.k, f)), x);
@@ -247,14 +253,14 @@ SEQMIX_ALWAYS_INLINE Batch<S> tanh(const Batch<S>& x) {
   return xsimd::copysign(h / (Batch<S>(S(1)) + h), x);
 }
 
+/// 2 Φ(sqrt(2) x) - 1, Φ the normal distribution.
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> erf(const Batch<S>& x) {
-  using C = detail::Coefficients<S>;
-  const Batch<S> a = simd::abs(x);
-  const Batch<S> near = a * detail::polynomial(a * a, C::erf);
-  const Batch<S> t = a * Batch<S>(static_cast<S>(0x1.6a09e667f3bcdp+0));
-  const Batch<S> far = Batch<S>(S(1)) - detail::times_normal_tail(Batch<S>(S(2)), t);
-  return xsimd::copysign(simd::select(a < Batch<S>(S(0.75)), near, far), x);
+  const Batch<S> t = simd::abs(x) * Batch<S>(static_cast<S>(0x1.6a09e667f3bcdp+0)), two(S(2));
+  const Batch<S> near = two * t * detail::normal_slope(t);
+  const Batch<S> far = simd::fnma(two, detail::normal_tail(t) / t, Batch<S>(S(1)));
+  const auto is_near = t < Batch<S>(detail::Coefficients<S>::near_end);
+  return xsimd::copysign(simd::select(is_near, near, far), x);
 }
 
 /// 1 / sqrt(x).
@@ -323,9 +329,9 @@ SEQMIX_ALWAYS_INLINE Batch<S> gelu_tanh(const Batch<S>& x) {
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> gelu(const Batch<S>& x) {
   const Batch<S> t = simd::abs(x);
-  // At an infinite x the tail is 0: so must the product be.
-  const Batch<S> factor = simd::min(t, Batch<S>(detail::Coefficients<S>::tail_end));
-  return simd::max(x, Batch<S>(S(0))) - detail::times_normal_tail(factor, t);
+  const Batch<S> near = x * simd::fma(x, detail::normal_slope(x), Batch<S>(S(0.5)));
+  const Batch<S> far = simd::max(x, Batch<S>(S(0))) - detail::normal_tail(t);
+  return simd::select(t < Batch<S>(detail::Coefficients<S>::near_end), near, far);
 }
 
 }  // namespace simd

@@ -1,0 +1,318 @@
+#include <algorithm>
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <concepts>
+#include <cstdint>
+#include <fstream>
+#include <iterator>
+#include <limits>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "seqmix/io/state.hpp"
+#include "support/compare.hpp"
+#include "support/random.hpp"
+#include "support/safetensors_builder.hpp"
+
+namespace seqmix {
+namespace {
+
+using Catch::Matchers::ContainsSubstring;
+using support::random_tensor;
+using test::error_of;
+using test::TemporaryFolder;
+
+/// One member of each kind.
+template <class S>
+struct ExampleState {
+  Position position;         // [B]
+  Tensor<S, 3> memory;       // [B, 2, 3]
+  Appended<S, 4, 2> keys;    // [B, 2, capacity, 3]
+  Appended<S, 3, 1> scores;  // [B, capacity, 1]
+
+  static void visit(auto& self, auto&& tensor) {
+    tensor("position", self.position), tensor("memory", self.memory);
+    tensor("keys", self.keys), tensor("scores", self.scores);
+  }
+};
+
+/// Random numbers everywhere, in what is not valid too; row `b` has seen `tokens[b]` tokens.
+template <class S>
+ExampleState<S> example(const std::vector<Index>& tokens, Index capacity, unsigned seed = 1) {
+  const auto batch = static_cast<Index>(tokens.size());
+  ExampleState<S> state{.position = {batch},
+                        .memory = random_tensor<S, 3>({batch, 2, 3}, seed),
+                        .keys = {},
+                        .scores = {}};
+  state.keys.entries = random_tensor<S, 4>({batch, 2, capacity, 3}, seed + 1);
+  state.scores.entries = random_tensor<S, 3>({batch, capacity, 1}, seed + 2);
+  for (Index row = 0; row < batch; ++row) {
+    state.position[row] = tokens[static_cast<std::size_t>(row)];
+  }
+  return state;
+}
+
+/// Every byte of a state, valid or not.
+template <class State>
+std::vector<std::byte> bytes_of(State& state) {
+  std::vector<std::byte> bytes;
+  for (const StateMember& member : StateMembers(state).list()) {
+    bytes.insert(bytes.end(), member.data, member.data + member.size() * member.number_size);
+  }
+  return bytes;
+}
+
+/// A file as it can be changed before it is written again.
+struct EditedFile {
+  std::map<std::string, std::string> metadata;
+  std::map<std::string, StoredTensor> tensors;
+
+  explicit EditedFile(const std::filesystem::path& path) {
+    const Safetensors file = Safetensors::open(path, FileAccess::copied);
+    metadata = file.metadata();
+    for (const std::string& name : file.names()) tensors[name] = file.entry(name);
+  }
+  void write(const std::filesystem::path& path) const {
+    std::vector<StoredTensor> list;
+    for (const auto& [name, tensor] : tensors) list.push_back(tensor);
+    save_safetensors(path, list, metadata);
+  }
+};
+
+template <class T>
+StoredTensor one_number(const std::string& name, T value) {
+  Tensor<T, 1> number({1});
+  number[0] = value;
+  StoredTensor tensor = stored_tensor(name, number.view());
+  tensor.shape = {};
+  return tensor;
+}
+
+TEMPLATE_TEST_CASE("a state comes back, each row with its own length", "", float, double) {
+  using S = TestType;
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "rows.state";
+  const std::vector<Index> tokens{0, 3, 5, 1};
+  auto saved = example<S>(tokens, 5);
+  save_state(path, StateMembers(saved));
+  for (const Index capacity : {5, 6, 40}) {
+    INFO("capacity " << capacity);
+    auto loaded = example<S>({9, 9, 9, 9}, capacity, 50);
+    const auto before = loaded;
+    load_state(path, StateMembers(loaded));
+    CHECK(support::same_bits(loaded.memory.view(), saved.memory.view()));
+    for (Index row = 0; row < 4; ++row) {
+      const Index count = tokens[static_cast<std::size_t>(row)];
+      CHECK(loaded.position[row] == count);
+      const auto valid = [&](auto& state) {
+        return state.keys.view()[row].template slice<1>(0, count);
+      };
+      const auto rest = [&](auto& state) {
+        return state.keys.view()[row].template slice<1>(count, capacity - count);
+      };
+      CHECK(support::same_bits(valid(loaded), valid(saved)));
+      CHECK(support::same_bits(rest(loaded), rest(before)));
+      CHECK(support::same_bits(loaded.scores.view()[row].template slice<0>(0, count),
+                               saved.scores.view()[row].template slice<0>(0, count)));
+      CHECK(
+          support::same_bits(loaded.scores.view()[row].template slice<0>(count, capacity - count),
+                             before.scores.view()[row].template slice<0>(count, capacity - count)));
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a state file holds the valid entries of each row and no more", "", float,
+                   double) {
+  using S = TestType;
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "rows.state";
+  auto state = example<S>({0, 3}, 7);
+  save_state(path, StateMembers(state));
+  const Safetensors file = Safetensors::open(path);
+  CHECK(file.metadata() ==
+        std::map<std::string, std::string>{{"format", "seqmix state 1"}, {"rows", "2"}});
+  const std::map<std::string, std::vector<Index>> expected{
+      {"position.0", {}},    {"position.1", {}},    {"memory.0", {2, 3}}, {"memory.1", {2, 3}},
+      {"keys.0", {2, 0, 3}}, {"keys.1", {2, 3, 3}}, {"scores.0", {0, 1}}, {"scores.1", {3, 1}},
+  };
+  CHECK(file.names().size() == expected.size());
+  for (const auto& [name, shape] : expected) {
+    INFO(name);
+    CHECK(file.entry(name).shape == shape);
+    const bool position = name.starts_with("position");
+    CHECK(file.entry(name).dtype == (position                 ? DType::i64
+                                     : std::same_as<S, float> ? DType::f32
+                                                              : DType::f64));
+  }
+  CHECK(file.integers("position.1")[0] == 3);
+  const auto keys = file.parameter<S, 3>("keys.1", {2, 3, 3});
+  CHECK(
+      support::same_bits(keys.view(), std::as_const(state).keys.view()[1].template slice<1>(0, 3)));
+}
+
+TEST_CASE("a state file that does not fit is named, and the state stays as it was") {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "valid.state", edited_path = folder.path() / "edited.state";
+  auto saved = example<float>({2, 4}, 4);
+  save_state(path, StateMembers(saved));
+  auto state = example<float>({1, 3}, 4, 60);
+  const auto before = bytes_of(state);
+  const auto error = [&](auto&& edit) {
+    EditedFile file(path);
+    edit(file);
+    file.write(edited_path);
+    const std::string text =
+        error_of<CheckpointError>([&] { load_state(edited_path, StateMembers(state)); });
+    CHECK(bytes_of(state) == before);
+    CHECK_THAT(text, ContainsSubstring("edited.state: "));
+    return text;
+  };
+  const auto numbers = [](const std::string& name, Shape<3> shape) {
+    return stored_tensor(name, random_tensor<float, 3>(shape, 9).view());
+  };
+
+  CHECK_THAT(error([](EditedFile& file) { file.metadata["format"] = "seqmix state 2"; }),
+             ContainsSubstring("metadata format is seqmix state 2, expected seqmix state 1"));
+  CHECK_THAT(error([](EditedFile& file) { file.metadata.erase("format"); }),
+             ContainsSubstring("metadata format is nothing, expected seqmix state 1"));
+  CHECK_THAT(error([](EditedFile& file) { file.metadata["rows"] = "3"; }),
+             ContainsSubstring("metadata rows is 3, expected 2"));
+  CHECK_THAT(error([](EditedFile& file) { file.metadata.clear(); }),
+             ContainsSubstring("metadata format is nothing"));
+
+  CHECK_THAT(error([](EditedFile& file) { file.tensors.erase("keys.1"); }),
+             ContainsSubstring("tensor \"keys.1\" is missing"));
+  CHECK_THAT(error([](EditedFile& file) { file.tensors.erase("position.0"); }),
+             ContainsSubstring("tensor \"position.0\" is missing"));
+  CHECK_THAT(
+      error([](EditedFile& file) { file.tensors["values.0"] = one_number("values.0", 1.0F); }),
+      ContainsSubstring("unexpected tensor \"values.0\""));
+  CHECK_THAT(
+      error([&](EditedFile& file) {
+        file.tensors["keys.1"] = numbers("keys.1", {2, 4, 2});
+      }),
+      ContainsSubstring("tensor \"keys.1\": wrong shape; got [2, 4, 2], expected [2, 4, 3]"));
+  CHECK_THAT(
+      error([&](EditedFile& file) {
+        file.tensors["keys.1"] = numbers("keys.1", {2, 3, 3});
+      }),
+      ContainsSubstring("tensor \"keys.1\": wrong shape; got [2, 3, 3], expected [2, 4, 3]"));
+  CHECK_THAT(
+      error([](EditedFile& file) {
+        file.tensors["memory.0"] = stored_tensor("memory.0", Tensor<double, 2>({2, 3}).view());
+      }),
+      ContainsSubstring("tensor \"memory.0\": wrong dtype; got F64, expected F32"));
+
+  CHECK_THAT(error([](EditedFile& file) {
+               file.tensors["position.1"] = one_number("position.1", std::int64_t{-1});
+             }),
+             ContainsSubstring("tensor \"position.1\": negative position; got -1"));
+  CHECK_THAT(
+      error([](EditedFile& file) { file.tensors["position.1"] = one_number("position.1", 4.0F); }),
+      ContainsSubstring("tensor \"position.1\": not a position"));
+  CHECK_THAT(error([](EditedFile& file) { file.tensors["position.1"].shape = {1}; }),
+             ContainsSubstring("tensor \"position.1\": not a position; got [1]"));
+  for (const std::int64_t tokens : {std::int64_t{3}, std::int64_t{5}, std::int64_t{1} << 62,
+                                    std::numeric_limits<std::int64_t>::max()}) {
+    CHECK_THAT(error([&](EditedFile& file) {
+                 file.tensors["position.1"] = one_number("position.1", tokens);
+               }),
+               ContainsSubstring("tensor \"keys.1\": wrong shape") &&
+                   ContainsSubstring("expected [2, " + std::to_string(tokens) + ", 3]"));
+  }
+
+  // What was not changed loads.
+  EditedFile(path).write(edited_path);
+  load_state(edited_path, StateMembers(state));
+  CHECK(bytes_of(state) != before);
+  CHECK(state.position[1] == 4);
+}
+
+TEST_CASE("a cache that is too small is named, and the state stays as it was") {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "long.state";
+  auto saved = example<double>({2, 4}, 4);
+  save_state(path, StateMembers(saved));
+  auto small = example<double>({0, 0}, 3, 70);
+  const auto before = bytes_of(small);
+  CHECK_THAT(error_of<CapacityError>([&] { load_state(path, StateMembers(small)); }),
+             ContainsSubstring("keys.1 holds 4 tokens") && ContainsSubstring("capacity of 3"));
+  CHECK(bytes_of(small) == before);
+}
+
+TEST_CASE("a state of other numbers, rows or members is refused") {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "a.state";
+  auto saved = example<float>({2, 4}, 4);
+  save_state(path, StateMembers(saved));
+  const auto error = [&](auto state) {
+    const auto before = bytes_of(state);
+    const std::string text =
+        error_of<CheckpointError>([&] { load_state(path, StateMembers(state)); });
+    CHECK(bytes_of(state) == before);
+    return text;
+  };
+  CHECK_THAT(error(example<double>({0, 0}, 4)), ContainsSubstring("got F32, expected F64"));
+  CHECK_THAT(error(example<float>({0}, 4)), ContainsSubstring("rows is 2, expected 1"));
+  CHECK_THAT(error(example<float>({0, 0, 0}, 4)), ContainsSubstring("rows is 2, expected 3"));
+  CHECK_THAT(error(NoState{}), ContainsSubstring("rows is 2, expected 0"));
+  CHECK_THAT(error_of<CheckpointError>(
+                 [&] { load_state(folder.path() / "absent.state", StateMembers(saved)); }),
+             ContainsSubstring("absent.state"));
+}
+
+TEST_CASE("states without rows or members are legal") {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "empty.state";
+  NoState none;
+  save_state(path, StateMembers(none));
+  load_state(path, StateMembers(none));
+  CHECK(Safetensors::open(path).names().empty());
+  auto no_rows = example<float>({}, 4);
+  save_state(path, StateMembers(no_rows));
+  load_state(path, StateMembers(no_rows));
+  CHECK(StateMembers(no_rows).batch() == 0);
+}
+
+TEST_CASE("a damaged state file is loaded whole or not at all") {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "valid.state";
+  auto saved = example<float>({2, 4}, 4);
+  save_state(path, StateMembers(saved));
+  std::ifstream stream(path, std::ios::binary);
+  const std::string valid{std::istreambuf_iterator<char>(stream), {}};
+  auto state = example<float>({1, 3}, 4, 80);
+  const auto before = bytes_of(state);
+  std::mt19937 random(5);
+  int loaded = 0, refused = 0;
+  for (int i = 0; i < 1500; ++i) {
+    std::string text = valid;
+    for (auto edits = 1 + random() % 2; edits > 0; --edits) {
+      const std::size_t at = random() % text.size();
+      if (random() % 8 == 0) {
+        text.resize(at + 1);
+      } else {
+        text[at] =
+            random() % 2 == 0 ? static_cast<char>(random()) : "0123456789[],\"FI"[random() % 16];
+      }
+    }
+    auto target = state;
+    try {
+      load_state(folder.write("damaged.state", text), StateMembers(target));
+      ++loaded;
+      REQUIRE(target.position[0] == 2);
+      REQUIRE(target.position[1] == 4);
+    } catch (const Error&) {
+      ++refused;
+      REQUIRE(bytes_of(target) == before);
+    }
+  }
+  CHECK(loaded > 50);
+  CHECK(refused > 500);
+}
+
+}  // namespace
+}  // namespace seqmix

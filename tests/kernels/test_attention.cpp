@@ -1,0 +1,531 @@
+#include <algorithm>
+#include <array>
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "seqmix/kernels/attention.hpp"
+#include "support/allocations.hpp"
+#include "support/compare.hpp"
+#include "support/random.hpp"
+#include "support/thread_executor.hpp"
+
+using namespace seqmix;
+using support::random_tensor;
+using support::same_bits;
+
+namespace {
+
+/// A query sees its window of keys, itself included, and the first tokens of the stream.
+struct SinksAndWindow {
+  Index sinks = 0, width = 0;
+
+  SinksAndWindow of(Index /*row*/, Index /*head*/) const { return *this; }
+  Visibility visibility(Span queries, Span keys) const {
+    const bool some_seen =
+        keys.begin < queries.end && (keys.begin < sinks || keys.end + width > queries.begin + 1);
+    if (!some_seen) return Visibility::none;
+    const bool all_seen =
+        keys.end <= queries.begin + 1 && (keys.end <= sinks || keys.begin + width >= queries.end);
+    return all_seen ? Visibility::all : Visibility::partial;
+  }
+  template <class S>
+  simd::Mask<S> allows(const Pairs<S>& pairs) const {
+    const simd::Batch<S> distance = pairs.query - pairs.key;
+    const simd::Batch<S> sinks_here(static_cast<S>(sinks - pairs.origin));
+    return distance >= simd::Batch<S>(S(0)) &&
+           (distance < simd::Batch<S>(static_cast<S>(width)) || pairs.key < sinks_here);
+  }
+};
+
+/// Blocks of 16 keys, of which every head sees its own, chosen without regard to order.
+struct Blocks {
+  Index row = 0, head = 0;
+
+  Blocks of(Index b, Index h) const { return {b, h}; }
+  bool sees(Index block) const { return (block + row + head) % 3 != 0; }
+  Visibility visibility(Span /*queries*/, Span keys) const {
+    Index seen = 0;
+    const Index first = keys.begin / 16, last = (keys.end - 1) / 16;
+    for (Index block = first; block <= last; ++block) seen += sees(block) ? 1 : 0;
+    return seen == 0                  ? Visibility::none
+           : seen == last - first + 1 ? Visibility::all
+                                      : Visibility::partial;
+  }
+  template <class S>
+  simd::Mask<S> allows(const Pairs<S>& pairs) const {
+    simd::Mask<S> seen = pairs.key < pairs.key;
+    for (Index block = 0; block < attention_blocks; ++block) {
+      if (!sees(pairs.origin / 16 + block)) continue;
+      seen = seen || (pairs.key >= simd::Batch<S>(static_cast<S>(16 * block)) &&
+                      pairs.key < simd::Batch<S>(static_cast<S>(16 * block + 16)));
+    }
+    return seen;
+  }
+  static constexpr Index attention_blocks = 4;  // of a tile
+};
+
+/// Nothing is visible to the first queries of the stream.
+struct LateCausal {
+  Index first = 0;
+
+  LateCausal of(Index /*row*/, Index /*head*/) const { return *this; }
+  Visibility visibility(Span queries, Span keys) const {
+    if (queries.end <= first) return Visibility::none;
+    const Visibility causal = Causal{}.visibility(queries, keys);
+    return causal == Visibility::all && queries.begin < first ? Visibility::partial : causal;
+  }
+  template <class S>
+  simd::Mask<S> allows(const Pairs<S>& pairs) const {
+    return pairs.key <= pairs.query &&
+           pairs.query >= simd::Batch<S>(static_cast<S>(first - pairs.origin));
+  }
+};
+
+/// A cap on the score, then a bias that grows with the distance: cap · tanh(s / cap) - slope · (i -
+/// j).
+struct CappedAlibi {
+  double scale = 1, cap = 1, slope = 0;
+
+  CappedAlibi of(Index /*row*/, Index head) const {
+    return {scale, cap, slope * std::pow(0.5, static_cast<double>(head))};
+  }
+  template <class S>
+  simd::Batch<S> operator()(const simd::Batch<S>& products, const Pairs<S>& pairs) const {
+    const simd::Batch<S> limit(static_cast<S>(cap)), steepness(static_cast<S>(slope));
+    const simd::Batch<S> capped = limit * simd::tanh(products / limit);
+    return simd::fnma<S>(steepness, pairs.query - pairs.key, capped);
+  }
+};
+
+struct Sizes {
+  Index B = 1, T = 1, H = 1, G = 1, K = 1, V = 1;
+  std::vector<Index> past;
+  Index spare = 0;  // entries of the caches that no token fills
+
+  Index capacity() const { return *std::max_element(past.begin(), past.end()) + T + spare; }
+};
+
+/// One call: inputs, and outputs in the middle of wider buffers.
+template <class S>
+struct Case {
+  Sizes n;
+  Tensor<S, 4> q_buffer, o_buffer;
+  Tensor<S, 4> keys, values;
+  Tensor<Index, 1> past;
+  Tensor<S, 3> log_sum_exp;
+  double scale;
+
+  explicit Case(Sizes sizes, unsigned seed = 1)
+      : n(sizes),
+        q_buffer(random_tensor<S, 4>({n.B, n.T + 1, n.H, n.K + 3}, seed)),
+        o_buffer({n.B, n.T, n.H + 1, n.V + 2}),
+        keys(random_tensor<S, 4>({n.B, n.G, n.capacity(), n.K}, seed + 1)),
+        values(random_tensor<S, 4>({n.B, n.G, n.capacity(), n.V}, seed + 2)),
+        past({n.B}),
+        log_sum_exp({n.B, n.T, n.H}),
+        scale(1.5 * inverse_sqrt(n.K)) {
+    std::copy(n.past.begin(), n.past.end(), past.data());
+    fill(o_buffer.view(), S(-77));
+    // What lies behind the valid entries is never looked at.
+    for (Index b = 0; b < n.B; ++b) {
+      for (Index g = 0; g < n.G; ++g) {
+        for (Index j = past(b) + n.T; j < n.capacity(); ++j) {
+          fill(keys[b][g][j], std::numeric_limits<S>::quiet_NaN());
+          fill(values[b][g][j], std::numeric_limits<S>::quiet_NaN());
+        }
+      }
+    }
+  }
+
+  View<S, 4> q() { return q_buffer.view().template slice<1>(1, n.T).template slice<3>(2, n.K); }
+  View<S, 4> o() { return o_buffer.view().template slice<2>(1, n.H).template slice<3>(1, n.V); }
+
+  template <Form form, class Mask = Causal, class Score = PlainScore>
+  void run(Context& context, Mask mask, Score score) {
+    attention<form>(q(), keys, values, past, mask, score, o(), context, log_sum_exp.view());
+  }
+  template <Form form>
+  void run(Context& context) {
+    run<form>(context, Causal{}, PlainScore{scale});
+  }
+  bool gaps_are_untouched() {
+    bool untouched = true;
+    for (Index b = 0; b < n.B; ++b) {
+      for (Index t = 0; t < n.T; ++t) {
+        for (Index i = 0; i < n.V + 2; ++i) untouched &= o_buffer(b, t, 0, i) == S(-77);
+        for (Index h = 1; h <= n.H; ++h) {
+          untouched &= o_buffer(b, t, h, 0) == S(-77) && o_buffer(b, t, h, n.V + 1) == S(-77);
+        }
+      }
+    }
+    return untouched;
+  }
+
+  /// Softmax over the keys that `sees(b, h, i, j)`, of score(h, product, i - j), in double.
+  struct Expected {
+    Tensor<double, 4> o;
+    Tensor<double, 3> log_sum_exp;
+  };
+  Expected expected(auto&& sees, auto&& score) {
+    Expected result{Tensor<double, 4>({n.B, n.T, n.H, n.V}), Tensor<double, 3>({n.B, n.T, n.H})};
+    for (Index b = 0; b < n.B; ++b) {
+      for (Index t = 0; t < n.T; ++t) {
+        for (Index h = 0; h < n.H; ++h) {
+          const Index i = past(b) + t, g = h / (n.H / n.G);
+          const S* const query = &q()(b, t, h, 0);
+          std::vector<double> weight(static_cast<std::size_t>(past(b) + n.T));
+          double maximum = -std::numeric_limits<double>::infinity(), sum = 0;
+          for (std::size_t at = 0; at < weight.size(); ++at) {
+            const auto j = static_cast<Index>(at);
+            const S* const key = &keys(b, g, j, 0);
+            double product = 0;
+            for (Index e = 0; e < n.K; ++e) {
+              product += static_cast<double>(query[e]) * static_cast<double>(key[e]);
+            }
+            weight[at] = sees(b, h, i, j) ? score(h, scale * product, i - j)
+                                          : -std::numeric_limits<double>::infinity();
+            maximum = std::max(maximum, weight[at]);
+          }
+          for (double& w : weight) sum += w = std::isinf(maximum) ? 0 : std::exp(w - maximum);
+          result.log_sum_exp(b, t, h) = maximum + std::log(sum);
+          double* const o = &result.o(b, t, h, 0);
+          for (std::size_t at = 0; at < weight.size(); ++at) {
+            if (weight[at] == 0) continue;
+            const S* const value = &values(b, g, static_cast<Index>(at), 0);
+            for (Index e = 0; e < n.V; ++e)
+              o[e] += weight[at] / sum * static_cast<double>(value[e]);
+          }
+        }
+      }
+    }
+    return result;
+  }
+  Expected expected() {
+    return expected([](Index, Index, Index i, Index j) { return j <= i; },
+                    [](Index, double product, Index) { return product; });
+  }
+};
+
+template <class S>
+constexpr double tolerance() {
+  return 16 * static_cast<double>(std::numeric_limits<S>::epsilon());
+}
+
+/// Runs both forms against the expected result.
+template <class S>
+void check_forms(Case<S>& c, const typename Case<S>::Expected& expected, auto&&... policies) {
+  Context context;
+  context.set_poison(true);
+  const auto check = [&] {
+    CHECK(support::relative_error(View<const S, 4>(c.o()), expected.o.view()) <= tolerance<S>());
+    CHECK(support::relative_error(c.log_sum_exp.view(), expected.log_sum_exp.view()) <=
+          tolerance<S>());
+    CHECK(c.gaps_are_untouched());
+    fill(c.o(), S(0)), fill(c.log_sum_exp.view(), S(0));
+  };
+  c.template run<Form::parallel>(context, policies...);
+  check();
+  c.template run<Form::recurrent>(context, policies...);
+  check();
+}
+
+template <Form form_>
+struct InForm {
+  static constexpr Form form = form_;
+};
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("both forms of attention are the softmax written out", "[attention]", float,
+                   double) {
+  using S = TestType;
+  constexpr std::array<std::array<Index, 2>, 4> heads{{{1, 1}, {4, 2}, {6, 1}, {5, 5}}};
+  constexpr std::array<std::array<Index, 2>, 7> widths{
+      {{1, 1}, {8, 8}, {10, 64}, {64, 10}, {65, 65}, {64, 64}, {1, 65}}};
+  std::size_t turn = 0;
+  for (const Index T : {1, 63, 64, 65, 130}) {
+    for (const Index past : {0, 1, 63, 64, 100}) {
+      const auto [H, G] = heads[turn % heads.size()];
+      const auto [K, V] = widths[turn % widths.size()];
+      ++turn;
+      INFO("T " << T << " past " << past << " H " << H << " G " << G << " K " << K << " V " << V);
+      Case<S> c({.B = 2,
+                 .T = T,
+                 .H = H,
+                 .G = G,
+                 .K = K,
+                 .V = V,
+                 .past = {past, past / 2 + 1},
+                 .spare = past % 2 * 3});
+      check_forms(c, c.expected(), Causal{}, PlainScore{c.scale});
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("attention over several spans of keys and many heads", "[attention]", float,
+                   double) {
+  using S = TestType;
+  // Nine query heads of a key head do not fit in one task; three spans, of 40 in flight.
+  Case<S> c({.B = 2, .T = 3, .H = 63, .G = 7, .K = 5, .V = 3, .past = {1200, 30}});
+  check_forms(c, c.expected(), Causal{}, PlainScore{c.scale});
+}
+
+TEMPLATE_TEST_CASE("attention of nothing does nothing", "[attention]", float, double) {
+  using S = TestType;
+  Context context;
+  for (const auto& [B, T] : {std::array<Index, 2>{0, 5}, {2, 0}}) {
+    Tensor<S, 4> q({B, T, 4, 8}), keys({B, 2, 9, 8}), o({B, T, 4, 8});
+    Tensor<Index, 1> past({B});
+    CHECK_NOTHROW(
+        attention<Form::parallel>(q, keys, keys, past, Causal{}, PlainScore{}, o.view(), context));
+    CHECK_NOTHROW(
+        attention<Form::recurrent>(q, keys, keys, past, Causal{}, PlainScore{}, o.view(), context));
+  }
+}
+
+TEMPLATE_TEST_CASE("masks and scores of the user's own", "[attention]", float, double) {
+  using S = TestType;
+  const auto plain = [](Index, double product, Index) { return product; };
+  for (const auto& [T, past] : {std::array<Index, 2>{150, 0}, {70, 77}, {1, 130}}) {
+    Case<S> c({.B = 2, .T = T, .H = 4, .G = 2, .K = 9, .V = 6, .past = {past, past / 3 + 2}});
+    for (const auto& mask : {SinksAndWindow{0, 1}, SinksAndWindow{0, 40}, SinksAndWindow{5, 20},
+                             SinksAndWindow{70, 65}}) {
+      const auto sees = [&](Index, Index, Index i, Index j) {
+        return j <= i && (j < mask.sinks || i - j < mask.width);
+      };
+      check_forms(c, c.expected(sees, plain), mask, PlainScore{c.scale});
+    }
+    const auto in_block = [](Index b, Index h, Index, Index j) {
+      return Blocks{}.of(b, h).sees(j / 16);
+    };
+    check_forms(c, c.expected(in_block, plain), Blocks{}, PlainScore{c.scale});
+    const auto capped = [](Index h, double product, Index distance) {
+      const double slope = 0.25 * std::pow(0.5, static_cast<double>(h));
+      return 2 * std::tanh(product / 2) - slope * static_cast<double>(distance);
+    };
+    check_forms(c, c.expected([](Index, Index, Index i, Index j) { return j <= i; }, capped),
+                Causal{}, CappedAlibi{c.scale, 2, 0.25});
+  }
+}
+
+TEMPLATE_TEST_CASE("a query that sees no key gives zeros", "[attention]", float, double) {
+  using S = TestType;
+  Context context;
+  context.set_poison(true);
+  Case<S> c({.B = 1, .T = 90, .H = 2, .G = 1, .K = 4, .V = 5, .past = {20}});
+  const Index hidden = 47;  // 27 tokens of this call
+  const auto check = [&] {
+    const auto expected =
+        c.expected([&](Index, Index, Index i, Index j) { return i >= hidden && j <= i; },
+                   [](Index, double product, Index) { return product; });
+    CHECK(support::relative_error(View<const S, 4>(c.o()), expected.o.view()) <= tolerance<S>());
+    bool zeros = true, none = true, finite = true;
+    for (Index t = 0; t < 90; ++t) {
+      for (Index h = 0; h < 2; ++h) {
+        const S log_sum_exp = c.log_sum_exp(0, t, h);
+        if (t >= 27) {
+          finite &= std::isfinite(log_sum_exp);
+          continue;
+        }
+        none &= log_sum_exp == -std::numeric_limits<S>::infinity();
+        for (Index e = 0; e < 5; ++e) zeros &= c.o()(0, t, h, e) == 0;
+      }
+    }
+    CHECK(zeros);
+    CHECK(none);
+    CHECK(finite);
+  };
+  c.template run<Form::parallel>(context, LateCausal{hidden}, PlainScore{c.scale});
+  check();
+  fill(c.o(), S(1));
+  c.template run<Form::recurrent>(context, LateCausal{hidden}, PlainScore{c.scale});
+  check();
+}
+
+TEMPLATE_TEST_CASE("large scores stay finite and right", "[attention]", float, double) {
+  using S = TestType;
+  Case<S> c({.B = 1, .T = 100, .H = 2, .G = 2, .K = 4, .V = 5, .past = {60}});
+  // Products of small whole numbers are exact, so that scores of +-1e4 are too.
+  for (Tensor<S, 4>* x : {&c.q_buffer, &c.keys}) {
+    for (Index i = 0; i < x->size(); ++i) x->data()[i] = std::round(2 * x->data()[i]);
+  }
+  c.scale = 1024;
+  check_forms(c, c.expected(), Causal{}, PlainScore{c.scale});
+}
+
+TEMPLATE_TEST_CASE("attention bits depend on the row and its positions alone", "[attention]", float,
+                   double) {
+  using S = TestType;
+  const auto check = [&]<Form form>(InForm<form>) {
+    Context context;
+    context.set_poison(true);
+    const Sizes sizes{.B = 3,
+                      .T = form == Form::parallel ? 300 : 2,
+                      .H = 6,
+                      .G = 3,
+                      .K = 10,
+                      .V = 18,
+                      .past = {0, 700, 77}};
+    Case<S> c(sizes);
+    c.template run<form>(context);
+    const Tensor<S, 4> whole = [&] {
+      Tensor<S, 4> copied({sizes.B, sizes.T, sizes.H, sizes.V});
+      copy(c.o(), copied.view());
+      return copied;
+    }();
+    const Tensor<S, 3> whole_sum = c.log_sum_exp;
+
+    for (const Index workers : {1, 2, 3}) {
+      support::ThreadExecutor executor(workers);
+      Context threaded(executor);
+      threaded.set_poison(true);
+      fill(c.o(), S(0)), fill(c.log_sum_exp.view(), S(0));
+      c.template run<form>(threaded);
+      CHECK(same_bits(c.o(), whole.view()));
+      CHECK(same_bits(c.log_sum_exp.view(), whole_sum.view()));
+    }
+    for (Index b = 0; b < sizes.B; ++b) {  // each row alone
+      fill(c.o(), S(0));
+      const auto o = c.o().template slice<0>(b, 1);
+      attention<form>(c.q().template slice<0>(b, 1), c.keys.view().template slice<0>(b, 1),
+                      c.values.view().template slice<0>(b, 1),
+                      c.past.view().template slice<0>(b, 1), Causal{}, PlainScore{c.scale}, o,
+                      context);
+      CHECK(same_bits(o, whole.view().template slice<0>(b, 1)));
+    }
+    fill(c.o(), S(0));
+    Tensor<Index, 1> past = c.past;
+    for (Index first = 0, count = 1; first < sizes.T; first += count, count = 2 * count + 3) {
+      count = std::min(count, sizes.T - first);  // pieces of other lengths, so in other panels
+      attention<form>(c.q().template slice<1>(first, count), c.keys, c.values, past, Causal{},
+                      PlainScore{c.scale}, c.o().template slice<1>(first, count), context);
+      for (Index b = 0; b < sizes.B; ++b) past(b) += count;
+    }
+    CHECK(same_bits(c.o(), whole.view()));
+  };
+  check(InForm<Form::parallel>{});
+  check(InForm<Form::recurrent>{});
+}
+
+TEMPLATE_TEST_CASE("NaN and infinity reach those who see them and nobody else", "[attention]",
+                   float, double) {
+  using S = TestType;
+  const Sizes sizes{.B = 2, .T = 140, .H = 4, .G = 2, .K = 10, .V = 9, .past = {50, 3}, .spare = 3};
+  const S nan = std::numeric_limits<S>::quiet_NaN(), infinity = std::numeric_limits<S>::infinity();
+  const auto check = [&]<Form form>(InForm<form>, auto&& spoil, auto&& spoiled, auto mask) {
+    Context context;
+    context.set_poison(true);
+    Case<S> c(sizes);
+    c.template run<form>(context, mask, PlainScore{c.scale});
+    Tensor<S, 4> clean({sizes.B, sizes.T, sizes.H, sizes.V});
+    copy(c.o(), clean.view());
+    spoil(c);
+    c.template run<form>(context, mask, PlainScore{c.scale});
+    bool contained = true, arrived = true;
+    for (Index b = 0; b < sizes.B; ++b) {
+      for (Index t = 0; t < sizes.T; ++t) {
+        for (Index h = 0; h < sizes.H; ++h) {
+          const auto o = c.o()[b][t][h];
+          if (spoiled(b, sizes.past[static_cast<std::size_t>(b)] + t, h)) {
+            arrived &= !std::isfinite(o[0]);
+          } else {
+            contained &= same_bits(o, clean[b][t][h]);
+          }
+        }
+      }
+    }
+    CHECK(contained);
+    CHECK(arrived);
+  };
+  const auto check_both = [&](auto... arguments) {
+    check(InForm<Form::parallel>{}, arguments...);
+    check(InForm<Form::recurrent>{}, arguments...);
+  };
+  for (const S value : {nan, infinity}) {
+    check_both([&](Case<S>& c) { fill(c.values[1][0][90], value); },
+               [](Index b, Index i, Index h) { return b == 1 && h < 2 && i >= 90; }, Causal{});
+    check_both([&](Case<S>& c) { fill(c.values[0][1][90], value); },
+               [](Index b, Index i, Index h) { return b == 0 && h >= 2 && i >= 90 && i < 115; },
+               SinksAndWindow{0, 25});
+  }
+  check_both([&](Case<S>& c) { c.keys(0, 1, 77, 4) = nan; },
+             [](Index b, Index i, Index h) { return b == 0 && h >= 2 && i >= 77; }, Causal{});
+  check_both([&](Case<S>& c) { c.q()(1, 20, 3, 5) = nan; },
+             [](Index b, Index i, Index h) { return b == 1 && h == 3 && i == 23; }, Causal{});
+}
+
+TEMPLATE_TEST_CASE("a key whose score is minus infinity has no weight", "[attention]", float,
+                   double) {
+  using S = TestType;
+  Context context;
+  context.set_poison(true);
+  Case<S> c({.B = 1, .T = 80, .H = 1, .G = 1, .K = 3, .V = 4, .past = {0}});
+  for (Index i = 0; i < c.q_buffer.size(); ++i)
+    c.q_buffer.data()[i] = std::abs(c.q_buffer.data()[i]) + S(0.1);
+  for (Index j = 0; j < 80; ++j) {
+    if (j < 10 || j % 3 == 0) fill(c.keys[0][0][j], -std::numeric_limits<S>::infinity());
+  }
+  const auto expected =
+      c.expected([](Index, Index, Index i, Index j) { return j <= i && j >= 10 && j % 3 != 0; },
+                 [](Index, double product, Index) { return product; });
+  const auto check = [&] {
+    CHECK(support::relative_error(View<const S, 4>(c.o()), expected.o.view()) <= tolerance<S>());
+    bool zeros = true;
+    for (Index t = 0; t < 10; ++t)
+      zeros &= c.o()(0, t, 0, 0) == 0 && std::isinf(c.log_sum_exp(0, t, 0));
+    CHECK(zeros);
+  };
+  c.template run<Form::parallel>(context);
+  check();
+  fill(c.o(), S(1));
+  c.template run<Form::recurrent>(context);
+  check();
+}
+
+TEST_CASE("the recurrent form allocates nothing, however long the cache has grown", "[attention]") {
+  Context context;
+  Tensor<float, 4> q({2, 1, 4, 8}), keys({2, 2, 3000, 8}), o({2, 1, 4, 8});
+  Tensor<Index, 1> past({2});
+  const auto step = [&](Index position) {
+    past(0) = position, past(1) = position / 2;
+    attention<Form::recurrent>(q, keys, keys, past, Causal{}, PlainScore{}, o.view(), context);
+  };
+  step(0);
+  const auto before = support::allocations();
+  for (const Index position : {1, 500, 600, 2999}) step(position);
+  CHECK(support::allocations() == before);
+}
+
+TEST_CASE("attention says what does not fit before it writes", "[attention]") {
+  Context context;
+  Tensor<float, 4> q({2, 3, 4, 8}), keys({2, 2, 9, 8}), values({2, 2, 9, 5}), o({2, 3, 4, 5});
+  Tensor<Index, 1> past({2});
+  fill(o.view(), 3.0F);
+  const auto message = [&](const auto&... arguments) -> std::string {
+    try {
+      attention<Form::parallel>(arguments..., Causal{}, PlainScore{}, o.view(), context);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const auto names = [](const std::string& text, const std::string& part) {
+    return text.find(part) != std::string::npos;
+  };
+  CHECK(names(message(Tensor<float, 4>({2, 3, 4, 7}), keys, values, past), "keys"));
+  CHECK(names(message(q, keys, Tensor<float, 4>({2, 2, 8, 5}), past), "values"));
+  CHECK(names(message(Tensor<float, 4>({2, 2, 4, 8}), keys, values, past), "o has shape"));
+  CHECK(names(message(q, keys, values, Tensor<Index, 1>({3})), "past"));
+  CHECK(names(message(q, Tensor<float, 4>({2, 3, 9, 8}), values, past), "4 query heads"));
+  const auto strided = keys.view().split<3>(4, 2).at<4>(0);
+  CHECK(names(message(Tensor<float, 4>({2, 3, 4, 4}), strided, values, past), "stride 2"));
+  past(1) = 7;
+  CHECK_THROWS_AS(
+      attention<Form::recurrent>(q, keys, values, past, Causal{}, PlainScore{}, o.view(), context),
+      CapacityError);
+  for (Index i = 0; i < o.size(); ++i) REQUIRE(o.data()[i] == 3);
+}

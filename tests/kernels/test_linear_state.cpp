@@ -1,0 +1,603 @@
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "seqmix/core/tensor.hpp"
+#include "seqmix/kernels/linear_state.hpp"
+#include "support/allocations.hpp"
+#include "support/compare.hpp"
+#include "support/thread_executor.hpp"
+
+namespace {
+
+using namespace seqmix;
+using support::relative_error;
+using support::same_bits;
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+enum class Kind { none, scalar, vector };
+constexpr Kind kinds[] = {Kind::none, Kind::scalar, Kind::vector};
+constexpr Algorithm algorithms[] = {Algorithm::recurrent, Algorithm::chunked};
+
+struct Sizes {
+  Index B = 1, T = 1, H = 1, G = 1, K = 1, V = 1;
+};
+
+/// Gates log σ(z) / divisor, z normal; a share of 5 % is `reset` where that is negative. A divisor
+/// of infinity forgets nothing.
+struct Gates {
+  double divisor = 16, reset = 0;
+};
+
+/// Inputs and initial state, numbers of float whatever S, so that float and double problems agree.
+template <class S>
+struct Problem {
+  Kind kind;
+  Sizes n;
+  double scale = 0.25;
+  Tensor<S, 4> q, k, v, state;
+  Tensor<S, 4> log;       // [B, T, H, K]
+  Tensor<S, 3> head_log;  // [B, T, H]
+
+  Problem(Kind decay, Sizes sizes, Gates gates = {}, unsigned seed = 1) : kind(decay), n(sizes) {
+    const auto [B, T, H, G, K, V] = sizes;
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    const auto numbers = [&](Shape<4> shape) {
+      Tensor<S, 4> tensor(shape);
+      for (Index i = 0; i < tensor.size(); ++i) tensor.data()[i] = static_cast<S>(normal(random));
+      return tensor;
+    };
+    const auto make_gates = [&](auto& tensor) {
+      for (Index i = 0; i < tensor.size(); ++i) {
+        const double z = static_cast<double>(normal(random));
+        const double gate = -std::log1p(std::exp(-z)) / gates.divisor;
+        const bool reset = gates.reset < 0 && random() % 20 == 0;
+        tensor.data()[i] = static_cast<S>(static_cast<float>(reset ? gates.reset : gate));
+      }
+    };
+    q = numbers({B, T, G, K}), k = numbers({B, T, G, K}), v = numbers({B, T, H, V});
+    state = numbers({B, H, K, V});
+    if (kind == Kind::vector) log = Tensor<S, 4>({B, T, H, K}), make_gates(log);
+    if (kind == Kind::scalar) head_log = Tensor<S, 3>({B, T, H}), make_gates(head_log);
+  }
+
+  double log_at(Index b, Index t, Index h, Index i) const {
+    if (kind == Kind::none) return 0;
+    return static_cast<double>(kind == Kind::scalar ? head_log(b, t, h) : log(b, t, h, i));
+  }
+};
+
+template <class S>
+struct Result {
+  Tensor<S, 4> o, state;
+};
+
+/// The recurrence as it is written, in R.
+template <class R, class S>
+Result<R> literal(const Problem<S>& p) {
+  const auto [B, T, H, G, K, V] = p.n;
+  Result<R> result{Tensor<R, 4>({B, T, H, V}), Tensor<R, 4>({B, H, K, V})};
+  copy(p.state.view(), result.state.view());
+  for (Index b = 0; b < B; ++b) {
+    for (Index h = 0; h < H; ++h) {
+      const Index g = h / (H / G);
+      for (Index t = 0; t < T; ++t) {
+        std::vector<R> sum(static_cast<std::size_t>(V));
+        for (Index i = 0; i < K; ++i) {
+          const R a = std::exp(static_cast<R>(p.log_at(b, t, h, i)));
+          const R key = static_cast<R>(p.k(b, t, g, i)), query = static_cast<R>(p.q(b, t, g, i));
+          for (Index j = 0; j < V; ++j) {
+            R& cell = result.state(b, h, i, j);
+            cell = a * cell + key * static_cast<R>(p.v(b, t, h, j));
+            sum[static_cast<std::size_t>(j)] += query * cell;
+          }
+        }
+        for (Index j = 0; j < V; ++j) {
+          result.o(b, t, h, j) = static_cast<R>(p.scale) * sum[static_cast<std::size_t>(j)];
+        }
+      }
+    }
+  }
+  return result;
+}
+
+/// Tokens [first, first + count) of the batch rows [row, row + rows).
+template <Form form, class S>
+void run_part(const Problem<S>& p, View<S, 4> state, View<S, 4> o, Index first, Index count,
+              Context& context, Index row = 0, Index rows = -1) {
+  if (rows < 0) rows = p.n.B;
+  const auto part = [&]<Index Rank>(View<const S, Rank> view) {
+    return view.template slice<0>(row, rows).template slice<1>(first, count);
+  };
+  const auto q = part(p.q.view()), k = part(p.k.view()), v = part(p.v.view());
+  const auto y = o.template slice<1>(first, count);
+  if (p.kind == Kind::none) {
+    linear_state<form>(q, k, v, NoDecay{}, p.scale, state, y, context);
+  } else if (p.kind == Kind::scalar) {
+    linear_state<form>(q, k, v, ScalarDecay<S>{part(p.head_log.view())}, p.scale, state, y,
+                       context);
+  } else {
+    linear_state<form>(q, k, v, VectorDecay<S>{part(p.log.view())}, p.scale, state, y, context);
+  }
+}
+
+/// Outputs full of NaN and a copy of the initial state.
+template <class S>
+Result<S> fresh(const Problem<S>& p) {
+  const auto [B, T, H, G, K, V] = p.n;
+  Result<S> result{Tensor<S, 4>({B, T, H, V}), p.state};
+  fill(result.o.view(), std::numeric_limits<S>::quiet_NaN());
+  return result;
+}
+
+Context poisoned(Algorithm algorithm) {
+  Context context;
+  context.set_algorithm(algorithm);
+  context.set_poison(true);
+  return context;
+}
+
+template <class S>
+Result<S> run(const Problem<S>& p, Context& context) {
+  Result<S> result = fresh(p);
+  run_part<Form::parallel>(p, result.state.view(), result.o.view(), 0, p.n.T, context);
+  return result;
+}
+template <class S>
+Result<S> run(const Problem<S>& p, Algorithm algorithm) {
+  Context context = poisoned(algorithm);
+  return run(p, context);
+}
+
+template <class S, class R>
+double error(const Tensor<S, 4>& got, const Tensor<R, 4>& expected) {
+  return relative_error(got.view(), expected.view());
+}
+template <class S>
+bool same(const Tensor<S, 4>& a, const Tensor<S, 4>& b) {
+  return same_bits(a.view(), b.view());
+}
+
+std::string text(const Sizes& n, Kind kind, Algorithm algorithm) {
+  return "B T H G K V = " + Shape<6>{n.B, n.T, n.H, n.G, n.K, n.V}.text() + ", decay " +
+         std::to_string(static_cast<int>(kind)) + ", algorithm " +
+         std::to_string(static_cast<int>(algorithm));
+}
+
+constexpr Index widths[] = {1, 3, 8, 16, 17, 64, 65, 128};
+const Index lengths[] = {
+    1, 2, detail::chunk_length - 1, detail::chunk_length, detail::chunk_length + 1, 37, 131, 300};
+
+/// Both algorithms against the double recurrence, and against what the problem itself may not be.
+void check_double(Kind kind, Sizes n, Gates gates) {
+  const Problem<double> p(kind, n, gates, static_cast<unsigned>(n.K + 131 * n.V + n.T));
+  const Result<double> expected = literal<double>(p);
+  for (const Algorithm algorithm : algorithms) {
+    INFO(text(n, kind, algorithm));
+    const Result<double> got = run(p, algorithm);
+    CHECK(error(got.o, expected.o) <= 1e-12);
+    CHECK(error(got.state, expected.state) <= 1e-12);
+  }
+}
+
+/// The law in float: at most twice the error of the literal float recurrence, plus 4 eps.
+void check_float(Kind kind, Sizes n, Gates gates, unsigned seed = 1) {
+  const Problem<float> p(kind, n, gates, seed);
+  const Result<double> expected = literal<double>(p);
+  const Result<float> twin = literal<float>(p);
+  const double slack = 4 * static_cast<double>(std::numeric_limits<float>::epsilon());
+  for (const Algorithm algorithm : algorithms) {
+    INFO(text(n, kind, algorithm) + ", divisor " + std::to_string(gates.divisor) + ", reset " +
+         std::to_string(gates.reset));
+    const Result<float> got = run(p, algorithm);
+    CHECK(error(got.o, expected.o) <= 2 * error(twin.o, expected.o) + slack);
+    CHECK(error(got.state, expected.state) <= 2 * error(twin.state, expected.state) + slack);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("linear_state: both algorithms are the recurrence, every head shape") {
+  unsigned next = 0;
+  for (const Index K : widths) {
+    for (const Index V : widths) {
+      const Index H = Index{1} << (next % 3), G = H >> (next / 3 % (next % 3 + 1));
+      const Index T = lengths[next++ % 8];
+      for (const Kind kind : kinds) {
+        check_double(kind, {.B = 2, .T = T, .H = H, .G = G, .K = K, .V = V}, {.divisor = 1});
+      }
+    }
+  }
+}
+
+TEST_CASE("linear_state: both algorithms are the recurrence, every length and grouping") {
+  for (const Index T : lengths) {
+    for (const Index heads_per_group : {1, 2, 4, 5}) {
+      for (const Kind kind : kinds) {
+        check_double(kind, {.B = 1, .T = T, .H = 2 * heads_per_group, .G = 2, .K = 17, .V = 33},
+                     {.reset = -50});
+      }
+    }
+  }
+}
+
+TEST_CASE("linear_state: value columns in panels are the recurrence") {
+  for (const Kind kind : kinds) {
+    for (const Index V : {255, 256, 300, 1031}) {
+      check_double(kind, {.B = 1, .T = 37, .H = 1, .G = 1, .K = 9, .V = V}, {});
+    }
+  }
+}
+
+TEST_CASE("linear_state: float errors stay within the law in every regime of gates") {
+  const Sizes n{.B = 1, .T = 300, .H = 2, .G = 1, .K = 64, .V = 64};
+  check_float(Kind::none, n, {});
+  for (const Kind kind : {Kind::scalar, Kind::vector}) {
+    for (const double divisor : {16.0, 1.0, 1.0 / 64, infinity}) {
+      for (const double reset : {0.0, -20.0, -50.0, -87.0, -1000.0, -1e6, -infinity}) {
+        check_float(kind, n, {.divisor = divisor, .reset = reset});
+      }
+    }
+    check_float(kind, {.B = 1, .T = 131, .H = 1, .G = 1, .K = 17, .V = 5}, {.reset = -50}, 2);
+  }
+}
+
+TEST_CASE("linear_state: slow decays over a long sequence") {
+  // log σ(0) / divisor is near log(1 - 2^-12), with z drawn anew at each token or never.
+  const double slow = std::log1p(-std::exp2(-12));
+  const Sizes n{.B = 1, .T = 4096, .H = 1, .G = 1, .K = 16, .V = 16};
+  for (const Kind kind : {Kind::scalar, Kind::vector}) {
+    check_float(kind, n, {.divisor = std::log(2.0) / -slow});
+    Problem<float> p(kind, n);
+    if (kind == Kind::scalar) fill(p.head_log.view(), static_cast<float>(slow));
+    if (kind == Kind::vector) fill(p.log.view(), static_cast<float>(slow));
+    const Result<double> expected = literal<double>(p);
+    const Result<float> twin = literal<float>(p);
+    for (const Algorithm algorithm : algorithms) {
+      INFO(text(n, kind, algorithm));
+      const double slack = 4 * static_cast<double>(std::numeric_limits<float>::epsilon());
+      CHECK(error(run(p, algorithm).o, expected.o) <= 2 * error(twin.o, expected.o) + slack);
+    }
+  }
+}
+
+TEST_CASE("linear_state: a reset leaves nothing of the past") {
+  for (const Kind kind : {Kind::scalar, Kind::vector}) {
+    for (const double reset : {-1e6, -infinity}) {
+      const Sizes n{.B = 1, .T = 3 * detail::chunk_length, .H = 1, .G = 1, .K = 17, .V = 19};
+      Problem<double> p(kind, n);
+      // The first gate forgets an enormous state, and one inside a chunk the tokens before it.
+      const Index inside = detail::chunk_length + 5;
+      fill(p.state.view(), 1e300);
+      Problem<double> without = p;
+      fill(without.state.view(), 0);
+      for (const Index t : {Index{0}, inside}) {
+        if (kind == Kind::scalar) p.head_log(0, t, 0) = reset, without.head_log(0, t, 0) = reset;
+        for (Index i = 0; i < n.K && kind == Kind::vector; ++i) {
+          p.log(0, t, 0, i) = reset, without.log(0, t, 0, i) = reset;
+        }
+      }
+      for (const Algorithm algorithm : algorithms) {
+        INFO(text(n, kind, algorithm));
+        const Result<double> got = run(p, algorithm);
+        CHECK(same(got.o, run(without, algorithm).o));
+        CHECK(same(got.state, run(without, algorithm).state));
+        Problem<double> other = p;
+        fill(other.v.view().slice<1>(0, inside), 3);
+        const Result<double> changed = run(other, algorithm);
+        const Index rest = n.T - inside;
+        CHECK(same_bits(changed.o.view().slice<1>(inside, rest),
+                        got.o.view().slice<1>(inside, rest)));
+        CHECK_FALSE(
+            same_bits(changed.o.view().slice<1>(0, inside), got.o.view().slice<1>(0, inside)));
+      }
+    }
+  }
+}
+
+TEST_CASE("linear_state: gates so strong that products leave the range of normal numbers") {
+  for (const Kind kind : {Kind::scalar, Kind::vector}) {
+    const Sizes n{.B = 1, .T = 131, .H = 2, .G = 2, .K = 33, .V = 16};
+    Problem<float> p(kind, n);
+    if (kind == Kind::scalar) fill(p.head_log.view(), -12.F);
+    if (kind == Kind::vector) fill(p.log.view(), -12.F);
+    const Result<double> expected = literal<double>(p);
+    // Now keys and values end: what is left decays to nothing, and to no subnormal number.
+    fill(p.k.view().slice<1>(64, n.T - 64), 0);
+    for (const Algorithm algorithm : algorithms) {
+      INFO(text(n, kind, algorithm));
+      const Result<float> got = run(p, algorithm);
+      CHECK(relative_error(got.o.view().slice<1>(0, 64), expected.o.view().slice<1>(0, 64)) < 1e-6);
+      CHECK(std::all_of(got.state.data(), got.state.data() + got.state.size(),
+                        [](float x) { return x == 0; }));
+    }
+    if (kind == Kind::scalar) fill(p.head_log.view(), -1.F);
+    if (kind == Kind::vector) fill(p.log.view(), -1.F);
+    for (const Algorithm algorithm : algorithms) {
+      // e^-67 is left, times numbers near one, then e^-83 to e^-90.
+      for (const Index T : {Index{131}, Index{150}, Index{160}}) {
+        Problem<float> longer(kind, {.B = 1, .T = T, .H = 2, .G = 2, .K = 33, .V = 16});
+        fill(longer.k.view().slice<1>(64, T - 64), 0);
+        if (kind == Kind::scalar) fill(longer.head_log.view(), -1.F);
+        if (kind == Kind::vector) fill(longer.log.view(), -1.F);
+        const Result<float> got = run(longer, algorithm);
+        CHECK(std::none_of(got.state.data(), got.state.data() + got.state.size(),
+                           [](float x) { return std::fpclassify(x) == FP_SUBNORMAL; }));
+      }
+    }
+  }
+}
+
+TEST_CASE("linear_state: any split into prefill pieces and steps agrees") {
+  std::mt19937 random(7);
+  for (const Kind kind : kinds) {
+    const Problem<double> p(kind, {.B = 2, .T = 131, .H = 4, .G = 2, .K = 17, .V = 24},
+                            {.divisor = 1, .reset = -50});
+    const Result<double> expected = literal<double>(p);
+    for (const Algorithm algorithm : algorithms) {
+      for (int trial = 0; trial < 6; ++trial) {
+        INFO(text(p.n, kind, algorithm));
+        Context context = poisoned(algorithm);
+        Result<double> got = fresh(p);
+        for (Index first = 0; first < p.n.T;) {
+          const Index piece = std::min<Index>(static_cast<Index>(random() % 40), p.n.T - first);
+          if (piece == 1) {
+            run_part<Form::recurrent>(p, got.state.view(), got.o.view(), first, 1, context);
+          } else {
+            run_part<Form::parallel>(p, got.state.view(), got.o.view(), first, piece, context);
+          }
+          first += piece;
+        }
+        CHECK(error(got.o, expected.o) <= 1e-12);
+        CHECK(error(got.state, expected.state) <= 1e-12);
+      }
+    }
+  }
+}
+
+TEST_CASE("linear_state: steps have the bits of the recurrence, cuts at blocks change none") {
+  for (const Kind kind : kinds) {
+    const Problem<float> p(kind, {.B = 1, .T = 150, .H = 2, .G = 1, .K = 24, .V = 40});
+    const Result<float> whole = run(p, Algorithm::recurrent);
+    Result<float> stepped = fresh(p);
+    Context context = poisoned(Algorithm::automatic);
+    for (Index t = 0; t < p.n.T; ++t) {
+      run_part<Form::recurrent>(p, stepped.state.view(), stepped.o.view(), t, 1, context);
+    }
+    CHECK(same(stepped.o, whole.o));
+    CHECK(same(stepped.state, whole.state));
+
+    for (const Algorithm algorithm :
+         {Algorithm::automatic, Algorithm::recurrent, Algorithm::chunked}) {
+      Context cutting = poisoned(algorithm);
+      Result<float> cut = fresh(p);
+      for (Index first = 0; first < p.n.T; first += 64) {
+        run_part<Form::parallel>(p, cut.state.view(), cut.o.view(), first,
+                                 std::min<Index>(64, p.n.T - first), cutting);
+      }
+      const Result<float> uncut = run(p, algorithm);
+      CHECK(same(cut.o, uncut.o));
+      CHECK(same(cut.state, uncut.state));
+    }
+  }
+}
+
+TEST_CASE("linear_state: strided operands, and nothing is written beside the outputs") {
+  constexpr Index B = 2, T = 37, H = 4, G = 2, K = 17, V = 19;
+  for (const Kind kind : kinds) {
+    const Problem<float> p(kind, {.B = B, .T = T, .H = H, .G = G, .K = K, .V = V});
+    for (const Algorithm algorithm : algorithms) {
+      INFO(text(p.n, kind, algorithm));
+      const Result<float> expected = run(p, algorithm);
+      // One wide row a token, as a fused projection writes it: q, k, v, log decays, o.
+      constexpr Index q_at = 5, k_at = q_at + G * K, v_at = k_at + G * K, log_at = v_at + H * V;
+      constexpr Index head_log_at = log_at + H * K, o_at = head_log_at + H + 3;
+      constexpr Index width = o_at + H * V + 7;
+      constexpr float guard = 1234.5F;
+      Tensor<float, 3> rows({B, T, width});
+      fill(rows.view(), guard);
+      const auto heads = [&](Index at, Index count, Index size) {
+        return rows.view().slice<2>(at, count * size).split<2>(count, size);
+      };
+      copy(p.q.view(), heads(q_at, G, K)), copy(p.k.view(), heads(k_at, G, K));
+      copy(p.v.view(), heads(v_at, H, V));
+      if (kind == Kind::vector) copy(p.log.view(), heads(log_at, H, K));
+      if (kind == Kind::scalar) copy(p.head_log.view(), rows.view().slice<2>(head_log_at, H));
+      Tensor<float, 4> wide_state({B, H + 1, K + 2, V + 3});
+      fill(wide_state.view(), guard);
+      const auto state = wide_state.view().slice<1>(1, H).slice<2>(1, K).slice<3>(2, V);
+      copy(p.state.view(), state);
+      const Tensor<float, 3> rows_before = rows;
+      const Tensor<float, 4> state_before = wide_state;
+
+      Context context = poisoned(algorithm);
+      const auto o = heads(o_at, H, V);
+      const auto go = [&](const auto& decay) {
+        linear_state<Form::parallel>(heads(q_at, G, K), heads(k_at, G, K), heads(v_at, H, V), decay,
+                                     p.scale, state, o, context);
+      };
+      if (kind == Kind::none) go(NoDecay{});
+      if (kind == Kind::scalar) go(ScalarDecay<float>{rows.view().slice<2>(head_log_at, H)});
+      if (kind == Kind::vector) go(VectorDecay<float>{heads(log_at, H, K)});
+      CHECK(same_bits(o, expected.o.view()));
+      CHECK(same_bits(state, expected.state.view()));
+      // Put the outputs back: then nothing else may have changed.
+      copy(rows_before.view().slice<2>(o_at, H * V).split<2>(H, V), o);
+      copy(state_before.view().slice<1>(1, H).slice<2>(1, K).slice<3>(2, V), state);
+      CHECK(same_bits(rows.view(), rows_before.view()));
+      CHECK(same_bits(wide_state.view(), state_before.view()));
+    }
+  }
+}
+
+TEST_CASE("linear_state: the same bits for any threads, any batch position, any scratch") {
+  for (const Kind kind : kinds) {
+    for (const Sizes n : {Sizes{.B = 3, .T = 131, .H = 4, .G = 1, .K = 64, .V = 65},
+                          Sizes{.B = 3, .T = 131, .H = 1, .G = 1, .K = 17, .V = 300},
+                          Sizes{.B = 3, .T = 1, .H = 8, .G = 8, .K = 128, .V = 128}}) {
+      const Problem<float> p(kind, n);
+      for (const Algorithm algorithm :
+           {Algorithm::automatic, Algorithm::recurrent, Algorithm::chunked}) {
+        INFO(text(n, kind, algorithm));
+        const Result<float> expected = run(p, algorithm);
+        for (const Index workers : {1, 2, 3}) {
+          support::ThreadExecutor executor(workers);
+          Context context(executor);
+          context.set_algorithm(algorithm);
+          context.set_poison(true);
+          const Result<float> got = run(p, context);
+          CHECK(same(got.o, expected.o));
+          CHECK(same(got.state, expected.state));
+        }
+        Context clean;
+        clean.set_algorithm(algorithm), clean.set_poison(false);
+        Result<float> alone = fresh(p);
+        for (Index b = 0; b < n.B; ++b) {
+          run_part<Form::parallel>(p, alone.state.view().slice<0>(b, 1),
+                                   alone.o.view().slice<0>(b, 1), 0, n.T, clean, b, 1);
+        }
+        CHECK(same(alone.o, expected.o));
+        CHECK(same(alone.state, expected.state));
+      }
+    }
+  }
+}
+
+TEST_CASE("linear_state: the future does not touch the past, NaN stays in its batch row") {
+  for (const Kind kind : kinds) {
+    const Problem<float> p(kind, {.B = 3, .T = 70, .H = 2, .G = 1, .K = 17, .V = 16});
+    for (const Algorithm algorithm : algorithms) {
+      INFO(text(p.n, kind, algorithm));
+      const Result<float> expected = run(p, algorithm);
+      Problem<float> later = p;
+      constexpr Index from = 37;
+      fill(later.q.view().slice<1>(from, 1), 9), fill(later.k.view().slice<1>(from, 1), 9);
+      fill(later.v.view().slice<1>(from, 1), 9);
+      if (kind == Kind::scalar) fill(later.head_log.view().slice<1>(from, 1), -9);
+      if (kind == Kind::vector) fill(later.log.view().slice<1>(from, 1), -9);
+      const Result<float> changed = run(later, algorithm);
+      CHECK(same_bits(changed.o.view().slice<1>(0, from), expected.o.view().slice<1>(0, from)));
+      CHECK_FALSE(
+          same_bits(changed.o.view().slice<1>(from, 1), expected.o.view().slice<1>(from, 1)));
+
+      for (const int poison : {0, 1, 2, 3}) {
+        Problem<float> bad = p;
+        const float nan = std::numeric_limits<float>::quiet_NaN();
+        if (poison == 0) bad.q(1, 3, 0, 4) = nan;
+        if (poison == 1) bad.k(1, 3, 0, 4) = nan;
+        if (poison == 2) bad.v(1, 3, 1, 4) = nan;
+        if (poison == 3 && kind == Kind::none) continue;
+        if (poison == 3) (kind == Kind::scalar ? bad.head_log(1, 3, 1) : bad.log(1, 3, 1, 4)) = nan;
+        const Result<float> got = run(bad, algorithm);
+        for (const Index b : {0, 2}) {
+          CHECK(same_bits(got.o.view().slice<0>(b, 1), expected.o.view().slice<0>(b, 1)));
+          CHECK(same_bits(got.state.view().slice<0>(b, 1), expected.state.view().slice<0>(b, 1)));
+        }
+        CHECK(std::isnan(got.o(1, 3, 1, 4)));
+      }
+    }
+  }
+}
+
+TEST_CASE("linear_state: decays that are one number are the scalar decay, zero logs are none") {
+  for (const Algorithm algorithm : algorithms) {
+    const Sizes n{.B = 1, .T = 90, .H = 2, .G = 2, .K = 17, .V = 12};
+    const Problem<double> by_head(Kind::scalar, n);
+    Problem<double> by_channel(Kind::vector, n);
+    const auto copy_inputs = [&](Problem<double>& to) {
+      to.q = by_head.q, to.k = by_head.k, to.v = by_head.v, to.state = by_head.state;
+    };
+    copy_inputs(by_channel);
+    for (Index t = 0; t < n.T; ++t) {
+      for (Index h = 0; h < n.H; ++h) {
+        for (Index i = 0; i < n.K; ++i) by_channel.log(0, t, h, i) = by_head.head_log(0, t, h);
+      }
+    }
+    CHECK(error(run(by_channel, algorithm).o, run(by_head, algorithm).o) <= 1e-14);
+    Problem<double> none(Kind::none, n), zero = by_head;
+    copy_inputs(none);
+    fill(zero.head_log.view(), 0);
+    CHECK(same(run(none, algorithm).o, run(zero, algorithm).o));
+    CHECK(error(run(none, algorithm).o, run(by_head, algorithm).o) > 0.1);
+  }
+}
+
+TEST_CASE("linear_state: nothing to do leaves everything as it is") {
+  for (const Kind kind : kinds) {
+    for (const Algorithm algorithm : algorithms) {
+      for (const Sizes n : {Sizes{.B = 0, .T = 5, .H = 2, .G = 1, .K = 4, .V = 4},
+                            Sizes{.B = 2, .T = 0, .H = 2, .G = 1, .K = 4, .V = 4},
+                            Sizes{.B = 2, .T = 5, .H = 2, .G = 1, .K = 4, .V = 0}}) {
+        const Problem<float> p(kind, n);
+        CHECK(same(run(p, algorithm).state, p.state));
+      }
+      const Problem<float> keyless(kind, {.B = 1, .T = 5, .H = 1, .G = 1, .K = 0, .V = 4});
+      const Result<float> got = run(keyless, algorithm);
+      CHECK(std::all_of(got.o.data(), got.o.data() + got.o.size(), [](float x) { return x == 0; }));
+    }
+  }
+}
+
+TEST_CASE("linear_state: a step allocates nothing once the context has grown") {
+  for (const Kind kind : kinds) {
+    const Problem<float> p(kind, {.B = 2, .T = 3, .H = 4, .G = 2, .K = 33, .V = 17});
+    Result<float> result = fresh(p);
+    Context context;
+    run_part<Form::recurrent>(p, result.state.view(), result.o.view(), 0, 1, context);
+    run_part<Form::recurrent>(p, result.state.view(), result.o.view(), 1, 1, context);
+    const auto before = support::allocations();
+    run_part<Form::recurrent>(p, result.state.view(), result.o.view(), 2, 1, context);
+    CHECK(support::allocations() == before);
+  }
+}
+
+TEST_CASE("linear_state: operands that do not fit are named") {
+  using Catch::Matchers::ContainsSubstring;
+  const Problem<float> p(Kind::vector, {.B = 2, .T = 5, .H = 4, .G = 2, .K = 3, .V = 6});
+  Result<float> result = fresh(p);
+  Context context;
+  const VectorDecay<float> decay{p.log.view()};
+  const auto call = [&](View<const float, 4> q, View<const float, 4> k, View<const float, 4> v,
+                        const auto& by, View<float, 4> state, View<float, 4> o) {
+    linear_state<Form::parallel>(q, k, v, by, 1, state, o, context);
+  };
+  const auto q = p.q.view(), k = p.k.view(), v = p.v.view();
+  const auto state = result.state.view(), o = result.o.view();
+  const auto names = [](const char* name) { return ContainsSubstring(name); };
+  CHECK_THROWS_WITH(call(q.slice<1>(0, 4), k, v, decay, state, o), names(": q has shape"));
+  CHECK_THROWS_WITH(call(q, k.slice<3>(0, 2), v, decay, state, o), names(": k has shape"));
+  CHECK_THROWS_WITH(call(q, k, v.slice<0>(0, 1), decay, state, o), names(": v has shape"));
+  CHECK_THROWS_WITH(call(q, k, v, decay, state.slice<2>(0, 2), o), names(": state has shape"));
+  CHECK_THROWS_WITH(call(q, k, v, VectorDecay<float>{p.log.view().slice<2>(0, 2)}, state, o),
+                    names("log decay has shape"));
+  CHECK_THROWS_WITH(
+      call(q, k, v, ScalarDecay<float>{p.log.view().at<3>(0).slice<1>(0, 2)}, state, o),
+      names("log decay has shape"));
+  CHECK_THROWS_WITH(call(q, k, v.slice<2>(0, 3), decay, state, o.slice<2>(0, 3)),
+                    names("3 heads do not divide into 2 groups"));
+  const Tensor<float, 4> every_other({2, 5, 4, 12});
+  const View<const float, 4> gaps(every_other.data(), {2, 5, 4, 6}, {240, 48, 12, 2});
+  CHECK_THROWS_WITH(call(q, k, gaps, decay, state, o),
+                    names("the last dimension of v has stride 2"));
+  CHECK_THROWS_AS(call(q, k, gaps, decay, state, o), ShapeError);
+  CHECK(same(result.state, p.state));
+}
+
+TEST_CASE("linear_state: the comparison sees a wrong recurrence") {
+  const Problem<double> p(Kind::vector, {.B = 1, .T = 37, .H = 1, .G = 1, .K = 8, .V = 8});
+  const Result<double> expected = literal<double>(p);
+  Problem<double> wrong = p;
+  wrong.log(0, 20, 0, 3) *= 1 + 1e-8;
+  CHECK(error(run(wrong, Algorithm::chunked).o, expected.o) > 1e-12);
+  wrong = p, wrong.scale *= 1 + 1e-10;
+  CHECK(error(run(wrong, Algorithm::recurrent).o, expected.o) > 1e-12);
+  wrong = p, wrong.state(0, 0, 2, 2) += 1e-9;
+  CHECK(error(run(wrong, Algorithm::chunked).o, expected.o) > 1e-12);
+}

@@ -1,0 +1,394 @@
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <cmath>
+#include <initializer_list>
+#include <limits>
+#include <vector>
+
+#include "seqmix/kernels/matmul.hpp"
+#include "support/allocations.hpp"
+#include "support/compare.hpp"
+#include "support/random.hpp"
+#include "support/thread_executor.hpp"
+
+using namespace seqmix;
+using support::random_tensor;
+using support::same_bits;
+
+namespace {
+
+/// Whether `simd::fma` rounds once: (1 + e)(1 - e) - 1 is -e² then, and 0 otherwise.
+template <class S>
+bool fused() {
+  volatile S e = std::numeric_limits<S>::epsilon();
+  const auto product = simd::fma<S>(simd::broadcast<S>(S(1) + e), simd::broadcast<S>(S(1) - e),
+                                    simd::broadcast<S>(S(-1)));
+  return simd::reduce_max<S>(product) != 0;
+}
+
+template <class S>
+S multiply_add(bool fused, S a, S b, S c) {
+  if (fused) return std::fma(a, b, c);
+  const S product = a * b;
+  return product + c;
+}
+
+/// start + x wᵀ with one chain an output, ascending in k: x [M, K], w [N, K], start [M, N].
+template <class S>
+Tensor<S, 2> chains(View<const S, 2> x, View<const S, 2> w, Tensor<S, 2> start) {
+  const bool once = fused<S>();
+  Tensor<S, 2> transposed({w.extent(1), w.extent(0)});  // [K, N]
+  for (Index n = 0; n < w.extent(0); ++n) {
+    for (Index k = 0; k < w.extent(1); ++k) transposed(k, n) = w(n, k);
+  }
+  for (Index m = 0; m < x.extent(0); ++m) {
+    S* const y = start.data() + m * start.extent(1);
+    for (Index k = 0; k < x.extent(1); ++k) {
+      const S a = x(m, k);
+      const S* const b = transposed.data() + k * start.extent(1);
+      for (Index n = 0; n < start.extent(1); ++n) y[n] = multiply_add(once, a, b[n], y[n]);
+    }
+  }
+  return start;
+}
+
+template <class S>
+Tensor<S, 2> filled(Index rows, Index columns, S value) {
+  Tensor<S, 2> result({rows, columns});
+  fill(result.view(), value);
+  return result;
+}
+
+/// A window [B, T, D] whose rows have gaps on all sides, filled with one value.
+template <class S>
+struct Padded {
+  Tensor<S, 3> numbers;
+  View<S, 3> window;
+
+  Padded(Index B, Index T, Index D, S guard) : numbers({B, T + 2, D + 5}) {
+    fill(numbers.view(), guard);
+    window = numbers.view().template slice<1>(1, T).template slice<2>(3, D);
+  }
+  /// Whether all but the window is as it was.
+  bool intact() const {
+    const S guard = numbers.data()[0];
+    Tensor<S, 3> copied = numbers;
+    const Index T = window.extent(1), D = window.extent(2);
+    fill(copied.view().template slice<1>(1, T).template slice<2>(3, D), guard);
+    for (Index i = 0; i < copied.size(); ++i) {
+      if (copied.data()[i] != guard) return false;
+    }
+    return true;
+  }
+};
+
+/// Runs tasks on this thread, the last one first, and remembers how many there were at most.
+class BackwardExecutor final : public Executor {
+ public:
+  Index workers() const override { return 1; }
+  void run(Index count, FunctionRef<void(Index, Index)> body) override {
+    largest = std::max(largest, count);
+    for (Index task = count - 1; task >= 0; --task) body(task, 0);
+  }
+  Index largest = 0;
+};
+
+template <class S>
+struct Problem {
+  Tensor<S, 2> x, w, bias, y;  // [M, K], [N, K], [1, N], [M, N]
+  Problem(Index M, Index K, Index N)
+      : x(random_tensor<S, 2>({M, K}, 1)),
+        w(random_tensor<S, 2>({N, K}, 2)),
+        bias(random_tensor<S, 2>({1, N}, 3)),
+        y(random_tensor<S, 2>({M, N}, 4)) {}
+
+  Tensor<S, 2> start(bool with_bias, bool accumulate) const {
+    auto result = filled<S>(y.extent(0), y.extent(1), 0);
+    for (Index m = 0; m < y.extent(0); ++m) {
+      for (Index n = 0; n < y.extent(1); ++n) {
+        if (accumulate) result(m, n) = y(m, n);
+        if (with_bias) result(m, n) = accumulate ? y(m, n) + bias(0, n) : bias(0, n);
+      }
+    }
+    return result;
+  }
+};
+
+template <class S>
+View<const S, 3> as_sequence(const Tensor<S, 2>& rows) {
+  return rows.view().template insert<0>();
+}
+
+template <class S>
+void check_shape(Index M, Index K, Index N) {
+  INFO("M " << M << ", K " << K << ", N " << N);
+  Context context;
+  const Problem<S> problem(M, K, N);
+  const PackedMatrix<S> packed(problem.w.view());
+  for (const bool with_bias : {false, true}) {
+    for (const bool accumulate : {false, true}) {
+      const auto expected =
+          chains<S>(problem.x.view(), problem.w.view(), problem.start(with_bias, accumulate));
+      auto y = problem.y;
+      if (!accumulate) fill(y.view(), std::numeric_limits<S>::quiet_NaN());
+      matmul<S>(as_sequence(problem.x), packed, y.view().template insert<0>(), context,
+                with_bias ? problem.bias.data() : nullptr, accumulate);
+      CHECK(same_bits(y.view(), expected.view()));
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("the reference chain tells orders apart", "[matmul]") {
+  const Problem<float> problem(5, 64, 33);
+  Tensor<float, 2> x({5, 64}), w({33, 64});
+  for (Index k = 0; k < 64; ++k) {
+    for (Index m = 0; m < 5; ++m) x(m, k) = problem.x(m, 63 - k);
+    for (Index n = 0; n < 33; ++n) w(n, k) = problem.w(n, 63 - k);
+  }
+  const auto zero = filled<float>(5, 33, 0);
+  const auto ascending = chains<float>(problem.x.view(), problem.w.view(), zero);
+  const auto descending = chains<float>(x.view(), w.view(), zero);
+  CHECK_FALSE(same_bits(ascending.view(), descending.view()));
+  CHECK(support::relative_error(ascending.view(), descending.view()) < 1e-6);
+}
+
+#if (defined(__FMA__) || defined(__aarch64__)) && !defined(SEQMIX_SIMD_WIDTH)
+TEMPLATE_TEST_CASE("products are fused where the target can", "[matmul]", float, double) {
+  CHECK(fused<TestType>());
+}
+#endif
+
+TEMPLATE_TEST_CASE("matmul is one ascending chain an output", "[matmul]", float, double) {
+  for (const Index M : {1, 2, 3, 5, 13, 14, 15, 16, 27, 28, 29, 64, 225}) {
+    for (const Index K : {0, 1, 3, 64, 255, 256, 257, 600}) {
+      for (const Index N : {1, 7, 31, 32, 33, 64, 100}) {
+        // The largest rows and depths together add time and no path.
+        if (M * K > 64 * 257 && N > 33) continue;
+        check_shape<TestType>(M, K, N);
+      }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("matmul packs many rows without changing a bit", "[matmul]", float, double) {
+  // More rows than a block, more k than a block, more panels than are multiplied unpacked.
+  const Index wide = (detail::panels_to_pack + 1) * detail::panel_width<TestType> + 1;
+  const Index deep = detail::depth_block + detail::depth_slice + 3;
+  for (const Index M : {detail::rows_to_pack, detail::rows_to_pack + 1, Index{57}}) {
+    for (const Index K : {0, 1, 15, 17, 257}) check_shape<TestType>(M, K, wide);
+  }
+  check_shape<TestType>(detail::row_block + 5, 20, wide);
+  check_shape<TestType>(detail::rows_to_pack + 3, deep, wide);
+}
+
+TEMPLATE_TEST_CASE("matmul reads and writes strided rows and nothing else", "[matmul]", float,
+                   double) {
+  using S = TestType;
+  Context context;
+  const S nan = std::numeric_limits<S>::quiet_NaN();
+  const Index wide = (detail::panels_to_pack + 1) * detail::panel_width<S> + 1;
+  for (const Index T : {1, 2, 5, 30}) {
+    for (const Index N : {Index{7}, Index{33}, wide}) {
+      INFO("T " << T << ", N " << N);
+      const Index B = 3, K = 37;
+      const Problem<S> problem(B * T, K, N);
+      const auto expected =
+          chains<S>(problem.x.view(), problem.w.view(), problem.start(true, false));
+      Padded<S> x(B, T, K, nan), y(B, T, N, S(12345));
+      copy(View<const S, 3>(problem.x.data(), {B, T, K}), x.window);
+      matmul<S>(x.window, PackedMatrix<S>(problem.w.view()), y.window, context,
+                problem.bias.data());
+      CHECK(same_bits(y.window, View<const S, 3>(expected.data(), {B, T, N})));
+      CHECK(y.intact());
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a row has the same bits alone and at every place", "[matmul]", float, double) {
+  using S = TestType;
+  Context context;
+  const Index wide = (detail::panels_to_pack + 1) * detail::panel_width<S> + 1;
+  for (const Index N : {Index{45}, wide}) {
+    const Problem<S> problem(61, 70, N);
+    const PackedMatrix<S> packed(problem.w.view());
+    Tensor<S, 2> alone({61, N});
+    for (Index m = 0; m < 61; ++m) {
+      matmul<S>(as_sequence(problem.x).template slice<1>(m, 1), packed,
+                alone.view().template slice<0>(m, 1).template insert<0>(), context);
+    }
+    for (Index M = 1; M <= 61; ++M) {
+      for (const Index first : {Index{0}, 61 - M}) {
+        Tensor<S, 3> y({1, M, N});
+        matmul<S>(as_sequence(problem.x).template slice<1>(first, M), packed, y.view(), context);
+        CHECK(same_bits(y.view().template at<0>(0), alone.view().template slice<0>(first, M)));
+      }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("matmul has the same bits on any number of threads", "[matmul]", float, double) {
+  using S = TestType;
+  struct Size {
+    Index M, K, N;
+  };
+  const Index wide = 24 * detail::panel_width<S>;
+  // Tasks of panels (few rows), tasks of rows (few panels), tasks of both phases (packed).
+  for (const auto& [M, K, N] : {Size{1, 700, 601}, Size{9, 700, 601}, Size{600, 30, 33},
+                                Size{detail::row_block + 40, 300, wide}}) {
+    INFO("M " << M << ", K " << K << ", N " << N);
+    const Problem<S> problem(M, K, N);
+    const PackedMatrix<S> packed(problem.w.view());
+    const auto run = [&](Context context) {
+      auto y = problem.y;
+      matmul<S>(as_sequence(problem.x), packed, y.view().template insert<0>(), context,
+                problem.bias.data(), true);
+      return y;
+    };
+    const auto serial = run(Context());
+    BackwardExecutor backward;
+    CHECK(same_bits(run(Context(backward)).view(), serial.view()));
+    CHECK(backward.largest > 1);
+    for (const Index threads : {1, 2, 3}) {
+      support::ThreadExecutor executor(threads);
+      CHECK(same_bits(run(Context(executor)).view(), serial.view()));
+    }
+  }
+}
+
+TEST_CASE("matmul of nothing is legal", "[matmul]") {
+  Context context;
+  const auto w = random_tensor<float, 2>({5, 3}, 1);
+  const PackedMatrix<float> packed(w.view());
+  Tensor<float, 3> no_batch({0, 4, 3}), no_time({2, 0, 3}), y_batch({0, 4, 5}), y_time({2, 0, 5});
+  CHECK_NOTHROW(matmul(no_batch, packed, y_batch.view(), context));
+  CHECK_NOTHROW(matmul(no_time, packed, y_time.view(), context));
+  const PackedMatrix<float> no_outputs(Tensor<float, 2>({0, 3}).view());
+  Tensor<float, 3> x({2, 4, 3}), y({2, 4, 0});
+  CHECK_NOTHROW(matmul(x, no_outputs, y.view(), context));
+}
+
+TEST_CASE("matmul names what does not fit", "[matmul]") {
+  using Catch::Matchers::ContainsSubstring;
+  Context context;
+  const auto w = random_tensor<float, 2>({5, 3}, 1);
+  const PackedMatrix<float> packed(w.view());
+  Tensor<float, 3> x({2, 4, 3}), y({2, 4, 5}), narrow({2, 4, 2}), late({2, 3, 5});
+  CHECK_THROWS_AS(matmul(narrow, packed, y.view(), context), ShapeError);
+  CHECK_THROWS_WITH(matmul(narrow, packed, y.view(), context),
+                    ContainsSubstring("x has shape [2, 4, 2], expected [B, T, 3]"));
+  CHECK_THROWS_WITH(matmul(x, packed, late.view(), context),
+                    ContainsSubstring("y has shape [2, 3, 5], expected [2, 4, 5]"));
+  CHECK_THROWS_WITH(matmul<float>({x.data(), {2, 4, 3}, {12, 1, 4}}, packed, y.view(), context),
+                    ContainsSubstring("strides 4 and 1, expected 1"));
+  CHECK_THROWS_AS(matmul<float>({}, packed, y.view(), context), ShapeError);
+  CHECK_THROWS_AS(matmul(x, PackedMatrix<float>(), y.view(), context), ShapeError);
+}
+
+TEST_CASE("matmul refuses an output that overlaps its input", "[matmul]") {
+  Context context;
+  const auto w = random_tensor<float, 2>({5, 3}, 1);
+  const PackedMatrix<float> packed(w.view());
+  auto buffer = random_tensor<float, 3>({2, 4, 8}, 2);
+  const auto x = buffer.view().slice<2>(0, 3), y = buffer.view().slice<2>(3, 5);
+  CHECK_THROWS_AS(matmul<float>(buffer.view().slice<2>(1, 3), packed, y, context), ShapeError);
+  CHECK_THROWS_AS(
+      matmul<float>(buffer.view().slice<2>(5, 3), packed, buffer.view().slice<2>(1, 5), context),
+      ShapeError);
+  // Columns of one buffer that lie beside each other are disjoint, on either side.
+  Tensor<float, 2> rows({8, 3});
+  copy(View<const float, 3>(x), View<float, 3>(rows.data(), {2, 4, 3}));
+  const auto expected = chains<float>(rows.view(), w.view(), filled<float>(8, 5, 0));
+  matmul<float>(x, packed, y, context);
+  CHECK(same_bits(y, View<const float, 3>(expected.data(), {2, 4, 5})));
+  const auto right = buffer.view().slice<2>(5, 3), left = buffer.view().slice<2>(0, 5);
+  CHECK_NOTHROW(matmul<float>(right, packed, left, context));
+}
+
+TEMPLATE_TEST_CASE("a packed matrix gives its numbers back", "[matmul]", float, double) {
+  using S = TestType;
+  for (const Index N : {0, 1, 7, 31, 32, 33, 100}) {
+    for (const Index K : {0, 1, 5, 64}) {
+      const auto w = random_tensor<S, 2>({N, K}, 1);
+      const PackedMatrix<S> packed(w.view());
+      CHECK(packed);
+      CHECK(packed.rows() == N);
+      CHECK(packed.cols() == K);
+      CHECK(same_bits(packed.unpack().view(), w.view()));
+      const View<const S, 2> transposed(w.data(), {K, N}, {1, K});
+      CHECK(same_bits(PackedMatrix<S>(transposed).unpack().view(), transposed));
+    }
+  }
+  const PackedMatrix<S> packed(random_tensor<S, 2>({9, 4}, 1).view());
+  const PackedMatrix<S> shared = packed;
+  CHECK(shared.panels().data() == packed.panels().data());
+  CHECK_FALSE(PackedMatrix<S>());
+}
+
+TEST_CASE("products allocate nothing once the scratch is there", "[matmul]") {
+  Context context;
+  const Index wide = (detail::panels_to_pack + 1) * detail::panel_width<float>;
+  const PackedMatrix<float> packed(random_tensor<float, 2>({wide, 50}, 1).view());
+  for (const Index M : {1, 2, 13, 64}) {
+    const auto x = random_tensor<float, 3>({1, M, 50}, 2);
+    Tensor<float, 3> y({1, M, wide});
+    if (M == 64) matmul<float>(x, packed, y, context);  // packs its rows in scratch
+    const auto before = support::allocations();
+    matmul<float>(x, packed, y, context);
+    CHECK(support::allocations() == before);
+  }
+  const auto a = random_tensor<float, 2>({64, 50}, 1), b = random_tensor<float, 2>({50, 45}, 2);
+  Tensor<float, 2> c({64, 45});
+  const auto before = support::allocations();
+  tile_matmul<float>(a, b, c);
+  CHECK(support::allocations() == before);
+}
+
+TEMPLATE_TEST_CASE("tile_matmul is one ascending chain an output", "[matmul]", float, double) {
+  using S = TestType;
+  const S nan = std::numeric_limits<S>::quiet_NaN(), guard = 12345;
+  for (const Index M : {0, 1, 2, 3, 5, 13, 14, 29, 64}) {
+    for (const Index K : {0, 1, 7, 64, 129, 300}) {
+      for (const Index N : {0, 1, 7, 16, 31, 32, 33, 64, 100}) {
+        INFO("M " << M << ", K " << K << ", N " << N);
+        const Problem<S> problem(M, K, N);
+        // A transposed with gaps, B and C with gaps beside their rows.
+        Tensor<S, 2> a({K, M + 3}), b({K, N + 5}), c({M, N + 2});
+        fill(a.view(), nan), fill(b.view(), nan), fill(c.view(), guard);
+        const View<S, 2> a_window(a.data(), {M, K}, {1, M + 3});
+        const View<S, 2> b_window(b.data(), {K, N}, {N + 5, 1});
+        const View<S, 2> c_window(c.data(), {M, N}, {N + 2, 1});
+        copy(problem.x.view(), a_window);
+        copy(View<const S, 2>(problem.w.data(), {K, N}, {1, K}), b_window);
+        for (const bool accumulate : {false, true}) {
+          const auto expected =
+              chains<S>(problem.x.view(), problem.w.view(), problem.start(false, accumulate));
+          copy(problem.y.view(), c_window);
+          tile_matmul<S>(a_window, b_window, c_window, accumulate);
+          CHECK(same_bits(c_window, expected.view()));
+          tile_matmul<S>(problem.x, b_window, c_window);
+          const auto fresh =
+              chains<S>(problem.x.view(), problem.w.view(), problem.start(false, false));
+          CHECK(same_bits(c_window, fresh.view()));
+        }
+        for (Index m = 0; m < M; ++m) CHECK((c(m, N) == guard && c(m, N + 1) == guard));
+      }
+    }
+  }
+}
+
+TEST_CASE("tile_matmul takes more rows than a block and names what does not fit", "[matmul]") {
+  using Catch::Matchers::ContainsSubstring;
+  const Problem<float> problem(2 * detail::row_block + 3, 5, 40);
+  const View<const float, 2> b(problem.w.data(), {5, 40}, {1, 5});
+  Tensor<float, 2> rows({5, 40}), c(problem.y.shape());
+  copy(b, rows.view());
+  tile_matmul<float>(problem.x, rows, c);
+  const auto expected =
+      chains<float>(problem.x.view(), problem.w.view(), problem.start(false, false));
+  CHECK(same_bits(c.view(), expected.view()));
+  CHECK_THROWS_WITH(tile_matmul<float>(problem.x, b, c), ContainsSubstring("strides 5 and 1"));
+  CHECK_THROWS_WITH(tile_matmul<float>(rows, problem.x, c), ContainsSubstring("got [5, 40] times"));
+}

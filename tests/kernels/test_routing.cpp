@@ -1,0 +1,275 @@
+#include <algorithm>
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "seqmix/kernels/routing.hpp"
+#include "support/compare.hpp"
+#include "support/random.hpp"
+#include "support/thread_executor.hpp"
+
+using namespace seqmix;
+using Catch::Matchers::ContainsSubstring;
+using support::random_tensor;
+using support::same_bits;
+
+namespace {
+
+/// All experts of one row, best first: a stable sort keeps ties in order.
+template <class S>
+std::vector<Index> sorted_experts(const View<const S, 1>& scores) {
+  std::vector<Index> order(static_cast<std::size_t>(scores.extent(0)));
+  std::iota(order.begin(), order.end(), Index{0});
+  std::ranges::stable_sort(order, [&](Index i, Index j) {
+    if (std::isnan(scores[i])) return false;
+    return std::isnan(scores[j]) || scores[i] > scores[j];
+  });
+  return order;
+}
+
+/// Owns what `Routes` looks at.
+struct Routing {
+  Tensor<Index, 2> expert, place;
+  Tensor<Index, 1> pair_row, first;
+
+  Routing(Index rows, Index k, Index n_experts)
+      : expert({rows, k}), place({rows, k}), pair_row({rows * k}), first({n_experts + 1}) {
+    fill(place.view(), -7), fill(pair_row.view(), -7), fill(first.view(), -7);
+  }
+  Routes routes() { return {expert, place, pair_row, first}; }
+};
+
+/// k different experts a row, drawn from `allowed`.
+Routing random_routing(Index rows, Index k, Index n_experts, std::vector<Index> allowed,
+                       unsigned seed) {
+  Routing routing(rows, k, n_experts);
+  std::mt19937 random(seed);
+  for (Index row = 0; row < rows; ++row) {
+    std::ranges::shuffle(allowed, random);
+    for (Index choice = 0; choice < k; ++choice) {
+      routing.expert(row, choice) = allowed[static_cast<std::size_t>(choice)];
+    }
+  }
+  group_by_expert(n_experts, routing.routes());
+  return routing;
+}
+
+std::string shape_error(auto&& call) {
+  try {
+    call();
+  } catch (const ShapeError& error) {
+    return error.what();
+  }
+  return "nothing was thrown";
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("top_k is the head of a stable sort, whatever the scores", "[routing]", float,
+                   double) {
+  using S = TestType;
+  constexpr S nan = std::numeric_limits<S>::quiet_NaN(),
+              infinity = std::numeric_limits<S>::infinity();
+  const S special[] = {nan, infinity, -infinity, S(0), S(-0.0), S(1), S(1), S(2), S(-1), -nan};
+  std::mt19937 random(1);
+  for (const Index n_experts : {1, 2, 5, 8, 17}) {
+    // Rows of every mixture: numbers, few values with many ties, NaN, infinities.
+    Tensor<S, 2> wide({60, n_experts + 2});
+    for (Index row = 0; row < 60; ++row) {
+      for (Index e = 0; e < n_experts + 2; ++e) {
+        wide(row, e) = row < 10 ? static_cast<S>(random()) / S(7) : special[random() % 10];
+      }
+    }
+    for (Index e = 0; e < n_experts + 2; ++e) {
+      wide(57, e) = S(3), wide(58, e) = -infinity, wide(59, e) = nan;
+    }
+    const auto scores = wide.view().template slice<1>(1, n_experts);
+    for (Index k = 1; k <= n_experts; ++k) {
+      Tensor<Index, 2> expert({60, k});
+      fill(expert.view(), -7);
+      top_k<S>(scores, expert);
+      Index wrong = 0;
+      for (Index row = 0; row < 60; ++row) {
+        const auto order = sorted_experts<S>(scores[row]);
+        for (Index choice = 0; choice < k; ++choice) {
+          wrong += expert(row, choice) == order[static_cast<std::size_t>(choice)] ? 0 : 1;
+        }
+      }
+      CHECK(wrong == 0);
+    }
+  }
+}
+
+TEST_CASE("ties go to the lower expert and NaN is the last resort", "[routing]") {
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN(),
+                   infinity = std::numeric_limits<double>::infinity();
+  const auto chosen = [](std::vector<double> scores, Index k) {
+    Tensor<Index, 2> expert({1, k});
+    top_k<double>(View<const double, 2>(scores.data(), {1, static_cast<Index>(scores.size())}),
+                  expert);
+    return support::numbers_of(expert[0]);
+  };
+  CHECK(chosen({1, 3, 2, 3}, 3) == std::vector<Index>{1, 3, 2});
+  CHECK(chosen({-0.0, 0.0}, 1) == std::vector<Index>{0});
+  CHECK(chosen({nan, -infinity, nan, 1}, 4) == std::vector<Index>{3, 1, 0, 2});
+  CHECK(chosen({-infinity, -infinity, -infinity}, 2) == std::vector<Index>{0, 1});
+  CHECK(chosen({nan, nan, nan}, 2) == std::vector<Index>{0, 1});
+  CHECK(chosen({nan, infinity, infinity}, 2) == std::vector<Index>{1, 2});
+}
+
+TEST_CASE("top_k names scores that do not fit", "[routing]") {
+  Tensor<float, 2> scores({3, 4});
+  const auto error = [&](Index rows, Index k) {
+    Tensor<Index, 2> expert({rows, k});
+    return shape_error([&] { top_k<float>(scores, expert); });
+  };
+  CHECK(error(3, 4) == "nothing was thrown");
+  CHECK_THAT(error(3, 5),
+             ContainsSubstring("top_k: scores have shape [3, 4], expected [3, at least 5]"));
+  CHECK_THAT(error(2, 1),
+             ContainsSubstring("top_k: scores have shape [3, 4], expected [2, at least 1]"));
+  scores = Tensor<float, 2>({0, 4});
+  CHECK(error(0, 2) == "nothing was thrown");
+}
+
+TEST_CASE("pairs are grouped by expert in order of rows, and empty experts have none",
+          "[routing]") {
+  struct Case {
+    Index rows, k, n_experts;
+    std::vector<Index> allowed;
+  };
+  for (const Case& one :
+       {Case{13, 2, 5, {0, 1, 2, 3, 4}}, Case{13, 2, 6, {1, 4}}, Case{9, 1, 4, {3}},
+        Case{9, 1, 4, {0}}, Case{7, 3, 3, {0, 1, 2}}, Case{1, 1, 1, {0}}, Case{0, 2, 4, {0, 1}}}) {
+    INFO("rows " << one.rows << " k " << one.k << " experts " << one.n_experts);
+    Routing routing = random_routing(one.rows, one.k, one.n_experts, one.allowed, 3);
+    const Routes routes = routing.routes();
+    CHECK(routes.first[0] == 0);
+    CHECK(routes.first[one.n_experts] == one.rows * one.k);
+    std::vector<int> used(static_cast<std::size_t>(one.rows * one.k), 0);
+    for (Index row = 0; row < one.rows; ++row) {
+      for (Index choice = 0; choice < one.k; ++choice) {
+        const Index place = routes.place(row, choice), e = routes.expert(row, choice);
+        REQUIRE(place >= routes.first[e]);
+        REQUIRE(place < routes.first[e + 1]);
+        CHECK(routes.pair_row[place] == row);
+        ++used[static_cast<std::size_t>(place)];
+      }
+    }
+    CHECK(std::ranges::all_of(used, [](int times) { return times == 1; }));
+    for (Index e = 0; e < one.n_experts; ++e) {
+      Index chosen = 0;
+      for (Index i = 0; i < one.rows * one.k; ++i) chosen += routing.expert.data()[i] == e ? 1 : 0;
+      CHECK(routes.first[e + 1] - routes.first[e] == chosen);
+      for (Index i = routes.first[e] + 1; i < routes.first[e + 1]; ++i) {
+        CHECK(routes.pair_row[i - 1] < routes.pair_row[i]);
+      }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("gathered and combined rows come back", "[routing]", float, double) {
+  using S = TestType;
+  constexpr Index lanes = simd::lanes<S>;
+  for (const Index width : {Index{1}, lanes - 1, lanes, lanes + 1, 3 * lanes + 5}) {
+    if (width == 0) continue;
+    for (const Index k : {1, 2, 4}) {
+      INFO("width " << width << " k " << k);
+      const Index B = 2, T = 7, rows = B * T;
+      // Experts 0 and 3 stay empty.
+      Routing routing = random_routing(rows, k, 7, {1, 2, 4, 5}, 5);
+      const Routes routes = routing.routes();
+      const auto wide = random_tensor<S, 3>({B, T + 1, width + 3}, 6);
+      const auto x = wide.view().template slice<1>(1, T).template slice<2>(2, width);
+      Context context;
+      Tensor<S, 2> pairs({rows * k, width});
+      fill(pairs.view(), std::numeric_limits<S>::quiet_NaN());
+      gather_rows<S>(x, routes, pairs.view(), context);
+      for (Index pair = 0; pair < rows * k; ++pair) {
+        const Index row = routes.pair_row[pair];
+        CHECK(same_bits(std::as_const(pairs)[pair], x[row / T][row % T]));
+      }
+
+      // Powers of two that add up to 1 lose no bit.
+      Tensor<S, 2> weight({rows, k});
+      fill(weight.view(), S(1) / static_cast<S>(k));
+      Tensor<S, 3> guarded({B, T, width + 2});
+      fill(guarded.view(), S(42));
+      const auto y = guarded.view().template slice<2>(1, width);
+      combine_rows<S>(pairs, weight, routes, y, context);
+      CHECK(same_bits(y, x));
+      for (Index t = 0; t < T; ++t) {
+        CHECK(guarded(1, t, 0) == 42);
+        CHECK(guarded(1, t, width + 1) == 42);
+      }
+
+      // Any weights, and pairs that experts have changed.
+      weight = random_tensor<S, 2>({rows, k}, 7);
+      pairs = random_tensor<S, 2>({rows * k, width}, 8);
+      Tensor<double, 3> expected({B, T, width});
+      for (Index row = 0; row < rows; ++row) {
+        for (Index i = 0; i < width; ++i) {
+          long double sum = 0;
+          for (Index choice = 0; choice < k; ++choice) {
+            sum +=
+                static_cast<long double>(weight(row, choice)) * pairs(routes.place(row, choice), i);
+          }
+          expected(row / T, row % T, i) = static_cast<double>(sum);
+        }
+      }
+      combine_rows<S>(pairs, weight, routes, y, context);
+      CHECK(support::relative_error(y, expected.view()) <=
+            4 * static_cast<double>(std::numeric_limits<S>::epsilon()));
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a row's NaN reaches no other row", "[routing]", float, double) {
+  using S = TestType;
+  Context context;
+  const Index rows = 6, width = 2 * simd::lanes<S> + 1;
+  Routing routing = random_routing(rows, 2, 4, {0, 1, 3}, 9);
+  auto x = random_tensor<S, 3>({1, rows, width}, 10);
+  const auto healthy = x;
+  fill(x.view()[0][2], std::numeric_limits<S>::quiet_NaN());
+  Tensor<S, 2> pairs({rows * 2, width}), weight({rows, 2});
+  fill(weight.view(), S(0.5));
+  Tensor<S, 3> y({1, rows, width});
+  gather_rows<S>(x, routing.routes(), pairs.view(), context);
+  combine_rows<S>(pairs, weight, routing.routes(), y.view(), context);
+  for (Index row = 0; row < rows; ++row) {
+    if (row == 2) {
+      CHECK(std::isnan(y(0, row, width - 1)));
+    } else {
+      CHECK(same_bits(std::as_const(y)[0][row], healthy[0][row]));
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("threads change no bit of gathering and combining", "[routing]", float, double) {
+  using S = TestType;
+  const Index rows = 45, k = 3, width = 1031;
+  Routing routing = random_routing(rows, k, 6, {0, 1, 2, 4, 5}, 11);
+  const auto x = random_tensor<S, 3>({3, rows / 3, width}, 12);
+  const auto weight = random_tensor<S, 2>({rows, k}, 13);
+  const auto run = [&](Context& context) {
+    Tensor<S, 2> pairs({rows * k, width});
+    Tensor<S, 3> y(x.shape());
+    gather_rows<S>(x, routing.routes(), pairs.view(), context);
+    combine_rows<S>(pairs, weight, routing.routes(), y.view(), context);
+    return y;
+  };
+  Context serial;
+  const auto expected = run(serial);
+  for (const Index workers : {1, 2, 3}) {
+    support::ThreadExecutor executor(workers);
+    Context context(executor);
+    CHECK(same_bits(run(context).view(), expected.view()));
+  }
+}
