@@ -41,31 +41,32 @@ struct SinksAndWindow {
   }
 };
 
-/// Blocks of 16 keys, of which every head sees its own, chosen without regard to order.
+/// Blocks of 16 queries see blocks of 16 keys, chosen for each head without regard to order.
 struct Blocks {
   Index row = 0, head = 0;
 
   Blocks of(Index b, Index h) const { return {b, h}; }
-  bool sees(Index block) const { return (block + row + head) % 3 != 0; }
-  Visibility visibility(Span /*queries*/, Span keys) const {
-    Index seen = 0;
-    const Index first = keys.begin / 16, last = (keys.end - 1) / 16;
-    for (Index block = first; block <= last; ++block) seen += sees(block) ? 1 : 0;
-    return seen == 0                  ? Visibility::none
-           : seen == last - first + 1 ? Visibility::all
-                                      : Visibility::partial;
+  bool sees(Index query, Index key) const {
+    const Index query_block = query / 16, key_block = key / 16;
+    return (query_block + key_block + row + head) % 3 != 0;
+  }
+  Visibility visibility(Span queries, Span keys) const {
+    bool some = false, all = true;
+    for (Index i = queries.begin; i < queries.end; ++i) {
+      for (Index j = keys.begin; j < keys.end; ++j) some |= sees(i, j), all &= sees(i, j);
+    }
+    return all ? Visibility::all : some ? Visibility::partial : Visibility::none;
   }
   template <class S>
   simd::Mask<S> allows(const Pairs<S>& pairs) const {
-    simd::Mask<S> seen = pairs.key < pairs.key;
-    for (Index block = 0; block < attention_blocks; ++block) {
-      if (!sees(pairs.origin / 16 + block)) continue;
-      seen = seen || (pairs.key >= simd::Batch<S>(static_cast<S>(16 * block)) &&
-                      pairs.key < simd::Batch<S>(static_cast<S>(16 * block + 16)));
+    std::array<S, static_cast<std::size_t>(simd::lanes<S>)> query, key;
+    simd::store<S>(query.data(), pairs.query), simd::store<S>(key.data(), pairs.key);
+    for (std::size_t i = 0; i < query.size(); ++i) {
+      key[i] = sees(pairs.origin + static_cast<Index>(query[i]),
+                    pairs.origin + static_cast<Index>(key[i]));
     }
-    return seen;
+    return simd::load<S>(key.data()) == simd::Batch<S>(S(1));
   }
-  static constexpr Index attention_blocks = 4;  // of a tile
 };
 
 /// Nothing is visible to the first queries of the stream.
@@ -299,8 +300,8 @@ TEMPLATE_TEST_CASE("masks and scores of the user's own", "[attention]", float, d
       };
       check_forms(c, c.expected(sees, plain), mask, PlainScore{c.scale});
     }
-    const auto in_block = [](Index b, Index h, Index, Index j) {
-      return Blocks{}.of(b, h).sees(j / 16);
+    const auto in_block = [](Index b, Index h, Index i, Index j) {
+      return Blocks{b, h}.sees(i, j);
     };
     check_forms(c, c.expected(in_block, plain), Blocks{}, PlainScore{c.scale});
     const auto capped = [](Index h, double product, Index distance) {

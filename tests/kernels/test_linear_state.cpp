@@ -335,6 +335,37 @@ TEST_CASE("linear_state: gates so strong that products leave the range of normal
   }
 }
 
+TEST_CASE("linear_state: what is left of the past keeps its relative accuracy") {
+  // Only the state or only token `at` writes; e^-12 a token is left of it, down to e^-84. Positive
+  // numbers: no sum cancels.
+  for (const Kind kind : {Kind::scalar, Kind::vector}) {
+    for (const Index at : {Index{-1}, Index{0}, Index{12}}) {
+      const Sizes n{.B = 1, .T = at + 8, .H = 1, .G = 1, .K = 17, .V = 16};
+      Problem<float> p(kind, n);
+      if (kind == Kind::scalar) fill(p.head_log.view(), -12.F);
+      if (kind == Kind::vector) fill(p.log.view(), -12.F);
+      for (Tensor<float, 4>* tensor : {&p.q, &p.k, &p.v, &p.state}) {
+        for (Index i = 0; i < tensor->size(); ++i) tensor->data()[i] = std::abs(tensor->data()[i]);
+      }
+      const Tensor<float, 4> keys = p.k;
+      fill(p.k.view(), 0);
+      if (at >= 0) {
+        fill(p.state.view(), 0);
+        copy(keys.view().slice<1>(at, 1), p.k.view().slice<1>(at, 1));
+      }
+      const Result<double> expected = literal<double>(p);
+      for (const Algorithm algorithm : algorithms) {
+        const Result<float> got = run(p, algorithm);
+        for (Index t = std::max<Index>(at, 0); t < n.T; ++t) {
+          INFO(text(n, kind, algorithm) + ", token " + std::to_string(t));
+          CHECK(relative_error(got.o.view().slice<1>(t, 1), expected.o.view().slice<1>(t, 1)) <
+                2e-6);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("linear_state: any split into prefill pieces and steps agrees") {
   std::mt19937 random(7);
   for (const Kind kind : kinds) {

@@ -358,7 +358,9 @@ TEST_CASE("a norm names the shape that does not fit and writes nothing", "[norm]
         "gated_rms_norm");
   CHECK(weight_error([&] { rms_norm_of_gated<float, 2>(y, x, short_weight, 3, 0, context); }) ==
         "rms_norm_of_gated");
-  for (const auto& [w, b] : {std::pair{short_weight.view(), none}, {none, short_weight.view()}}) {
+  for (const bool as_bias : {false, true}) {
+    const View<const float, 1> w = as_bias ? none : short_weight.view();
+    const View<const float, 1> b = as_bias ? short_weight.view() : none;
     CHECK(weight_error([&] { group_norm<float, 2>(x, w, b, 3, 0, y, context); }) == "group_norm");
   }
   const View<const float, 1> gaps(x.data(), {6}, {2});

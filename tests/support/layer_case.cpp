@@ -4,7 +4,7 @@
 #include <cstring>
 #include <limits>
 
-#include "seqmix/io/registry/all.hpp"
+#include "support/families.hpp"
 #include "support/random_weights.hpp"
 
 namespace support {
@@ -14,7 +14,12 @@ using reference::Input;
 
 template <class S>
 const seqmix::Registry<S>& registry() {
-  static const seqmix::Registry<S> all = seqmix::registry_of_all_layers<S>();
+  static const seqmix::Registry<S> all = [] {
+    seqmix::Registry<S> result;
+    add_attention(result), add_channel(result), add_conv(result), add_linear(result);
+    add_ssm(result);
+    return result;
+  }();
   return all;
 }
 template const seqmix::Registry<float>& registry();

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <string_view>
 #include <utility>
 
@@ -99,6 +100,10 @@ struct DecoderDefinition {
     State state{.mixer = mixer.make_state(batch, capacity, memory), .channel = {}};
     if constexpr (has_channel) state.channel = channel.make_state(batch, capacity, memory);
     return state;
+  }
+
+  Index block_rows() const {
+    return std::max(seqmix::block_rows(mixer), seqmix::block_rows(channel));
   }
 
   template <Form form>

@@ -27,8 +27,9 @@ struct Span {
 /// know may answer `partial`.
 enum class Visibility { none, partial, all };
 
-/// A register of (query, key) pairs. Their positions are origin + query and origin + key: small
-/// whole numbers, so that policies compare and subtract them in registers.
+/// A register of (query, key) pairs. Their positions are origin + query and origin + key with an
+/// origin near the keys: whole numbers in S, so that policies compare and subtract them in
+/// registers. In float, distances above 2^24 are rounded.
 template <class S>
 struct Pairs {
   Index origin;
@@ -78,7 +79,7 @@ inline constexpr Index attention_span = 512;
 /// Such tasks that are in flight before their results are merged.
 inline constexpr Index attention_wave = 32;
 /// Queries (of all heads that share a key) of one task of the parallel form.
-inline constexpr Index attention_block = 192;
+inline constexpr Index attention_block = 384;
 /// Heads at most in one task of the parallel form.
 inline constexpr Index attention_heads = 8;
 /// Numbers of the cache that are worth a task of the recurrent form.
@@ -182,17 +183,15 @@ View<T, 2> transposed(const View<T, 2>& view) {
   return {view.data(), {view.extent(1), view.extent(0)}, {view.stride(1), view.stride(0)}};
 }
 
-/// Registers of a query panel, and rows of the tiles in which its products are computed: with both,
-/// sums fill the registers of the target.
-inline constexpr Index panel_registers = 3;
+/// Queries of one head that are handled together: three registers.
+template <class S>
+inline constexpr Index query_panel_width = 3 * simd::lanes<S>;
+/// Rows of the tiles in which products of a panel are computed: their sums fill the registers.
 #if defined(__AVX512F__) && !defined(SEQMIX_SIMD_WIDTH)
 inline constexpr Index panel_rows = 8;
 #else
 inline constexpr Index panel_rows = 4;
 #endif
-/// Queries of one head that are handled together.
-template <class S>
-inline constexpr Index query_panel_width = panel_registers* simd::lanes<S>;
 
 /// C (+)= A B for `Rows` rows and a B and C of `Registers` registers a row: one chain of
 /// multiply-adds over ascending k for each number.
@@ -750,8 +749,8 @@ void attend_one(const AttentionCall<S>& call, const Mask& mask, const Score& sco
 /// Row b has past[b] entries from before this call, and its T new ones are already in the caches
 /// behind them: token t is at position past[b] + t. Query head h reads head h / (H / G). A query
 /// that sees no key gives zeros. log_sum_exp [B, T, H], if given, gets log Σ exp(score) (-infinity
-/// then). The last dimensions are contiguous. Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Dao et
-/// al. 2022, arXiv:2205.14135.
+/// then). The last dimensions are contiguous, and o overlaps no input. Vaswani et al. 2017,
+/// arXiv:1706.03762, eq. 1; Dao et al. 2022, arXiv:2205.14135.
 template <Form form, class S, class Mask = Causal, class Score = PlainScore>
 void attention(In<S, 4> q, In<S, 4> keys, In<S, 4> values, In<Index, 1> past, Mask mask,
                Score score, View<S, 4> o, Context& context, Out<S, 3> log_sum_exp = {}) {

@@ -17,11 +17,11 @@ SEQMIX_BEGIN_NAMESPACE
 
 namespace detail {
 
-/// Tokens that the recurrence packs at a time; a cut of time at a multiple changes no bit.
-inline constexpr Index recurrence_block = 32;
-/// Tokens of a chunk. Scores cost more a token as it grows, passes over the state less.
+/// Tokens of a chunk. A larger one costs more products a token and saves only decays of the state.
 inline constexpr Index chunk_length = 16;
-/// Heads of one group that share its packed queries, keys and scores.
+/// Tokens that are packed at a time and pass through a tile of the state while it is in registers.
+inline constexpr Index packed_tokens = 2 * chunk_length;
+/// Heads of one group that share its packed queries and keys, and their products.
 inline constexpr Index shared_heads = 4;
 /// Where there are fewer units of work than this, value columns are split into panels of this many.
 inline constexpr Index enough_units = 8;
@@ -29,11 +29,14 @@ inline constexpr Index panel_columns = 128;
 /// Numbers of the state that one task updates at least, over its tokens.
 inline constexpr Index updates_per_task = Index{1} << 17;
 
-/// Whether chunks are faster than the recurrence. It is a matter of the head's shape alone: were it
-/// one of T, the cut of a sequence into calls would change bits.
+/// Whether chunks are faster than the recurrence (measured with AVX-512): where the products of q
+/// and k are shared by heads or small beside the state. With a decay a channel they never are: the
+/// products then cost what chunks save. A matter of the heads' shape alone: were it one of T, the
+/// cut of a sequence into calls would change bits.
 template <class Decay>
-constexpr bool chunks_pay(Index K, Index V) {
-  return K * V >= (Decay::by_channel ? 128 * 128 : 64 * 64);
+constexpr bool chunks_pay(Index heads_per_group, Index K, Index V) {
+  if (Decay::by_channel) return false;
+  return heads_per_group > 1 ? K >= 64 : K >= 128 && V >= 128;
 }
 
 /// Throws unless `view` has the expected shape and a contiguous last dimension.
@@ -90,7 +93,7 @@ class DecayProduct {
 /// to[r, c] = f(from[r, c]) in rows of `stride` numbers, a multiple of the lanes, padded with f(0).
 /// Packed rows do not evict each other as rows at a distance of 4 KB do.
 template <class S>
-void pack_rows(const View<const S, 2>& from, S* to, Index stride, auto&& f) {
+void pack_padded(const View<const S, 2>& from, S* to, Index stride, auto&& f) {
   constexpr Index L = simd::lanes<S>;
   for (Index row = 0; row < from.extent(0); ++row, to += stride) {
     const S* const source = from.data() + row * from.stride(0);
@@ -102,13 +105,13 @@ void pack_rows(const View<const S, 2>& from, S* to, Index stride, auto&& f) {
   }
 }
 template <class S>
-void pack_rows(const View<const S, 2>& from, S* to, Index stride) {
-  pack_rows<S>(from, to, stride, [](const simd::Batch<S>& x) { return x; });
+void pack_padded(const View<const S, 2>& from, S* to, Index stride) {
+  pack_padded<S>(from, to, stride, [](const simd::Batch<S>& x) { return x; });
 }
 
 /// to[r, c] = f(from[r, c]) out of rows of `stride` numbers.
 template <class S>
-void unpack_rows(const S* from, Index stride, const View<S, 2>& to, auto&& f) {
+void unpack_padded(const S* from, Index stride, const View<S, 2>& to, auto&& f) {
   for (Index row = 0; row < to.extent(0); ++row, from += stride) {
     simd::map<S>(to.extent(1), to.data() + row * to.stride(0), f, from);
   }
@@ -164,15 +167,14 @@ struct VectorDecay {
   void check(const Shape<4>& keys) const { detail::check_operand("the log decay", log, keys); }
   void write_factors(Index b, Index h, Index first, Index count, S* rows, Index stride) const {
     const View<const S, 2> of_head = log[b].template at<1>(h).template slice<0>(first, count);
-    detail::pack_rows<S>(of_head, rows, stride, [](const simd::Batch<S>& x) {
-      return detail::flush<S>(simd::exp(x));
-    });
+    detail::pack_padded<S>(of_head, rows, stride,
+                           [](const simd::Batch<S>& x) { return detail::flush<S>(simd::exp(x)); });
   }
 };
 
 namespace detail {
 
-/// Heads of one group in one batch row, and a panel of value columns: one unit of work.
+/// One unit of work: heads of one group in one batch row, V of their value columns.
 template <class S, class Decay>
 struct LinearStateUnit {
   View<const S, 2> q, k;  // [T, K]
@@ -276,9 +278,9 @@ void for_each_tile(const View<S, 2>& state, auto&& advance) {
         alignas(alignment) S padded[tile_rows * tile_columns] = {};
         const View<S, 2> rest =
             state.template slice<0>(row, rows).template slice<1>(column, columns);
-        pack_rows<S>(rest, padded, tile_columns);
+        pack_padded<S>(rest, padded, tile_columns);
         advance(padded, tile_columns, row, column);
-        unpack_rows<S>(padded, tile_columns, rest, [](const simd::Batch<S>& x) { return x; });
+        unpack_padded<S>(padded, tile_columns, rest, [](const simd::Batch<S>& x) { return x; });
       }
     }
   }
@@ -289,7 +291,7 @@ template <class S, class Decay>
 void linear_state_recurrent(const LinearStateUnit<S, Decay>& unit, Context& context) {
   constexpr bool by_channel = Decay::by_channel;
   const Index T = unit.tokens();
-  const Index block = std::min(T, recurrence_block);
+  const Index block = std::min(T, packed_tokens);
   const Index k_stride = unit.key_stride(), v_stride = unit.value_stride();
   const Index a_stride = unit.factor_stride();
   auto scratch = context.scratch<S>();
@@ -301,12 +303,12 @@ void linear_state_recurrent(const LinearStateUnit<S, Decay>& unit, Context& cont
 
   for (Index first = 0; first < T; first += block) {
     const Index tokens = std::min(block, T - first);
-    pack_rows<S>(unit.q.template slice<0>(first, tokens), q, k_stride);
-    pack_rows<S>(unit.k.template slice<0>(first, tokens), k, k_stride);
+    pack_padded<S>(unit.q.template slice<0>(first, tokens), q, k_stride);
+    pack_padded<S>(unit.k.template slice<0>(first, tokens), k, k_stride);
     for (Index h = 0; h < unit.heads(); ++h) {
       const View<S, 2> state = unit.state[h];
       unit.decay.write_factors(unit.batch_row, unit.first_head + h, first, tokens, a, a_stride);
-      pack_rows<S>(unit.v.template at<1>(h).template slice<0>(first, tokens), v, v_stride);
+      pack_padded<S>(unit.v.template at<1>(h).template slice<0>(first, tokens), v, v_stride);
       std::fill_n(o, tokens * v_stride, S(0));
       for_each_tile(state, [&](S* place, Index stride, Index row, Index column) {
         StateTile<S> tile(place, stride);
@@ -318,15 +320,15 @@ void linear_state_recurrent(const LinearStateUnit<S, Decay>& unit, Context& cont
         }
         tile.store(place, stride);
       });
-      unpack_rows<S>(o, v_stride, unit.o.template at<1>(h).template slice<0>(first, tokens),
-                     [&](const simd::Batch<S>& x) { return x * simd::broadcast(unit.scale); });
+      unpack_padded<S>(o, v_stride, unit.o.template at<1>(h).template slice<0>(first, tokens),
+                       [&](const simd::Batch<S>& x) { return x * simd::broadcast(unit.scale); });
     }
   }
 }
 
-/// scores[i, j] = q_i k_jᵀ, j <= i < tokens, in rows of `chunk_length`; what lies above is anything.
+/// products[i, j] = q_i k_jᵀ for j <= i, in rows of `chunk_length`; the rest is anything.
 template <class S>
-void chunk_products(Index tokens, const S* q, const S* k, Index k_stride, S* scores) {
+void chunk_products(Index tokens, const S* q, const S* k, Index k_stride, S* products) {
   constexpr Index side = 4;
   for (Index i = 0; i < tokens; i += side) {
     for (Index j = 0; j <= i; j += side) {
@@ -342,8 +344,7 @@ void chunk_products(Index tokens, const S* q, const S* k, Index k_stride, S* sco
           const simd::Batch<S> qx = simd::load(q + (i + x) * k_stride + c);
 #pragma GCC unroll 4
           for (Index y = 0; y < side; ++y) {
-            sums[x][y] =
-                simd::fma<S>(qx, simd::load(k + (j + y) * k_stride + c), sums[x][y]);
+            sums[x][y] = simd::fma<S>(qx, simd::load(k + (j + y) * k_stride + c), sums[x][y]);
           }
         }
       }
@@ -351,7 +352,7 @@ void chunk_products(Index tokens, const S* q, const S* k, Index k_stride, S* sco
       for (Index x = 0; x < side; ++x) {
 #pragma GCC unroll 4
         for (Index y = 0; y < side; ++y) {
-          scores[(i + x) * chunk_length + j + y] = simd::reduce_add<S>(sums[x][y]);
+          products[(i + x) * chunk_length + j + y] = simd::reduce_add<S>(sums[x][y]);
         }
       }
     }
@@ -362,6 +363,7 @@ void chunk_products(Index tokens, const S* q, const S* k, Index k_stride, S* sco
 template <class S>
 void weigh_by_head(Index tokens, const S* products, const S* a, Index a_stride, S* weights) {
   constexpr Index L = simd::lanes<S>;
+  static_assert(chunk_length % L == 0);
   S counted[L];
   for (Index i = 0; i < L; ++i) counted[i] = static_cast<S>(i);
   for (Index c = 0; c < chunk_length; c += L) {
@@ -377,8 +379,7 @@ void weigh_by_head(Index tokens, const S* products, const S* a, Index a_stride, 
   }
 }
 
-/// Adds to weights[i, j], j <= i, what `width` registers of channels give: sum_c q_ic k_jc a_{j+1,c}
-/// ... a_ic.
+/// weights[i, j] += Σ_c q_ic k_jc a_{j+1,c} ... a_ic for j <= i, c in `width` registers.
 template <Index width, class S>
 void add_channel_weights(Index tokens, const S* q, const S* k, const S* a, Index k_stride,
                          S* weights) {
@@ -400,6 +401,7 @@ void add_channel_weights(Index tokens, const S* q, const S* k, const S* a, Index
   }
 }
 
+/// weights[i, j] = Σ_c q_ic k_jc a_{j+1,c} ... a_ic for j <= i, else 0.
 template <class S>
 void weigh_by_channel(Index tokens, const S* q, const S* k, const S* a, Index k_stride,
                       S* weights) {
@@ -414,97 +416,119 @@ void weigh_by_channel(Index tokens, const S* q, const S* k, const S* a, Index k_
   }
 }
 
+/// to_i = (a_1 ... a_i) from_i: what decays since the start of a chunk. The factors of a row are
+/// `period` numbers, over and over.
+template <class S>
+void decay_since_start(Index tokens, const S* a, Index period, const S* from, S* to, Index stride) {
+  for (Index c = 0; c < stride; c += simd::lanes<S>) {
+    DecayProduct<S> decay;
+    for (Index i = 0; i < tokens; ++i) {
+      decay.multiply(simd::load(a + i * period + c % period));
+      const Index at = i * stride + c;
+      simd::store<S>(to + at, simd::load(from + at) * decay.value());
+    }
+  }
+}
+
+/// to_j = (a_{j+1} ... a_C) from_j: what decays until the end of a chunk; total = a_1 ... a_C.
+template <class S>
+void decay_until_end(Index tokens, const S* a, Index period, const S* from, S* to, Index stride,
+                     S* total) {
+  for (Index c = 0; c < stride; c += simd::lanes<S>) {
+    DecayProduct<S> decay;
+    for (Index j = tokens - 1; j >= 0; --j) {
+      const Index at = j * stride + c;
+      simd::store<S>(to + at, simd::load(from + at) * decay.value());
+      decay.multiply(simd::load(a + j * period + c % period));
+    }
+    simd::store<S>(total + c % period, decay.value());
+  }
+}
+
 /// The chunkwise form. Within a chunk of tokens that starts from the state S0:
 ///
-///   o_i = q_i (a_1 ... a_i) S0 + sum_{j<=i} (q_i (a_{j+1} ... a_i) k_jᵀ) v_j
-///   S   = (a_1 ... a_C) S0 + sum_j (a_{j+1} ... a_C k_j)ᵀ v_j
+///   o_i = q_i (a_1 ... a_i) S0 + Σ_{j<=i} (q_i (a_{j+1} ... a_i) k_jᵀ) v_j
+///   S   = (a_1 ... a_C) S0 + Σ_j (a_{j+1} ... a_C k_j)ᵀ v_j
 ///
-/// Decays are only ever multiplied from the older to the newer token.
+/// Decays are only ever multiplied from the older to the newer token. One of a head commutes with
+/// the state and goes to o and v, so that the heads of a group share q, k and their products.
+/// Yang et al. 2023, arXiv:2312.06635, section 4; Dao & Gu 2024, arXiv:2405.21060, section 6.
 template <class S, class Decay>
 void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, Context& context) {
-  constexpr Index C = chunk_length, L = simd::lanes<S>;
+  constexpr Index C = chunk_length;
   constexpr bool by_channel = Decay::by_channel;
   const Index T = unit.tokens();
-  const Index block = std::min(round_up(T, C), recurrence_block);
+  const Index block = std::min(round_up(T, C), packed_tokens);
   const Index k_stride = unit.key_stride(), v_stride = unit.value_stride();
   const Index a_stride = unit.factor_stride();
   auto scratch = context.scratch<S>();
   S* const q = scratch(block, k_stride).data();
   S* const k = scratch(block, k_stride).data();
-  S* const products = scratch(block, C).data();
-  S* const a = scratch(block, a_stride).data();
-  S* const decayed_q = scratch(block, k_stride).data();
-  S* const decayed_k = scratch(block, k_stride).data();
-  S* const total = scratch(block / C, a_stride).data();
-  S* const weights = scratch(C, C).data();
   S* const v = scratch(block, v_stride).data();
   S* const o = scratch(block, v_stride).data();
+  S* const a = scratch(block, a_stride).data();
+  S* const total = scratch(block / C, a_stride).data();
+  S* const products = scratch(block, C).data();
+  S* const weights = scratch(block, C).data();
+  S* const decayed_q = by_channel ? scratch(block, k_stride).data() : q;
+  S* const decayed_k = by_channel ? scratch(block, k_stride).data() : k;
+  S* const decayed_v = by_channel ? v : scratch(block, v_stride).data();
   std::fill_n(q, block * k_stride, S(0)), std::fill_n(k, block * k_stride, S(0));
 
   for (Index first = 0; first < T; first += block) {
     const Index tokens = std::min(block, T - first);
-    pack_rows<S>(unit.q.template slice<0>(first, tokens), q, k_stride);
-    pack_rows<S>(unit.k.template slice<0>(first, tokens), k, k_stride);
+    const auto for_each_chunk = [&](auto&& body) {
+      for (Index t = 0; t < tokens; t += C) body(t, std::min(C, tokens - t));
+    };
+    pack_padded<S>(unit.q.template slice<0>(first, tokens), q, k_stride);
+    pack_padded<S>(unit.k.template slice<0>(first, tokens), k, k_stride);
     if constexpr (!by_channel) {
-      for (Index t = 0; t < tokens; t += C) {
-        chunk_products(std::min(C, tokens - t), q + t * k_stride, k + t * k_stride, k_stride,
-                       products + t * C);
-      }
+      for_each_chunk([&](Index t, Index count) {
+        chunk_products(count, q + t * k_stride, k + t * k_stride, k_stride, products + t * C);
+      });
     }
     for (Index h = 0; h < unit.heads(); ++h) {
-      const View<S, 2> state = unit.state[h];
       unit.decay.write_factors(unit.batch_row, unit.first_head + h, first, tokens, a, a_stride);
-      pack_rows<S>(unit.v.template at<1>(h).template slice<0>(first, tokens), v, v_stride);
-      for (Index t = 0; t < tokens; t += C) {
-        const Index count = std::min(C, tokens - t);
+      pack_padded<S>(unit.v.template at<1>(h).template slice<0>(first, tokens), v, v_stride);
+      for_each_chunk([&](Index t, Index count) {
+        const S* const factors = a + t * a_stride;
+        S* const last = total + t / C * a_stride;
         if constexpr (by_channel) {
-          weigh_by_channel(count, q + t * k_stride, k + t * k_stride, a + t * a_stride, k_stride,
-                           weights);
+          const Index at = t * k_stride;
+          weigh_by_channel(count, q + at, k + at, factors, k_stride, weights + t * C);
+          decay_since_start(count, factors, a_stride, q + at, decayed_q + at, k_stride);
+          decay_until_end(count, factors, a_stride, k + at, decayed_k + at, k_stride, last);
         } else {
-          weigh_by_head(count, products + t * C, a + t * a_stride, a_stride, weights);
+          const Index at = t * v_stride;
+          weigh_by_head(count, products + t * C, factors, a_stride, weights + t * C);
+          decay_until_end(count, factors, a_stride, v + at, decayed_v + at, v_stride, last);
         }
-        tile_matmul<S>({weights, {count, count}, {C, 1}},
-                       {v + t * v_stride, {count, v_stride}, {v_stride, 1}},
-                       View<S, 2>{o + t * v_stride, {count, v_stride}, {v_stride, 1}}, false);
-        for (Index f = 0; f < a_stride; f += L) {
-          const S* const factors = a + t * a_stride + f;
-          const Index end = by_channel ? f + L : k_stride;
-          DecayProduct<S> before, after;
-          for (Index i = 0; i < count; ++i) {
-            before.multiply(simd::load(factors + i * a_stride));
-            const simd::Batch<S> decay = before.value();
-            for (Index c = f; c < end; c += L) {
-              const Index at = (t + i) * k_stride + c;
-              simd::store<S>(decayed_q + at, simd::load(q + at) * decay);
-            }
-          }
-          simd::store<S>(total + t / C * a_stride + f, before.value());
-          for (Index i = count - 1; i >= 0; --i) {
-            const simd::Batch<S> decay = after.value();
-            for (Index c = f; c < end; c += L) {
-              const Index at = (t + i) * k_stride + c;
-              simd::store<S>(decayed_k + at, simd::load(k + at) * decay);
-            }
-            after.multiply(simd::load(factors + i * a_stride));
-          }
-        }
-      }
-      for_each_tile(state, [&](S* place, Index stride, Index row, Index column) {
+      });
+      std::fill_n(o, tokens * v_stride, S(0));
+      for_each_tile(unit.state[h], [&](S* place, Index stride, Index row, Index column) {
         StateTile<S> tile(place, stride);
-        for (Index t = 0; t < tokens; t += C) {
-          const Index end = std::min(t + C, tokens);
-          for (Index i = t; i < end; ++i) {
+        for_each_chunk([&](Index t, Index count) {
+          for (Index i = t; i < t + count; ++i) {
             tile.read(decayed_q + i * k_stride + row, o + i * v_stride + column);
           }
           tile.template decay<by_channel>(total + t / C * a_stride + (by_channel ? row : 0));
-          for (Index i = t; i < end; ++i) {
-            tile.write(decayed_k + i * k_stride + row, v + i * v_stride + column);
+          for (Index i = t; i < t + count; ++i) {
+            tile.write(decayed_k + i * k_stride + row, decayed_v + i * v_stride + column);
           }
-        }
+        });
         tile.store(place, stride);
       });
-      unpack_rows<S>(o, v_stride, unit.o.template at<1>(h).template slice<0>(first, tokens),
-                     [&](const simd::Batch<S>& x) { return x * simd::broadcast(unit.scale); });
+      for_each_chunk([&](Index t, Index count) {
+        const Index at = t * v_stride;
+        if constexpr (!by_channel) {
+          decay_since_start(count, a + t * a_stride, a_stride, o + at, o + at, v_stride);
+        }
+        const View<const S, 2> scores(weights + t * C, {count, count}, {C, 1});
+        const View<const S, 2> values(v + at, {count, v_stride});
+        tile_matmul<S>(scores, values, View<S, 2>(o + at, {count, v_stride}), true);
+      });
+      unpack_padded<S>(o, v_stride, unit.o.template at<1>(h).template slice<0>(first, tokens),
+                       [&](const simd::Batch<S>& x) { return x * simd::broadcast(unit.scale); });
     }
   }
 }
@@ -513,15 +537,15 @@ void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, Context& contex
 
 /// S_t = diag(exp g_t) S_{t-1} + k_tᵀ v_t,  o_t = scale q_t S_t,  g_t <= 0 the log decay.
 ///
-/// q, k: [B, T, G, K], v, o: [B, T, H, V], state: [B, H, K, V], read, then advanced by the T tokens.
-/// Head h reads group h / (H / G). Last dimensions are contiguous; o shares no number with the rest.
-/// Numbers of the state below the smallest normal one become zero.
+/// q, k: [B, T, G, K]; v, o: [B, T, H, V]; state: [B, H, K, V], read, then advanced by the T
+/// tokens. Head h reads group h / (H / G). Last dimensions are contiguous; o shares no number with
+/// the rest. Numbers of the state below the smallest normal one become zero.
 ///
-/// Both algorithms hold the state in registers and serve any T. `Form::recurrent` is the literal
-/// recurrence, T K V updates of three operations, o_t summed by one chain of fma over ascending
-/// channels. `Form::parallel` is that too, or takes chunks: two operations an update and the scores
-/// of a chunk. The context's algorithm chooses; `automatic` is `chunks_pay`. The bits depend neither
-/// on threads nor on the batch, nor on where a call of `recurrence_block` tokens or a multiple ends.
+/// `Form::recurrent` is the literal recurrence: three operations a token and number of the state,
+/// o_t summed by one chain of fma over ascending channels. `Form::parallel` is that too or takes
+/// chunks, two operations and the products of a chunk, as the context's algorithm says; `automatic`
+/// is `chunks_pay`. Both hold the state in registers and serve any T. The bits depend neither on
+/// threads nor on the batch, nor on a cut into calls of a multiple of `packed_tokens`.
 template <Form form, class S, class Decay>
 void linear_state(In<S, 4> q, In<S, 4> k, In<S, 4> v, const Decay& decay, double scale,
                   Out<S, 4> state, View<S, 4> o, Context& context) {
@@ -542,12 +566,12 @@ void linear_state(In<S, 4> q, In<S, 4> k, In<S, 4> v, const Decay& decay, double
   bool chunked = false;
   if constexpr (form == Form::parallel) {
     chunked = context.algorithm() == Algorithm::automatic
-                  ? detail::chunks_pay<Decay>(K, V)
+                  ? detail::chunks_pay<Decay>(H / G, K, V)
                   : context.algorithm() == Algorithm::chunked;
   }
-  // A unit of work is a few heads of one group, or a panel of the values of one head.
+  // A unit of work is a few heads of one group, all their value columns or a panel of them.
   const Index per_group = H / G;
-  const Index heads = chunked && !Decay::by_channel ? std::min(per_group, detail::shared_heads) : 1;
+  const Index heads = std::min(per_group, detail::shared_heads);
   const Index blocks = ceil_div(per_group, heads);
   const Index panels = std::clamp<Index>(V / detail::panel_columns, 1,
                                          ceil_div(detail::enough_units, B * G * blocks));

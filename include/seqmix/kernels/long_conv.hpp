@@ -106,12 +106,11 @@ class LongSpectrum {
 
 }  // namespace detail
 
-/// An immutable long filter, taps [D, L], with the spectra for all lengths of input. Copies share
-/// it.
+/// An immutable long filter, taps [D, L], with its spectra for inputs of any length. Copies share.
 ///
-/// Memory: the taps and, for each power of two n from 64 to the one that spans twice the taps
-/// (short filters: four times, at most 8192), n + 4 numbers a channel: about 4 to 8 times the taps
-/// in all.
+/// Memory: the taps and, for each power of two n from 64 to twice the taps rounded up (four times
+/// for short filters, to at most 8192), n + 4 numbers a channel: 4 to 8 times the taps where L is
+/// long.
 template <class S>
 class LongFilter {
  public:

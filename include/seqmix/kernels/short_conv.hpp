@@ -22,8 +22,8 @@ inline constexpr Index short_conv_channels = 512;
 /// The tokens whose sums are formed together: each input is loaded once for all of them.
 inline constexpr Index short_conv_tokens = 4;
 
-/// `Tokens` outputs from token `first` on, `width` channels. `row(s)` is the input of token s, s <
-/// 0 being history. `Taps` is their number, or 0 where it is known at run time alone.
+/// `Tokens` outputs from token `first` on, `width` channels. `row(s)` is the input of token s; it
+/// is history where s < 0. `Taps` is their number, or 0 where only run time knows it.
 template <Index Taps, bool Silu, Index Tokens, class S>
 void short_conv_tile(Index width, Index first, auto&& row, const View<const S, 2>& taps,
                      const S* bias, const View<S, 2>& y) {

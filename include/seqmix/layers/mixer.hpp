@@ -34,7 +34,8 @@ concept MixerDefinition = requires(const Definition& definition,
 
 /// Long sequences run in blocks of time, so that scratch does not grow with T and activations stay
 /// in cache. A block has about `time_block_rows` rows over the whole batch and is a multiple of
-/// `time_block_multiple` tokens, hence of every chunk length, so that the cut changes no bit.
+/// `time_block_multiple` tokens, hence of every chunk length, so that the cut changes no bit. A
+/// definition whose products see a part of the rows each says `block_rows()`.
 inline constexpr Index time_block_rows = 256;
 inline constexpr Index time_block_multiple = 64;
 
@@ -48,6 +49,13 @@ inline constexpr bool prefers_whole_sequence = [] {
     return false;
   }
 }();
+
+/// The rows that a block of time of this definition should have.
+template <class Definition>
+Index block_rows(const Definition& definition) {
+  if constexpr (requires { definition.block_rows(); }) return definition.block_rows();
+  return time_block_rows;
+}
 
 /// A layer: immutable after construction, so that many streams and threads share one.
 ///
@@ -149,8 +157,8 @@ class Mixer {
     return Definition{std::move(config), std::move(weights)};
   }
 
-  static Index block_length(Index batch) {
-    return round_up(ceil_div(time_block_rows, batch), time_block_multiple);
+  Index block_length(Index batch) const {
+    return round_up(ceil_div(block_rows(definition_), batch), time_block_multiple);
   }
 
   void run_blocks(View<const Scalar, 3> x, State& state, View<Scalar, 3> y,

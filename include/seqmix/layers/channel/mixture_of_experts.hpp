@@ -67,6 +67,9 @@ struct MixtureOfExpertsDefinition {
 
   State make_state(Index /*batch*/, Index /*capacity*/, Memory /*memory*/) const { return {}; }
 
+  /// An expert sees k of E rows; then its weights are read for as many as a dense layer's.
+  Index block_rows() const { return time_block_rows * c.n_experts / c.n_experts_per_token; }
+
   template <Form form>
   void run(View<const Scalar, 3> x, State& /*state*/, View<Scalar, 3> y, Context& context) const {
     const Index B = x.extent(0), T = x.extent(1), k = c.n_experts_per_token, pairs = B * T * k;
