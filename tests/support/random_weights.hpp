@@ -14,8 +14,9 @@ namespace support {
 /// Random weights of a layer, each in the range that its name asks for. They are numbers of float,
 /// so that float and double layers have the same ones.
 template <class S>
-seqmix::MemoryTensors random_layer_weights(const seqmix::Registry<S>& registry, const std::string& layer,
-                                     const seqmix::Json& config, unsigned seed = 1) {
+seqmix::MemoryTensors random_layer_weights(const seqmix::Registry<S>& registry,
+                                           const std::string& layer, const seqmix::Json& config,
+                                           unsigned seed = 1) {
   using seqmix::Index;
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
