@@ -75,6 +75,18 @@ TEST_CASE("views come from spans and pointers, and know what they touch") {
   CHECK(first == last);
 }
 
+TEST_CASE("windows are disjoint where they share no number") {
+  Tensor<float, 3> wide({2, 5, 16});
+  const View<float, 3> all = wide;
+  CHECK(disjoint(all.slice<1>(0, 2), all.slice<1>(2, 3)) == false);  // rows of two batch rows
+  CHECK(disjoint(all.slice<0>(0, 1), all.slice<0>(1, 1)));
+  CHECK(disjoint(all.slice<2>(0, 8), all.slice<2>(8, 8)));
+  CHECK(disjoint(all.slice<2>(9, 7), all.slice<2>(0, 8)));
+  CHECK_FALSE(disjoint(all.slice<2>(0, 8), all.slice<2>(7, 8)));
+  CHECK_FALSE(disjoint(all, all));
+  CHECK(disjoint(all, all.slice<1>(0, 0)));
+}
+
 TEST_CASE("sizes are checked products") {
   CHECK((Shape<3>{2, 3, 4}.size()) == 24);
   CHECK((Shape<3>{0, 3, 4}.size()) == 0);

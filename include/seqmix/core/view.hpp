@@ -221,6 +221,19 @@ constexpr std::pair<const T*, const T*> footprint(const View<T, Rank>& view) {
   return {low, high + 1};
 }
 
+/// Whether two windows share no number, also where they are columns of one wider matrix.
+template <class T, class U>
+constexpr bool disjoint(const View<T, 3>& x, const View<U, 3>& y) {
+  const auto [x_first, x_last] = footprint(x);
+  const auto [y_first, y_last] = footprint(y);
+  if (x.empty() || y.empty() || x_last <= y_first || y_last <= x_first) return true;
+  const Index pitch = x.stride(x.extent(1) > 1 ? 1 : 0), offset = y.data() - x.data();
+  return pitch > 0 && x.stride(0) == y.stride(0) && x.stride(1) == y.stride(1) &&
+         x.stride(0) % pitch == 0 &&
+         (offset >= 0 ? offset >= x.extent(2) && offset + y.extent(2) <= pitch
+                      : -offset >= y.extent(2) && x.extent(2) - offset <= pitch);
+}
+
 /// Copies numbers between views of one shape.
 template <class T, class U, Index Rank>
 void copy(const View<T, Rank>& from, const View<U, Rank>& to) {

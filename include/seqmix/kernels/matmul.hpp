@@ -326,19 +326,6 @@ void multiply_in_blocks(const Product<S>& product, const View<const S, 3>& x, In
   }
 }
 
-/// Whether two windows share no number, also where rows of one pitch lie between each other.
-template <class S>
-bool disjoint(const View<const S, 3>& x, const View<const S, 3>& y) {
-  const auto [x_first, x_last] = footprint(x);
-  const auto [y_first, y_last] = footprint(y);
-  if (x.empty() || y.empty() || x_last <= y_first || y_last <= x_first) return true;
-  const Index pitch = x.stride(x.extent(1) > 1 ? 1 : 0), offset = y.data() - x.data();
-  return pitch > 0 && x.stride(0) == y.stride(0) && x.stride(1) == y.stride(1) &&
-         x.stride(0) % pitch == 0 &&
-         (offset >= 0 ? offset >= x.extent(2) && offset + y.extent(2) <= pitch
-                      : -offset >= y.extent(2) && x.extent(2) - offset <= pitch);
-}
-
 }  // namespace detail
 
 /// A weight [N, K] (out, in) in the order in which `matmul` reads it, behind a shared handle.
@@ -403,7 +390,7 @@ void matmul(In<S, 3> x, const PackedMatrix<S>& w, View<S, 3> y, Context& context
                      std::to_string(x.stride(2)) + " and " + std::to_string(y.stride(2)) +
                      ", expected 1");
   }
-  if (!disjoint<S>(x, y)) throw ShapeError("matmul: x and y overlap");
+  if (!disjoint(x, y)) throw ShapeError("matmul: x and y overlap");
   if (rows == 0 || outputs == 0) return;
 
   const Index panels = w.panels().extent(0);

@@ -127,7 +127,7 @@ SEQMIX_ALWAYS_INLINE void store(S* to, const Batch<S>& value, Index count) {
 }
 
 /// Whether `fma` rounds once.
-#if defined(__FMA__) || defined(__AVX512F__) || defined(__FP_FAST_FMA)
+#if defined(__FMA__) || defined(__AVX512F__) || defined(__ARM_FEATURE_FMA) || defined(__FP_FAST_FMA)
 inline constexpr bool has_fma = true;
 #else
 inline constexpr bool has_fma = false;
@@ -137,8 +137,7 @@ inline constexpr bool has_fma = false;
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> fma(const Batch<S>& a, const Batch<S>& b, const Batch<S>& c) {
   if constexpr (is_emulated && has_fma) {
-    // Here xsimd multiplies and adds, and the compiler would choose from place to place what to
-    // fuse.
+    // Here xsimd multiplies and adds: the compiler would choose from place to place what to fuse.
     Batch<S> result;
     for (std::size_t i = 0; i < Batch<S>::size; ++i) {
       result.data[i] = std::fma(a.data[i], b.data[i], c.data[i]);

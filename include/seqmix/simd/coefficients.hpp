@@ -9,9 +9,8 @@ SEQMIX_BEGIN_NAMESPACE
 namespace simd::detail {
 
 /// What math.hpp knows of a scalar type: its format and its minimax polynomials (Remez, in 60
-/// digits), lowest power first. What is left of
-/// the function is below half a unit in the last place, most of it the rounding of the
-/// coefficients.
+/// digits), lowest power first. The relative error of the rounded polynomials is below half a unit
+/// in the last place.
 template <class S>
 struct Coefficients;
 
@@ -37,16 +36,16 @@ struct Coefficients<float> {
   static constexpr float log1p[] = {-0x1.fffff8p-2F, 0x1.55555p-2F,   -0x1.000426p-2F,
                                     0x1.99a3f4p-3F,  -0x1.542762p-3F, 0x1.227124p-3F,
                                     -0x1.0f37a4p-3F, 0x1.084986p-3F,  -0x1.3831b6p-4F};
-  /// (Φ(t) - 1/2) / t in t² for t on [0, near_end], Φ the normal distribution.
-  static constexpr float near_end = 0.75F;
-  static constexpr float near[] = {0x1.988454p-2F, -0x1.10582cp-4F, 0x1.46c622p-7F,
-                                   -0x1.35aa92p-10F, 0x1.afc180p-14F};
-  /// t e^(t²/2) (1 - Φ(t)) in (t - pole) / (t + pole) for t on [near_end, far_end], where
-  /// e^(-far_end²/2) is below the smallest normal number.
-  static constexpr float pole = 3.0F, far_end = 14.0F;
-  static constexpr float far[] = {0x1.754a76p-2F, 0x1.c20d30p-4F,   -0x1.1e04b6p-3F,
-                                  0x1.76478ap-4F, -0x1.d8cf6ap-6F,  -0x1.c7d722p-10F,
-                                  0x1.03de9ap-8F, -0x1.381ef8p-15F, -0x1.1efb7cp-11F};
+  /// (Φ(t) - 1/2) / t in t² for t on [0, slope_end], Φ the normal distribution.
+  static constexpr float slope_end = 0.75F;
+  static constexpr float slope[] = {0x1.988454p-2F, -0x1.10582cp-4F, 0x1.46c622p-7F,
+                                    -0x1.35aa92p-10F, 0x1.afc180p-14F};
+  /// t e^(t²/2) (1 - Φ(t)) in (t - pole) / (t + pole) for t on [slope_end, tail_end], where
+  /// e^(-tail_end²/2) is below the smallest normal number.
+  static constexpr float pole = 3.0F, tail_end = 14.0F;
+  static constexpr float tail[] = {0x1.754a76p-2F, 0x1.c20d30p-4F,   -0x1.1e04b6p-3F,
+                                   0x1.76478ap-4F, -0x1.d8cf6ap-6F,  -0x1.c7d722p-10F,
+                                   0x1.03de9ap-8F, -0x1.381ef8p-15F, -0x1.1efb7cp-11F};
 };
 
 template <>
@@ -97,14 +96,14 @@ struct Coefficients<double> {
       -0x1.24fb042a7376cp-4, 0x1.115e159789d3cp-4, -0x1.f86ccdf5a168ep-5, 0x1.d3fe5dad19f3bp-5,
       -0x1.e52da01e87bcep-5, 0x1.0b6a7d80679e1p-4, -0x1.b5aa1ce0a9a97p-5, 0x1.4da1d5b47e3d6p-6,
   };
-  static constexpr double near_end = 0.75;
-  static constexpr double near[] = {
+  static constexpr double slope_end = 0.75;
+  static constexpr double slope[] = {
       0x1.9884533d43651p-2,  -0x1.1058377e2cee0p-4,  0x1.46d0429769087p-7,  -0x1.37403f6b92107p-10,
       0x1.e42b0d4747402p-14, -0x1.3ce8f883963dfp-17, 0x1.658990614c54fp-21, -0x1.620ba6057e814p-25,
       0x1.364d5a2932a0ap-29, -0x1.b5c05e1f6af56p-34,
   };
-  static constexpr double pole = 4.0, far_end = 39.0;
-  static constexpr double far[] = {
+  static constexpr double pole = 4.0, tail_end = 39.0;
+  static constexpr double tail[] = {
       0x1.82b4bb8c94dcep-2,  0x1.2dda040d62d05p-4,   -0x1.c41d6bcaf854fp-4,  0x1.9adc525a906eep-4,
       -0x1.024df8efd2931p-4, 0x1.b0ffe01d88b50p-6,   -0x1.691976fb6bfaep-8,  -0x1.e4abd36b5b2d4p-11,
       0x1.ce76f71cd24c3p-11, -0x1.99ff438cc3dd7p-15, -0x1.e8a4fdf003b6fp-14, 0x1.16d319d0fd409p-16,

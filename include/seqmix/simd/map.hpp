@@ -8,8 +8,8 @@ namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 namespace simd {
 
-/// Calls `body(offset, lane_count)` for the blocks of [0, count): `lane_count` is `Full<S>` for
-/// each but a shorter last one, whose `Index` makes `load` and `store` partial. So one body serves
+/// Calls `body(offset, lane_count)` for the blocks of [0, count). `lane_count` is `Full<S>`, but an
+/// `Index` for a shorter last block, where it makes `load` and `store` partial: one body serves
 /// both.
 template <class S>
 SEQMIX_ALWAYS_INLINE void for_each_block(Index count, auto&& body) {

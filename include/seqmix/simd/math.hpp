@@ -10,8 +10,8 @@
 // The functions of a layer on registers, over the whole range of float and double: at most 2 units
 // in the last place for exp, exp2 and log, 4 for the others. NaN gives NaN; a result below the
 // smallest normal number may be 0. No function branches on its input, so that a number does not
-// depend on its neighbours, and each product that meets a sum is an `fma`, which leaves the
-// compiler nothing to contract.
+// depend on its neighbours, and each product that is rounded before a sum is an `fma`, which leaves
+// the compiler nothing to contract.
 
 // See batch.hpp.
 #if defined(__GNUC__) && !defined(__clang__)
@@ -29,10 +29,11 @@ namespace detail {
 template <class S, std::size_t N>
 SEQMIX_ALWAYS_INLINE Batch<S> polynomial(const Batch<S>& x, const S (&c)[N]) {
   Batch<S> sum(c[N - 1]);
-  [&]<std::size_t... I>(std::index_sequence<I...>) __attribute__((always_inline)) {
+  const auto steps = [&]<std::size_t... I>(std::index_sequence<I...>)
+      __attribute__((always_inline)) {
     ((sum = simd::fma(sum, x, Batch<S>(c[N - 2 - I]))), ...);
-  }
-  (std::make_index_sequence<N - 1>{});
+  };
+  steps(std::make_index_sequence<N - 1>{});
   return sum;
 }
 
@@ -102,8 +103,8 @@ inline constexpr double ln2 = 0x1.62e42fefa39efp-1, log2e = 0x1.71547652b82fep+0
 
 /// e^(x + low) / 2^shift, where |low| is far below 1.
 template <int shift = 0, class S, class... Low>
-requires(sizeof...(Low) <= 1) SEQMIX_ALWAYS_INLINE Batch<S> scaled_exp(const Batch<S>& any_x,
-                                                                       const Low&... low) {
+SEQMIX_ALWAYS_INLINE Batch<S> scaled_exp(const Batch<S>& any_x, const Low&... low) {
+  static_assert(sizeof...(Low) <= 1);
   using C = Coefficients<S>;
   using Scale = ExpScale<S, shift>;
   const Batch<S> x = simd::max(any_x, Batch<S>(static_cast<S>(Scale::lowest * ln2)));
@@ -169,8 +170,8 @@ SEQMIX_ALWAYS_INLINE Batch<S> log_domain(const Batch<S>& x, const Batch<S>& resu
   return simd::select(x > zero, simd::select(x < infinity, result, infinity), outside);
 }
 
-/// The logistic functions x σ(u(x)) are x beyond `gate_bound` and below the smallest number before
-/// its negative, so that they need u only at the bounded x.
+/// The functions x σ(u(x)) are x above `gate_bound` and 0 below its negative, so that they need u
+/// only at the bounded x.
 inline constexpr int gate_bound = 1024;
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> gate_bounded(const Batch<S>& x) {
@@ -187,20 +188,20 @@ SEQMIX_ALWAYS_INLINE Batch<S> gated(const Batch<S>& x, const auto&... minus_u) {
   return simd::select(x > Batch<S>(S(gate_bound)), x, inside);
 }
 
-/// (Φ(t) - 1/2) / t for |t| <= near_end, Φ the normal distribution.
+/// (Φ(t) - 1/2) / t for |t| <= slope_end, Φ the normal distribution.
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> normal_slope(const Batch<S>& t) {
-  return polynomial(t * t, Coefficients<S>::near);
+  return polynomial(t * t, Coefficients<S>::slope);
 }
 
-/// t (1 - Φ(t)) for t >= near_end.
+/// a - t (1 - Φ(t)) for t >= slope_end.
 template <class S>
-SEQMIX_ALWAYS_INLINE Batch<S> normal_tail(const Batch<S>& any_t) {
+SEQMIX_ALWAYS_INLINE Batch<S> less_normal_tail(const Batch<S>& a, const Batch<S>& any_t) {
   using C = Coefficients<S>;
-  const Batch<S> t = simd::min(any_t, Batch<S>(C::far_end)), pole(C::pole), minus_half(S(-0.5));
+  const Batch<S> t = simd::min(any_t, Batch<S>(C::tail_end)), pole(C::pole), minus_half(S(-0.5));
   const Pair<S> square = exact_product(t, t);
   const Batch<S> e = scaled_exp(minus_half * square.hi, minus_half * square.lo);
-  return polynomial((t - pole) / (t + pole), C::far) * e;
+  return simd::fnma(polynomial((t - pole) / (t + pole), C::tail), e, a);
 }
 
 }  // namespace detail
@@ -257,10 +258,11 @@ SEQMIX_ALWAYS_INLINE Batch<S> tanh(const Batch<S>& x) {
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> erf(const Batch<S>& x) {
   const Batch<S> t = simd::abs(x) * Batch<S>(static_cast<S>(0x1.6a09e667f3bcdp+0)), two(S(2));
-  const Batch<S> near = two * t * detail::normal_slope(t);
-  const Batch<S> far = simd::fnma(two, detail::normal_tail(t) / t, Batch<S>(S(1)));
-  const auto is_near = t < Batch<S>(detail::Coefficients<S>::near_end);
-  return xsimd::copysign(simd::select(is_near, near, far), x);
+  const Batch<S> inner = two * t * detail::normal_slope(t);
+  const Batch<S> minus_tail = detail::less_normal_tail(Batch<S>(S(0)), t) / t;
+  const Batch<S> outer = simd::fma(two, minus_tail, Batch<S>(S(1)));
+  const auto is_inner = t < Batch<S>(detail::Coefficients<S>::slope_end);
+  return xsimd::copysign(simd::select(is_inner, inner, outer), x);
 }
 
 /// 1 / sqrt(x).
@@ -329,9 +331,9 @@ SEQMIX_ALWAYS_INLINE Batch<S> gelu_tanh(const Batch<S>& x) {
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> gelu(const Batch<S>& x) {
   const Batch<S> t = simd::abs(x);
-  const Batch<S> near = x * simd::fma(x, detail::normal_slope(x), Batch<S>(S(0.5)));
-  const Batch<S> far = simd::max(x, Batch<S>(S(0))) - detail::normal_tail(t);
-  return simd::select(t < Batch<S>(detail::Coefficients<S>::near_end), near, far);
+  const Batch<S> inner = x * simd::fma(x, detail::normal_slope(x), Batch<S>(S(0.5)));
+  const Batch<S> outer = detail::less_normal_tail(simd::max(x, Batch<S>(S(0))), t);
+  return simd::select(t < Batch<S>(detail::Coefficients<S>::slope_end), inner, outer);
 }
 
 }  // namespace simd
