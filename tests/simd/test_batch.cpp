@@ -102,6 +102,8 @@ TEMPLATE_TEST_CASE("select, abs and sqrt work lane by lane", "[simd]", float, do
     CHECK(lane<TestType>(simd::abs(chosen), i) == number);
     CHECK(lane<TestType>(simd::sqrt(x), i) == std::sqrt(number));
   }
+  const TestType infinity = std::numeric_limits<TestType>::infinity();
+  CHECK(lane<TestType>(simd::sqrt(simd::broadcast(infinity)), 0) == infinity);
 }
 
 TEMPLATE_TEST_CASE("reductions take every lane", "[simd]", float, double) {

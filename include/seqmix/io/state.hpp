@@ -102,6 +102,10 @@ inline void load_state(const std::filesystem::path& path, const StateMembers& st
       if (tensor.shape != expected) {
         tensor.fail("wrong shape", detail::shape_text(tensor.shape), detail::shape_text(expected));
       }
+      if (member.kind == StateMember::Kind::position && tensor.integers()[0] != seen) {
+        tensor.fail("positions disagree", std::to_string(tensor.integers()[0]),
+                    std::to_string(seen));
+      }
       if (member.kind == StateMember::Kind::appended && seen > member.capacity()) {
         throw CapacityError(file.source() + ": " + tensor.name + " holds " + std::to_string(seen) +
                             " tokens, more than the state's capacity of " +

@@ -151,11 +151,11 @@ SEQMIX_ALWAYS_INLINE Batch<S> fma(const Batch<S>& a, const Batch<S>& b, const Ba
 /// c - a b, rounded as `fma`.
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> fnma(const Batch<S>& a, const Batch<S>& b, const Batch<S>& c) {
-  if constexpr (is_emulated) {
-    return simd::fma(-a, b, c);
-  } else {
-    return xsimd::fnma(a, b, c);
-  }
+#if defined(__FMA__) && !defined(SEQMIX_SIMD_WIDTH)
+  return xsimd::fnma(a, b, c);
+#else
+  return simd::fma(-a, b, c);  // elsewhere xsimd multiplies and subtracts
+#endif
 }
 
 template <class S>
@@ -185,10 +185,15 @@ template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> abs(const Batch<S>& a) {
   return xsimd::abs(a);
 }
+/// Rounded correctly.
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> sqrt(const Batch<S>& a) {
   return xsimd::sqrt(a);
 }
+#if defined(__aarch64__) && !defined(SEQMIX_SIMD_WIDTH)
+// Here xsimd takes two Newton steps from an estimate, and fails at infinity.
+SEQMIX_ALWAYS_INLINE Batch<float> sqrt(const Batch<float>& a) { return vsqrtq_f32(a); }
+#endif
 
 /// The sum of all lanes, in an order that is fixed by the width alone.
 template <class S>
