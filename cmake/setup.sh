@@ -74,11 +74,11 @@ open_suite() {
 
 unpack() { # package version suite
   say "unpacking $1 $2 of $3 below build/dependencies (the system stays as it is)"
-  local directory
-  directory=$(mktemp -d "$root/build/unpack.XXXXXX")
+  local directory=$root/build/apt/unpack
+  rm -rf "$directory"
+  mkdir -p "$directory"
   (cd "$directory" && apt-get "${private_apt[@]}" download "$1=$2" >>"$log" 2>&1 &&
     dpkg -x ./*.deb "$dependencies") || fail "could not download $1 $2 (details: build/setup.log)"
-  rm -r "$directory"
 }
 
 # The mirror that this machine's apt reads its own release from, whatever form its sources have.
