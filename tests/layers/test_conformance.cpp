@@ -350,7 +350,7 @@ TEMPLATE_TEST_CASE("a step allocates nothing, the first one too", "", float, dou
     }
   });
   const auto before = allocations();
-  const std::vector<int> counted(100);
+  ::operator delete(::operator new(100));  // a call, which no compiler may leave out
   CHECK(allocations() - before == 1);
 }
 

@@ -188,12 +188,12 @@ SEQMIX_ALWAYS_INLINE Batch<S> abs(const Batch<S>& a) {
 /// Rounded correctly.
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> sqrt(const Batch<S>& a) {
+#if defined(__aarch64__) && !defined(SEQMIX_SIMD_WIDTH)
+  // Here xsimd takes two Newton steps from an estimate, and fails at infinity.
+  if constexpr (std::is_same_v<S, float>) return Batch<S>(vsqrtq_f32(a));
+#endif
   return xsimd::sqrt(a);
 }
-#if defined(__aarch64__) && !defined(SEQMIX_SIMD_WIDTH)
-// Here xsimd takes two Newton steps from an estimate, and fails at infinity.
-SEQMIX_ALWAYS_INLINE Batch<float> sqrt(const Batch<float>& a) { return vsqrtq_f32(a); }
-#endif
 
 /// The sum of all lanes, in an order that is fixed by the width alone.
 template <class S>
