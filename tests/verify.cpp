@@ -23,7 +23,8 @@ int verify(const std::string& path) {
   const auto errors = support::check_golden(seqmix::Safetensors::open(path));
   std::cout << (errors.ok() ? "ok" : "FAIL") << " " << path << " " << errors.layer
             << " forward=" << scientific(errors.forward)
-            << " prefill=" << scientific(errors.prefill) << " step=" << scientific(errors.step);
+            << " prefill=" << (errors.continues ? scientific(errors.prefill) : "none")
+            << " step=" << (errors.continues ? scientific(errors.step) : "none");
   if (errors.state > 0) std::cout << " state=" << scientific(errors.state);
   std::cout << "\n";
   return errors.ok() ? 0 : 1;

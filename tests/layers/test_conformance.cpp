@@ -42,7 +42,7 @@ Tensor<S, 3> unwritten(Shape<3> shape) {
 template <class S>
 Tensor<S, 3> forward(const LayerCase<S>& layer, View<const S, 3> x, Context& context) {
   auto y = unwritten<S>(x.shape());
-  layer.mixer().forward(x, y, context);
+  layer.forward(x, y, context);
   return y;
 }
 
@@ -50,10 +50,33 @@ Tensor<S, 3> forward(const LayerCase<S>& layer, View<const S, 3> x, Context& con
 template <class S>
 void advance(const LayerCase<S>& layer, View<const S, 3> x, AnyState& state, View<S, 3> y,
              Context& context, bool by_steps) {
-  if (!by_steps) return layer.mixer().prefill(x, state, y, context);
+  if (!by_steps) return layer.prefill(x, state, y, context);
   for (Index t = 0; t < x.extent(1); ++t) {
-    layer.mixer().step(x.template at<1>(t), state, y.template at<1>(t), context);
+    layer.step(x.template at<1>(t), state, y.template at<1>(t), context);
   }
+}
+
+/// All outputs of x by one verb.
+template <class S>
+Tensor<S, 3> run(const LayerCase<S>& layer, View<const S, 3> x, Context& context, Verb verb) {
+  if (verb == Verb::forward) return forward<S>(layer, x, context);
+  auto state = layer.make_state(x.extent(0), x.extent(1));
+  auto y = unwritten<S>(x.shape());
+  advance<S>(layer, x, state, y, context, verb == Verb::step);
+  return y;
+}
+template <class S>
+std::vector<Verb> verbs(const LayerCase<S>& layer) {
+  if (!layer.continues()) return {Verb::forward};
+  return {Verb::forward, Verb::prefill, Verb::step};
+}
+
+/// Calls `body(case)` for every config of every layer that has a state.
+template <class S>
+void for_each_continuing_layer(auto&& body) {
+  for_each_layer<S>([&](const LayerCase<S>& layer) {
+    if (layer.continues()) body(layer);
+  });
 }
 
 /// Continues `state` by x in random pieces, prefills and steps.
@@ -148,9 +171,10 @@ TEMPLATE_TEST_CASE("each verb gives its twin's outputs and final state", "", flo
       const Expected<TestType> expected(layer, x);
       Context context = poisoned();
       CHECK(expected.error(forward<TestType>(layer, x, context)) <= expected.bound);
+      if (!layer.continues()) continue;
       for (const bool by_steps : {false, true}) {
         INFO("by steps " << by_steps);
-        auto state = layer.mixer().make_state(2, T);
+        auto state = layer.make_state(2, T);
         auto y = unwritten<TestType>(x.shape());
         advance<TestType>(layer, x, state, y, context, by_steps);
         CHECK(expected.error(y) <= expected.bound);
@@ -162,7 +186,7 @@ TEMPLATE_TEST_CASE("each verb gives its twin's outputs and final state", "", flo
 
 TEMPLATE_TEST_CASE("any split of a sequence into prefill pieces and steps agrees", "", float,
                    double) {
-  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+  for_each_continuing_layer<TestType>([](const LayerCase<TestType>& layer) {
     INFO(layer.text());
     std::mt19937 random(3);
     const Index T = 270;
@@ -171,7 +195,7 @@ TEMPLATE_TEST_CASE("any split of a sequence into prefill pieces and steps agrees
     Context context = poisoned();
     CHECK(expected.error(forward<TestType>(layer, x, context)) <= expected.bound);
     for (int trial = 0; trial < 4; ++trial) {
-      auto state = layer.mixer().make_state(1, T + 5);
+      auto state = layer.make_state(1, T + 5);
       auto y = unwritten<TestType>(x.shape());
       advance_randomly<TestType>(layer, x, state, y, context, random);
       CHECK(expected.error(y) <= expected.bound);
@@ -189,7 +213,8 @@ TEMPLATE_TEST_CASE("each forced algorithm obeys the law", "", float, double) {
       Context context = poisoned();
       context.set_algorithm(algorithm);
       CHECK(expected.error(forward<TestType>(layer, x, context)) <= expected.bound);
-      auto state = layer.mixer().make_state(2, 150);
+      if (!layer.continues()) continue;
+      auto state = layer.make_state(2, 150);
       auto y = unwritten<TestType>(x.shape());
       std::mt19937 random(1);
       advance_randomly<TestType>(layer, x, state, y, context, random);
@@ -200,7 +225,7 @@ TEMPLATE_TEST_CASE("each forced algorithm obeys the law", "", float, double) {
 }
 
 TEMPLATE_TEST_CASE("a token changes nothing before it", "", float, double) {
-  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+  for_each_continuing_layer<TestType>([](const LayerCase<TestType>& layer) {
     const Index T = 140;
     auto x = layer.random_input(1, T, 9);
     Context context = poisoned();
@@ -212,7 +237,7 @@ TEMPLATE_TEST_CASE("a token changes nothing before it", "", float, double) {
       const auto after = forward<TestType>(layer, other, context);
       const auto left = before.view().template slice<1>(0, changed);
       const auto right = after.view().template slice<1>(0, changed);
-      if (layer.name() == "hyena") {
+      if (layer.is_indirect()) {
         // A transform mixes the rounding of all tokens: an error bound of the whole takes its
         // place.
         CHECK((changed == 0 || relative_error(right, left) < layer.bound(1e-6)));
@@ -228,25 +253,19 @@ TEMPLATE_TEST_CASE("a token changes nothing before it", "", float, double) {
 TEMPLATE_TEST_CASE("a batch row has the same bits anywhere, and NaN stays in its own", "", float,
                    double) {
   for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
-    INFO(layer.text());
     const Index B = 4, T = 70;
     auto x = layer.random_input(B, T, 13);
     Context context = poisoned();
-    for (const bool by_steps : {false, true}) {
-      const auto run = [&](View<const TestType, 3> part) {
-        auto state = layer.mixer().make_state(part.extent(0), T);
-        auto y = unwritten<TestType>(part.shape());
-        advance<TestType>(layer, part, state, y, context, by_steps);
-        return y;
-      };
-      const auto all = run(x);
+    for (const Verb verb : verbs(layer)) {
+      INFO(layer.text() << " verb " << static_cast<int>(verb));
+      const auto all = run<TestType>(layer, x, context, verb);
       for (Index b = 0; b < B; ++b) {
-        const auto alone = run(x.view().template slice<0>(b, 1));
+        const auto alone = run<TestType>(layer, x.view().template slice<0>(b, 1), context, verb);
         CHECK(same_bits(alone.view(), all.view().template slice<0>(b, 1)));
       }
       auto sick = x;
       fill(sick.view()[2].template slice<0>(3, 2), nan_of<TestType>);
-      const auto y = run(sick);
+      const auto y = run<TestType>(layer, sick, context, verb);
       for (const Index b : {0, 1, 3}) CHECK(same_bits(y.view()[b], all.view()[b]));
       CHECK(std::isnan(y(2, 3, 0)));
     }
@@ -257,20 +276,15 @@ TEMPLATE_TEST_CASE("the number of threads changes no bit", "", float, double) {
   for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
     const auto x = layer.random_input(2, 150, 17);
     Context serial = poisoned();
-    auto state = layer.mixer().make_state(2, 150);
-    auto expected = unwritten<TestType>(x.shape());
-    advance<TestType>(layer, x, state, expected, serial, true);
-    const auto parallel = forward<TestType>(layer, x, serial);
-    for (const int threads : {1, 2, 3}) {
-      INFO(layer.text() << " threads " << threads);
-      ThreadExecutor executor(threads);
-      Context context(executor);
-      context.set_poison(true);
-      CHECK(same_bits(forward<TestType>(layer, x, context).view(), parallel.view()));
-      auto other = layer.mixer().make_state(2, 150);
-      auto y = unwritten<TestType>(x.shape());
-      advance<TestType>(layer, x, other, y, context, true);
-      CHECK(same_bits(y.view(), expected.view()));
+    for (const Verb verb : verbs(layer)) {
+      const auto expected = run<TestType>(layer, x, serial, verb);
+      for (const int threads : {1, 2, 3}) {
+        INFO(layer.text() << " threads " << threads << " verb " << static_cast<int>(verb));
+        ThreadExecutor executor(threads);
+        Context context(executor);
+        context.set_poison(true);
+        CHECK(same_bits(run<TestType>(layer, x, context, verb).view(), expected.view()));
+      }
     }
   });
 }
@@ -289,7 +303,7 @@ TEMPLATE_TEST_CASE("strided and shared views are windows on the same numbers", "
     const auto in = wide.view().template slice<1>(0, T).template slice<2>(1, D);
     const auto out = wide.view().template slice<1>(0, T).template slice<2>(D + 2, D);
     copy(x.view(), in);
-    layer.mixer().forward(in, out, context);
+    layer.forward(in, out, context);
     CHECK(same_bits(out, expected.view()));
     CHECK(same_bits(in, x.view()));
     for (Index b = 0; b < B; ++b) {
@@ -303,49 +317,55 @@ TEMPLATE_TEST_CASE("strided and shared views are windows on the same numbers", "
 
     // y may be x.
     auto both = x;
-    layer.mixer().forward(both, both, context);
+    layer.forward(both, both, context);
     CHECK(same_bits(both.view(), expected.view()));
-    auto state = layer.mixer().make_state(B, T);
-    both = x;
-    for (Index t = 0; t < T; ++t) {
-      const auto token = both.view().template at<1>(t);
-      layer.mixer().step(token, state, token, context);
+    if (layer.continues()) {
+      auto state = layer.make_state(B, T);
+      both = x;
+      for (Index t = 0; t < T; ++t) {
+        const auto token = both.view().template at<1>(t);
+        layer.step(token, state, token, context);
+      }
+      CHECK(relative_error(both.view(), expected.view()) < layer.bound(1e-5));
     }
-    CHECK(relative_error(both.view(), expected.view()) < layer.bound(1e-5));
 
     // Any other overlap throws.
     Tensor<TestType, 3> memory({1, T + 1, D});
     const auto shifted = memory.view().template slice<1>(1, T);
-    CHECK_THROWS_AS(layer.mixer().forward(memory.view().template slice<1>(0, T), shifted, context),
+    CHECK_THROWS_AS(layer.forward(memory.view().template slice<1>(0, T), shifted, context),
                     seqmix::ShapeError);
   });
 }
 
 TEMPLATE_TEST_CASE("a step allocates nothing, the first one too", "", float, double) {
-  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+  for_each_continuing_layer<TestType>([](const LayerCase<TestType>& layer) {
     INFO(layer.text());
     for (const Index B : {1, 3}) {
       Context context;
       layer.mixer().reserve(context, B);
       const auto x = layer.random_input(B, 3, 23);
-      auto state = layer.mixer().make_state(B, 300);
+      auto state = layer.make_state(B, 300);
       auto y = unwritten<TestType>(x.shape());
-      auto before = allocations();
-      layer.mixer().step(x.view().template at<1>(0), state, y.view().template at<1>(0), context);
-      CHECK(allocations() - before == 0);
+      const auto allocations_of_step = [&](Index t) {
+        const SideValues<TestType> sides(layer.mixer(), x.view().template slice<1>(t, 1));
+        const auto before = allocations();
+        layer.mixer().step(x.view().template at<1>(t), state, y.view().template at<1>(t), context,
+                           sides.views());
+        return allocations() - before;
+      };
+      CHECK(allocations_of_step(0) == 0);
       // Nor does a later one, when caches have grown.
       const auto prompt = layer.random_input(B, 280, 29);
       auto out = unwritten<TestType>(prompt.shape());
-      layer.mixer().prefill(prompt, state, out, context);
-      layer.mixer().step(x.view().template at<1>(1), state, y.view().template at<1>(1), context);
-      before = allocations();
-      layer.mixer().step(x.view().template at<1>(2), state, y.view().template at<1>(2), context);
-      CHECK(allocations() - before == 0);
+      layer.prefill(prompt, state, out, context);
+      allocations_of_step(1);
+      CHECK(allocations_of_step(2) == 0);
 
       // The second sequence of a shape allocates nothing either.
-      layer.mixer().forward(prompt, out, context);
-      before = allocations();
-      layer.mixer().forward(prompt, out, context);
+      if (layer.reads_source() || !layer.mixer().sides().empty()) continue;  // the case allocates
+      layer.forward(prompt, out, context);
+      const auto before = allocations();
+      layer.forward(prompt, out, context);
       CHECK(allocations() - before == 0);
     }
   });
@@ -361,9 +381,10 @@ TEMPLATE_TEST_CASE("no tokens and no rows are legal", "", float, double) {
     for (const Shape<3> shape :
          {Shape<3>{0, 5, layer.d_model()}, Shape<3>{2, 0, layer.d_model()}}) {
       Tensor<TestType, 3> nothing(shape);
-      layer.mixer().forward(nothing, nothing, context);
-      auto state = layer.mixer().make_state(shape[0], 8);
-      layer.mixer().prefill(nothing, state, nothing, context);
+      layer.forward(nothing, nothing, context);
+      if (!layer.continues()) continue;
+      auto state = layer.make_state(shape[0], 8);
+      layer.prefill(nothing, state, nothing, context);
       for (Index row = 0; row < shape[0]; ++row) CHECK(state.members().tokens(row) == 0);
     }
   });
@@ -371,19 +392,19 @@ TEMPLATE_TEST_CASE("no tokens and no rows are legal", "", float, double) {
 
 TEMPLATE_TEST_CASE("bad calls name what is wrong and leave the state as it was", "", float,
                    double) {
-  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+  for_each_continuing_layer<TestType>([](const LayerCase<TestType>& layer) {
     INFO(layer.text());
     const Index B = 2, T = 9, D = layer.d_model();
     Context context = poisoned();
     const auto x = layer.random_input(B, T, 31);
     auto y = unwritten<TestType>(x.shape());
-    auto state = layer.mixer().make_state(B, T);
-    layer.mixer().prefill(x.view().template slice<1>(0, 5), state, y.view().template slice<1>(0, 5),
-                          context);
+    auto state = layer.make_state(B, T);
+    layer.prefill(x.view().template slice<1>(0, 5), state, y.view().template slice<1>(0, 5),
+                  context);
     AnyState snapshot = state;
     const auto prefill = [&](Shape<3> in, Shape<3> out, AnyState& with) {
       Tensor<TestType, 3> a(in), b(out);
-      return error_text<TestType>([&] { layer.mixer().prefill(a, with, b, context); });
+      return error_text<TestType>([&] { layer.prefill(a, with, b, context); });
     };
     CHECK(mentions(prefill({B, 2, D + 1}, {B, 2, D + 1}, state), layer.name() + ": x has shape"));
     CHECK(mentions(prefill({B, 2, D}, {B, 3, D}, state), "y has shape"));
@@ -391,7 +412,7 @@ TEMPLATE_TEST_CASE("bad calls name what is wrong and leave the state as it was",
     CHECK(mentions(error_text<TestType>([&] {
                      Tensor<TestType, 3> a({B, 2, 2 * D}), b({B, 2, D});
                      const View<TestType, 3> gaps(a.data(), {B, 2, D}, {4 * D, 2 * D, 2});
-                     if (D > 1) layer.mixer().forward(gaps, b, context);
+                     if (D > 1) layer.forward(gaps, b, context);
                    }),
                    "last dimension of x"));
     if (!state.members().list().empty()) {
@@ -404,13 +425,13 @@ TEMPLATE_TEST_CASE("bad calls name what is wrong and leave the state as it was",
     if (has_cache) {
       CHECK(mentions(prefill({B, T, D}, {B, T, D}, state), "capacity"));
       Tensor<TestType, 3> a({B, T, D});
-      CHECK_THROWS_AS(layer.mixer().prefill(a, state, a, context), seqmix::CapacityError);
+      CHECK_THROWS_AS(layer.prefill(a, state, a, context), seqmix::CapacityError);
     }
     // A state of another layer, and no state at all.
     const auto other_name = layer.name() == "attention" ? "hyena" : "attention";
     for (const auto& twin : reference::twins()) {
       if (twin.layer != other_name) continue;
-      AnyState foreign = LayerCase<TestType>(twin, twin.configs[0]).mixer().make_state(B, T);
+      AnyState foreign = LayerCase<TestType>(twin, twin.configs[0]).make_state(B, T);
       CHECK(mentions(prefill({B, 2, D}, {B, 2, D}, foreign), "another layer"));
     }
     AnyState none;
@@ -418,24 +439,24 @@ TEMPLATE_TEST_CASE("bad calls name what is wrong and leave the state as it was",
 
     CHECK(valid_numbers(state) == valid_numbers(snapshot));
     auto z = unwritten<TestType>(x.shape());
-    layer.mixer().prefill(x.view().template slice<1>(5, 4), state, y.view().template slice<1>(5, 4),
-                          context);
-    layer.mixer().prefill(x.view().template slice<1>(5, 4), snapshot,
-                          z.view().template slice<1>(5, 4), context);
+    layer.prefill(x.view().template slice<1>(5, 4), state, y.view().template slice<1>(5, 4),
+                  context);
+    layer.prefill(x.view().template slice<1>(5, 4), snapshot, z.view().template slice<1>(5, 4),
+                  context);
     CHECK(same_bits(y.view().template slice<1>(5, 4), z.view().template slice<1>(5, 4)));
   });
 }
 
 TEMPLATE_TEST_CASE("rows are forked, reset, reserved, saved and restored alone", "", float,
                    double) {
-  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+  for_each_continuing_layer<TestType>([](const LayerCase<TestType>& layer) {
     INFO(layer.text());
     const Index T = 40, later = 30;
     Context context = poisoned();
     const auto x = layer.random_input(3, T, 37), next = layer.random_input(3, later, 41);
     auto y = unwritten<TestType>(x.shape());
-    auto state = layer.mixer().make_state(3, T);
-    layer.mixer().prefill(x, state, y, context);
+    auto state = layer.make_state(3, T);
+    layer.prefill(x, state, y, context);
     const auto go_on = [&](AnyState& from, View<const TestType, 3> with) {
       auto out = unwritten<TestType>(with.shape());
       advance<TestType>(layer, with, from, out, context, false);
@@ -447,7 +468,7 @@ TEMPLATE_TEST_CASE("rows are forked, reset, reserved, saved and restored alone",
     const auto expected = go_on(reference_state, next);
 
     // A fork into another batch and capacity goes on as the row would have.
-    auto fork = layer.mixer().make_state(2, T + later + 9);
+    auto fork = layer.make_state(2, T + later + 9);
     fork.members().copy_row(state.members(), 2, 0);
     fork.members().copy_row(state.members(), 0, 1);
     Tensor<TestType, 3> tokens({2, later, layer.d_model()});
@@ -458,24 +479,26 @@ TEMPLATE_TEST_CASE("rows are forked, reset, reserved, saved and restored alone",
     CHECK(same_bits(forked.view()[1], expected.view()[0]));
 
     // A reset row starts again; its neighbours, at other positions, go on.
-    AnyState mixed = reserved;
-    layer.mixer().reset(mixed, 1);
-    const auto after = go_on(mixed, next);
-    const auto fresh = forward<TestType>(layer, next.view().template slice<0>(1, 1), context);
-    CHECK(same_bits(after.view()[0], expected.view()[0]));
-    CHECK(same_bits(after.view()[2], expected.view()[2]));
-    CHECK(relative_error(after.view()[1], fresh.view()[0]) < layer.bound(1e-6));
+    if (!layer.reads_source()) {
+      AnyState mixed = reserved;
+      layer.mixer().reset(mixed, 1);
+      const auto after = go_on(mixed, next);
+      const auto fresh = forward<TestType>(layer, next.view().template slice<0>(1, 1), context);
+      CHECK(same_bits(after.view()[0], expected.view()[0]));
+      CHECK(same_bits(after.view()[2], expected.view()[2]));
+      CHECK(relative_error(after.view()[1], fresh.view()[0]) < layer.bound(1e-6));
+    }
 
     // Saved and loaded into a larger capacity: the same bits.
     const auto path = std::filesystem::temp_directory_path() /
                       ("seqmix-" + layer.name() + std::to_string(sizeof(TestType)) + "-" +
                        std::to_string(std::random_device{}()) + ".state");
     seqmix::save_state(path, state.members());
-    auto loaded = layer.mixer().make_state(3, T + later);
+    auto loaded = layer.make_state(3, T + later);
     seqmix::load_state(path, loaded.members());
     CHECK(same_bits(go_on(loaded, next).view(), expected.view()));
     if (!state.members().list().empty()) {
-      auto fewer_rows = layer.mixer().make_state(2, T);
+      auto fewer_rows = layer.make_state(2, T);
       CHECK_THROWS_AS(seqmix::load_state(path, fewer_rows.members()), seqmix::CheckpointError);
     }
     std::filesystem::remove(path);
@@ -488,6 +511,98 @@ TEMPLATE_TEST_CASE("rows are forked, reset, reserved, saved and restored alone",
   });
 }
 
+TEMPLATE_TEST_CASE("tokens are taken back where the past is kept entry by entry", "", float,
+                   double) {
+  using Kind = seqmix::StateMember::Kind;
+  for_each_continuing_layer<TestType>([](const LayerCase<TestType>& layer) {
+    INFO(layer.text());
+    const Index T = 40, kept = 38;
+    Context context = poisoned();
+    const auto x = layer.random_input(2, T, 47);
+    auto y = unwritten<TestType>(x.shape()), again = unwritten<TestType>(x.shape());
+    auto state = layer.make_state(2, T);
+    advance<TestType>(layer, x, state, y, context, true);
+    bool can = state.members().tokens(0) == T;
+    for (const auto& member : state.members().list()) {
+      can = can && member.kind != Kind::fixed &&
+            (member.kind != Kind::ring || T <= member.capacity() ||
+             T - kept <= member.capacity() - member.window);
+    }
+    if (!can) {
+      CHECK_THROWS_AS(state.members().rewind(0, kept), seqmix::Error);
+      return;
+    }
+    for (const Index row : {0, 1}) state.members().rewind(row, kept);
+    const auto rest = x.view().template slice<1>(kept, T - kept);
+    advance<TestType>(layer, rest, state, again.view().template slice<1>(kept, T - kept), context,
+                      true);
+    CHECK(same_bits(again.view().template slice<1>(kept, T - kept),
+                    y.view().template slice<1>(kept, T - kept)));
+    CHECK_THROWS_AS(state.members().rewind(0, T + 1), seqmix::ShapeError);
+  });
+}
+
+TEMPLATE_TEST_CASE("packed documents are what each is alone", "", float, double) {
+  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+    if (layer.reads_source()) return;
+    INFO(layer.text());
+    const Index lengths[] = {5, 1, 0, 90, 140, 3}, T = 239, D = layer.d_model();
+    Tensor<Index, 1> cu_seqlens({7});
+    for (Index i = 0; i < 6; ++i) cu_seqlens[i + 1] = cu_seqlens[i] + lengths[i];
+    Context context = poisoned();
+    const auto x = layer.random_input(1, T, 53);
+    const SideValues<TestType> sides(layer.mixer(), x);
+    auto y = unwritten<TestType>(x.shape());
+    layer.mixer().forward_documents(x.view()[0], cu_seqlens, y.view()[0], context, sides.views());
+    const auto of = [&](auto&& view, Index i) {
+      return view.template slice<1>(cu_seqlens[i], lengths[i]);
+    };
+    for (const Index i : {0, 1, 3, 4, 5}) {
+      const auto alone = forward<TestType>(layer, of(x.view(), i), context);
+      CHECK(relative_error(of(y.view(), i), alone.view()) < layer.bound(1e-6));
+    }
+    if (!layer.continues()) return;
+
+    // The rows of a state go on, each by its document.
+    auto state = layer.make_state(6, 280);
+    auto z = unwritten<TestType>(x.shape());
+    for (int round = 0; round < 2; ++round) {
+      layer.mixer().prefill_documents(x.view()[0], cu_seqlens, state, z.view()[0], context,
+                                      sides.views());
+    }
+    auto one = layer.make_state(1, 280);
+    auto last = unwritten<TestType>({1, lengths[3], D});
+    for (int round = 0; round < 2; ++round) {
+      layer.prefill(of(x.view(), 3), one, last, context);
+    }
+    CHECK(relative_error(of(z.view(), 3), last.view()) < layer.bound(1e-6));
+
+    const auto error_of = [&](std::initializer_list<Index> offsets) {
+      Tensor<Index, 1> bad({static_cast<Index>(offsets.size())});
+      std::copy(offsets.begin(), offsets.end(), bad.data());
+      return error_text<TestType>([&] {
+        layer.mixer().forward_documents(x.view()[0], bad, y.view()[0], context, sides.views());
+      });
+    };
+    CHECK(mentions(error_of({0, 9, 5, T}), "cu_seqlens[2] is 5"));
+    CHECK(mentions(error_of({1, T}), "cu_seqlens[0] is 1"));
+    CHECK(mentions(error_of({0, T - 1}), "cu_seqlens[1] is 238"));
+    CHECK(mentions(error_of({}), "cu_seqlens[0] is missing"));
+  });
+}
+
+TEMPLATE_TEST_CASE("a layer says which side values it misses", "", float, double) {
+  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+    if (layer.mixer().sides().empty()) return;
+    INFO(layer.text());
+    Context context = poisoned();
+    const auto x = layer.random_input(1, 3, 59);
+    auto y = unwritten<TestType>(x.shape());
+    const auto text = error_text<TestType>([&] { layer.mixer().forward(x, y, context); });
+    CHECK(mentions(text, "side value " + layer.mixer().sides().front().name));
+  });
+}
+
 TEMPLATE_TEST_CASE("large and small inputs stay finite", "", float, double) {
   for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
     for (const double scale : {0.0, 1e-6, 1e3}) {
@@ -495,14 +610,11 @@ TEMPLATE_TEST_CASE("large and small inputs stay finite", "", float, double) {
       auto x = layer.random_input(1, 130, 43);
       for (Index i = 0; i < x.size(); ++i) x.data()[i] *= static_cast<TestType>(scale);
       Context context = poisoned();
-      const auto y = forward<TestType>(layer, x, context);
-      auto state = layer.mixer().make_state(1, 130);
-      auto z = unwritten<TestType>(x.shape());
-      advance<TestType>(layer, x, state, z, context, true);
-      CHECK(
-          std::all_of(y.data(), y.data() + y.size(), [](TestType v) { return std::isfinite(v); }));
-      CHECK(
-          std::all_of(z.data(), z.data() + z.size(), [](TestType v) { return std::isfinite(v); }));
+      for (const Verb verb : verbs(layer)) {
+        const auto y = run<TestType>(layer, x, context, verb);
+        CHECK(std::all_of(y.data(), y.data() + y.size(),
+                          [](TestType v) { return std::isfinite(v); }));
+      }
     }
   });
 }

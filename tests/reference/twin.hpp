@@ -42,26 +42,32 @@ struct Array {
   }
 };
 
-/// What a twin gets: a config, weights under the layer's names, and x [B, T, D].
+/// What a twin gets: a config, weights under the layer's names, x [B, T, D], and what the layer
+/// takes beside it: side values [B, T, width], or a `source` [B, S, D'].
 template <class S>
 struct Input {
   Json config;
   std::map<std::string, Array<S>> weights;
   Array<S> x;
+  std::map<std::string, Array<S>> inputs = {};
 
   Index size(const char* field) const { return config.at(field).get<Index>(); }
   double number(const char* field) const { return config.at(field).get<double>(); }
   bool flag(const char* field) const { return config.at(field).get<bool>(); }
+  std::string text(const char* field) const { return config.at(field).get<std::string>(); }
   const Array<S>& weight(const std::string& name) const { return weights.at(name); }
+  const Array<S>& input(const std::string& name) const { return inputs.at(name); }
   Index B() const { return x.shape[0]; }
   Index T() const { return x.shape[1]; }
 };
 
-/// What a twin gives: y [B, T, D] and the final state by member name; of a cache the valid entries.
+/// What a twin gives: y [B, T, D], the final state by member name (of a cache the valid entries)
+/// and the side values that the layer gives.
 template <class S>
 struct Output {
   Array<S> y;
   std::map<std::string, Array<S>> state;
+  std::map<std::string, Array<S>> outputs = {};
 };
 
 /// W x + b for one token; b may be null.

@@ -1,29 +1,62 @@
 #include "support/layer_case.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 
-#include "support/families.hpp"
 #include "support/random_weights.hpp"
 
 namespace support {
 
 using reference::Array;
 using reference::Input;
+using seqmix::Shape;
+
+namespace {
+
+/// What stands for a source: the same for every row.
+template <class T>
+T source_value(Index s, Index i) {
+  return static_cast<T>(
+      static_cast<float>(std::sin(1.7 * static_cast<double>(s * 31 + i * 7 + 1))));
+}
+constexpr Index source_length = 13;
+
+/// What stands for a side value of width W: a function of its token alone.
+template <class T>
+T side_value(Index i, Index width, auto&& token) {
+  return static_cast<T>(token((7 * i + 3) % width) - token(i % width) / 2);
+}
+
+}  // namespace
+
+bool is_indirect(std::string_view layer) {
+  constexpr std::string_view layers[] = {
+      "hyena", "s4", "s4d", "delta_net", "gated_delta_net", "kimi_delta_attention", "rwkv7"};
+  return std::find(std::begin(layers), std::end(layers), layer) != std::end(layers);
+}
 
 template <class S>
-const seqmix::Registry<S>& registry() {
-  static const seqmix::Registry<S> all = [] {
-    seqmix::Registry<S> result;
-    add_attention(result), add_channel(result), add_conv(result), add_linear(result);
-    add_ssm(result);
-    return result;
-  }();
-  return all;
+SideValues<S>::SideValues(const AnyMixer<S>& mixer, View<const S, 3> x) {
+  const auto sides = mixer.sides();
+  names_.reserve(sides.size()), values_.reserve(sides.size()), views_.reserve(sides.size());
+  for (const auto& side : sides) {
+    auto& values = values_.emplace_back(Shape<3>{x.extent(0), x.extent(1), side.width});
+    for (Index b = 0; b < x.extent(0); ++b) {
+      for (Index t = 0; t < x.extent(1) && side.role == seqmix::SideRole::input; ++t) {
+        for (Index i = 0; i < side.width; ++i) {
+          values(b, t, i) = side_value<S>(i, x.extent(2), [&](Index d) { return x(b, t, d); });
+        }
+      }
+    }
+    names_.push_back(side.name);
+    views_.push_back({names_.back(), values.view()});
+  }
 }
-template const seqmix::Registry<float>& registry();
-template const seqmix::Registry<double>& registry();
+template class SideValues<float>;
+template class SideValues<double>;
 
 template <class S>
 LayerCase<S>::LayerCase(const reference::Twin& twin, const std::string& config, unsigned seed)
@@ -61,7 +94,69 @@ Input<T> LayerCase<S>::input_of(const Tensor<S, 3>& x) const {
     input.weights[name] = converted;
   }
   std::copy_n(x.data(), x.size(), input.x.numbers.begin());
+  for (const auto& side : mixer_.sides()) {
+    if (side.role != seqmix::SideRole::input) continue;
+    Array<T> values({x.extent(0), x.extent(1), side.width});
+    for (Index b = 0; b < x.extent(0); ++b) {
+      for (Index t = 0; t < x.extent(1); ++t) {
+        for (Index i = 0; i < side.width; ++i) {
+          // The numbers that the layer gets, hence rounded to S first.
+          values(b, t, i) =
+              static_cast<T>(side_value<S>(i, x.extent(2), [&](Index d) { return x(b, t, d); }));
+        }
+      }
+    }
+    input.inputs[side.name] = values;
+  }
+  if (reads_source()) {
+    Array<T> values({x.extent(0), source_length, mixer_.d_source()});
+    for (Index b = 0; b < x.extent(0); ++b) {
+      for (Index s = 0; s < source_length; ++s) {
+        for (Index i = 0; i < mixer_.d_source(); ++i) values(b, s, i) = source_value<T>(s, i);
+      }
+    }
+    input.inputs["source"] = values;
+  }
   return input;
+}
+
+template <class S>
+Tensor<S, 3> LayerCase<S>::source(Index B) const {
+  Tensor<S, 3> values({B, source_length, mixer_.d_source()});
+  for (Index b = 0; b < B; ++b) {
+    for (Index s = 0; s < source_length; ++s) {
+      for (Index i = 0; i < mixer_.d_source(); ++i) values(b, s, i) = source_value<S>(s, i);
+    }
+  }
+  return values;
+}
+template <class S>
+AnyState LayerCase<S>::make_state(Index B, Index capacity) const {
+  if (!reads_source()) return mixer_.make_state(B, capacity);
+  Context context;
+  return mixer_.make_state(source(B), context);
+}
+template <class S>
+void LayerCase<S>::forward(View<const S, 3> x, View<S, 3> y, Context& context) const {
+  const SideValues<S> sides(mixer_, x);
+  if (reads_source()) {
+    mixer_.forward(x, source(x.extent(0)), y, context, sides.views());
+  } else {
+    mixer_.forward(x, y, context, sides.views());
+  }
+}
+template <class S>
+void LayerCase<S>::prefill(View<const S, 3> x, AnyState& state, View<S, 3> y,
+                           Context& context) const {
+  mixer_.prefill(x, state, y, context, SideValues<S>(mixer_, x).views());
+}
+template <class S>
+void LayerCase<S>::step(View<const S, 2> x, AnyState& state, View<S, 2> y, Context& context) const {
+  mixer_.step(x, state, y, context, SideValues<S>(mixer_, x.template insert<1>()).views());
+}
+template <class S>
+bool LayerCase<S>::is_indirect() const {
+  return support::is_indirect(name());
 }
 
 template <class S>
@@ -80,7 +175,7 @@ reference::Output<S> LayerCase<S>::literal(const Tensor<S, 3>& x) const {
 template <class S>
 double LayerCase<S>::bound(double literal_error) const {
   if constexpr (std::same_as<S, double>) {
-    return name() == "hyena" ? 1e-10 : 1e-12;
+    return is_indirect() ? 1e-10 : 1e-12;
   } else {
     return 2 * literal_error + 4 * static_cast<double>(std::numeric_limits<float>::epsilon());
   }

@@ -2,8 +2,10 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <map>
 #include <random>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,8 +26,25 @@ using seqmix::View;
 template <class S>
 const seqmix::Registry<S>& registry();
 
+/// The verbs of a layer, each a way to get all outputs of a sequence.
+enum class Verb { forward, prefill, step };
+
+/// The side values of one call: inputs are a function of each token of x, outputs are room.
+template <class S>
+class SideValues {
+ public:
+  SideValues(const AnyMixer<S>& mixer, View<const S, 3> x);
+  std::span<const seqmix::NamedView<S>> views() const { return views_; }
+
+ private:
+  std::vector<std::string> names_;
+  std::vector<Tensor<S, 3>> values_;
+  std::vector<seqmix::NamedView<S>> views_;
+};
+
 /// One layer with one config and random weights: as the library makes it, and as its twin runs it.
-/// Weights and inputs are numbers of float, so that float and double layers have the same ones.
+/// Weights and inputs are numbers of float, so that float and double layers have the same ones. Its
+/// verbs supply what the layer takes beside x: side values, and one source for all rows.
 template <class S>
 class LayerCase {
  public:
@@ -35,6 +54,16 @@ class LayerCase {
   std::string text() const { return twin_.layer + " " + input_.config.dump(); }
   const AnyMixer<S>& mixer() const { return mixer_; }
   Index d_model() const { return mixer_.d_model(); }
+  bool continues() const { return mixer_.continues(); }
+  bool reads_source() const { return mixer_.d_source() > 0; }
+  /// Whether a long Fourier transform or a triangular inverse stands between x and y: outputs then
+  /// agree to 1e-10, and not in every bit of what a later token cannot change.
+  bool is_indirect() const;
+
+  AnyState make_state(Index B, Index capacity) const;
+  void forward(View<const S, 3> x, View<S, 3> y, Context& context) const;
+  void prefill(View<const S, 3> x, AnyState& state, View<S, 3> y, Context& context) const;
+  void step(View<const S, 2> x, AnyState& state, View<S, 2> y, Context& context) const;
 
   /// N(0, 1) numbers, [B, T, D].
   Tensor<S, 3> random_input(Index B, Index T, unsigned seed) const;
@@ -43,26 +72,33 @@ class LayerCase {
   reference::Output<double> truth(const Tensor<S, 3>& x) const;
   reference::Output<S> literal(const Tensor<S, 3>& x) const;
 
-  /// The law's bound on an error against the truth: in double 1e-12 (1e-10 where a long FFT stands
-  /// between), in float twice the error of the literal float recurrence plus 4 eps.
+  /// The law's bound on an error against the truth: in double 1e-12 (1e-10 where the layer is
+  /// indirect), in float twice the error of the literal float recurrence plus 4 eps.
   double bound(double literal_error) const;
 
  private:
   template <class T>
   reference::Input<T> input_of(const Tensor<S, 3>& x) const;
+  Tensor<S, 3> source(Index B) const;
 
   const reference::Twin& twin_;
   reference::Input<double> input_;  // without x
   AnyMixer<S> mixer_;
 };
 
+/// Whether a long Fourier transform or a triangular inverse stands between the layer's x and y.
+bool is_indirect(std::string_view layer);
+
 /// The valid numbers of each member of a state, row after row, as the twins list them.
 std::map<std::string, std::vector<double>> valid_numbers(AnyState& state);
 
-/// Calls `body(case)` for every config of every layer.
+/// Calls `body(case)` for every config of every layer. The variable SEQMIX_LAYER of the environment
+/// leaves one.
 template <class S>
 void for_each_layer(auto&& body) {
+  const char* const only = std::getenv("SEQMIX_LAYER");
   for (const reference::Twin& twin : reference::twins()) {
+    if (only != nullptr && twin.layer != only) continue;
     for (const std::string& config : twin.configs) {
       const LayerCase<S> layer(twin, config);
       body(layer);

@@ -3,6 +3,7 @@
 #include <concepts>
 #include <limits>
 #include <memory>
+#include <span>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -56,6 +57,12 @@ enum class Form { parallel, recurrent };
 
 /// What a kernel that has two algorithms uses: the faster for the shape, or the one that is named.
 enum class Algorithm { automatic, chunked, recurrent };
+
+/// A run of tokens of one packed document: tokens [first, first + count) of the packed row continue
+/// row `row` of the state.
+struct Piece {
+  Index row = 0, first = 0, count = 0;
+};
 
 /// Scratch memory and executor of one caller. One context serves one call at a time.
 class Context {
@@ -122,6 +129,31 @@ class Context {
   /// Fills scratch with NaN when it is handed out; the default of debug builds.
   void set_poison(bool poison) { poison_ = poison; }
   Arena& arena() { return arena_; }
+
+  /// Whether the tokens of this call are documents packed in one row. Whatever continues a state
+  /// then runs on each piece of them as on a row of its own.
+  bool packed() const { return !pieces_.empty(); }
+  std::span<const Piece> pieces() const { return pieces_; }
+  /// Calls `body(piece)` for each piece, in this context, which is not packed meanwhile.
+  void for_each_piece(std::invocable<const Piece&> auto&& body) {
+    const PackedScope unpacked(*this, {});
+    for (const Piece& piece : unpacked.before()) body(piece);
+  }
+
+  /// Makes the context a packed one until the scope ends; `pieces` must outlive it.
+  class PackedScope {
+   public:
+    PackedScope(Context& context, std::span<const Piece> pieces)
+        : context_(context), before_(std::exchange(context.pieces_, pieces)) {}
+    PackedScope(const PackedScope&) = delete;
+    PackedScope& operator=(const PackedScope&) = delete;
+    ~PackedScope() { context_.pieces_ = before_; }
+    std::span<const Piece> before() const { return before_; }
+
+   private:
+    Context& context_;
+    std::span<const Piece> before_;
+  };
   /// The bytes of scratch that are held, workers included.
   Index reserved() const {
     Index total = arena_.reserved();
@@ -134,6 +166,7 @@ class Context {
   Executor* executor_ = nullptr;
   std::vector<std::unique_ptr<Context>> workers_;
   Algorithm algorithm_ = Algorithm::automatic;
+  std::span<const Piece> pieces_;
 #ifdef NDEBUG
   bool poison_ = false;
 #else

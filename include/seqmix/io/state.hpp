@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <memory>
@@ -27,9 +28,9 @@ inline DType state_dtype(const StateMember& member) {
 /// The shape that row `row` of a member has in a file.
 inline std::vector<Index> row_shape(const StateMember& member, Index tokens) {
   std::vector<Index> shape(member.shape.begin() + 1, member.shape.end());
-  if (member.kind == StateMember::Kind::appended) {
-    shape[static_cast<std::size_t>(member.axis - 1)] = tokens;
-  }
+  const auto axis = static_cast<std::size_t>(member.axis - 1);
+  if (member.kind == StateMember::Kind::appended) shape[axis] = tokens;
+  if (member.kind == StateMember::Kind::ring) shape[axis] = std::min(tokens, shape[axis]);
   return shape;
 }
 

@@ -335,6 +335,14 @@ auto long_conv_inputs(const View<const S, 3>& u, const View<const S, 3>& history
 template <class S>
 void long_conv_continue(In<S, 3> u, In<S, 3> history, In<Index, 1> past,
                         const LongFilter<S>& filter, View<S, 3> y, Context& context) {
+  if (context.packed()) {
+    return context.for_each_piece([&](const Piece& piece) {
+      long_conv_continue<S>(u.template slice<1>(piece.first, piece.count),
+                            history.template slice<0>(piece.row, 1),
+                            past.template slice<0>(piece.row, 1), filter,
+                            y.template slice<1>(piece.first, piece.count), context);
+    });
+  }
   const auto input = detail::long_conv_inputs<S>(u, history, past, filter, y);
   if (y.empty()) return;
   const Index B = y.extent(0), blocks = ceil_div(y.extent(2), simd::lanes<S>);

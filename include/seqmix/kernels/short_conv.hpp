@@ -84,6 +84,13 @@ void short_conv_row(Index width, auto&& row, const View<const S, 2>& taps, const
 template <class S>
 void short_conv(In<S, 3> x, In<S, 2> taps, In<S, 1> bias, ShortConvActivation activation,
                 Out<S, 3> history, View<S, 3> y, Context& context) {
+  if (context.packed()) {
+    return context.for_each_piece([&](const Piece& piece) {
+      short_conv<S>(x.template slice<1>(piece.first, piece.count), taps, bias, activation,
+                    history.template slice<0>(piece.row, 1),
+                    y.template slice<1>(piece.first, piece.count), context);
+    });
+  }
   const Index B = y.extent(0), T = y.extent(1), D = y.extent(2), W = taps.extent(0);
   const auto check = [D](const char* which, const auto& view, const auto& expected) {
     const Index last = view.rank - 1;

@@ -1,10 +1,12 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <typeinfo>
 #include <utility>
+#include <vector>
 
 #include "seqmix/layers/mixer.hpp"
 
@@ -66,10 +68,27 @@ class AnyState {
   std::unique_ptr<Held> held_;
 };
 
-/// Any mixer behind its verbs. Copies share the one immutable layer.
+/// A side value, or the source of a layer that reads one, by its name.
+template <class Scalar>
+struct NamedView {
+  std::string_view name;
+  View<Scalar, 3> view;
+};
+
+/// What a layer takes or gives beside x and y.
+struct SideDescription {
+  std::string name;
+  Index width = 0;
+  SideRole role = SideRole::input;
+};
+
+/// Any mixer behind its verbs. Copies share the one immutable layer. A verb that the layer does not
+/// have throws `Error`; `sides` lists its side values, in any order.
 template <class Scalar>
 class AnyMixer {
  public:
+  using Sides = std::span<const NamedView<Scalar>>;
+
   AnyMixer() = default;
   template <class Definition>
   requires std::same_as<typename Definition::Scalar, Scalar> AnyMixer(Mixer<Definition> mixer)
@@ -77,18 +96,41 @@ class AnyMixer {
 
   std::string_view name() const { return held_->name(); }
   Index d_model() const { return held_->d_model(); }
+  /// Whether the layer has a state: else `forward` is its only verb.
+  bool continues() const { return held_->continues(); }
+  /// The width of the source that states are made from; 0 where there is none.
+  Index d_source() const { return held_->d_source(); }
+  std::vector<SideDescription> sides() const { return held_->sides(); }
+
   AnyState make_state(Index batch, Index capacity = 0) const {
     return held_->make_state(batch, capacity);
   }
-  void forward(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context) const {
-    held_->forward(x, y, context);
+  AnyState make_state(View<const Scalar, 3> source, Context& context) const {
+    return held_->make_state(source, context);
   }
-  void prefill(View<const Scalar, 3> x, AnyState& state, View<Scalar, 3> y,
-               Context& context) const {
-    held_->prefill(x, state, y, context);
+  void forward(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context,
+               Sides sides = {}) const {
+    held_->forward(x, y, context, sides);
   }
-  void step(View<const Scalar, 2> x, AnyState& state, View<Scalar, 2> y, Context& context) const {
-    held_->step(x, state, y, context);
+  void forward(View<const Scalar, 3> x, View<const Scalar, 3> source, View<Scalar, 3> y,
+               Context& context, Sides sides = {}) const {
+    held_->forward(x, source, y, context, sides);
+  }
+  void forward_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens,
+                         View<Scalar, 2> y, Context& context, Sides sides = {}) const {
+    held_->forward_documents(x, cu_seqlens, y, context, sides);
+  }
+  void prefill(View<const Scalar, 3> x, AnyState& state, View<Scalar, 3> y, Context& context,
+               Sides sides = {}) const {
+    held_->prefill(x, state, y, context, sides);
+  }
+  void prefill_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens, AnyState& state,
+                         View<Scalar, 2> y, Context& context, Sides sides = {}) const {
+    held_->prefill_documents(x, cu_seqlens, state, y, context, sides);
+  }
+  void step(View<const Scalar, 2> x, AnyState& state, View<Scalar, 2> y, Context& context,
+            Sides sides = {}) const {
+    held_->step(x, state, y, context, sides);
   }
   void reset(AnyState& state, Index row) const { held_->reset(state, row); }
   void reserve(AnyState& state, Index capacity) const { held_->reserve(state, capacity); }
@@ -102,10 +144,21 @@ class AnyMixer {
     virtual ~Held() = default;
     virtual std::string_view name() const = 0;
     virtual Index d_model() const = 0;
+    virtual bool continues() const = 0;
+    virtual Index d_source() const = 0;
+    virtual std::vector<SideDescription> sides() const = 0;
     virtual AnyState make_state(Index batch, Index capacity) const = 0;
-    virtual void forward(View<const Scalar, 3>, View<Scalar, 3>, Context&) const = 0;
-    virtual void prefill(View<const Scalar, 3>, AnyState&, View<Scalar, 3>, Context&) const = 0;
-    virtual void step(View<const Scalar, 2>, AnyState&, View<Scalar, 2>, Context&) const = 0;
+    virtual AnyState make_state(View<const Scalar, 3> source, Context&) const = 0;
+    virtual void forward(View<const Scalar, 3>, View<Scalar, 3>, Context&, Sides) const = 0;
+    virtual void forward(View<const Scalar, 3>, View<const Scalar, 3> source, View<Scalar, 3>,
+                         Context&, Sides) const = 0;
+    virtual void forward_documents(View<const Scalar, 2>, View<const Index, 1> cu_seqlens,
+                                   View<Scalar, 2>, Context&, Sides) const = 0;
+    virtual void prefill(View<const Scalar, 3>, AnyState&, View<Scalar, 3>, Context&,
+                         Sides) const = 0;
+    virtual void prefill_documents(View<const Scalar, 2>, View<const Index, 1> cu_seqlens,
+                                   AnyState&, View<Scalar, 2>, Context&, Sides) const = 0;
+    virtual void step(View<const Scalar, 2>, AnyState&, View<Scalar, 2>, Context&, Sides) const = 0;
     virtual void reset(AnyState&, Index row) const = 0;
     virtual void reserve(AnyState&, Index capacity) const = 0;
     virtual void reserve(Context&, Index batch) const = 0;
@@ -113,33 +166,122 @@ class AnyMixer {
   };
   template <class Definition>
   struct Holder final : Held {
-    using State = typename Definition::State;
-    Mixer<Definition> mixer;
+    using M = Mixer<Definition>;
+    using State = typename M::State;
+    using Side = typename M::Side;
+    M mixer;
 
-    explicit Holder(Mixer<Definition> value) : mixer(std::move(value)) {}
-    State& state_of(AnyState& state) const { return state.get<State>(Definition::name); }
+    explicit Holder(M value) : mixer(std::move(value)) {}
     std::string_view name() const override { return Definition::name; }
     Index d_model() const override { return mixer.d_model(); }
+    bool continues() const override { return M::continues; }
+    Index d_source() const override {
+      if constexpr (M::reads_source) return mixer.config().d_source;
+      return 0;
+    }
+    std::vector<SideDescription> sides() const override {
+      std::vector<SideDescription> result;
+      Side side;
+      Side::visit(side, mixer.config(),
+                  [&](std::string_view side_name, View<Scalar, 3>&, Index width, SideRole role) {
+                    result.push_back({std::string(side_name), width, role});
+                  });
+      return result;
+    }
     AnyState make_state(Index batch, Index capacity) const override {
-      return AnyState::hold(mixer.make_state(batch, capacity));
+      if constexpr (M::continues && !M::reads_source) {
+        return AnyState::hold(mixer.make_state(batch, capacity));
+      } else {
+        missing(M::continues ? "state without a source" : "state");
+      }
     }
-    void forward(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context) const override {
-      mixer.forward(x, y, context);
+    AnyState make_state(View<const Scalar, 3> source, Context& context) const override {
+      if constexpr (M::reads_source) {
+        return AnyState::hold(mixer.make_state(source, context));
+      } else {
+        missing("source");
+      }
     }
-    void prefill(View<const Scalar, 3> x, AnyState& state, View<Scalar, 3> y,
-                 Context& context) const override {
-      mixer.prefill(x, state_of(state), y, context);
+    void forward(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context,
+                 Sides sides) const override {
+      if constexpr (M::reads_source) {
+        missing("forward without a source");
+      } else {
+        mixer.forward(x, y, context, find(sides));
+      }
     }
-    void step(View<const Scalar, 2> x, AnyState& state, View<Scalar, 2> y,
-              Context& context) const override {
-      mixer.step(x, state_of(state), y, context);
+    void forward(View<const Scalar, 3> x, View<const Scalar, 3> source, View<Scalar, 3> y,
+                 Context& context, Sides sides) const override {
+      if constexpr (M::reads_source) {
+        mixer.forward(x, source, y, context, find(sides));
+      } else {
+        missing("source");
+      }
     }
-    void reset(AnyState& state, Index row) const override { mixer.reset(state_of(state), row); }
+    void forward_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens,
+                           View<Scalar, 2> y, Context& context, Sides sides) const override {
+      if constexpr (M::reads_source) {
+        missing("forward without a source");
+      } else {
+        mixer.forward_documents(x, cu_seqlens, y, context, find(sides));
+      }
+    }
+    void prefill(View<const Scalar, 3> x, AnyState& state, View<Scalar, 3> y, Context& context,
+                 Sides sides) const override {
+      with_state(state, [&](auto& held) { mixer.prefill(x, held, y, context, find(sides)); });
+    }
+    void prefill_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens,
+                           AnyState& state, View<Scalar, 2> y, Context& context,
+                           Sides sides) const override {
+      with_state(state, [&](auto& held) {
+        mixer.prefill_documents(x, cu_seqlens, held, y, context, find(sides));
+      });
+    }
+    void step(View<const Scalar, 2> x, AnyState& state, View<Scalar, 2> y, Context& context,
+              Sides sides) const override {
+      with_state(state, [&](auto& held) { mixer.step(x, held, y, context, find(sides)); });
+    }
+    void reset(AnyState& state, Index row) const override {
+      with_state(state, [&](auto& held) {
+        if constexpr (M::reads_source) {
+          missing("reset: what a row reads stands in its state");
+        } else {
+          mixer.reset(held, row);
+        }
+      });
+    }
     void reserve(AnyState& state, Index capacity) const override {
-      mixer.reserve(state_of(state), capacity);
+      with_state(state, [&](auto& held) {
+        if constexpr (!M::reads_source) mixer.reserve(held, capacity);
+      });
     }
-    void reserve(Context& context, Index batch) const override { mixer.reserve(context, batch); }
+    void reserve(Context& context, Index batch) const override {
+      if constexpr (M::continues) mixer.reserve(context, batch);
+    }
     Index parameters() const override { return count_parameters(mixer.weights(), mixer.config()); }
+
+   private:
+    [[noreturn]] static void missing(std::string_view what) {
+      throw Error(std::string(Definition::name) + " has no " + std::string(what));
+    }
+    void with_state(AnyState& state, auto&& body) const {
+      if constexpr (M::continues) {
+        body(state.template get<State>(Definition::name));
+      } else {
+        missing("state");
+      }
+    }
+    /// The layer's side values out of named ones; allocates nothing.
+    Side find(Sides sides) const {
+      Side result;
+      Side::visit(result, mixer.config(),
+                  [&](std::string_view wanted, View<Scalar, 3>& view, Index, SideRole) {
+                    for (const auto& side : sides) {
+                      if (side.name == wanted) view = side.view;
+                    }
+                  });
+      return result;
+    }
   };
 
   std::shared_ptr<const Held> held_;

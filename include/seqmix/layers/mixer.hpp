@@ -15,21 +15,74 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
+/// Who writes a side value.
+enum class SideRole { input, output };
+
+/// What a layer needs or gives at each token beside x and y (RWKV-7's value residual): a definition
+/// that has some declares
+///
+///   struct Side {
+///     View<Scalar, 3> value_first;  // [B, T, D]
+///     static void visit(auto& self, const Config& c, auto&& side) {
+///       side("value_first", self.value_first, c.d_model, SideRole::input);
+///     }
+///   };
+///
+/// and takes it in `run(x, state, side, y, context)`. All others have none.
+struct NoSide {
+  static void visit(auto&, const auto&, auto&&) {}
+};
+
+namespace detail {
+
+template <class Definition>
+struct SideOf {
+  using type = NoSide;
+};
+template <class Definition>
+requires requires { typename Definition::Side; }
+struct SideOf<Definition> {
+  using type = typename Definition::Side;
+};
+
+/// The state of a definition that remembers; `NoState` of one whose every output needs all of x.
+template <class Definition>
+struct StateOf {
+  using type = NoState;
+};
+template <class Definition>
+requires requires { typename Definition::State; }
+struct StateOf<Definition> {
+  using type = typename Definition::State;
+};
+
+}  // namespace detail
+
+/// Whether the layer continues a sequence. One whose output at a token depends on later tokens has
+/// no state and `forward` alone: its definition has `run(x, y, context)`.
+template <class Definition>
+concept Continues = requires {
+  typename Definition::State;
+};
+
+/// Whether the layer reads a second sequence that stands before the first token: its definition
+/// makes the state from `source` [B, S, config.d_source].
+template <class Definition>
+concept ReadsSource = requires(const Definition& definition,
+                               View<const typename Definition::Scalar, 3> source,
+                               Context& context) {
+  { definition.make_state(source, Memory{}, context) } -> std::same_as<typename Definition::State>;
+};
+
 /// What makes a layer this layer: numbers that fix its shape and maths, weights, what the rows of a
 /// batch remember, and `run`, which continues `state` by the tokens of x [B, T, D] and writes y.
 template <class Definition>
 concept MixerDefinition = requires(const Definition& definition,
-                                   const typename Definition::Config& config,
-                                   typename Definition::State& state,
-                                   View<const typename Definition::Scalar, 3> x,
-                                   View<typename Definition::Scalar, 3> y, Context& context) {
+                                   const typename Definition::Config& config) {
   { Definition::name } -> std::convertible_to<std::string_view>;
   { config.d_model } -> std::convertible_to<Index>;
   { definition.c } -> std::convertible_to<const typename Definition::Config&>;
   { definition.w } -> std::convertible_to<const typename Definition::Weights&>;
-  { definition.make_state(Index{}, Index{}, Memory{}) } -> std::same_as<typename Definition::State>;
-  definition.template run<Form::parallel>(x, state, y, context);
-  definition.template run<Form::recurrent>(x, state, y, context);
 };
 
 /// Long sequences run in blocks of time, so that scratch does not grow with T and activations stay
@@ -61,15 +114,19 @@ Index block_rows(const Definition& definition) {
 ///
 /// The three verbs agree: for any split of a sequence into prefill pieces and steps, outputs and
 /// final state are those of one `forward`. Each checks shapes first and throws before anything is
-/// written. x and y are the same view or disjoint; their last dimension is contiguous.
+/// written. x and y are the same view or disjoint; their last dimension is contiguous. `side` holds
+/// the side values of a layer that declares some, [B, T, width] each; all others have none.
 template <MixerDefinition Definition>
 class Mixer {
  public:
   using Scalar = typename Definition::Scalar;
   using Config = typename Definition::Config;
   using Weights = typename Definition::Weights;
-  using State = typename Definition::State;
+  using State = typename detail::StateOf<Definition>::type;
+  using Side = typename detail::SideOf<Definition>::type;
   static constexpr std::string_view name = Definition::name;
+  static constexpr bool continues = Continues<Definition>;
+  static constexpr bool reads_source = ReadsSource<Definition>;
 
   /// Throws `ConfigError` on a config that no layer can have and `ShapeError` on a weight whose
   /// shape does not fit it. Projection weights are packed; the caller's handles stay as they are.
@@ -84,57 +141,126 @@ class Mixer {
 
   /// The state before the first token. `capacity`: the tokens that its caches have room for; layers
   /// without a cache ignore it.
-  State make_state(Index batch, Index capacity = 0) const {
+  State make_state(Index batch, Index capacity = 0) const requires(continues && !reads_source) {
     if (batch < 0 || capacity < 0) {
       throw ShapeError(std::string(name) + ": make_state(" + std::to_string(batch) + ", " +
                        std::to_string(capacity) + "), expected sizes of at least 0");
     }
     return definition_.make_state(batch, capacity, {});
   }
+  /// The state before the first token of rows that read `source` [B, S, d_source].
+  State make_state(View<const Scalar, 3> source, Context& context) const requires reads_source {
+    check_source(source);
+    return definition_.make_state(source, Memory{}, context);
+  }
 
   /// y [B, T, D] of a whole sequence x [B, T, D] from the initial state, by the parallel form.
-  void forward(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context) const {
-    check_views(x, y);
+  void forward(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context,
+               const Side& side = {}) const requires(!reads_source) {
+    check_views(x, y, side);
+    if (x.empty()) return;
+    if constexpr (continues) {
+      auto scope = context.scratch<Scalar>();
+      State state = definition_.make_state(x.extent(0), x.extent(1), Memory(context.arena()));
+      run_blocks(x, state, y, context, side);
+    } else {
+      definition_.run(x, y, context);
+    }
+  }
+  /// The same of a layer that reads `source` [B, S, d_source].
+  void forward(View<const Scalar, 3> x, View<const Scalar, 3> source, View<Scalar, 3> y,
+               Context& context, const Side& side = {}) const requires reads_source {
+    check_views(x, y, side);
+    check_source(source);
+    if (source.extent(0) != x.extent(0)) {
+      throw ShapeError(std::string(name) + ": source has shape " + source.shape().text() +
+                       ", expected " + std::to_string(x.extent(0)) + " rows as x has");
+    }
     if (x.empty()) return;
     auto scope = context.scratch<Scalar>();
-    State state = definition_.make_state(x.extent(0), x.extent(1), Memory(context.arena()));
-    run_blocks(x, state, y, context);
+    State state = definition_.make_state(source, Memory(context.arena()), context);
+    run_blocks(x, state, y, context, side);
+  }
+  /// Documents packed behind each other: y [T, D] of x [T, D], where document i is the tokens from
+  /// cu_seqlens[i] to cu_seqlens[i + 1] and none sees another. What is computed token by token runs
+  /// over all of them at once.
+  void forward_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens,
+                         View<Scalar, 2> y, Context& context, const Side& side = {}) const
+      requires(!reads_source) {
+    const Index documents = check_documents(x, cu_seqlens, y, side),
+                longest = longest_document(cu_seqlens);
+    if (x.empty()) return;
+    if constexpr (continues) {
+      auto scope = context.scratch<Scalar>();
+      State state = definition_.make_state(documents, longest, Memory(context.arena()));
+      run_documents(x, cu_seqlens, state, y, context, side);
+    } else {
+      for (Index i = 0; i < documents; ++i) {
+        const Index first = cu_seqlens[i], count = cu_seqlens[i + 1] - first;
+        if (count == 0) continue;
+        definition_.run(x.template slice<0>(first, count).template insert<0>(),
+                        y.template slice<0>(first, count).template insert<0>(), context);
+      }
+    }
   }
 
   /// Continues `state` by the tokens x [B, T, D], by the parallel form.
-  void prefill(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    check_views(x, y);
-    check_state(state, x.extent(0), x.extent(1));
+  void prefill(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context,
+               const Side& side = {}) const requires continues {
+    check_views(x, y, side);
+    check_state(state, x.extent(0), [&](Index) { return x.extent(1); });
     if (x.empty()) return;
-    run_blocks(x, state, y, context);
+    run_blocks(x, state, y, context, side);
+  }
+  /// Continues row i of `state` by document i of x [T, D]; see `forward_documents`.
+  void prefill_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens, State& state,
+                         View<Scalar, 2> y, Context& context,
+                         const Side& side = {}) const requires continues {
+    const Index documents = check_documents(x, cu_seqlens, y, side);
+    check_state(state, documents, [&](Index row) { return cu_seqlens[row + 1] - cu_seqlens[row]; });
+    if (x.empty()) return;
+    run_documents(x, cu_seqlens, state, y, context, side);
   }
 
   /// Continues `state` by one token a row, x [B, D], by the recurrent form. Once the context has
   /// grown, nothing is allocated and, with a serial context, nothing is locked.
-  void step(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, Context& context) const {
+  void step(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, Context& context,
+            const Side& side = {}) const requires continues {
     const auto token = x.template insert<1>();
     const auto out = y.template insert<1>();
-    check_views(token, out);
-    check_state(state, token.extent(0), 1);
+    check_views(token, out, side);
+    check_state(state, token.extent(0), [](Index) { return Index{1}; });
     if (token.empty()) return;
-    run<Form::recurrent>(token, state, out, context);
+    run<Form::recurrent>(token, state, out, context, side);
   }
 
   /// Makes the next `step` of `batch` rows free of allocation, the first one too.
-  void reserve(Context& context, Index batch) const {
-    State state = make_state(batch, 1);
+  void reserve(Context& context, Index batch) const requires continues {
+    State state = [&] {
+      if constexpr (reads_source) {
+        return make_state(Tensor<Scalar, 3>({batch, 1, definition_.c.d_source}), context);
+      } else {
+        return make_state(batch, 1);
+      }
+    }();
     Tensor<Scalar, 2> x({batch, d_model()});
-    step(x, state, x, context);
+    std::vector<Tensor<Scalar, 3>> values;
+    Side side;
+    Side::visit(side, definition_.c,
+                [&](std::string_view, View<Scalar, 3>& view, Index width, SideRole) {
+                  view = values.emplace_back(Shape<3>{batch, 1, width});
+                });
+    step(x, state, x, context, side);
   }
 
   /// Sets batch row `row` back to the state before its first token.
-  void reset(State& state, Index row) const {
+  void reset(State& state, Index row) const requires(continues && !reads_source) {
     State fresh = make_state(1, 0);
     StateMembers(state).copy_row(StateMembers(fresh), 0, row);
   }
 
   /// Gives the caches of `state` room for `capacity` tokens; what they hold is kept.
-  void reserve(State& state, Index capacity) const {
+  void reserve(State& state, Index capacity) const requires(continues && !reads_source) {
     const StateMembers members(state);
     State larger = make_state(members.batch(), capacity);
     const StateMembers larger_members(larger);
@@ -157,34 +283,68 @@ class Mixer {
     return Definition{std::move(config), std::move(weights)};
   }
 
-  Index block_length(Index batch) const {
-    return round_up(ceil_div(block_rows(definition_), batch), time_block_multiple);
-  }
-
-  void run_blocks(View<const Scalar, 3> x, State& state, View<Scalar, 3> y,
-                  Context& context) const {
-    Index block = block_length(x.extent(0));
-    if constexpr (prefers_whole_sequence<Definition>) block = x.extent(1);
-    for (Index first = 0; first < x.extent(1); first += block) {
-      const Index count = std::min(block, x.extent(1) - first);
-      run<Form::parallel>(x.template slice<1>(first, count), state,
-                          y.template slice<1>(first, count), context);
+  /// Calls `body(first, count)` for each block of time of `tokens` tokens of `batch` rows.
+  void for_each_block(Index batch, Index tokens, auto&& body) const {
+    Index block = round_up(ceil_div(block_rows(definition_), batch), time_block_multiple);
+    if constexpr (prefers_whole_sequence<Definition>) block = tokens;
+    for (Index first = 0; first < tokens; first += block) {
+      body(first, std::min(block, tokens - first));
     }
+  }
+  void run_blocks(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context,
+                  const Side& side) const {
+    for_each_block(x.extent(0), x.extent(1), [&](Index first, Index count) {
+      run<Form::parallel>(x.template slice<1>(first, count), state,
+                          y.template slice<1>(first, count), context, slice_of(side, first, count));
+    });
+  }
+  void run_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens, State& state,
+                     View<Scalar, 2> y, Context& context, const Side& side) const {
+    auto scratch = context.scratch<Piece>();
+    const View<Piece, 1> pieces = scratch(cu_seqlens.extent(0) - 1);
+    for_each_block(1, x.extent(0), [&](Index first, Index count) {
+      std::size_t n = 0;
+      for (Index row = 0; row + 1 < cu_seqlens.extent(0); ++row) {
+        const Index begin = std::max(first, cu_seqlens[row]);
+        const Index end = std::min(first + count, cu_seqlens[row + 1]);
+        if (begin < end) pieces.data()[n++] = {row, begin - first, end - begin};
+      }
+      const Context::PackedScope packed(context, {pieces.data(), n});
+      run<Form::parallel>(x.template slice<0>(first, count).template insert<0>(), state,
+                          y.template slice<0>(first, count).template insert<0>(), context,
+                          slice_of(side, first, count));
+    });
+  }
+  Side slice_of(Side side, Index first, Index count) const {
+    Side::visit(side, definition_.c, [&](std::string_view, View<Scalar, 3>& view, Index, SideRole) {
+      view = view.template slice<1>(first, count);
+    });
+    return side;
   }
 
   template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    definition_.template run<form>(x, state, y, context);
+  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context,
+           const Side& side) const {
+    if constexpr (std::same_as<Side, NoSide>) {
+      definition_.template run<form>(x, state, y, context);
+    } else {
+      definition_.template run<form>(x, state, side, y, context);
+    }
     State::visit(state, [&]<class Member>(const Name&, Member& member) {
       if constexpr (std::same_as<Member, Position>) {
-        for (Index row = 0; row < x.extent(0); ++row) member[row] += x.extent(1);
+        if (context.packed()) {
+          for (const Piece& piece : context.pieces()) member[piece.row] += piece.count;
+        } else {
+          for (Index row = 0; row < x.extent(0); ++row) member[row] += x.extent(1);
+        }
       }
     });
   }
 
-  void check_views(const View<const Scalar, 3>& x, const View<Scalar, 3>& y) const {
-    check_view("x", x.shape(), x.strides());
-    check_view("y", y.shape(), y.strides());
+  void check_views(const View<const Scalar, 3>& x, const View<Scalar, 3>& y,
+                   const Side& side) const {
+    check_view("x", x.shape(), x.strides(), d_model());
+    check_view("y", y.shape(), y.strides(), d_model());
     if (x.shape() != y.shape()) {
       throw ShapeError(std::string(name) + ": y has shape " + y.shape().text() +
                        ", expected that of x, " + x.shape().text());
@@ -192,27 +352,61 @@ class Mixer {
     if (!(x == View<const Scalar, 3>(y)) && !disjoint(x, y)) {
       throw ShapeError(std::string(name) + ": x and y overlap; they must be one view or disjoint");
     }
+    Side::visit(side, definition_.c,
+                [&](std::string_view which, const View<Scalar, 3>& view, Index width, SideRole) {
+                  const Shape<3> expected{x.extent(0), x.extent(1), width};
+                  if (view.shape() != expected) {
+                    throw ShapeError(std::string(name) + ": side value " + std::string(which) +
+                                     " has shape " + view.shape().text() + ", expected " +
+                                     expected.text());
+                  }
+                  check_view(which, view.shape(), view.strides(), width);
+                });
   }
-  void check_view(std::string_view which, const Shape<3>& shape, const Shape<3>& strides) const {
-    if (shape[0] < 0 || shape[1] < 0 || shape[2] != d_model()) {
+  void check_view(std::string_view which, const Shape<3>& shape, const Shape<3>& strides,
+                  Index width) const {
+    if (shape[0] < 0 || shape[1] < 0 || shape[2] != width) {
       throw ShapeError(std::string(name) + ": " + std::string(which) + " has shape " +
-                       shape.text() + ", expected [B, T, " + std::to_string(d_model()) + "]");
+                       shape.text() + ", expected [B, T, " + std::to_string(width) + "]");
     }
     if (shape[2] > 1 && strides[2] != 1) {
       throw ShapeError(std::string(name) + ": the last dimension of " + std::string(which) +
                        " has stride " + std::to_string(strides[2]) + ", expected 1");
     }
   }
-  /// Compares without allocating: the state of another config, batch or a full cache never runs.
-  void check_state(State& state, Index batch, Index tokens) const {
+  void check_source(const View<const Scalar, 3>& source) const requires reads_source {
+    check_view("source", source.shape(), source.strides(), definition_.c.d_source);
+  }
+  /// Returns the number of documents.
+  Index check_documents(const View<const Scalar, 2>& x, const View<const Index, 1>& cu_seqlens,
+                        const View<Scalar, 2>& y, const Side& side) const {
+    check_views(x.template insert<0>(), y.template insert<0>(), side);
+    const Index offsets = cu_seqlens.extent(0);
+    const auto expect = [&](bool holds, Index i, const std::string& expected) {
+      if (holds) return;
+      throw ShapeError(std::string(name) + ": cu_seqlens[" + std::to_string(i) + "] is " +
+                       (i < offsets ? std::to_string(cu_seqlens[i]) : "missing") + ", expected " +
+                       expected);
+    };
+    expect(offsets > 0 && cu_seqlens[0] == 0, 0, "0");
+    for (Index i = 1; i < offsets; ++i) {
+      expect(cu_seqlens[i] >= cu_seqlens[i - 1], i,
+             "at least the offset before, " + std::to_string(cu_seqlens[i - 1]));
+    }
+    expect(cu_seqlens[offsets - 1] == x.extent(0), offsets - 1,
+           "the number of tokens, " + std::to_string(x.extent(0)));
+    return offsets - 1;
+  }
+  static Index longest_document(const View<const Index, 1>& cu_seqlens) {
     Index longest = 0;
-    State::visit(state, [&]<class Member>(const Name&, Member& member) {
-      if constexpr (std::same_as<Member, Position>) {
-        for (Index row = 0; row < member.tokens.extent(0); ++row) {
-          longest = std::max(longest, member[row]);
-        }
-      }
-    });
+    for (Index i = 1; i < cu_seqlens.extent(0); ++i) {
+      longest = std::max(longest, cu_seqlens[i] - cu_seqlens[i - 1]);
+    }
+    return longest;
+  }
+  /// Compares without allocating: the state of another config, batch or a full cache never runs.
+  /// `tokens(row)` are about to come.
+  void check_state(State& state, Index batch, auto&& tokens) const {
     auto expected = expected_extents_.begin();
     State::visit(state, [&]<class Member>(const Name& member_name, Member& member) {
       const auto& shape = state_tensor(member).shape();
@@ -223,10 +417,21 @@ class Mixer {
                          shape.text() + ", expected " + std::to_string(wanted) + " on axis " +
                          std::to_string(axis));
       }
+    });
+    Index past = 0, coming = 0;  // of the row that will be longest
+    State::visit(state, [&]<class Member>(const Name&, Member& member) {
+      if constexpr (std::same_as<Member, Position>) {
+        for (Index row = 0; row < batch; ++row) {
+          if (member[row] + tokens(row) <= past + coming) continue;
+          past = member[row], coming = tokens(row);
+        }
+      }
+    });
+    State::visit(state, [&]<class Member>(const Name& member_name, Member& member) {
       if constexpr (requires { Member::axis; }) {
-        if (longest + tokens > member.capacity()) {
+        if (past + coming > member.capacity()) {
           throw CapacityError(std::string(name) + ": state " + member_name.text() + " holds " +
-                              std::to_string(longest) + " tokens, " + std::to_string(tokens) +
+                              std::to_string(past) + " tokens, " + std::to_string(coming) +
                               " more do not fit in its capacity of " +
                               std::to_string(member.capacity()) + "; reserve more");
         }
@@ -237,7 +442,25 @@ class Mixer {
   static constexpr Index any_extent = -1;
   std::vector<Index> list_expected_extents() const {
     std::vector<Index> extents;
-    State fresh = definition_.make_state(1, 1, {});
+    if constexpr (reads_source) {
+      // What the length of the source decides may be anything.
+      extents = extents_with_source(1);
+      const std::vector<Index> longer = extents_with_source(2);
+      for (std::size_t i = 0; i < extents.size(); ++i) {
+        if (extents[i] != longer[i]) extents[i] = any_extent;
+      }
+    } else if constexpr (continues) {
+      extents = extents_of(definition_.make_state(1, 1, {}));
+    }
+    return extents;
+  }
+  std::vector<Index> extents_with_source(Index length) const {
+    Context context;
+    return extents_of(definition_.make_state(Tensor<Scalar, 3>({1, length, definition_.c.d_source}),
+                                             Memory{}, context));
+  }
+  static std::vector<Index> extents_of(State fresh) {
+    std::vector<Index> extents;
     State::visit(fresh, [&]<class Member>(const Name&, Member& member) {
       const auto& shape = state_tensor(member).shape().extents;
       extents.insert(extents.end(), shape.begin(), shape.end());

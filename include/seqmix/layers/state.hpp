@@ -23,7 +23,7 @@ template <class Member>
 auto& state_tensor(Member& member) {
   if constexpr (std::same_as<Member, Position>) {
     return member.tokens;
-  } else if constexpr (requires { Member::axis; }) {
+  } else if constexpr (requires { member.entries; }) {
     return member.entries;
   } else {
     return member;
@@ -32,12 +32,13 @@ auto& state_tensor(Member& member) {
 
 /// One member of a state with its type erased; the numbers are row-major, batch first.
 struct StateMember {
-  enum class Kind { fixed, appended, position };
+  enum class Kind { fixed, appended, ring, position };
 
   std::string name;
   Kind kind = Kind::fixed;
   std::vector<Index> shape;
-  Index axis = 0;         // of an appended member: the one that grows
+  Index axis = 0;         // of an appended member or a ring: the one that counts tokens
+  Index window = 0;       // of a ring: the positions that its layer looks back on
   Index number_size = 0;  // bytes of one number
   bool integral = false;
   std::byte* data = nullptr;
@@ -49,15 +50,17 @@ struct StateMember {
   }
   Index capacity() const { return shape[static_cast<std::size_t>(axis)]; }
 
-  /// Calls `body(first byte, bytes)` for each run of bytes that holds the first `tokens` entries of
-  /// batch row `row`, in order. Members that do not grow ignore `tokens`.
+  /// Calls `body(first byte, bytes)` for each run of bytes that holds what batch row `row`
+  /// remembers of `tokens` tokens, in order: of a cache the entries that are there, else
+  /// everything.
   void for_each_run(Index row, Index tokens, auto&& body) const {
     const Index row_bytes = shape[0] == 0 ? 0 : size() / shape[0] * number_size;
     std::byte* first = data + row * row_bytes;
-    if (kind != Kind::appended) {
+    if (kind != Kind::appended && kind != Kind::ring) {
       if (row_bytes > 0) body(first, row_bytes);
       return;
     }
+    if (kind == Kind::ring) tokens = std::min(tokens, capacity());
     Index outer = 1, inner = number_size;
     for (Index i = 1; i < axis; ++i) outer *= shape[static_cast<std::size_t>(i)];
     for (std::size_t i = static_cast<std::size_t>(axis) + 1; i < shape.size(); ++i) {
@@ -78,6 +81,9 @@ class StateMembers {
       using Kind = StateMember::Kind;
       if constexpr (requires { Member::axis; }) {
         add(name.text(), Kind::appended, Member::axis, state_tensor(member));
+      } else if constexpr (requires { Member::ring_axis; }) {
+        add(name.text(), Kind::ring, Member::ring_axis, state_tensor(member));
+        list_.back().window = member.window;
       } else {
         constexpr bool counts = std::same_as<Member, Position>;
         add(name.text(), counts ? Kind::position : Kind::fixed, 0, state_tensor(member));
@@ -102,6 +108,30 @@ class StateMembers {
       if (member.kind != StateMember::Kind::position) continue;
       std::memcpy(member.data + row * member.number_size, &value, sizeof(value));
     }
+  }
+
+  /// Takes back the last tokens of `row`, so that it has seen `tokens`. Only what keeps its past
+  /// entry by entry can do so: a state with any other member throws, and a ring that has
+  /// overwritten what its layer would look back on. Then go back to a copy instead.
+  void rewind(Index row, Index tokens) const {
+    check_row("rewound", *this, row);
+    const Index seen = this->tokens(row), back = seen - tokens;
+    if (find_position() == nullptr || back < 0 || tokens < 0) {
+      throw ShapeError("rewind: row " + std::to_string(row) + " has seen " + std::to_string(seen) +
+                       " tokens, it cannot go back to " + std::to_string(tokens));
+    }
+    for (const StateMember& member : list_) {
+      if (member.kind == StateMember::Kind::fixed) {
+        throw ShapeError("rewind: state " + member.name + " does not keep its past; copy the row");
+      }
+      if (member.kind == StateMember::Kind::ring && seen > member.capacity() &&
+          back > member.capacity() - member.window) {
+        throw CapacityError("rewind: state " + member.name + " can take back " +
+                            std::to_string(member.capacity() - member.window) + " tokens, not " +
+                            std::to_string(back));
+      }
+    }
+    set_tokens(row, tokens);
   }
 
   /// The bytes that the tokens so far need, and the bytes that are held.
@@ -178,9 +208,13 @@ class StateMembers {
   template <class T, Index Rank>
   void add(std::string name, StateMember::Kind kind, Index axis, Tensor<T, Rank>& tensor) {
     const auto& extents = tensor.shape().extents;
-    list_.push_back({std::move(name), kind, std::vector<Index>(extents.begin(), extents.end()),
-                     axis, static_cast<Index>(sizeof(T)), std::integral<T>,
-                     reinterpret_cast<std::byte*>(tensor.data())});
+    list_.push_back({.name = std::move(name),
+                     .kind = kind,
+                     .shape = std::vector<Index>(extents.begin(), extents.end()),
+                     .axis = axis,
+                     .number_size = static_cast<Index>(sizeof(T)),
+                     .integral = std::integral<T>,
+                     .data = reinterpret_cast<std::byte*>(tensor.data())});
   }
   const StateMember* find_position() const {
     for (const StateMember& member : list_) {
