@@ -20,7 +20,7 @@ std::string table() {
   for (const std::string& name : registry.names()) {
     const seqmix::LayerCard& card = registry.card(name);
     text << "| `" << name << "` | " << card.title << " | " << card.paper << " | " << card.forward
-         << " | " << card.step << " | " << card.state << " | `layers/" << card.header << "` | "
+         << " | " << card.step << " | " << card.state << " | `" << card.header << "` | "
          << card.checked << " |\n";
   }
   return text.str();

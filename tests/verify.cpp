@@ -1,13 +1,17 @@
-// Checks layer files against the library: verify FILE..., or verify --list for the layers' names.
+// Checks layer files against the library: verify FILE..., verify --list for the layers' names, or
+// verify --law for how far the verbs of each layer are apart.
 // Exit status: 0 all ok, 1 a layer disagrees with its file, 2 a bad file or command.
 
+#include <algorithm>
 #include <exception>
 #include <iomanip>
 #include <iostream>
+#include <map>
 #include <sstream>
 #include <string>
 #include <vector>
 
+#include "support/compare.hpp"
 #include "support/golden.hpp"
 #include "support/layer_case.hpp"
 
@@ -30,16 +34,86 @@ int verify(const std::string& path) {
   return errors.ok() ? 0 : 1;
 }
 
+/// The largest relative errors between the verbs of a layer, over the configs of its twin and the
+/// algorithms of its parallel form.
+struct Law {
+  double forward = 0, prefill = 0, state = 0;  // each against steps
+};
+
+template <class S>
+std::map<std::string, Law> laws() {
+  using support::Index;
+  std::map<std::string, Law> result;
+  support::for_each_layer<S>([&](const support::LayerCase<S>& layer) {
+    if (!layer.continues()) return;
+    const Index T = 270;
+    const auto x = layer.random_input(2, T, 61);
+    Law& law = result[layer.name()];
+    const auto raise = [](double& largest, double value) { largest = std::max(largest, value); };
+
+    support::Context context;
+    support::Tensor<S, 3> forward(x.shape()), prefill(x.shape()), step(x.shape());
+    auto stepped = layer.make_state(2, T);
+    for (Index t = 0; t < T; ++t) {
+      layer.step(x.view().template at<1>(t), stepped, step.view().template at<1>(t), context);
+    }
+    const auto expected = support::valid_numbers(stepped);
+    for (const auto algorithm : {seqmix::Algorithm::automatic, seqmix::Algorithm::chunked}) {
+      context.set_algorithm(algorithm);
+      layer.forward(x, forward, context);
+      raise(law.forward, support::relative_error(forward.view(), step.view()));
+      auto state = layer.make_state(2, T);
+      for (Index first = 0, count = 1; first < T; first += count, count = 2 * count + 3) {
+        const Index piece = std::min(count, T - first);
+        layer.prefill(x.view().template slice<1>(first, piece), state,
+                      prefill.view().template slice<1>(first, piece), context);
+      }
+      raise(law.prefill, support::relative_error(prefill.view(), step.view()));
+      for (const auto& [member, numbers] : support::valid_numbers(state)) {
+        const auto& other = expected.at(member);
+        if (numbers == other) continue;
+        raise(law.state, support::relative_error<double, double>(numbers, other));
+      }
+    }
+  });
+  return result;
+}
+
+void print_law() {
+  const auto in_double = laws<double>(), in_float = laws<float>();
+  std::cout << "layer, then the relative error against steps of forward, prefill, final state: "
+               "double | float\n";
+  Law largest_double, largest_float;
+  const auto print = [](const std::string& name, const Law& d, const Law& f) {
+    std::cout << name << ": " << scientific(d.forward) << " " << scientific(d.prefill) << " "
+              << scientific(d.state) << " | " << scientific(f.forward) << " "
+              << scientific(f.prefill) << " " << scientific(f.state) << "\n";
+  };
+  const auto raise = [](Law& largest, const Law& law) {
+    largest = {std::max(largest.forward, law.forward), std::max(largest.prefill, law.prefill),
+               std::max(largest.state, law.state)};
+  };
+  for (const auto& [name, law] : in_double) {
+    print(name, law, in_float.at(name));
+    raise(largest_double, law), raise(largest_float, in_float.at(name));
+  }
+  print("largest", largest_double, largest_float);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   if (arguments.empty()) {
-    std::cerr << "usage: verify FILE..., or verify --list\n";
+    std::cerr << "usage: verify FILE..., verify --list, or verify --law\n";
     return 2;
   }
   if (arguments == std::vector<std::string>{"--list"}) {
     for (const std::string& name : support::registry<double>().names()) std::cout << name << "\n";
+    return 0;
+  }
+  if (arguments == std::vector<std::string>{"--law"}) {
+    print_law();
     return 0;
   }
   int status = 0;

@@ -17,6 +17,9 @@ using seqmix::AnyMixer;
 using seqmix::Context;
 using seqmix::Tensor;
 
+/// Tokens of the source of a layer that reads one.
+constexpr Index source_length = 1500;
+
 Tensor<float, 3> random_input(Index T, Index d_model) {
   std::mt19937 random(1);
   std::normal_distribution<float> normal;
@@ -24,6 +27,18 @@ Tensor<float, 3> random_input(Index T, Index d_model) {
   std::generate_n(x.data(), x.size(), [&] { return normal(random); });
   return x;
 }
+
+/// What a layer takes or gives beside x and y at each of T tokens.
+struct SideValues {
+  std::vector<seqmix::SideDescription> list;
+  std::vector<Tensor<float, 3>> values;
+  std::vector<seqmix::NamedView<float>> views;
+
+  SideValues(const AnyMixer<float>& layer, Index T) : list(layer.sides()) {
+    for (const auto& side : list) values.push_back(random_input(T, side.width));
+    for (std::size_t i = 0; i < list.size(); ++i) views.push_back({list[i].name, values[i].view()});
+  }
+};
 
 void count(benchmark::State& run, double tokens, double flops, double bytes, double limit) {
   const auto per_second = [&](double amount) {
@@ -47,44 +62,64 @@ void add_line(const LayerLine& line, const AnyMixer<float>& layer) {
     return line.layer + "/" + verb + "/B:1/T:" + std::to_string(T) +
            "/D:" + std::to_string(line.d_model);
   };
-  for (const Index T : {512, 2048, 8192, 32768}) {
-    if (T > line.longest) continue;
-    add(name("forward", T), [line, layer, T](benchmark::State& run) {
+  const auto add_forward = [&](const char* verb, Index T, seqmix::Algorithm algorithm) {
+    add(name(verb, T), [line, layer, T, algorithm](benchmark::State& run) {
       const auto x = random_input(T, line.d_model);
+      const auto source = random_input(source_length, layer.d_source());
+      const SideValues side(layer, T);
       Tensor<float, 3> y(x.shape());
       Context context;
-      layer.forward(x, y, context);
-      for (auto _ : run) layer.forward(x, y, context);
+      context.set_algorithm(algorithm);
+      const auto forward = [&] {
+        if (layer.d_source() > 0) return layer.forward(x, source, y, context);
+        layer.forward(x, y, context, side.views);
+      };
+      forward();
+      for (auto _ : run) forward();
       count(run, static_cast<double>(T), line.flops(static_cast<double>(T)), 0, fma_peak());
     });
+  };
+  for (const Index T : {512, 2048, 8192, 32768}) {
+    if (T <= line.longest) add_forward("forward", T, seqmix::Algorithm::automatic);
   }
-  add(name("prefill", 2048), [line, layer](benchmark::State& run) {
+  if (!layer.continues()) return;
+  // What `automatic` must not be slower than; equal where a layer has one algorithm.
+  add_forward("forward_chunked", 2048, seqmix::Algorithm::chunked);
+  add_forward("forward_recurrent", 2048, seqmix::Algorithm::recurrent);
+  const auto make_state = [layer](Index capacity, Context& context) {
+    if (layer.d_source() == 0) return layer.make_state(1, capacity);
+    return layer.make_state(random_input(source_length, layer.d_source()), context);
+  };
+  add(name("prefill", 2048), [line, layer, make_state](benchmark::State& run) {
     const Index T = 2048, piece = 256;
     const auto x = random_input(T, line.d_model);
+    const SideValues side(layer, piece);
     Tensor<float, 3> y(x.shape());
     Context context;
-    auto state = layer.make_state(1, T);
+    auto state = make_state(T, context);
     const auto members = state.members();
     for (auto _ : run) {
       if (members.batch() > 0) members.set_tokens(0, 0);
       for (Index t = 0; t < T; t += piece) {
-        layer.prefill(x.view().slice<1>(t, piece), state, y.view().slice<1>(t, piece), context);
+        layer.prefill(x.view().slice<1>(t, piece), state, y.view().slice<1>(t, piece), context,
+                      side.views);
       }
     }
     count(run, static_cast<double>(T), line.flops(static_cast<double>(T)), 0, fma_peak());
   });
-  add(name("step", line.position), [line, layer](benchmark::State& run) {
+  add(name("step", line.position), [line, layer, make_state](benchmark::State& run) {
     const auto x = random_input(std::max<Index>(line.position, 1), line.d_model);
+    const SideValues side(layer, 1), past(layer, line.position);
     Tensor<float, 3> y(x.shape());
     Context context;
-    auto state = layer.make_state(1, line.position + 1);
-    if (line.position > 0) layer.prefill(x, state, y, context);
+    auto state = make_state(line.position + 1, context);
+    if (line.position > 0) layer.prefill(x, state, y, context, past.views);
     const auto members = state.members();
     const auto token = x.view().at<1>(0);
     const auto out = y.view().at<1>(0);
     for (auto _ : run) {
       if (members.batch() > 0) members.set_tokens(0, line.position);
-      layer.step(token, state, out, context);
+      layer.step(token, state, out, context, side.views);
     }
     const double bytes = 4 * line.step_numbers(static_cast<double>(line.position));
     count(run, 1, bytes / 2, bytes, read_bandwidth(static_cast<Index>(bytes)));

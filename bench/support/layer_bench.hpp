@@ -7,7 +7,8 @@
 #include "seqmix/io/registry.hpp"
 
 // One line a layer gives its benchmarks: `<layer>/<verb>/B:1/T:<tokens>/D:<width>`, float, one
-// thread. forward and prefill: T tokens. step: one token after T others.
+// thread. forward and prefill: T tokens. step: one token after T others. Layers without a state
+// have forward alone; a source, where one is read, has 1500 tokens.
 //
 //   taskset -c 0 bench_linear --benchmark_repetitions=9 --benchmark_report_aggregates_only
 //

@@ -61,7 +61,7 @@ template class SideValues<double>;
 template <class S>
 LayerCase<S>::LayerCase(const reference::Twin& twin, const std::string& config, unsigned seed)
     : twin_(twin) {
-  input_.config = seqmix::parse_json(config, twin.layer);
+  input_.config = registry<S>().complete_config(twin.layer, seqmix::parse_json(config, twin.layer));
   const auto weights = random_layer_weights(registry<S>(), twin.layer, input_.config, seed);
   mixer_ = registry<S>().make(twin.layer, input_.config, weights, "");
   for (const std::string& name : weights.names()) {
@@ -69,8 +69,14 @@ LayerCase<S>::LayerCase(const reference::Twin& twin, const std::string& config, 
     Array<double>& weight = input_.weights[name];
     weight = Array<double>(flat.shape);
     flat.shape = {static_cast<Index>(weight.numbers.size())};
-    const auto numbers = flat.parameter<double, 1>({flat.shape[0]});
-    std::copy_n(numbers.data(), numbers.size(), weight.numbers.begin());
+    const auto copy_numbers = [&](const auto& numbers) {
+      std::copy_n(numbers.data(), numbers.size(), weight.numbers.begin());
+    };
+    if (flat.dtype == seqmix::DType::i64) {
+      copy_numbers(flat.integers());
+    } else {
+      copy_numbers(flat.parameter<double, 1>({flat.shape[0]}));
+    }
   }
 }
 

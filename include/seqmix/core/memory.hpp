@@ -106,6 +106,8 @@ class Memory {
   Memory() = default;
   explicit Memory(Arena& arena) : arena_(&arena) {}
 
+  /// Whether what lives here ends with the call that made it, so that no later one goes on from it.
+  bool ends_with_call() const { return arena_ != nullptr; }
   void* allocate(Index bytes) const {
     if (arena_ != nullptr) return arena_->allocate(bytes);
     return ::operator new (static_cast<std::size_t>(bytes),

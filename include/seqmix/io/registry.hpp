@@ -20,7 +20,7 @@ struct LayerCard {
   std::string_view forward;  // cost of T tokens
   std::string_view step;     // cost of one token
   std::string_view state;    // numbers that a stream remembers
-  std::string_view header;   // below seqmix/layers/
+  std::string_view header;   // below seqmix/
   std::string_view checked;  // the published code that the golden files come from
 };
 
@@ -37,7 +37,7 @@ class Registry {
               [](const Json& config, const StoredTensors& tensors, std::string_view prefix) {
                 return AnyMixer<Scalar>(make_layer<Mixer<Definition>>(config, tensors, prefix));
               },
-              &visit_parameters_of<Definition>});
+              &visit_parameters_of<Definition>, &complete_config_of<Definition>});
   }
 
   std::vector<std::string> names() const {
@@ -65,12 +65,25 @@ class Registry {
     find(name).visit(config, visit);
   }
 
+  /// `config` with every field that it leaves out at its default.
+  Json complete_config(const std::string& name, const Json& config) const {
+    return find(name).complete(config);
+  }
+
  private:
   struct Entry {
     LayerCard card;
     AnyMixer<Scalar> (*make)(const Json&, const StoredTensors&, std::string_view prefix);
     void (*visit)(const Json&, const VisitShape&);
+    Json (*complete)(const Json&);
   };
+
+  template <class Definition>
+  static Json complete_config_of(const Json& json) {
+    typename Definition::Config config;
+    read_config(json, config, Definition::name);
+    return write_config(config);
+  }
 
   template <class Definition>
   static void visit_parameters_of(const Json& json, const VisitShape& visit) {

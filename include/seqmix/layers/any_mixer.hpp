@@ -228,31 +228,35 @@ class AnyMixer {
     }
     void prefill(View<const Scalar, 3> x, AnyState& state, View<Scalar, 3> y, Context& context,
                  Sides sides) const override {
-      with_state(state, [&](auto& held) { mixer.prefill(x, held, y, context, find(sides)); });
+      with_state(state, [&](const auto& layer, auto& held) {
+        layer.prefill(x, held, y, context, find(sides));
+      });
     }
     void prefill_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens,
                            AnyState& state, View<Scalar, 2> y, Context& context,
                            Sides sides) const override {
-      with_state(state, [&](auto& held) {
-        mixer.prefill_documents(x, cu_seqlens, held, y, context, find(sides));
+      with_state(state, [&](const auto& layer, auto& held) {
+        layer.prefill_documents(x, cu_seqlens, held, y, context, find(sides));
       });
     }
     void step(View<const Scalar, 2> x, AnyState& state, View<Scalar, 2> y, Context& context,
               Sides sides) const override {
-      with_state(state, [&](auto& held) { mixer.step(x, held, y, context, find(sides)); });
+      with_state(state, [&](const auto& layer, auto& held) {
+        layer.step(x, held, y, context, find(sides));
+      });
     }
     void reset(AnyState& state, Index row) const override {
-      with_state(state, [&](auto& held) {
+      with_state(state, [&](const auto& layer, auto& held) {
         if constexpr (M::reads_source) {
           missing("reset: what a row reads stands in its state");
         } else {
-          mixer.reset(held, row);
+          layer.reset(held, row);
         }
       });
     }
     void reserve(AnyState& state, Index capacity) const override {
-      with_state(state, [&](auto& held) {
-        if constexpr (!M::reads_source) mixer.reserve(held, capacity);
+      with_state(state, [&](const auto& layer, auto& held) {
+        if constexpr (!M::reads_source) layer.reserve(held, capacity);
       });
     }
     void reserve(Context& context, Index batch) const override {
@@ -264,9 +268,10 @@ class AnyMixer {
     [[noreturn]] static void missing(std::string_view what) {
       throw Error(std::string(Definition::name) + " has no " + std::string(what));
     }
+    // `body` takes the mixer too: what depends on it is checked only where there is a state.
     void with_state(AnyState& state, auto&& body) const {
       if constexpr (M::continues) {
-        body(state.template get<State>(Definition::name));
+        body(mixer, state.template get<State>(Definition::name));
       } else {
         missing("state");
       }

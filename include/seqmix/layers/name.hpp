@@ -14,27 +14,29 @@ class Name {
  public:
   constexpr Name(const char* text) : text_(text) {}
   constexpr Name(std::string_view text) : text_(text) {}
-  /// `list.number.text`: a parameter of one part of a list.
-  constexpr Name(std::string_view list, Index number, std::string_view text)
+  /// `list.number.text`: a parameter of one part of a list; `list.number`: the part.
+  constexpr Name(std::string_view list, Index number, std::string_view text = {})
       : list_(list), number_(number), text_(text) {}
 
-  /// This name as seen from a parent that calls the part `prefix`. The parent's name must outlive
-  /// it.
+  /// This name as seen from a parent that calls the part `prefix`. Both names must outlive it.
   constexpr Name within(const Name& prefix) const {
-    Name result = *this;
-    result.prefix_ = &prefix;
+    Name result("");
+    result.prefix_ = &prefix, result.inner_ = this;
     return result;
   }
   std::string text() const {
-    std::string result = prefix_ == nullptr ? std::string() : prefix_->text() + ".";
+    if (inner_ != nullptr) return prefix_->text() + "." + inner_->text();
+    std::string result;
     if (!list_.empty()) {
-      result.append(list_).append(".").append(std::to_string(number_)).append(".");
+      result.append(list_).append(".").append(std::to_string(number_));
+      if (!text_.empty()) result.append(".");
     }
     return result.append(text_);
   }
 
  private:
   const Name* prefix_ = nullptr;
+  const Name* inner_ = nullptr;
   std::string_view list_;
   Index number_ = 0;
   std::string_view text_;

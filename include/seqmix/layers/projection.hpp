@@ -1,6 +1,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <memory>
 #include <type_traits>
 
 #include "seqmix/core/context.hpp"
@@ -37,6 +38,33 @@ class ProjectionWeight {
  private:
   Parameter<Scalar, 2> plain_;
   PackedMatrix<Scalar> packed_;
+};
+
+/// The same of a convolution with one tap, [out, in, 1].
+template <class Scalar>
+class PointwiseWeight : public ProjectionWeight<Scalar> {
+ public:
+  static constexpr Index rank = 3;
+
+  PointwiseWeight() = default;
+  PointwiseWeight(Parameter<Scalar, 3> plain)
+      : ProjectionWeight<Scalar>(Parameter<Scalar, 2>(
+            View<const Scalar, 2>(plain.data(), {plain.extent(0), plain.extent(1)}),
+            std::make_shared<const Parameter<Scalar, 3>>(plain))),
+        taps_(plain.extent(2)) {}
+
+  Shape<3> shape() const {
+    const Shape<2> matrix = ProjectionWeight<Scalar>::shape();
+    return {matrix[0], matrix[1], taps_};
+  }
+  Tensor<Scalar, 3> to_tensor() const {
+    Tensor<Scalar, 3> numbers(shape());
+    copy(ProjectionWeight<Scalar>::to_tensor().view(), numbers.view().template at<2>(0));
+    return numbers;
+  }
+
+ private:
+  Index taps_ = 1;
 };
 
 /// y = W x + b, PyTorch's `Linear`.

@@ -20,10 +20,6 @@ void resize_parts(std::vector<Part>& parts, Index count) {
 template <class Part>
 void resize_parts(const std::vector<Part>&, Index) {}
 
-/// Says that a size of a config may be zero; every other size must be positive.
-struct ZeroIsLegal {};
-inline constexpr ZeroIsLegal zero_is_legal;
-
 /// Throws `ConfigError` where a size of `config` is not positive or its own `check` objects.
 template <class Config>
 void check_config(std::string_view layer, const Config& config) {
