@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
@@ -186,4 +187,57 @@ TEST_CASE("rope says what does not fit", "[rope]") {
   Tensor<float, 4> empty({0, 3, 1, 6});
   CHECK_NOTHROW(rope(empty.view(), RotaryFrequencies(6, 10), positions({}),
                      RotaryLayout::half_split, context));
+}
+
+TEST_CASE("frequencies of longer contexts", "[rope]") {
+  const Index d = 64;
+  const double base = 10000, factor = 4;
+  const auto angles = [&](RopeScaling kind, double by) {
+    return RotaryFrequencies(d, base, {.kind = kind, .factor = by, .original_length = 2048})
+        .angles();
+  };
+  const auto plain = RotaryFrequencies(d, base).angles();
+  const auto near = [](double a, double b) { return std::abs(a - b) <= 1e-14 * std::abs(b); };
+  for (const RopeScaling kind : {RopeScaling::none, RopeScaling::linear, RopeScaling::ntk,
+                                 RopeScaling::yarn, RopeScaling::llama3}) {
+    const auto unscaled = angles(kind, 1), scaled = angles(kind, factor);
+    for (std::size_t n = 0; n < plain.size(); ++n) {
+      CHECK(near(unscaled[n], plain[n]));
+      CHECK(scaled[n] <= plain[n] * (1 + 1e-14));
+      CHECK(scaled[n] * factor >= plain[n] * (1 - 1e-14));
+    }
+    // The fastest pair is kept, the slowest divided, but by what divides all or none.
+    CHECK(near(scaled[0], kind == RopeScaling::linear ? plain[0] / factor : plain[0]));
+    CHECK(near(scaled[31], kind == RopeScaling::none ? plain[31] : plain[31] / factor));
+  }
+  const auto changed_base = RotaryFrequencies(d, base * std::pow(factor, 64.0 / 62)).angles();
+  const auto ntk = angles(RopeScaling::ntk, factor);
+  for (std::size_t n = 0; n < plain.size(); ++n) CHECK(near(ntk[n], changed_base[n]));
+
+  // YaRN multiplies cos and sin; rotation keeps norms otherwise.
+  Context context;
+  auto x = random_tensor<double, 4>({1, 40, 1, d}, 1);
+  const auto before = x;
+  rope(x.view(),
+       RotaryFrequencies(d, base,
+                         {.kind = RopeScaling::yarn, .factor = factor, .original_length = 2048}),
+       positions({5}), RotaryLayout::half_split, context);
+  for (Index t = 0; t < 40; ++t) {
+    double norm = 0, norm_before = 0;
+    for (Index i = 0; i < d; ++i) {
+      norm += x(0, t, 0, i) * x(0, t, 0, i), norm_before += before(0, t, 0, i) * before(0, t, 0, i);
+    }
+    CHECK(std::abs(std::sqrt(norm / norm_before) - (0.1 * std::log(factor) + 1)) < 1e-13);
+  }
+}
+
+TEST_CASE("positions stop at the last", "[rope]") {
+  Context context;
+  const RotaryFrequencies frequencies(6, 100);
+  auto x = random_tensor<double, 4>({1, 50, 1, 6}, 2);
+  for (Index t = 1; t < 50; ++t) copy(x[0][0], x[0][t]);
+  auto stopped = x;
+  rope(x.view(), frequencies, positions({3}), RotaryLayout::half_split, context);
+  rope(stopped.view(), frequencies, positions({3}), RotaryLayout::half_split, context, 20);
+  for (Index t = 0; t < 50; ++t) CHECK(same_bits(stopped[0][t], x[0][std::min<Index>(t, 17)]));
 }

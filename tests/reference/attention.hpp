@@ -2,78 +2,226 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
+#include <utility>
 
 #include "reference/twin.hpp"
 
 namespace reference {
 
-/// Vaswani et al. 2017, arXiv:1706.03762, eq. 1, with rotary positions (arXiv:2104.09864, eq. 34).
+/// A setting of softmax attention that a config need not name.
 template <class S>
-Output<S> attention(const Input<S>& in) {
-  const Index B = in.B(), T = in.T(), H = in.size("n_heads"), G = in.size("n_kv_heads");
+double number_or(const Input<S>& in, const char* field, double otherwise) {
+  return in.config.value(field, otherwise);
+}
+template <class S>
+bool flag_or(const Input<S>& in, const char* field, bool otherwise) {
+  return in.config.value(field, otherwise);
+}
+template <class S>
+std::string text_or(const Input<S>& in, const char* field, const char* otherwise) {
+  return in.config.value(field, std::string(otherwise));
+}
+
+/// The angle of pair n of `rotary / 2` and the factor of its cos and sin. Peng et al. 2023,
+/// arXiv:2309.00071, section 3; Llama team 2024, arXiv:2407.21783.
+template <class S>
+std::pair<double, double> rotary_pair(const Input<S>& in, Index n) {
+  const std::string kind = text_or(in, "rope_scaling", "none");
+  const double d = in.number("rotary_dim"), base = in.number("rope_theta");
+  const double s = number_or(in, "rope_factor", 1), L = number_or(in, "rope_original_length", 0);
+  const double i = static_cast<double>(n), two_pi = 2 * std::numbers::pi;
+  const double theta = std::pow(base, -2 * i / d);
+  if (kind == "linear") return {theta / s, 1};
+  if (kind == "ntk") return {std::pow(base * std::pow(s, d / (d - 2)), -2 * i / d), 1};
+  if (kind == "llama3") {
+    const double low = number_or(in, "rope_low_freq_factor", 1);
+    const double high = number_or(in, "rope_high_freq_factor", 4);
+    const double wavelength = two_pi / theta;
+    if (wavelength < L / high) return {theta, 1};
+    if (wavelength > L / low) return {theta / s, 1};
+    const double smooth = (L / wavelength - low) / (high - low);
+    return {(1 - smooth) * theta / s + smooth * theta, 1};
+  }
+  if (kind == "yarn") {
+    const auto bound = [&](double turns) {
+      return d * std::log(L / (turns * two_pi)) / (2 * std::log(base));
+    };
+    const double low = std::max(std::floor(bound(number_or(in, "rope_beta_fast", 32))), 0.0);
+    double high = std::min(std::ceil(bound(number_or(in, "rope_beta_slow", 1))), d - 1);
+    if (low == high) high += 0.001;
+    const double ramp = std::min(std::max((i - low) / (high - low), 0.0), 1.0);
+    const double given = number_or(in, "rope_attention_factor", 0);
+    return {theta / s * ramp + theta * (1 - ramp), given > 0 ? given : 0.1 * std::log(s) + 1};
+  }
+  return {theta, 1};
+}
+
+/// Rotates each head of one token to position t. Su et al. 2021, arXiv:2104.09864, eq. 34.
+template <class S>
+void rotate(const Input<S>& in, std::vector<S>& heads, Index t) {
   const Index K = in.size("head_dim"), rotary = in.size("rotary_dim");
-  const auto bias = [&](const char* name) {
-    return in.flag("qkv_bias") ? &in.weight(name) : nullptr;
-  };
-  const auto rotate = [&](std::vector<S>& heads, Index t) {
-    for (Index first = 0; first < static_cast<Index>(heads.size()); first += K) {
-      for (Index i = 0; i < rotary / 2; ++i) {
-        const double angle = static_cast<double>(t) *
-                             std::pow(in.number("rope_theta"),
-                                      -2.0 * static_cast<double>(i) / static_cast<double>(rotary));
-        const bool interleaved = in.flag("rope_interleaved");
-        S& a = heads[static_cast<std::size_t>(first + (interleaved ? 2 * i : i))];
-        S& b = heads[static_cast<std::size_t>(first + (interleaved ? 2 * i + 1 : i + rotary / 2))];
-        const S cosine = static_cast<S>(std::cos(angle)), sine = static_cast<S>(std::sin(angle));
-        const S turned = a * cosine - b * sine;
-        b = a * sine + b * cosine;
-        a = turned;
-      }
-    }
-  };
-  Output<S> out{in.x, {}};
-  Array<S> keys({B, G, T, K}), values({B, G, T, K});
-  Array<S> position({B});
-  for (Index b = 0; b < B; ++b) {
-    position(b) = static_cast<S>(T);
-    for (Index t = 0; t < T; ++t) {
-      const auto x = token(in.x, b, t);
-      auto q = linear<S>(in.weight("q_proj.weight"), bias("q_proj.bias"), x);
-      auto k = linear<S>(in.weight("k_proj.weight"), bias("k_proj.bias"), x);
-      const auto v = linear<S>(in.weight("v_proj.weight"), bias("v_proj.bias"), x);
-      rotate(q, t), rotate(k, t);
-      for (Index g = 0; g < G; ++g) {
-        for (Index i = 0; i < K; ++i) {
-          keys(b, g, t, i) = k[static_cast<std::size_t>(g * K + i)];
-          values(b, g, t, i) = v[static_cast<std::size_t>(g * K + i)];
-        }
-      }
-      std::vector<S> o(static_cast<std::size_t>(H * K));
-      for (Index h = 0; h < H; ++h) {
-        const Index g = h / (H / G);
-        std::vector<S> score(static_cast<std::size_t>(t + 1));
-        for (Index j = 0; j <= t; ++j) {
-          S dot = 0;
-          for (Index i = 0; i < K; ++i) {
-            dot += q[static_cast<std::size_t>(h * K + i)] * keys(b, g, j, i);
-          }
-          score[static_cast<std::size_t>(j)] = dot / std::sqrt(static_cast<S>(K));
-        }
-        const S largest = *std::max_element(score.begin(), score.end());
-        S total = 0;
-        for (S& value : score) total += value = std::exp(value - largest);
-        for (Index i = 0; i < K; ++i) {
-          S sum = 0;
-          for (Index j = 0; j <= t; ++j) {
-            sum += score[static_cast<std::size_t>(j)] * values(b, g, j, i);
-          }
-          o[static_cast<std::size_t>(h * K + i)] = sum / total;
-        }
-      }
-      set_token(out.y, b, t, linear<S>(in.weight("o_proj.weight"), nullptr, o));
+  for (Index first = 0; first < static_cast<Index>(heads.size()); first += K) {
+    for (Index i = 0; i < rotary / 2; ++i) {
+      const auto [theta, factor] = rotary_pair(in, i);
+      const double angle = static_cast<double>(t) * theta;
+      const bool interleaved = in.flag("rope_interleaved");
+      S& a = heads[static_cast<std::size_t>(first + (interleaved ? 2 * i : i))];
+      S& b = heads[static_cast<std::size_t>(first + (interleaved ? 2 * i + 1 : i + rotary / 2))];
+      const S cosine = static_cast<S>(factor * std::cos(angle));
+      const S sine = static_cast<S>(factor * std::sin(angle));
+      const S turned = a * cosine - b * sine;
+      b = a * sine + b * cosine;
+      a = turned;
     }
   }
-  out.state = {{"position", position}, {"keys", keys}, {"values", values}};
+}
+
+/// x / sqrt(mean(x²) + eps) ⊙ weight over each stretch of the weight's length.
+template <class S>
+void normalise(std::vector<S>& x, const Array<S>& weight, double eps) {
+  const std::size_t width = weight.numbers.size();
+  for (std::size_t first = 0; first < x.size(); first += width) {
+    S square = 0;
+    for (std::size_t i = 0; i < width; ++i) square += x[first + i] * x[first + i];
+    const S root = std::sqrt(square / static_cast<S>(width) + static_cast<S>(eps));
+    for (std::size_t i = 0; i < width; ++i) x[first + i] = x[first + i] / root * weight.numbers[i];
+  }
+}
+
+/// The queries, keys and values of one token before rotation.
+template <class S>
+struct TokenHeads {
+  std::vector<S> q, k, v;
+
+  TokenHeads(const Input<S>& in, const std::vector<S>& x) {
+    const auto bias = [&](const char* name) {
+      return in.flag("qkv_bias") ? &in.weight(name) : nullptr;
+    };
+    q = linear<S>(in.weight("q_proj.weight"), bias("q_proj.bias"), x);
+    k = linear<S>(in.weight("k_proj.weight"), bias("k_proj.bias"), x);
+    v = linear<S>(in.weight("v_proj.weight"), bias("v_proj.bias"), x);
+    if (text_or(in, "qk_norm", "none") == "none") return;
+    const double eps = number_or(in, "qk_norm_eps", 1e-6);
+    normalise(q, in.weight("q_norm.weight"), eps), normalise(k, in.weight("k_norm.weight"), eps);
+  }
+};
+
+/// The score of query head h and a key.
+template <class S>
+S attention_score(const Input<S>& in, const S* query, const S* key, Index h, Index distance) {
+  const Index K = in.size("head_dim"), H = in.size("n_heads");
+  S score = 0;
+  for (Index i = 0; i < K; ++i) score += query[i] * key[i];
+  const double scale = number_or(in, "score_scale", 0), cap = number_or(in, "soft_cap", 0);
+  score = scale > 0 ? score * static_cast<S>(scale) : score / std::sqrt(static_cast<S>(K));
+  if (flag_or(in, "alibi", false)) {
+    // Press et al. 2021, arXiv:2108.12409: a geometric sequence, of the power of two below H, then
+    // odd members of that of the power above.
+    Index power = 1;
+    while (2 * power <= H) power *= 2;
+    const double exponent =
+        h < power ? static_cast<double>(h + 1) / static_cast<double>(power)
+                  : (2 * static_cast<double>(h - power) + 1) / (2 * static_cast<double>(power));
+    score -= static_cast<S>(std::pow(2.0, -8 * exponent)) * static_cast<S>(std::abs(distance));
+  }
+  return cap > 0 ? static_cast<S>(cap) * std::tanh(score / static_cast<S>(cap)) : score;
+}
+
+/// Σ softmax(score) value over lists of scores and values, [K].
+template <class S>
+std::vector<S> softmax_mean(std::vector<S> score, const std::vector<const S*>& value, Index K) {
+  std::vector<S> o(static_cast<std::size_t>(K));
+  const S largest = *std::max_element(score.begin(), score.end());
+  S total = 0;
+  for (S& s : score) total += s = std::exp(s - largest);
+  for (Index i = 0; i < K; ++i) {
+    S sum = 0;
+    for (std::size_t j = 0; j < score.size(); ++j) sum += score[j] * value[j][i];
+    o[static_cast<std::size_t>(i)] = sum / total;
+  }
+  return o;
+}
+
+/// One row of attention: token t sees the tokens j with `sees(t, j)`, and of such a pair the query
+/// is rotated to `slot(t, t)`, the key to `slot(t, j)`.
+template <class S>
+void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& slot, Output<S>& out) {
+  const Index T = in.T(), H = in.size("n_heads"), G = in.size("n_kv_heads");
+  const Index K = in.size("head_dim");
+  std::vector<TokenHeads<S>> tokens;
+  for (Index t = 0; t < T; ++t) tokens.emplace_back(in, token(in.x, b, t));
+  for (Index t = 0; t < T; ++t) {
+    std::vector<S> q = tokens[static_cast<std::size_t>(t)].q;
+    rotate(in, q, slot(t, t));
+    std::vector<Index> seen;
+    std::vector<std::vector<S>> keys;
+    for (Index j = 0; j < T; ++j) {
+      if (!sees(t, j)) continue;
+      seen.push_back(j);
+      keys.push_back(tokens[static_cast<std::size_t>(j)].k);
+      rotate(in, keys.back(), slot(t, j));
+    }
+    std::vector<S> o;
+    for (Index h = 0; h < H; ++h) {
+      const Index g = h / (H / G);
+      std::vector<S> score;
+      std::vector<const S*> value;
+      for (std::size_t n = 0; n < seen.size(); ++n) {
+        score.push_back(
+            attention_score(in, q.data() + h * K, keys[n].data() + g * K, h, t - seen[n]));
+        value.push_back(tokens[static_cast<std::size_t>(seen[n])].v.data() + g * K);
+      }
+      const std::vector<S> head = softmax_mean(score, value, K);
+      o.insert(o.end(), head.begin(), head.end());
+    }
+    const Array<S>* const bias = flag_or(in, "o_bias", false) ? &in.weight("o_proj.bias") : nullptr;
+    set_token(out.y, b, t, linear<S>(in.weight("o_proj.weight"), bias, o));
+  }
+}
+
+/// Keys and values of the tokens of `list`, [B, G, entries, K], keys rotated to their positions.
+template <class S>
+std::pair<Array<S>, Array<S>> cached(const Input<S>& in, const std::vector<Index>& list) {
+  const Index B = in.B(), G = in.size("n_kv_heads"), K = in.size("head_dim");
+  const auto count = static_cast<Index>(list.size());
+  Array<S> keys({B, G, count, K}), values({B, G, count, K});
+  for (Index b = 0; b < B; ++b) {
+    for (Index n = 0; n < count; ++n) {
+      const Index t = list[static_cast<std::size_t>(n)];
+      if (t < 0) continue;
+      TokenHeads<S> heads(in, token(in.x, b, t));
+      rotate(in, heads.k, t);
+      for (Index g = 0; g < G; ++g) {
+        for (Index i = 0; i < K; ++i) {
+          keys(b, g, n, i) = heads.k[static_cast<std::size_t>(g * K + i)];
+          values(b, g, n, i) = heads.v[static_cast<std::size_t>(g * K + i)];
+        }
+      }
+    }
+  }
+  return {keys, values};
+}
+
+template <class S>
+Array<S> all_at(const Input<S>& in) {
+  Array<S> position({in.B()});
+  for (S& tokens : position.numbers) tokens = static_cast<S>(in.T());
+  return position;
+}
+
+/// Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
+template <class S>
+Output<S> attention(const Input<S>& in) {
+  Output<S> out{in.x, {}};
+  for (Index b = 0; b < in.B(); ++b) {
+    attention_row(
+        in, b, [](Index t, Index j) { return j <= t; }, [](Index, Index j) { return j; }, out);
+  }
+  std::vector<Index> list;
+  for (Index t = 0; t < in.T(); ++t) list.push_back(t);
+  const auto [keys, values] = cached(in, list);
+  out.state = {{"position", all_at(in)}, {"keys", keys}, {"values", values}};
   return out;
 }
 
@@ -85,6 +233,145 @@ inline const std::vector<std::string> attention_configs{
     R"({"d_model": 30, "n_heads": 5, "n_kv_heads": 1, "head_dim": 34, "rotary_dim": 34,
         "rope_theta": 500000, "rope_interleaved": false, "qkv_bias": true})",
     R"({"d_model": 12, "n_heads": 2, "n_kv_heads": 2, "head_dim": 5, "rotary_dim": 0,
-        "rope_theta": 10000, "rope_interleaved": false, "qkv_bias": false})"};
+        "rope_theta": 10000, "rope_interleaved": false, "qkv_bias": false})",
+    R"({"d_model": 13, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "rotary_dim": 6,
+        "rope_theta": 10000, "rope_interleaved": false, "qkv_bias": false, "qk_norm": "head",
+        "qk_norm_eps": 0.01, "soft_cap": 2.5, "score_scale": 0.3, "rope_scaling": "linear",
+        "rope_factor": 3.0})",
+    R"({"d_model": 14, "n_heads": 6, "n_kv_heads": 3, "head_dim": 3, "rotary_dim": 0,
+        "rope_theta": 10000, "rope_interleaved": false, "qkv_bias": true, "o_bias": true,
+        "qk_norm": "projection", "alibi": true})",
+    R"({"d_model": 11, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "rotary_dim": 16,
+        "rope_theta": 1000, "rope_interleaved": false, "qkv_bias": false, "rope_scaling": "yarn",
+        "rope_factor": 4.0, "rope_original_length": 64, "rope_beta_fast": 8, "rope_beta_slow": 1})",
+    R"({"d_model": 11, "n_heads": 2, "n_kv_heads": 1, "head_dim": 14, "rotary_dim": 12,
+        "rope_theta": 1000, "rope_interleaved": true, "qkv_bias": false, "rope_scaling": "llama3",
+        "rope_factor": 8.0, "rope_original_length": 50})",
+    R"({"d_model": 11, "n_heads": 2, "n_kv_heads": 2, "head_dim": 10, "rotary_dim": 10,
+        "rope_theta": 10000, "rope_interleaved": false, "qkv_bias": false, "rope_scaling": "ntk",
+        "rope_factor": 2.5})"};
+
+/// Jiang et al. 2023, arXiv:2310.06825, section 2; with sinks Xiao et al. 2023, arXiv:2309.17453,
+/// where each visible token stands in a slot of the cache and is rotated to it.
+template <class S>
+Output<S> sliding_window_attention(const Input<S>& in) {
+  const Index T = in.T(), W = in.size("window"), step = in.size("dilation");
+  const Index sinks = in.size("n_sinks");
+  const auto sees = [&](Index t, Index j) {
+    return j <= t && (j < sinks || (t - j < W * step && (t - j) % step == 0));
+  };
+  const auto slot = [&](Index t, Index j) {
+    const bool full = t >= sinks + W;
+    return sinks == 0 || !full || j < sinks ? j : sinks + j - (t - W + 1);
+  };
+  Output<S> out{in.x, {}};
+  for (Index b = 0; b < in.B(); ++b) attention_row(in, b, sees, slot, out);
+
+  const Index reach = (W - 1) * step + 1 + in.size("max_rollback");
+  const Index rows = (reach + step - 1) / step * step;
+  std::vector<Index> ring(static_cast<std::size_t>(std::min(T, rows)));
+  for (Index t = 0; t < T; ++t) ring[static_cast<std::size_t>(t % rows)] = t;
+  const auto [keys, values] = cached(in, ring);
+  out.state = {{"position", all_at(in)}, {"keys", keys}, {"values", values}};
+  if (sinks == 0) return out;
+  std::vector<Index> first(static_cast<std::size_t>(sinks), -1);  // a token that is not there: 0
+  for (Index t = 0; t < std::min(T, sinks); ++t) first[static_cast<std::size_t>(t)] = t;
+  const auto [sink_keys, sink_values] = cached(in, first);
+  out.state["sink_keys"] = sink_keys, out.state["sink_values"] = sink_values;
+  return out;
+}
+
+inline const std::vector<std::string> sliding_window_attention_configs{
+    R"({"d_model": 16, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rotary_dim": 8,
+        "rope_theta": 10000, "rope_interleaved": false, "qkv_bias": false,
+        "window": 7, "dilation": 1, "n_sinks": 0, "max_rollback": 3})",
+    R"({"d_model": 9, "n_heads": 3, "n_kv_heads": 1, "head_dim": 5, "rotary_dim": 2,
+        "rope_theta": 100, "rope_interleaved": true, "qkv_bias": true, "o_bias": true,
+        "window": 65, "dilation": 1, "n_sinks": 0, "max_rollback": 0})",
+    R"({"d_model": 12, "n_heads": 2, "n_kv_heads": 2, "head_dim": 6, "rotary_dim": 6,
+        "rope_theta": 1000, "rope_interleaved": false, "qkv_bias": false,
+        "window": 300, "dilation": 1, "n_sinks": 0, "max_rollback": 0})",
+    R"({"d_model": 12, "n_heads": 2, "n_kv_heads": 2, "head_dim": 7, "rotary_dim": 6,
+        "rope_theta": 1000, "rope_interleaved": false, "qkv_bias": false, "soft_cap": 3.0,
+        "window": 21, "dilation": 1, "n_sinks": 4, "max_rollback": 0})",
+    R"({"d_model": 10, "n_heads": 2, "n_kv_heads": 1, "head_dim": 6, "rotary_dim": 6,
+        "rope_theta": 1000, "rope_interleaved": false, "qkv_bias": false,
+        "window": 1, "dilation": 1, "n_sinks": 70, "max_rollback": 0})",
+    R"({"d_model": 13, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "rotary_dim": 0,
+        "rope_theta": 1000, "rope_interleaved": false, "qkv_bias": false, "alibi": true,
+        "window": 9, "dilation": 5, "n_sinks": 0, "max_rollback": 2})"};
+
+/// Vaswani et al. 2017, arXiv:1706.03762, eq. 1 without a mask.
+template <class S>
+Output<S> bidirectional_attention(const Input<S>& in) {
+  Output<S> out{in.x, {}};
+  for (Index b = 0; b < in.B(); ++b) {
+    attention_row(
+        in, b, [](Index, Index) { return true; }, [](Index, Index j) { return j; }, out);
+  }
+  return out;
+}
+
+inline const std::vector<std::string> bidirectional_attention_configs{
+    R"({"d_model": 16, "n_heads": 4, "n_kv_heads": 4, "head_dim": 4, "rotary_dim": 0,
+        "rope_theta": 10000, "rope_interleaved": false, "qkv_bias": true, "o_bias": true})",
+    R"({"d_model": 15, "n_heads": 6, "n_kv_heads": 3, "head_dim": 10, "rotary_dim": 6,
+        "rope_theta": 100, "rope_interleaved": false, "qkv_bias": false, "qk_norm": "head",
+        "soft_cap": 4.0})",
+    R"({"d_model": 7, "n_heads": 3, "n_kv_heads": 1, "head_dim": 5, "rotary_dim": 0,
+        "rope_theta": 100, "rope_interleaved": false, "qkv_bias": false, "alibi": true,
+        "score_scale": 1.0})"};
+
+/// Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3.
+template <class S>
+Output<S> cross_attention(const Input<S>& in) {
+  const Index B = in.B(), T = in.T(), H = in.size("n_heads"), G = in.size("n_kv_heads");
+  const Index K = in.size("head_dim");
+  const Array<S>& source = in.input("source");
+  const Index length = source.shape[1];
+  const auto map = [&](const std::string& name, const std::vector<S>& x) {
+    const bool biased = in.flag((name + "_bias").c_str());
+    return linear<S>(in.weight(name + "_proj.weight"),
+                     biased ? &in.weight(name + "_proj.bias") : nullptr, x);
+  };
+  Output<S> out{in.x, {}};
+  Array<S> keys({B, G, length, K}), values({B, G, length, K});
+  for (Index b = 0; b < B; ++b) {
+    for (Index s = 0; s < length; ++s) {
+      const auto k = map("k", token(source, b, s)), v = map("v", token(source, b, s));
+      for (Index g = 0; g < G; ++g) {
+        for (Index i = 0; i < K; ++i) {
+          keys(b, g, s, i) = k[static_cast<std::size_t>(g * K + i)];
+          values(b, g, s, i) = v[static_cast<std::size_t>(g * K + i)];
+        }
+      }
+    }
+    for (Index t = 0; t < T; ++t) {
+      const auto q = map("q", token(in.x, b, t));
+      std::vector<S> o;
+      for (Index h = 0; h < H; ++h) {
+        std::vector<S> score;
+        std::vector<const S*> value;
+        for (Index s = 0; s < length; ++s) {
+          score.push_back(attention_score(in, q.data() + h * K, &keys(b, h / (H / G), s, 0), h, 0));
+          value.push_back(&values(b, h / (H / G), s, 0));
+        }
+        const std::vector<S> head = softmax_mean(score, value, K);
+        o.insert(o.end(), head.begin(), head.end());
+      }
+      set_token(out.y, b, t, map("o", o));
+    }
+  }
+  out.state = {{"keys", keys}, {"values", values}};
+  return out;
+}
+
+inline const std::vector<std::string> cross_attention_configs{
+    R"({"d_model": 16, "d_source": 16, "n_heads": 4, "n_kv_heads": 4, "head_dim": 4,
+        "q_bias": true, "k_bias": false, "v_bias": true, "o_bias": true, "score_scale": 0})",
+    R"({"d_model": 9, "d_source": 13, "n_heads": 6, "n_kv_heads": 2, "head_dim": 7,
+        "q_bias": false, "k_bias": true, "v_bias": false, "o_bias": false, "score_scale": 0})",
+    R"({"d_model": 5, "d_source": 3, "n_heads": 2, "n_kv_heads": 1, "head_dim": 35,
+        "q_bias": false, "k_bias": false, "v_bias": false, "o_bias": false, "score_scale": 0.3})"};
 
 }  // namespace reference

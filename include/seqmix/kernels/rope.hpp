@@ -1,8 +1,12 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <limits>
+#include <numbers>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -15,6 +19,81 @@ SEQMIX_BEGIN_NAMESPACE
 /// Which numbers of a head form the pair n of `pairs` that turns by one angle: (n, n + pairs) or
 /// (2n, 2n + 1).
 enum class RotaryLayout { half_split, interleaved };
+
+/// How the angles of a longer context are made from those of the context that was trained on.
+enum class RopeScaling { none, linear, ntk, yarn, llama3 };
+
+namespace detail {
+inline constexpr std::array<std::pair<RopeScaling, std::string_view>, 5> rope_scaling_names{{
+    {RopeScaling::none, "none"},
+    {RopeScaling::linear, "linear"},
+    {RopeScaling::ntk, "ntk"},
+    {RopeScaling::yarn, "yarn"},
+    {RopeScaling::llama3, "llama3"},
+}};
+}  // namespace detail
+
+inline std::string_view to_string(RopeScaling scaling) {
+  for (const auto& [value, name] : detail::rope_scaling_names) {
+    if (value == scaling) return name;
+  }
+  return "unknown";
+}
+inline void from_string(std::string_view text, RopeScaling& scaling) {
+  std::string known;
+  for (const auto& [value, name] : detail::rope_scaling_names) {
+    if (name == text) {
+      scaling = value;
+      return;
+    }
+    known.append(known.empty() ? "" : ", ").append(name);
+  }
+  throw ConfigError("rope_scaling is \"" + std::string(text) + "\", expected one of " + known);
+}
+
+/// A way of scaling and its numbers, fields of the config of a layer that rotates.
+///
+/// With s = factor, L = original_length and θ_n of the unscaled angles:
+///   linear   θ_n / s: position interpolation. Chen et al. 2023, arXiv:2306.15595
+///   ntk      base s^(d / (d - 2)) in place of base: the first angle stays, the last is divided by
+///   s yarn     θ_n / s where a pair turns less than beta_slow times within L, θ_n where more than
+///            beta_fast times, a linear ramp over n between; cos and sin times attention_factor.
+///            Peng et al. 2023, arXiv:2309.00071, eq. 19-23
+///   llama3   the same with a ramp over the turns themselves, low_freq_factor to high_freq_factor.
+///            Llama team 2024, arXiv:2407.21783
+struct RopeScalingConfig {
+  RopeScaling kind = RopeScaling::none;
+  double factor = 1;
+  Index original_length = 0;  // tokens of the context that was trained on
+  double beta_fast = 32, beta_slow = 1;
+  double attention_factor = 0;  // 0: 0.1 ln(factor) + 1
+  double low_freq_factor = 1, high_freq_factor = 4;
+
+  static void visit(auto& self, auto&& field) {
+    field("rope_scaling", self.kind), field("rope_factor", self.factor);
+    field("rope_original_length", self.original_length, zero_is_legal);
+    field("rope_beta_fast", self.beta_fast), field("rope_beta_slow", self.beta_slow);
+    field("rope_attention_factor", self.attention_factor);
+    field("rope_low_freq_factor", self.low_freq_factor);
+    field("rope_high_freq_factor", self.high_freq_factor);
+  }
+  void check() const {
+    require(factor >= 1, "rope_factor must be at least 1");
+    const bool by_turns = kind == RopeScaling::yarn || kind == RopeScaling::llama3;
+    require(!by_turns || original_length > 0,
+            "rope_scaling yarn and llama3 need rope_original_length");
+    require(beta_fast > beta_slow && beta_slow > 0,
+            "rope_beta_fast must exceed rope_beta_slow, which must be positive");
+    require(attention_factor >= 0, "rope_attention_factor must not be negative");
+    require(high_freq_factor > low_freq_factor && low_freq_factor > 0,
+            "rope_high_freq_factor must exceed rope_low_freq_factor, which must be positive");
+  }
+  /// What cos and sin are multiplied by.
+  double amplitude() const {
+    if (kind != RopeScaling::yarn) return 1;
+    return attention_factor > 0 ? attention_factor : 0.1 * std::log(factor) + 1;
+  }
+};
 
 /// The angle by which a token further turns each pair, and all that is derived from it once.
 ///
@@ -29,6 +108,11 @@ class RotaryFrequencies {
   /// θ_n = base^(-2n / rotary_dim).
   RotaryFrequencies(Index rotary_dim, double base)
       : RotaryFrequencies(inverse_powers(rotary_dim, base)) {}
+  /// The same for a longer context.
+  RotaryFrequencies(Index rotary_dim, double base, const RopeScalingConfig& scaling)
+      : RotaryFrequencies(scaled(rotary_dim, base, scaling)) {
+    amplitude_ = scaling.amplitude();
+  }
   /// Angles of the caller's choice, one a pair.
   explicit RotaryFrequencies(std::vector<double> angles)
       : angles_(std::move(angles)),
@@ -43,11 +127,14 @@ class RotaryFrequencies {
   Index pairs() const { return static_cast<Index>(angles_.size()); }
   Index rotary_dim() const { return 2 * pairs(); }
 
-  /// Writes the cos and sin of position · θ_n, [pairs] each.
+  /// θ_n, [pairs].
+  const std::vector<double>& angles() const { return angles_; }
+
+  /// Writes the cos and sin of position · θ_n times the amplitude, [pairs] each.
   void write_anchor(Index position, double* cos, double* sin) const {
     for (const double angle : angles_) {
-      *cos++ = std::cos(static_cast<double>(position) * angle);
-      *sin++ = std::sin(static_cast<double>(position) * angle);
+      *cos++ = amplitude_ * std::cos(static_cast<double>(position) * angle);
+      *sin++ = amplitude_ * std::sin(static_cast<double>(position) * angle);
     }
   }
   /// The same for the position that lies `offset` < anchor_interval tokens after an anchor.
@@ -77,15 +164,55 @@ class RotaryFrequencies {
     }
     return angles;
   }
+  static std::vector<double> scaled(Index rotary_dim, double base,
+                                    const RopeScalingConfig& scaling) {
+    const auto width = static_cast<double>(rotary_dim);
+    if (scaling.kind == RopeScaling::ntk && rotary_dim > 2) {
+      return inverse_powers(rotary_dim, base * std::pow(scaling.factor, width / (width - 2)));
+    }
+    std::vector<double> angles = inverse_powers(rotary_dim, base);
+    const auto length = static_cast<double>(scaling.original_length);
+    // The pair, a fraction of one, that turns `turns` times within the original length.
+    const auto pair_of = [&](double turns) {
+      return width * std::log(length / (turns * 2 * std::numbers::pi)) / (2 * std::log(base));
+    };
+    for (std::size_t n = 0; n < angles.size(); ++n) {
+      double kept = 1;  // the part of the angle that is not divided
+      if (scaling.kind == RopeScaling::linear) kept = 0;
+      if (scaling.kind == RopeScaling::yarn) {
+        const double low = std::max(std::floor(pair_of(scaling.beta_fast)), 0.0);
+        double high = std::min(std::ceil(pair_of(scaling.beta_slow)), width - 1);
+        if (high == low) high += 0.001;  // the published code's way around a ramp of no width
+        kept = 1 - std::clamp((static_cast<double>(n) - low) / (high - low), 0.0, 1.0);
+      }
+      if (scaling.kind == RopeScaling::llama3) {
+        const double turns = length * angles[n] / (2 * std::numbers::pi);
+        kept = std::clamp((turns - scaling.low_freq_factor) /
+                              (scaling.high_freq_factor - scaling.low_freq_factor),
+                          0.0, 1.0);
+      }
+      angles[n] = angles[n] / scaling.factor * (1 - kept) + angles[n] * kept;
+    }
+    return angles;
+  }
+
   std::vector<double> angles_;     // [pairs]
+  double amplitude_ = 1;           // of cos and sin; the tables below have 1
   std::vector<double> cos_, sin_;  // [anchor_interval, pairs]
 };
 
 /// Turns pair n of the first `rotary_dim` numbers of each head of x [B, T, H, K] by position · θ_n,
-/// in place; token t of row b is at position past[b] + t. Su et al. 2021, arXiv:2104.09864, eq. 34.
+/// in place; token t of row b is at position min(past[b] + t, last). Su et al. 2021,
+/// arXiv:2104.09864, eq. 34.
 template <class S>
 void rope(View<S, 4> x, const RotaryFrequencies& frequencies, In<Index, 1> past,
-          RotaryLayout layout, Context& context) {
+          RotaryLayout layout, Context& context, Index last = std::numeric_limits<Index>::max()) {
+  if (context.packed()) {
+    return context.for_each_piece([&](const Piece& piece) {
+      rope<S>(x.template slice<1>(piece.first, piece.count), frequencies,
+              past.template slice<0>(piece.row, 1), layout, context, last);
+    });
+  }
   const Index B = x.extent(0), T = x.extent(1), H = x.extent(2), pairs = frequencies.pairs();
   if (past.extent(0) != B || x.extent(3) < 2 * pairs || (x.extent(3) > 1 && x.stride(3) != 1)) {
     throw ShapeError("rope: got x " + x.shape().text() + " and past " + past.shape().text() +
@@ -104,7 +231,7 @@ void rope(View<S, 4> x, const RotaryFrequencies& frequencies, In<Index, 1> past,
     auto turn = scratch(2, pairs), halves = scratch(2, pairs);
     const S *const cos = &turn(0, 0), *const sin = &turn(1, 0);
     for (Index t = begin; t < std::min(T, begin + interval); ++t) {
-      const Index position = past[b] + t, offset = position % interval;
+      const Index position = std::min(past[b] + t, last), offset = position % interval;
       if (t == begin || offset == 0) {
         frequencies.write_anchor(position - offset, &anchor(0, 0), &anchor(1, 0));
       }

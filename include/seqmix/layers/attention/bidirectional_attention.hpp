@@ -1,0 +1,56 @@
+#pragma once
+
+#include <string_view>
+
+#include "seqmix/layers/attention/heads.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// Softmax attention in which every token sees every other: an encoder's. All else is
+/// `attention`'s; the penalty of alibi is m_h |t - j|.
+///
+///   o_t = Σ_j softmax_j(s_tj) v_j  over all j
+///
+/// It has `forward` alone: each output needs the whole sequence.
+/// forward: O(T D² + T² H K). State: none.
+/// Source: Devlin et al. 2018, arXiv:1810.04805, section 3; HF transformers BertSelfAttention,
+/// T5Attention (score_scale 1, without its position bias), EuroBertAttention.
+template <class S>
+struct BidirectionalAttentionDefinition : AttentionHeads<S, AttentionConfig> {
+  using Scalar = S;
+  using Config = AttentionConfig;
+  using Weights = AttentionWeights<Scalar>;
+  static constexpr std::string_view name = "bidirectional_attention";
+
+  using AttentionHeads<S, AttentionConfig>::AttentionHeads;
+  using AttentionHeads<S, AttentionConfig>::c;
+  using AttentionHeads<S, AttentionConfig>::w;
+
+  void run(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context) const {
+    const Index B = x.extent(0), T = x.extent(1);
+    auto scratch = context.scratch<Scalar>();
+    auto q = scratch(B, T, c.n_heads, c.head_dim);     // [B, T, H, K]
+    auto k = scratch(B, T, c.n_kv_heads, c.head_dim);  // [B, T, G, K]
+    auto v = scratch(B, T, c.n_kv_heads, c.head_dim);  // [B, T, G, K]
+    auto o = scratch(B, T, c.n_heads, c.head_dim);     // [B, T, H, K]
+    auto positions = context.scratch<Index>();
+    auto past = positions(B);  // [B]
+
+    fill(past, 0);
+    this->project_heads(x, q, k, v, context);
+    this->rotate(q, past, context);
+    this->rotate(k, past, context);
+    this->with_score([&](auto score) {
+      attention<Form::parallel>(q, heads_first(k), heads_first(v), past, Band::everything(T), score,
+                                o, context);
+    });
+    project(o, {{w.o_proj, y}}, context);
+  }
+};
+
+template <class Scalar = float>
+using BidirectionalAttention = Mixer<BidirectionalAttentionDefinition<Scalar>>;
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

@@ -1,0 +1,115 @@
+#pragma once
+
+#include <string_view>
+
+#include "seqmix/kernels/attention_policies.hpp"
+#include "seqmix/layers/mixer.hpp"
+#include "seqmix/layers/projection.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+struct CrossAttentionConfig {
+  Index d_model = 0;
+  Index d_source = 0;  // width of the sequence that is read
+  Index n_heads = 1;
+  Index n_kv_heads = 1;  // n_heads: multi-head; 1: multi-query; between: grouped-query
+  Index head_dim = 0;
+  bool q_bias = false, k_bias = false, v_bias = false, o_bias = false;
+  double score_scale = 0;  // of q · k; 0: head_dim^-1/2
+
+  static void visit(auto& self, auto&& field) {
+    field("d_model", self.d_model), field("d_source", self.d_source);
+    field("n_heads", self.n_heads), field("n_kv_heads", self.n_kv_heads);
+    field("head_dim", self.head_dim);
+    field("q_bias", self.q_bias), field("k_bias", self.k_bias);
+    field("v_bias", self.v_bias), field("o_bias", self.o_bias);
+    field("score_scale", self.score_scale);
+  }
+  void check() const {
+    require(n_heads % n_kv_heads == 0, "n_heads must be a multiple of n_kv_heads");
+    require(score_scale >= 0, "score_scale must not be negative");
+  }
+};
+
+/// Softmax attention over another sequence, `source` [B, S, D'], which stands before the first
+/// token: a decoder's look at what the encoder made. Neither sequence has positions.
+///
+///   k_s, v_s = W_k source_s, W_v source_s,   once, in make_state
+///   o_t = Σ_s softmax_s(score_scale W_q x_t · k_s) v_s,   query head h reads head h / (H / G)
+///   y_t = W_o o_t
+///
+/// make_state: O(S D' G K); forward: O(T D² + T S H K); step: O(D² + S H K).
+/// State: 2 S G K numbers a row, fixed.
+/// Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3; HF transformers WhisperAttention,
+/// BartAttention, T5Attention (score_scale 1).
+template <class S>
+struct CrossAttentionDefinition {
+  using Scalar = S;
+  using Config = CrossAttentionConfig;
+  static constexpr std::string_view name = "cross_attention";
+
+  struct Weights {
+    Projection<Scalar> q_proj, k_proj, v_proj, o_proj;
+
+    static void visit(auto& self, const Config& c, auto&& parameter) {
+      const Index queries = c.n_heads * c.head_dim, keys = c.n_kv_heads * c.head_dim;
+      parameter("q_proj.weight", self.q_proj.weight, {queries, c.d_model});
+      parameter("k_proj.weight", self.k_proj.weight, {keys, c.d_source});
+      parameter("v_proj.weight", self.v_proj.weight, {keys, c.d_source});
+      parameter("o_proj.weight", self.o_proj.weight, {c.d_model, queries});
+      if (c.q_bias) parameter("q_proj.bias", self.q_proj.bias, {queries});
+      if (c.k_bias) parameter("k_proj.bias", self.k_proj.bias, {keys});
+      if (c.v_bias) parameter("v_proj.bias", self.v_proj.bias, {keys});
+      if (c.o_bias) parameter("o_proj.bias", self.o_proj.bias, {c.d_model});
+    }
+  };
+
+  struct State {
+    Tensor<Scalar, 4> keys;    // [B, G, S, K]
+    Tensor<Scalar, 4> values;  // [B, G, S, K]
+
+    static void visit(auto& self, auto&& tensor) {
+      tensor("keys", self.keys), tensor("values", self.values);
+    }
+  };
+
+  Config c;
+  Weights w;
+
+  State make_state(View<const Scalar, 3> source, Memory memory, Context& context) const {
+    const Index B = source.extent(0), length = source.extent(1);
+    const Shape<4> cache{B, c.n_kv_heads, length, c.head_dim};
+    State state{.keys = {cache, memory}, .values = {cache, memory}};
+    auto scratch = context.scratch<Scalar>();
+    auto k = scratch(B, length, c.n_kv_heads, c.head_dim);  // [B, S, G, K]
+    auto v = scratch(B, length, c.n_kv_heads, c.head_dim);  // [B, S, G, K]
+    project(source, {{w.k_proj, k}, {w.v_proj, v}}, context);
+    copy(heads_first(k), state.keys.view());
+    copy(heads_first(v), state.values.view());
+    return state;
+  }
+
+  template <Form form>
+  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
+    const Index B = x.extent(0), T = x.extent(1);
+    auto scratch = context.scratch<Scalar>();
+    auto q = scratch(B, T, c.n_heads, c.head_dim);  // [B, T, H, K]
+    auto o = scratch(B, T, c.n_heads, c.head_dim);  // [B, T, H, K]
+    auto positions = context.scratch<Index>();
+    auto past = positions(state.keys.extent(0));  // one a row of the state; no position counts here
+
+    fill(past, 0);
+    const double scale = c.score_scale > 0 ? c.score_scale : inverse_sqrt(c.head_dim);
+    project(x, {{w.q_proj, q}}, context);
+    attention<form>(q, state.keys.view(), state.values.view(), past,
+                    Band::everything(state.keys.extent(2)), PlainScore{scale}, o, context);
+    project(o, {{w.o_proj, y}}, context);
+  }
+};
+
+template <class Scalar = float>
+using CrossAttention = Mixer<CrossAttentionDefinition<Scalar>>;
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

@@ -1,0 +1,158 @@
+#pragma once
+
+#include <array>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "seqmix/kernels/attention_policies.hpp"
+#include "seqmix/kernels/norm.hpp"
+#include "seqmix/kernels/rope.hpp"
+#include "seqmix/layers/mixer.hpp"
+#include "seqmix/layers/projection.hpp"
+
+// What the layers of softmax attention share: from x to queries, keys and values, and the scores.
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// What RMSNorm normalises of queries and keys before they are rotated: nothing, each head with one
+/// weight for all (Qwen3), or the whole projection (OLMo-2).
+enum class QkNorm { none, head, projection };
+
+namespace detail {
+inline constexpr std::array<std::pair<QkNorm, std::string_view>, 3> qk_norm_names{
+    {{QkNorm::none, "none"}, {QkNorm::head, "head"}, {QkNorm::projection, "projection"}}};
+}  // namespace detail
+
+inline std::string_view to_string(QkNorm norm) {
+  for (const auto& [value, name] : detail::qk_norm_names) {
+    if (value == norm) return name;
+  }
+  return "unknown";
+}
+inline void from_string(std::string_view text, QkNorm& norm) {
+  for (const auto& [value, name] : detail::qk_norm_names) {
+    if (name == text) {
+      norm = value;
+      return;
+    }
+  }
+  throw ConfigError("qk_norm is \"" + std::string(text) +
+                    "\", expected one of none, head, projection");
+}
+
+struct AttentionConfig {
+  Index d_model = 0;
+  Index n_heads = 1;
+  Index n_kv_heads = 1;  // n_heads: multi-head; 1: multi-query; between: grouped-query
+  Index head_dim = 0;
+  Index rotary_dim = 0;           // leading numbers of a head that RoPE rotates; 0: no positions
+  double rope_theta = 10000;      // base of the RoPE wavelengths
+  bool rope_interleaved = false;  // pairs (2i, 2i + 1) instead of (i, i + rotary_dim / 2)
+  RopeScalingConfig rope_scaling = {};
+  bool qkv_bias = false;
+  bool o_bias = false;
+  QkNorm qk_norm = QkNorm::none;
+  double qk_norm_eps = 1e-6;
+  double score_scale = 0;  // of q · k; 0: head_dim^-1/2
+  double soft_cap = 0;     // bound on the size of a score (Gemma-2); 0: none
+  bool alibi = false;      // a penalty on distance, its slope by head
+
+  static void visit(auto& self, auto&& field) {
+    field("d_model", self.d_model), field("n_heads", self.n_heads);
+    field("n_kv_heads", self.n_kv_heads), field("head_dim", self.head_dim);
+    field("rotary_dim", self.rotary_dim, zero_is_legal), field("rope_theta", self.rope_theta);
+    field("rope_interleaved", self.rope_interleaved);
+    RopeScalingConfig::visit(self.rope_scaling, field);
+    field("qkv_bias", self.qkv_bias), field("o_bias", self.o_bias);
+    field("qk_norm", self.qk_norm), field("qk_norm_eps", self.qk_norm_eps);
+    field("score_scale", self.score_scale), field("soft_cap", self.soft_cap);
+    field("alibi", self.alibi);
+  }
+  void check() const {
+    require(n_heads % n_kv_heads == 0, "n_heads must be a multiple of n_kv_heads");
+    require(rotary_dim % 2 == 0, "rotary_dim must be even");
+    require(rotary_dim <= head_dim, "rotary_dim must not exceed head_dim");
+    require(rope_theta > 0, "rope_theta must be positive");
+    require(qk_norm_eps >= 0, "qk_norm_eps must not be negative");
+    require(score_scale >= 0, "score_scale must not be negative");
+    require(soft_cap >= 0, "soft_cap must not be negative");
+    require(soft_cap == 0 || !alibi, "soft_cap and alibi exclude each other");
+    rope_scaling.check();
+  }
+};
+
+template <class Scalar>
+struct AttentionWeights {
+  Projection<Scalar> q_proj, k_proj, v_proj, o_proj;
+  Parameter<Scalar, 1> q_norm, k_norm;
+
+  static void visit(auto& self, const AttentionConfig& c, auto&& parameter) {
+    const Index queries = c.n_heads * c.head_dim, keys = c.n_kv_heads * c.head_dim;
+    parameter("q_proj.weight", self.q_proj.weight, {queries, c.d_model});
+    parameter("k_proj.weight", self.k_proj.weight, {keys, c.d_model});
+    parameter("v_proj.weight", self.v_proj.weight, {keys, c.d_model});
+    if (c.qkv_bias) {
+      parameter("q_proj.bias", self.q_proj.bias, {queries});
+      parameter("k_proj.bias", self.k_proj.bias, {keys});
+      parameter("v_proj.bias", self.v_proj.bias, {keys});
+    }
+    if (c.qk_norm != QkNorm::none) {
+      const bool shared = c.qk_norm == QkNorm::head;
+      parameter("q_norm.weight", self.q_norm, {shared ? c.head_dim : queries});
+      parameter("k_norm.weight", self.k_norm, {shared ? c.head_dim : keys});
+    }
+    parameter("o_proj.weight", self.o_proj.weight, {c.d_model, queries});
+    if (c.o_bias) parameter("o_proj.bias", self.o_proj.bias, {c.d_model});
+  }
+};
+
+/// The base of a definition whose queries, keys and values come from one x.
+template <class Scalar, class Config, class Weights = AttentionWeights<Scalar>>
+struct AttentionHeads {
+  Config c;
+  Weights w;
+  RotaryFrequencies frequencies;
+  std::vector<double> slopes;  // [H], of ALiBi
+
+  AttentionHeads(Config config, Weights weights)
+      : c(std::move(config)),
+        w(std::move(weights)),
+        frequencies(c.rotary_dim, c.rope_theta, c.rope_scaling) {
+    if (c.alibi) slopes = alibi_slopes(c.n_heads);
+  }
+
+  /// q [B, T, H, K], k and v [B, T, G, K] of x, normalised but not rotated.
+  void project_heads(View<const Scalar, 3> x, View<Scalar, 4> q, View<Scalar, 4> k,
+                     View<Scalar, 4> v, Context& context) const {
+    project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}}, context);
+    const auto normalise = [&](auto heads, const Parameter<Scalar, 1>& weight) {
+      rms_norm(heads, weight.view(), c.qk_norm_eps, heads, context);
+    };
+    if (c.qk_norm == QkNorm::head) normalise(q, w.q_norm), normalise(k, w.k_norm);
+    if (c.qk_norm == QkNorm::projection) {
+      normalise(q.template merge<2>(), w.q_norm), normalise(k.template merge<2>(), w.k_norm);
+    }
+  }
+
+  /// Rotates heads [B, T, H, K] to their positions, none of which counts beyond `last`.
+  void rotate(View<Scalar, 4> heads, View<const Index, 1> past, Context& context,
+              Index last = std::numeric_limits<Index>::max()) const {
+    const auto layout = c.rope_interleaved ? RotaryLayout::interleaved : RotaryLayout::half_split;
+    rope(heads, frequencies, past, layout, context, last);
+  }
+
+  /// Calls `body` with the score that the config asks for.
+  void with_score(auto&& body) const {
+    const double scale = c.score_scale > 0 ? c.score_scale : inverse_sqrt(c.head_dim);
+    if (c.alibi) return body(Alibi{scale, slopes});
+    if (c.soft_cap > 0) return body(SoftCap(scale, c.soft_cap));
+    body(PlainScore{scale});
+  }
+};
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix
