@@ -1,0 +1,136 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "seqmix/kernels/sparse_attention.hpp"
+#include "seqmix/layers/mixer.hpp"
+#include "seqmix/layers/projection.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+struct BigBirdAttentionConfig {
+  Index d_model = 0;
+  Index n_heads = 1;
+  Index block = 64;    // tokens of a block
+  Index n_random = 0;  // random blocks that a block sees
+  Index n_blocks = 2;  // blocks of the longest sequence, for which `random_blocks` has rows
+  bool bias = true;
+
+  static void visit(auto& self, auto&& field) {
+    field("d_model", self.d_model), field("n_heads", self.n_heads), field("block", self.block);
+    field("n_random", self.n_random, zero_is_legal), field("n_blocks", self.n_blocks);
+    field("bias", self.bias);
+  }
+  void check() const {
+    require(d_model % n_heads == 0, "d_model must be a multiple of n_heads");
+    require(n_random == 0 || n_blocks > 2, "n_blocks must exceed 2 where blocks are random");
+  }
+  Index head_dim() const { return d_model / n_heads; }
+};
+
+/// BigBird's block-sparse self-attention: the first and the last of n = ceil(T / block) blocks see
+/// all and are seen by all, every other block sees itself, its neighbours and random ones.
+///
+///   A_i = {0, i - 1, i, i + 1, n - 1} and random_blocks[h, i - 1, r] for each r,   0 < i < n - 1
+///   y_t = Σ softmax_j(K^{-1/2} q_t · k_j) v_j   over the tokens j of the blocks of A_{t / block}
+///
+/// A random block counts once more each time that it is listed, as in the published code: one that
+/// A_i has already weighs double (Hugging Face lists block 0 throughout unless in training). A
+/// block that a shorter sequence does not have is left out; a longer one than n_blocks throws.
+/// It has `forward` alone: an output needs the tokens behind it. `block_sparse_attention` has a
+/// causal pattern of this kind. The output projection is a layer of its own.
+/// forward: O(T D² + T (5 + n_random) block D). State: none.
+/// Source: Zaheer et al. 2020, arXiv:2007.14062, section 2 and appendix D; HF transformers
+/// BigBirdBlockSparseAttention.
+template <class S>
+struct BigBirdAttentionDefinition {
+  using Scalar = S;
+  using Config = BigBirdAttentionConfig;
+  static constexpr std::string_view name = "big_bird_attention";
+
+  struct Weights {
+    Projection<Scalar> query, key, value;
+    Parameter<Index, 3> random_blocks;  // [H, n_blocks - 2, n_random]
+
+    static void visit(auto& self, const Config& c, auto&& parameter) {
+      const auto linear = [&](auto weight, auto bias, auto& projection) {
+        parameter(weight, projection.weight, {c.d_model, c.d_model});
+        if (c.bias) parameter(bias, projection.bias, {c.d_model});
+      };
+      linear("query.weight", "query.bias", self.query);
+      linear("key.weight", "key.bias", self.key);
+      linear("value.weight", "value.bias", self.value);
+      if (c.n_random == 0) return;
+      parameter("random_blocks", self.random_blocks, {c.n_heads, c.n_blocks - 2, c.n_random});
+    }
+  };
+
+  Config c;
+  Weights w;
+
+  BigBirdAttentionDefinition(Config config, Weights weights)
+      : c(std::move(config)), w(std::move(weights)) {
+    check_random_blocks();
+  }
+
+  void run(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context) const {
+    const Index B = x.extent(0), T = x.extent(1), H = c.n_heads, K = c.head_dim();
+    check_length(T);
+    auto scratch = context.scratch<Scalar>();
+    auto q = scratch(B, T, H, K);          // [B, T, H, K]
+    auto k = scratch(B, T, H, K);          // [B, T, H, K]
+    auto v = scratch(B, T, H, K);          // [B, T, H, K]
+    auto o = scratch(B, T, H, K);          // [B, T, H, K]
+    auto total = scratch(B, T, H);         // [B, T, H], log Σ exp(s)
+    auto random_o = scratch(B, T, H, K);   // [B, T, H, K], of one random block
+    auto random_total = scratch(B, T, H);  // [B, T, H]
+    auto positions = context.scratch<Index>();
+    auto past = positions(B);  // [B]
+    fill(past, 0);
+
+    project(x, {{w.query, q}, {w.key, k}, {w.value, v}}, context);
+    const auto attend = [&](Index draw, const auto& to, const auto& log_sum_exp) {
+      attention<Form::parallel>(
+          q, heads_first(k), heads_first(v), past,
+          BigBirdMask{c.block, ceil_div(T, c.block) - 1, draw, w.random_blocks.view()},
+          PlainScore{inverse_sqrt(K)}, to, context, log_sum_exp);
+    };
+    attend(-1, o, total);
+    for (Index draw = 0; draw < c.n_random; ++draw) {
+      attend(draw, random_o, random_total);
+      merge_attention(random_o, random_total, o, total);
+    }
+    copy(o.template merge<2>(), y);
+  }
+
+ private:
+  void check_length(Index T) const {
+    if (c.n_random == 0 || ceil_div(T, c.block) <= c.n_blocks) return;
+    throw CapacityError(std::string(name) + ": " + std::to_string(T) + " tokens have " +
+                        std::to_string(ceil_div(T, c.block)) +
+                        " blocks, and random_blocks has rows for " + std::to_string(c.n_blocks));
+  }
+  void check_random_blocks() const {
+    if (c.n_random == 0) return;
+    for (Index h = 0; h < c.n_heads; ++h) {
+      for (Index row = 0; row < c.n_blocks - 2; ++row) {
+        for (Index draw = 0; draw < c.n_random; ++draw) {
+          const Index value = w.random_blocks(h, row, draw);
+          if (value >= 0 && value < c.n_blocks) continue;
+          throw ConfigError(std::string(name) + ": random_blocks(" + std::to_string(h) + ", " +
+                            std::to_string(row) + ", " + std::to_string(draw) + ") is " +
+                            std::to_string(value) + ", expected a block, 0 to " +
+                            std::to_string(c.n_blocks - 1));
+        }
+      }
+    }
+  }
+};
+
+template <class Scalar = float>
+using BigBirdAttention = Mixer<BigBirdAttentionDefinition<Scalar>>;
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

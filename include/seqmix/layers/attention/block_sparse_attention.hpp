@@ -1,0 +1,177 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "seqmix/core/cache.hpp"
+#include "seqmix/kernels/sparse_attention.hpp"
+#include "seqmix/layers/attention/heads.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+struct BlockSparseAttentionConfig : AttentionConfig {
+  std::string pattern = "dense";  // of the heads in turn: names of `SparsePattern`, comma-separated
+  Index block = 64;               // tokens of a block of fixed, big_bird and layout
+  Index span = 128;               // window of local, stride of strided, segment of fixed
+  Index prefix = 0;               // local: first keys that every query sees besides (Longformer)
+  Index n_verticals = 1;          // fixed: head h keeps group h mod n_verticals of each segment,
+  Index vertical_blocks = 1;      // groups of so many blocks counted from its end
+  Index n_global = 1;             // big_bird: first blocks that all see
+  Index n_local = 3;              // big_bird: last blocks, the query's own among them
+  Index n_random = 0;             // big_bird: draws among the blocks up to the query's own
+  Index seed = 0;                 // big_bird: of the draws
+  Index layout_heads = 0;         // layout: tables, n_heads or 1 for all heads
+  Index layout_blocks = 0;        // layout: blocks that the tables cover; no stream is longer
+
+  static void visit(auto& self, auto&& field) {
+    AttentionConfig::visit(self, field);
+    field("pattern", self.pattern), field("block", self.block), field("span", self.span);
+    field("prefix", self.prefix, zero_is_legal);
+    field("n_verticals", self.n_verticals), field("vertical_blocks", self.vertical_blocks);
+    field("n_global", self.n_global, zero_is_legal), field("n_local", self.n_local);
+    field("n_random", self.n_random, zero_is_legal), field("seed", self.seed, zero_is_legal);
+    field("layout_heads", self.layout_heads, zero_is_legal);
+    field("layout_blocks", self.layout_blocks, zero_is_legal);
+  }
+  void check() const {
+    AttentionConfig::check();
+    require(soft_cap == 0 && !alibi, "soft_cap and alibi need dense attention");
+    if (has(SparsePattern::fixed)) {
+      require(span % block == 0, "span must be a multiple of block where a pattern is fixed");
+      require(n_verticals * vertical_blocks * block <= span,
+              "n_verticals groups of vertical_blocks blocks must fit in span");
+    }
+    const bool table = has(SparsePattern::layout);
+    require(table == (layout_heads > 0) && table == (layout_blocks > 0),
+            "layout_heads and layout_blocks must be positive where a pattern is layout, else 0");
+    require(!table || layout_heads == 1 || layout_heads == n_heads,
+            "layout_heads must be 1 or n_heads");
+  }
+  bool has(SparsePattern wanted) const {
+    const auto list = sparse_patterns(pattern);
+    return std::find(list.begin(), list.end(), wanted) != list.end();
+  }
+};
+
+template <class S>
+struct BlockSparseAttentionWeights : AttentionWeights<S> {
+  Parameter<Index, 3> layout;  // [layout_heads, n, n], 0 or 1
+
+  static void visit(auto& self, const BlockSparseAttentionConfig& c, auto&& parameter) {
+    AttentionWeights<S>::visit(self, c, parameter);
+    if (c.layout_heads == 0) return;
+    parameter("layout", self.layout, {c.layout_heads, c.layout_blocks, c.layout_blocks});
+  }
+};
+
+/// Causal softmax attention in which each head sees a part of the past, chosen by position alone.
+/// All else is `attention`'s.
+///
+///   o_t = Σ_{j in A_h(t)} softmax_j(s_tj) v_j,    A_h(t) a subset of {0 ... t}: `SparsePattern`
+///
+/// A pattern of blocks costs what the blocks cost that it sees: the others are never visited. Of a
+/// layout, query block i of head h sees key block j <= i where layout[h, i, j] is 1. big_bird is
+/// the causal part of BigBird's plan with draws that depend on seed, head and block alone, so that
+/// they do not change as the stream grows; `big_bird_attention` is the published layer.
+///
+/// forward: O(T D² + Σ |A_h(t)| K); step: O(D² + t + Σ |A_h| K). State: 2 t G K numbers a stream.
+/// Source: Child et al. 2019, arXiv:1904.10509, section 4.2-4.3, attention.py of
+/// openai/sparse_attention (its names: span local_attn_ctx, n_verticals num_verts, vertical_blocks
+/// vertsize); Beltagy et al. 2020, arXiv:2004.05150, section 3.1 (local with a prefix); Zaheer et
+/// al. 2020, arXiv:2007.14062, section 2; HF transformers LlamaAttention.
+template <class S>
+struct BlockSparseAttentionDefinition
+    : AttentionHeads<S, BlockSparseAttentionConfig, BlockSparseAttentionWeights<S>> {
+  using Scalar = S;
+  using Config = BlockSparseAttentionConfig;
+  using Weights = BlockSparseAttentionWeights<S>;
+  using Heads = AttentionHeads<S, Config, Weights>;
+  static constexpr std::string_view name = "block_sparse_attention";
+
+  struct State {
+    Position position;              // [B]
+    Appended<Scalar, 4, 2> keys;    // [B, G, capacity, K], rotated
+    Appended<Scalar, 4, 2> values;  // [B, G, capacity, K]
+
+    static void visit(auto& self, auto&& tensor) {
+      tensor("position", self.position), tensor("keys", self.keys), tensor("values", self.values);
+    }
+  };
+
+  using Heads::c;
+  using Heads::w;
+  SparsePatterns patterns;
+
+  BlockSparseAttentionDefinition(Config config, Weights weights)
+      : Heads(std::move(config), std::move(weights)),
+        patterns{sparse_patterns(c.pattern),
+                 c.block,
+                 c.span,
+                 c.prefix,
+                 c.n_verticals,
+                 c.vertical_blocks,
+                 c.n_global,
+                 c.n_local,
+                 c.n_random,
+                 c.seed,
+                 w.layout} {
+    check_layout();
+  }
+
+  State make_state(Index batch, Index capacity, Memory memory) const {
+    if (c.layout_blocks > 0 && ceil_div(capacity, c.block) > c.layout_blocks) {
+      throw CapacityError(std::string(name) + ": the layout has " +
+                          std::to_string(c.layout_blocks) + " blocks of " +
+                          std::to_string(c.block) + " tokens, and a stream of " +
+                          std::to_string(capacity) + " is longer");
+    }
+    const Shape<4> cache{batch, c.n_kv_heads, capacity, c.head_dim};
+    return {.position = {batch, memory}, .keys = {cache, memory}, .values = {cache, memory}};
+  }
+
+  template <Form form>
+  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
+    const Index B = x.extent(0), T = x.extent(1);
+    auto scratch = context.scratch<Scalar>();
+    auto q = scratch(B, T, c.n_heads, c.head_dim);     // [B, T, H, K]
+    auto k = scratch(B, T, c.n_kv_heads, c.head_dim);  // [B, T, G, K]
+    auto v = scratch(B, T, c.n_kv_heads, c.head_dim);  // [B, T, G, K]
+    auto o = scratch(B, T, c.n_heads, c.head_dim);     // [B, T, H, K]
+    const View<const Index, 1> past = state.position.tokens;
+    const double scale = c.score_scale > 0 ? c.score_scale : inverse_sqrt(c.head_dim);
+
+    this->project_heads(x, q, k, v, context);
+    this->rotate(q, past, context);
+    this->rotate(k, past, context);
+    append<Scalar>(k, past, state.keys.view(), context);
+    append<Scalar>(v, past, state.values.view(), context);
+    attention<form>(q, state.keys.view(), state.values.view(), past, SparseMask{patterns},
+                    PlainScore{scale}, o, context);
+    strided_attention<form>(q, state.keys.view(), state.values.view(), past, patterns, scale, o,
+                            context);
+    project(o, {{w.o_proj, y}}, context);
+  }
+
+ private:
+  void check_layout() const {
+    for (Index h = 0; h < c.layout_heads; ++h) {
+      for (Index i = 0; i < c.layout_blocks; ++i) {
+        for (Index j = 0; j < c.layout_blocks; ++j) {
+          const Index value = w.layout(h, i, j);
+          if (value == 0 || (value == 1 && j <= i)) continue;
+          throw ConfigError(
+              std::string(name) + ": layout(" + std::to_string(h) + ", " + std::to_string(i) +
+              ", " + std::to_string(j) + ") is " + std::to_string(value) +
+              (j > i ? ", expected 0: a block sees no later one" : ", expected 0 or 1"));
+        }
+      }
+    }
+  }
+};
+
+template <class Scalar = float>
+using BlockSparseAttention = Mixer<BlockSparseAttentionDefinition<Scalar>>;
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

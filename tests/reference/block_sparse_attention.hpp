@@ -1,0 +1,115 @@
+#pragma once
+
+#include <cstdint>
+
+#include "reference/attention.hpp"
+
+namespace reference {
+
+/// Whether head h sees key j <= t. Child et al. 2019, arXiv:1904.10509, section 4.3; the causal
+/// part of Zaheer et al. 2020, arXiv:2007.14062, figure 1, with draws from SplitMix64.
+template <class S>
+bool sees_sparsely(const Input<S>& in, Index h, Index t, Index j) {
+  std::vector<std::string> patterns(1);
+  for (const char letter : in.config.at("pattern").template get<std::string>()) {
+    if (letter == ',') {
+      patterns.emplace_back();
+    } else {
+      patterns.back() += letter;
+    }
+  }
+  const std::string& pattern = patterns[static_cast<std::size_t>(h) % patterns.size()];
+  const auto size = [&](const char* name, Index otherwise) {
+    return in.config.value(name, otherwise);
+  };
+  const Index span = size("span", 128), block = size("block", 64);
+  const Index i = t / block, k = j / block;  // the blocks
+  if (pattern == "local") return t - j < span || j < size("prefix", 0);
+  if (pattern == "strided") return (t - j) % span == 0;
+  if (pattern == "fixed") {
+    if (t / span == j / span) return true;
+    const Index width = size("vertical_blocks", 1) * block;
+    const Index group = h % size("n_verticals", 1), from_end = span - 1 - j % span;
+    return group * width <= from_end && from_end < (group + 1) * width;
+  }
+  if (pattern == "big_bird") {
+    if (k < size("n_global", 1) || k > i - size("n_local", 3)) return true;
+    for (Index draw = 0; draw < size("n_random", 0); ++draw) {
+      std::uint64_t bits = 0;
+      for (const Index number : {size("seed", 0), h, i, draw}) {
+        bits += static_cast<std::uint64_t>(number) + 11400714819323198485U;
+        bits = (bits ^ (bits >> 30)) * 13787848793156543929U;
+        bits = (bits ^ (bits >> 27)) * 10723151780598845931U;
+        bits = bits ^ (bits >> 31);
+      }
+      const double fraction = static_cast<double>(bits >> 32) / 4294967296.0;
+      if (static_cast<Index>(fraction * static_cast<double>(i + 1)) == k) return true;
+    }
+    return false;
+  }
+  if (pattern == "layout") {
+    const Array<S>& layout = in.weight("layout");
+    return layout(h % layout.shape[0], i, k) == 1;
+  }
+  return true;
+}
+
+template <class S>
+Output<S> block_sparse_attention(const Input<S>& in) {
+  const Index T = in.T(), H = in.size("n_heads"), G = in.size("n_kv_heads");
+  const Index K = in.size("head_dim");
+  std::vector<Index> list;
+  for (Index t = 0; t < T; ++t) list.push_back(t);
+  const auto [keys, values] = cached(in, list);
+  Output<S> out{in.x, {{"position", all_at(in)}, {"keys", keys}, {"values", values}}};
+  // The pattern of a head does not depend on the row.
+  std::vector<bool> seen(static_cast<std::size_t>(H * T * T));
+  for (Index h = 0; h < H; ++h) {
+    for (Index t = 0; t < T; ++t) {
+      for (Index j = 0; j <= t; ++j) {
+        seen[static_cast<std::size_t>((h * T + t) * T + j)] = sees_sparsely(in, h, t, j);
+      }
+    }
+  }
+  for (Index b = 0; b < in.B(); ++b) {
+    for (Index t = 0; t < T; ++t) {
+      std::vector<S> q = TokenHeads<S>(in, token(in.x, b, t)).q, o;
+      rotate(in, q, t);
+      for (Index h = 0; h < H; ++h) {
+        const Index g = h / (H / G);
+        std::vector<S> score;
+        std::vector<const S*> value;
+        for (Index j = 0; j <= t; ++j) {
+          if (!seen[static_cast<std::size_t>((h * T + t) * T + j)]) continue;
+          score.push_back(attention_score(in, q.data() + h * K, &keys(b, g, j, 0), h, t - j));
+          value.push_back(&values(b, g, j, 0));
+        }
+        const std::vector<S> head = softmax_mean(score, value, K);
+        o.insert(o.end(), head.begin(), head.end());
+      }
+      set_token(out.y, b, t, linear<S>(in.weight("o_proj.weight"), nullptr, o));
+    }
+  }
+  return out;
+}
+
+inline const std::vector<std::string> block_sparse_attention_configs{
+    R"({"d_model": 16, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rotary_dim": 8,
+        "rope_theta": 10000, "rope_interleaved": false, "qkv_bias": false,
+        "pattern": "local,strided", "span": 12})",
+    R"({"d_model": 9, "n_heads": 3, "n_kv_heads": 1, "head_dim": 5, "rotary_dim": 4,
+        "rope_theta": 100, "rope_interleaved": true, "qkv_bias": true, "qk_norm": "head",
+        "pattern": "fixed", "block": 5, "span": 30, "n_verticals": 2, "vertical_blocks": 2})",
+    R"({"d_model": 13, "n_heads": 4, "n_kv_heads": 4, "head_dim": 6, "rotary_dim": 0,
+        "rope_theta": 10000, "rope_interleaved": false, "qkv_bias": false,
+        "pattern": "big_bird,dense,strided", "block": 16, "span": 7, "n_global": 1, "n_local": 2,
+        "n_random": 2, "seed": 5})",
+    R"({"d_model": 10, "n_heads": 2, "n_kv_heads": 1, "head_dim": 6, "rotary_dim": 6,
+        "rope_theta": 1000, "rope_interleaved": false, "qkv_bias": false, "score_scale": 0.5,
+        "pattern": "layout", "block": 9, "layout_heads": 2, "layout_blocks": 64})",
+    R"({"d_model": 12, "n_heads": 3, "n_kv_heads": 1, "head_dim": 34, "rotary_dim": 34,
+        "rope_theta": 1000, "rope_interleaved": false, "qkv_bias": false,
+        "pattern": "layout,local", "block": 64, "span": 40, "prefix": 23, "layout_heads": 1,
+        "layout_blocks": 9})"};
+
+}  // namespace reference
