@@ -78,6 +78,24 @@ void gated_rms_norm(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, double e
       x, gate);
 }
 
+/// x = rms_norm(x) ⊙ σ(gate), the norm first.
+template <class S, Index Rank>
+void sigmoid_gated_rms_norm(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, double eps,
+                            Context& context) {
+  const Index width = x.extent(Rank - 1);
+  detail::check_weight<S>("sigmoid_gated_rms_norm", weight, width);
+  for_each_row(
+      context,
+      [&](S* row, const S* by) {
+        const S scale = S(1) / std::sqrt(detail::mean_square<S>(row, width) + static_cast<S>(eps));
+        const auto norm = [scale](auto v, auto w, auto g) {
+          return v * scale * w * simd::sigmoid(g);
+        };
+        simd::map<S>(width, row, norm, row, weight.data(), by);
+      },
+      x, gate);
+}
+
 /// x = rms_norm(x ⊙ silu(gate)), the gate first, each `group` numbers of a row on their own.
 template <class S, Index Rank>
 void rms_norm_of_gated(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, Index group, double eps,

@@ -1,0 +1,196 @@
+#pragma once
+
+#include <string_view>
+
+#include "seqmix/kernels/feature_map.hpp"
+#include "seqmix/kernels/heads.hpp"
+#include "seqmix/kernels/key_sum.hpp"
+#include "seqmix/kernels/linear_state.hpp"
+#include "seqmix/kernels/norm.hpp"
+#include "seqmix/layers/mixer.hpp"
+#include "seqmix/layers/projection.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+struct LinearAttentionConfig {
+  Index d_model = 0;
+  Index n_heads = 4;
+  Index head_k = 0;  // key width per head
+  Index head_v = 0;  // value width per head
+  FeatureMap feature_map = FeatureMap::elu_plus_one;
+  Index n_features = 0;  // rows of the projection matrix of favor
+  Index max_length = 0;  // tokens over which cosformer weights fall to 0
+  double scale = 1;      // factor of the queries' features
+  bool normalize = true;
+  double eps = 1e-6;  // added to the denominator; the least denominator of cosformer
+  bool bias = false;
+  bool output_norm = false;  // an RMS norm of each head
+  double norm_eps = 1e-5;
+
+  static void visit(auto& self, auto&& field) {
+    field("d_model", self.d_model), field("n_heads", self.n_heads);
+    field("head_k", self.head_k), field("head_v", self.head_v);
+    field("feature_map", self.feature_map);
+    field("n_features", self.n_features, zero_is_legal);
+    field("max_length", self.max_length, zero_is_legal);
+    field("scale", self.scale), field("normalize", self.normalize), field("eps", self.eps);
+    field("bias", self.bias), field("output_norm", self.output_norm);
+    field("norm_eps", self.norm_eps);
+  }
+  void check() const {
+    require(feature_map != FeatureMap::favor || n_features > 0, "favor needs n_features");
+    require(feature_map != FeatureMap::cosformer || max_length > 0, "cosformer needs max_length");
+    require(feature_map != FeatureMap::favor || normalize,
+            "favor needs normalize: its features are known up to a factor that cancels there");
+    require(feature_map != FeatureMap::identity || !normalize,
+            "normalize needs a feature map without negative products");
+  }
+  Index features() const {
+    if (feature_map == FeatureMap::taylor) return taylor_width(head_k);
+    if (feature_map == FeatureMap::cosformer) return 2 * head_k;
+    return feature_map == FeatureMap::favor ? n_features : head_k;
+  }
+};
+
+/// Linear attention: softmax's exp(q · k) replaced by a product of features, so that the past is a
+/// sum of outer products.
+///
+///   S_t = S_{t-1} + φ(k_t)ᵀ v_t,   z_t = z_{t-1} + φ(k_t)             S_t [F, V], z_t [F] per head
+///   o_t = φ(q_t) S_t / (φ(q_t) · z_t + eps),   y_t = W_o o_t          or without the denominator
+///
+/// φ is elu(x) + 1 or relu(x); softmax over the head; taylor: Based; cosformer: relu with weights
+/// that fall with distance, to 0 at `max_length`, which a stream must not exceed; favor:
+/// Performer's positive random features of a loaded projection matrix. The sums of favor are kept
+/// divided by the exponential of the largest exponent so far, `maximum`.
+///
+/// forward: O(T (D² + D F)); step: O(D² + D F). State: H F (V + 1) accumulators a stream.
+/// Source: Katharopoulos et al. 2020, arXiv:2006.16236, eq. 9-12, fast_transformers
+/// RecurrentLinearAttention; fla/layers/linear_attn.py; Arora et al. 2024, arXiv:2402.18668,
+/// fla/layers/based.py; Qin et al. 2022, arXiv:2202.08791, CosformerAttention; Choromanski et al.
+/// 2020, arXiv:2009.14794, performer_pytorch SelfAttention.
+template <class S>
+struct LinearAttentionDefinition {
+  using Scalar = S;
+  using Config = LinearAttentionConfig;
+  static constexpr std::string_view name = "linear_attention";
+
+  struct Weights {
+    Projection<Scalar> q_proj, k_proj, v_proj, o_proj;
+    Projection<Scalar> features;  // random directions of favor
+    Parameter<Scalar, 1> norm;
+
+    static void visit(auto& self, const Config& c, auto&& parameter) {
+      const Index keys = c.n_heads * c.head_k, values = c.n_heads * c.head_v;
+      parameter("q_proj.weight", self.q_proj.weight, {keys, c.d_model});
+      parameter("k_proj.weight", self.k_proj.weight, {keys, c.d_model});
+      parameter("v_proj.weight", self.v_proj.weight, {values, c.d_model});
+      parameter("o_proj.weight", self.o_proj.weight, {c.d_model, values});
+      if (c.bias) {
+        parameter("q_proj.bias", self.q_proj.bias, {keys});
+        parameter("k_proj.bias", self.k_proj.bias, {keys});
+        parameter("v_proj.bias", self.v_proj.bias, {values});
+        parameter("o_proj.bias", self.o_proj.bias, {c.d_model});
+      }
+      if (c.feature_map == FeatureMap::favor) {
+        parameter("projection_matrix", self.features.weight, {c.n_features, c.head_k});
+      }
+      if (c.output_norm) parameter("norm.weight", self.norm, {c.head_v});
+    }
+  };
+
+  struct State {
+    Tensor<Scalar, 4> memory;   // [B, H, F, V]
+    Tensor<Scalar, 3> key_sum;  // [B, H, F], where normalised
+    Tensor<Scalar, 2> maximum;  // [B, H], of favor
+    Position position;          // [B]
+
+    static void visit(auto& self, auto&& tensor) {
+      tensor("memory", self.memory);
+      if (self.key_sum.extent(2) > 0) tensor("key_sum", self.key_sum);
+      if (self.maximum.extent(1) > 0) tensor("maximum", self.maximum);
+      tensor("position", self.position);
+    }
+  };
+
+  Config c;
+  Weights w;
+
+  State make_state(Index batch, Index /*capacity*/, Memory memory) const {
+    const Index H = c.n_heads, F = c.features();
+    State state{.memory = {{batch, H, F, c.head_v}, memory},
+                .key_sum = {{batch, H, c.normalize ? F : 0}, memory},
+                .maximum = {{batch, c.feature_map == FeatureMap::favor ? H : 0}, memory},
+                .position = {batch, memory}};
+    fill(state.maximum.view(), Scalar(-1e30));  // below every exponent
+    return state;
+  }
+
+  template <Form form>
+  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
+    const Index B = x.extent(0), T = x.extent(1), H = c.n_heads;
+    auto scratch = context.scratch<Scalar>();
+    auto q = scratch(B, T, H, c.head_k);               // [B, T, H, K]
+    auto k = scratch(B, T, H, c.head_k);               // [B, T, H, K]
+    auto v = scratch(B, T, H, c.head_v);               // [B, T, H, V]
+    auto o = scratch(B, T, H, c.head_v);               // [B, T, H, V]
+    auto q_features = scratch(B, T, H, c.features());  // [B, T, H, F]
+    auto k_features = scratch(B, T, H, c.features());  // [B, T, H, F]
+    auto denominator = scratch(B, T, H);               // [B, T, H]
+    auto log_decay = scratch(B, T, H);                 // [B, T, H], of favor
+
+    project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}}, context);
+    map_features(q, q_features, state, context);
+    map_features(k, k_features, state, context);
+    const auto remember = [&](const auto& decay) {
+      linear_state<form>(q_features, k_features, v, decay, c.scale, state.memory.view(), o,
+                         context);
+      if (!c.normalize) return;
+      key_sum(q_features, k_features, decay, c.scale, state.key_sum.view(), denominator, context);
+    };
+    if (c.feature_map == FeatureMap::favor) {
+      favor_queries(q_features, c.head_k, context);
+      favor_keys(k, k_features, state.maximum.view(), log_decay, context);
+      remember(ScalarDecay<Scalar>{log_decay});
+    } else {
+      remember(NoDecay{});
+    }
+    if (c.normalize) normalize(o, denominator, context);
+    if (c.output_norm) rms_norm(o, w.norm, c.norm_eps, o, context);
+    project(o, {{w.o_proj, y}}, context);
+  }
+
+ private:
+  /// features [B, T, H, F] of x [B, T, H, K]; of favor, the projection alone.
+  void map_features(View<Scalar, 4> x, View<Scalar, 4> features, const State& state,
+                    Context& context) const {
+    if (c.feature_map == FeatureMap::taylor) {
+      taylor_features(x, features, context);
+    } else if (c.feature_map == FeatureMap::cosformer) {
+      cosformer_features(x, state.position.tokens, static_cast<double>(c.max_length), features,
+                         context);
+    } else if (c.feature_map == FeatureMap::favor) {
+      project(x.template merge<1>(), {{w.features, features.template merge<1>()}}, context);
+    } else {
+      pointwise_features(c.feature_map, x, features, context);
+    }
+  }
+  void normalize(View<Scalar, 4> o, View<Scalar, 3> denominator, Context& context) const {
+    using Batch = simd::Batch<Scalar>;
+    const Batch eps(static_cast<Scalar>(c.eps));
+    if (c.feature_map == FeatureMap::cosformer) {
+      elementwise(
+          context, [eps](Batch d) { return simd::max(d, eps); }, denominator, denominator);
+    } else {
+      elementwise(
+          context, [eps](Batch d) { return d + eps; }, denominator, denominator);
+    }
+    divide_heads(o, denominator, context);
+  }
+};
+
+template <class Scalar = float>
+using LinearAttention = Mixer<LinearAttentionDefinition<Scalar>>;
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

@@ -1,0 +1,141 @@
+#pragma once
+
+#include <string_view>
+
+#include "seqmix/kernels/activation.hpp"
+#include "seqmix/kernels/exponential_gate.hpp"
+#include "seqmix/kernels/heads.hpp"
+#include "seqmix/kernels/key_sum.hpp"
+#include "seqmix/kernels/linear_state.hpp"
+#include "seqmix/kernels/norm.hpp"
+#include "seqmix/layers/mixer.hpp"
+#include "seqmix/layers/projection.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+struct MlstmConfig {
+  Index d_model = 0;
+  Index n_heads = 4;
+  Index head_k = 0;      // key width per head
+  Index head_v = 0;      // value width per head
+  double gate_cap = 15;  // bound of the gates' logits
+  double eps = 1e-6;     // added to the denominator
+  double norm_eps = 1e-6;
+
+  static void visit(auto& self, auto&& field) {
+    field("d_model", self.d_model), field("n_heads", self.n_heads);
+    field("head_k", self.head_k), field("head_v", self.head_v);
+    field("gate_cap", self.gate_cap), field("eps", self.eps), field("norm_eps", self.norm_eps);
+  }
+  void check() const {
+    require(gate_cap > 0, "gate_cap must be positive");
+    require(eps >= 0, "eps must not be negative");
+  }
+};
+
+/// The mLSTM layer of xLSTM 7B: a matrix memory with exponential input gates.
+///
+///   i_t, f_t = cap tanh(W x_t / cap),   m_t = max(log σ(f_t) + m_{t-1}, i_t)    per head, m_0 = 0
+///   C_t = exp(log σ(f_t) + m_{t-1} - m_t) C_{t-1} + exp(i_t - m_t) k_tᵀ v_t     C_t [K, V]
+///   n_t = the same with k_t alone                                               n_t [K]
+///   h_t = K^{-1/2} q_t C_t / (max(|K^{-1/2} q_t · n_t|, exp(-m_t)) + eps)
+///   y_t = W_out (σ(W_o x_t) ⊙ layer_norm(h_t))                                  norm by heads
+///
+/// m_t, a number a token and head, comes first; then every weight is at most 1 and C a linear state
+/// that decays by head.
+///
+/// forward: O(T (D² + C D + D K)); step: O(D² + D K). State: H (K V + K + 1) numbers a stream.
+/// Source: Beck et al. 2025, arXiv:2503.13427, section 3; xlstm.xlstm_large mLSTMLayer.
+template <class S>
+struct MlstmDefinition {
+  using Scalar = S;
+  using Config = MlstmConfig;
+  static constexpr std::string_view name = "mlstm";
+
+  struct Weights {
+    Projection<Scalar> q, k, v, ogate, igate, fgate, out_proj;
+    Parameter<Scalar, 1> norm;  // [H V]
+
+    static void visit(auto& self, const Config& c, auto&& parameter) {
+      const Index keys = c.n_heads * c.head_k, values = c.n_heads * c.head_v;
+      parameter("q.weight", self.q.weight, {keys, c.d_model});
+      parameter("k.weight", self.k.weight, {keys, c.d_model});
+      parameter("v.weight", self.v.weight, {values, c.d_model});
+      parameter("ogate_preact.weight", self.ogate.weight, {values, c.d_model});
+      parameter("igate_preact.weight", self.igate.weight, {c.n_heads, c.d_model});
+      parameter("igate_preact.bias", self.igate.bias, {c.n_heads});
+      parameter("fgate_preact.weight", self.fgate.weight, {c.n_heads, c.d_model});
+      parameter("fgate_preact.bias", self.fgate.bias, {c.n_heads});
+      parameter("multihead_norm.weight", self.norm, {values});
+      parameter("out_proj.weight", self.out_proj.weight, {c.d_model, values});
+    }
+  };
+
+  struct State {
+    Tensor<Scalar, 4> memory;   // [B, H, K, V], C
+    Tensor<Scalar, 3> key_sum;  // [B, H, K], n
+    Tensor<Scalar, 2> maximum;  // [B, H], m
+
+    static void visit(auto& self, auto&& tensor) {
+      tensor("memory", self.memory), tensor("key_sum", self.key_sum);
+      tensor("maximum", self.maximum);
+    }
+  };
+
+  Config c;
+  Weights w;
+
+  State make_state(Index batch, Index /*capacity*/, Memory memory) const {
+    return {.memory = {{batch, c.n_heads, c.head_k, c.head_v}, memory},
+            .key_sum = {{batch, c.n_heads, c.head_k}, memory},
+            .maximum = {{batch, c.n_heads}, memory}};
+  }
+
+  template <Form form>
+  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
+    const Index B = x.extent(0), T = x.extent(1), H = c.n_heads;
+    auto scratch = context.scratch<Scalar>();
+    auto q = scratch(B, T, H, c.head_k);        // [B, T, H, K]
+    auto k = scratch(B, T, H, c.head_k);        // [B, T, H, K]
+    auto v = scratch(B, T, H, c.head_v);        // [B, T, H, V]
+    auto h = scratch(B, T, H, c.head_v);        // [B, T, H, V]
+    auto output = scratch(B, T, H * c.head_v);  // [B, T, H V], output gate
+    auto input = scratch(B, T, H);              // [B, T, H], input gate
+    auto forget = scratch(B, T, H);             // [B, T, H], log decay
+    auto floor = scratch(B, T, H);              // [B, T, H], least denominator
+    auto weight = scratch(B, T, H);             // [B, T, H], denominator
+
+    project(x, {{w.q, q}, {w.k, k}, {w.v, v}, {w.ogate, output}}, context);
+    project(x, {{w.igate, input}, {w.fgate, forget}}, context);
+    soft_cap(input, c.gate_cap, context);
+    soft_cap(forget, c.gate_cap, context);
+    log_sigmoid(forget, 1, context);
+    exponential_gates(input, forget, state.maximum.view(), floor, context);
+    multiply_heads(k, input, context);
+
+    const ScalarDecay<Scalar> decay{forget};
+    const double scale = inverse_sqrt(c.head_k);
+    linear_state<form>(q, k, v, decay, scale, state.memory.view(), h, context);
+    key_sum(q, k, decay, scale, state.key_sum.view(), weight, context);
+    using Batch = simd::Batch<Scalar>;
+    const Batch eps(static_cast<Scalar>(c.eps));
+    const auto denominator = [eps](Batch sum, Batch least) {
+      return simd::max(simd::abs(sum), least) + eps;
+    };
+    elementwise(context, denominator, weight, weight, floor);
+    divide_heads(h, weight, context);
+
+    auto normed = h.template merge<2>();  // [B, T, H V]
+    group_norm(normed, w.norm, {}, c.head_v, c.norm_eps, normed, context);
+    const auto gated = [](Batch value, Batch gate) { return simd::sigmoid(gate) * value; };
+    elementwise(context, gated, normed, normed, output);
+    project(normed, {{w.out_proj, y}}, context);
+  }
+};
+
+template <class Scalar = float>
+using Mlstm = Mixer<MlstmDefinition<Scalar>>;
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

@@ -1,0 +1,129 @@
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+#include <numbers>
+
+#include "seqmix/kernels/feature_map.hpp"
+#include "support/compare.hpp"
+#include "support/random.hpp"
+#include "support/thread_executor.hpp"
+
+using namespace seqmix;
+using support::random_tensor;
+using support::relative_error;
+using support::same_bits;
+
+namespace {
+
+double dot(const View<const double, 1>& a, const View<const double, 1>& b) {
+  double sum = 0;
+  for (Index i = 0; i < a.extent(0); ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+}  // namespace
+
+TEST_CASE("pointwise features are the functions they are named after", "[feature_map]") {
+  const auto x = random_tensor<double, 4>({2, 3, 2, 19}, 1);
+  Context context;
+  const auto check = [&](FeatureMap map, auto&& f) {
+    Tensor<double, 4> features(x.shape()), expected(x.shape());
+    pointwise_features(map, x, features.view(), context);
+    for (Index i = 0; i < x.size(); ++i) expected.data()[i] = f(x.data()[i]);
+    CHECK(relative_error(features.view(), expected.view()) < 1e-15);
+  };
+  check(FeatureMap::identity, [](double v) { return v; });
+  check(FeatureMap::relu, [](double v) { return std::max(v, 0.0); });
+  check(FeatureMap::elu_plus_one, [](double v) { return v > 0 ? v + 1 : std::exp(v); });
+
+  Tensor<double, 4> features(x.shape());
+  pointwise_features(FeatureMap::softmax, x, features.view(), context);
+  double sum = 0;
+  for (Index i = 0; i < 19; ++i) sum += features(1, 2, 1, i);
+  CHECK(std::abs(sum - 1) < 1e-15);
+}
+
+TEST_CASE("a product of taylor features is the polynomial", "[feature_map]") {
+  for (const Index K : {1, 2, 5, 16, 17}) {
+    const auto q = random_tensor<double, 4>({1, 3, 2, K}, 1);
+    const auto k = random_tensor<double, 4>({1, 3, 2, K}, 2);
+    Tensor<double, 4> a({1, 3, 2, taylor_width(K)}), b(a.shape());
+    Context context;
+    taylor_features(q, a.view(), context);
+    taylor_features(k, b.view(), context);
+    for (Index t = 0; t < 3; ++t) {
+      for (Index h = 0; h < 2; ++h) {
+        const double s = dot(q.view()[0][t][h], k.view()[0][t][h]) / std::sqrt(double(K));
+        const double expected = 1 + s + s * s / 2;
+        CHECK(std::abs(dot(a.view()[0][t][h], b.view()[0][t][h]) - expected) < 1e-13);
+      }
+    }
+  }
+}
+
+TEST_CASE("a product of cosformer features falls with the cosine of the distance",
+          "[feature_map]") {
+  const Index T = 9, K = 5;
+  const auto q = random_tensor<double, 4>({2, T, 1, K}, 1);
+  const auto k = random_tensor<double, 4>({2, T, 1, K}, 2);
+  Tensor<double, 4> a({2, T, 1, 2 * K}), b(a.shape()), p(q.shape()), r(q.shape());
+  Tensor<Index, 1> past({2});
+  past[1] = 40;
+  support::ThreadExecutor executor(2);
+  Context context(executor);
+  cosformer_features(q, past, 100.0, a.view(), context);
+  cosformer_features(k, past, 100.0, b.view(), context);
+  pointwise_features(FeatureMap::relu, q, p.view(), context);
+  pointwise_features(FeatureMap::relu, k, r.view(), context);
+  for (Index row = 0; row < 2; ++row) {
+    for (Index i = 0; i < T; ++i) {
+      for (Index j = 0; j <= i; ++j) {
+        const double weight = std::cos(std::numbers::pi / 2 * double(i - j) / 100);
+        const double expected = weight * dot(p.view()[row][i][0], r.view()[row][j][0]);
+        CHECK(std::abs(dot(a.view()[row][i][0], b.view()[row][j][0]) - expected) < 1e-14);
+      }
+    }
+  }
+}
+
+TEST_CASE("favor keys times the decays since are the exponentials of one maximum",
+          "[feature_map]") {
+  const Index T = 40, K = 5, F = 19;
+  for (const double size : {1.0, 30.0}) {
+    auto k = random_tensor<double, 4>({2, T, 2, K}, 1);
+    for (Index i = 0; i < k.size(); ++i) k.data()[i] *= size;
+    const auto projected = random_tensor<double, 4>({2, T, 2, F}, 2);
+    const auto run = [&](Context& context, Index pieces) {
+      Tensor<double, 4> features = projected;
+      Tensor<double, 3> decay({2, T, 2});
+      Tensor<double, 2> maximum({2, 2});
+      fill(maximum.view(), -1e30);
+      for (Index first = 0; first < T; first += T / pieces) {
+        favor_keys(k.view().slice<1>(first, T / pieces),
+                   features.view().slice<1>(first, T / pieces), maximum.view(),
+                   decay.view().slice<1>(first, T / pieces), context);
+      }
+      return std::tuple(features, decay, maximum);
+    };
+    Context serial;
+    support::ThreadExecutor executor(3);
+    Context context(executor);
+    const auto [features, decay, maximum] = run(serial, 1);
+    CHECK(same_bits(std::get<0>(run(context, 4)).view(), features.view()));
+    CHECK(same_bits(std::get<1>(run(context, 4)).view(), decay.view()));
+    for (Index h = 0; h < 2; ++h) {
+      double rest = 0;  // the log of the decay from t on
+      for (Index t = T - 1; t >= 0; --t) {
+        double square = 0;
+        for (Index i = 0; i < K; ++i) square += k(1, t, h, i) * k(1, t, h, i);
+        for (Index f = 0; f < F; ++f) {
+          const double exponent = projected(1, t, h, f) / std::pow(double(K), 0.25) -
+                                  square / std::sqrt(double(K)) / 2 - maximum(1, h);
+          CHECK(features(1, t, h, f) <= 1);
+          CHECK(std::abs(features(1, t, h, f) * std::exp(rest) - std::exp(exponent)) < 1e-12);
+        }
+        rest += decay(1, t, h);
+      }
+    }
+  }
+}
