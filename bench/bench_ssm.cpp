@@ -15,5 +15,13 @@ int main(int argc, char** argv) {
                },
            .step_numbers =
                [](double) { return 1024 * (2 * 2048 + 256 + 32 + 2048) + 32 * 128 * 64; }},
+          {.layer = "s4d",
+           .config = R"({"d_model": 1024, "state_size": 64, "discretization": "zoh"})",
+           .flops = [](double T) { return 2 * T * 1024 * (2048 + 8 * 32); },
+           .step_numbers = [](double) { return 1024 * (2048 + 8 * 32); }},
+          {.layer = "s4",
+           .config = R"({"d_model": 1024, "state_size": 64, "n_ssm": 1})",
+           .flops = [](double T) { return 2 * T * 1024 * (2048 + 12 * 32); },
+           .step_numbers = [](double) { return 1024 * (2048 + 12 * 32); }},
       });
 }

@@ -14,16 +14,18 @@ Output<S> mamba2(const Input<S>& in) {
   const Index N = in.size("state_size"), G = in.size("n_groups"), W = in.size("conv_kernel");
   const Index inner = H * P, channels = inner + 2 * G * N, groups = in.size("norm_groups");
   const double dt_max = in.config.at("dt_max").is_string() ? HUGE_VAL : in.number("dt_max");
+  const auto bias = [&](const char* name) { return in.flag("bias") ? &in.weight(name) : nullptr; };
   Output<S> out{in.x, {}};
   Array<S> conv({B, W - 1, channels}), ssm({B, H, N, P});
   for (Index b = 0; b < B; ++b) {
     for (Index t = 0; t < T; ++t) {
-      const auto row = linear<S>(in.weight("in_proj.weight"), nullptr, token(in.x, b, t));
+      const auto row =
+          linear<S>(in.weight("in_proj.weight"), bias("in_proj.bias"), token(in.x, b, t));
       // The rows of in_proj: z [inner], conv input x, B, C [channels], dt [H].
       std::vector<S> mixed(static_cast<std::size_t>(channels));
       for (Index d = 0; d < channels; ++d) {
         const S now = row[static_cast<std::size_t>(inner + d)];
-        S sum = in.weight("conv1d.bias")(d);
+        S sum = in.flag("conv_bias") ? in.weight("conv1d.bias")(d) : S(0);
         for (Index j = 0; j < W - 1; ++j)
           sum += in.weight("conv1d.weight")(d, 0, j) * conv(b, j, d);
         sum += in.weight("conv1d.weight")(d, 0, W - 1) * now;
@@ -50,11 +52,14 @@ Output<S> mamba2(const Input<S>& in) {
           y[static_cast<std::size_t>(h * P + p)] = sum + in.weight("D")(h) * value;
         }
       }
-      for (Index d = 0; d < inner; ++d) {
-        y[static_cast<std::size_t>(d)] *= silu(row[static_cast<std::size_t>(d)]);
-      }
+      const auto gate = [&] {
+        for (Index d = 0; d < inner; ++d) {
+          y[static_cast<std::size_t>(d)] *= silu(row[static_cast<std::size_t>(d)]);
+        }
+      };
       const Index width = inner / groups;
-      for (Index first = 0; first < inner; first += width) {
+      if (!in.flag("norm_before_gate") || !in.flag("rms_norm")) gate();
+      for (Index first = 0; in.flag("rms_norm") && first < inner; first += width) {
         S square = 0;
         for (Index d = first; d < first + width; ++d) {
           square += y[static_cast<std::size_t>(d)] * y[static_cast<std::size_t>(d)];
@@ -65,7 +70,8 @@ Output<S> mamba2(const Input<S>& in) {
           y[static_cast<std::size_t>(d)] *= in.weight("norm.weight")(d) / norm;
         }
       }
-      set_token(out.y, b, t, linear<S>(in.weight("out_proj.weight"), nullptr, y));
+      if (in.flag("norm_before_gate") && in.flag("rms_norm")) gate();
+      set_token(out.y, b, t, linear<S>(in.weight("out_proj.weight"), bias("out_proj.bias"), y));
     }
   }
   out.state = {{"conv", conv}, {"ssm", ssm}};
@@ -74,10 +80,16 @@ Output<S> mamba2(const Input<S>& in) {
 
 inline const std::vector<std::string> mamba2_configs{
     R"({"d_model": 16, "n_heads": 4, "head_dim": 8, "state_size": 8, "n_groups": 1,
-        "conv_kernel": 4, "dt_min": 0, "dt_max": "Infinity", "norm_groups": 1, "norm_eps": 1e-5})",
+        "conv_kernel": 4, "dt_min": 0, "dt_max": "Infinity", "conv_bias": true, "bias": false,
+        "rms_norm": true, "norm_before_gate": false, "norm_groups": 1, "norm_eps": 1e-5})",
     R"({"d_model": 21, "n_heads": 6, "head_dim": 5, "state_size": 7, "n_groups": 3,
-        "conv_kernel": 3, "dt_min": 0.01, "dt_max": 0.5, "norm_groups": 3, "norm_eps": 1e-6})",
+        "conv_kernel": 3, "dt_min": 0.01, "dt_max": 0.5, "conv_bias": false, "bias": true,
+        "rms_norm": true, "norm_before_gate": true, "norm_groups": 3, "norm_eps": 1e-6})",
     R"({"d_model": 10, "n_heads": 2, "head_dim": 17, "state_size": 33, "n_groups": 2,
-        "conv_kernel": 2, "dt_min": 0, "dt_max": "Infinity", "norm_groups": 1, "norm_eps": 1e-5})"};
+        "conv_kernel": 2, "dt_min": 0, "dt_max": "Infinity", "conv_bias": true, "bias": false,
+        "rms_norm": true, "norm_before_gate": false, "norm_groups": 1, "norm_eps": 1e-5})",
+    R"({"d_model": 12, "n_heads": 3, "head_dim": 7, "state_size": 9, "n_groups": 1,
+        "conv_kernel": 4, "dt_min": 0, "dt_max": "Infinity", "conv_bias": true, "bias": false,
+        "rms_norm": false, "norm_before_gate": false, "norm_groups": 1, "norm_eps": 1e-5})"};
 
 }  // namespace reference

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <utility>
 
+#include "seqmix/kernels/activation.hpp"
 #include "seqmix/kernels/linear_state.hpp"
 #include "seqmix/kernels/norm.hpp"
 #include "seqmix/kernels/short_conv.hpp"
@@ -23,7 +24,11 @@ struct Mamba2Config {
   Index conv_kernel = 4;   // taps of the short convolution
   double dt_min = 0;       // limits of the time step
   double dt_max = std::numeric_limits<double>::infinity();
-  Index norm_groups = 1;  // parts of the width that are normalised on their own
+  bool conv_bias = true;
+  bool bias = false;              // of in_proj and out_proj
+  bool rms_norm = true;           // a norm beside the gate
+  bool norm_before_gate = false;  // the norm sees the output before the gate, not behind it
+  Index norm_groups = 1;          // parts of the width that are normalised on their own
   double norm_eps = 1e-5;
 
   static void visit(auto& self, auto&& field) {
@@ -31,6 +36,8 @@ struct Mamba2Config {
     field("head_dim", self.head_dim), field("state_size", self.state_size);
     field("n_groups", self.n_groups), field("conv_kernel", self.conv_kernel);
     field("dt_min", self.dt_min), field("dt_max", self.dt_max);
+    field("conv_bias", self.conv_bias), field("bias", self.bias);
+    field("rms_norm", self.rms_norm), field("norm_before_gate", self.norm_before_gate);
     field("norm_groups", self.norm_groups), field("norm_eps", self.norm_eps);
   }
   void check() const {
@@ -49,9 +56,12 @@ struct Mamba2Config {
 ///   S_t = exp(-dt_t exp(A_log)) S_{t-1} + B_tᵀ (dt_t x_t)              S_t [N, P] per head
 ///   y_t = W_out rms_norm((C_t S_t + D ⊙ x_t) ⊙ silu(z_t))
 ///
+/// The norm may be missing or stand before the gate: rms_norm(C_t S_t + D ⊙ x_t) ⊙ silu(z_t).
+///
 /// forward: O(T (D² + C D + D N)); step: O(D² + D N). State: H N P accumulators and W - 1 inputs of
 /// the short convolution a stream, whatever T.
-/// Source: Dao & Gu 2024, arXiv:2405.21060, section 2.1 and figure 6; HF transformers Mamba2Mixer.
+/// Source: Dao & Gu 2024, arXiv:2405.21060, section 2.1 and figure 6; HF transformers Mamba2Mixer,
+/// BambaMixer, FalconH1Mixer, GraniteMoeHybridMambaLayer, Zamba2MambaMixer.
 template <class S>
 struct Mamba2Definition {
   using Scalar = S;
@@ -68,13 +78,17 @@ struct Mamba2Definition {
     static void visit(auto& self, const Config& c, auto&& parameter) {
       parameter("in_proj.weight", self.in_proj.weight,
                 {c.inner() + c.channels() + c.n_heads, c.d_model});
+      if (c.bias) {
+        parameter("in_proj.bias", self.in_proj.bias, {c.inner() + c.channels() + c.n_heads});
+      }
       parameter("conv1d.weight", self.conv, {c.channels(), 1, c.conv_kernel});
-      parameter("conv1d.bias", self.conv_bias, {c.channels()});
+      if (c.conv_bias) parameter("conv1d.bias", self.conv_bias, {c.channels()});
       parameter("dt_bias", self.dt_bias, {c.n_heads});
       parameter("A_log", self.A_log, {c.n_heads});
       parameter("D", self.D, {c.n_heads});
-      parameter("norm.weight", self.norm, {c.inner()});
+      if (c.rms_norm) parameter("norm.weight", self.norm, {c.inner()});
       parameter("out_proj.weight", self.out_proj.weight, {c.d_model, c.inner()});
+      if (c.bias) parameter("out_proj.bias", self.out_proj.bias, {c.d_model});
     }
   };
 
@@ -131,11 +145,25 @@ struct Mamba2Definition {
     linear_state<form>(queries_C, keys_B, v, ScalarDecay<Scalar>{decay}, 1, state.ssm, o, context);
     const View<const Scalar, 4> skip(w.D.data(), {B, T, c.n_heads, 1}, {0, 0, 1, 1});
     scale_heads(skip, x, o, context, true);
-    rms_norm_of_gated(o.template merge<2>(), z, w.norm, inner / c.norm_groups, c.norm_eps, context);
+    gate(o.template merge<2>(), z, context);
     project(o, {{w.out_proj, y}}, context);
   }
 
  private:
+  /// o = o ⊙ silu(z), with the norm: [B, T, H P].
+  void gate(View<Scalar, 3> o, View<const Scalar, 3> z, Context& context) const {
+    const Index width = c.inner() / c.norm_groups;
+    if (!c.rms_norm) {
+      activate_gated(Activation::silu, o, z, context);
+    } else if (!c.norm_before_gate) {
+      rms_norm_of_gated(o, z, w.norm, width, c.norm_eps, context);
+    } else {
+      for (Index first = 0; first < c.inner(); first += width) {
+        gated_rms_norm(o.template slice<2>(first, width), z.template slice<2>(first, width),
+                       w.norm.view().template slice<0>(first, width), c.norm_eps, context);
+      }
+    }
+  }
   /// dt = clamp(softplus(dt + bias)), decay = dt A, both [B, T, H].
   void time_steps(View<Scalar, 3> dt, View<Scalar, 3> decay, Context& context) const {
     using Batch = simd::Batch<Scalar>;
