@@ -29,6 +29,10 @@ struct Coefficients<float> {
   /// 2^r on [-1/16, 1].
   static constexpr float exp2[] = {1.0F,           0x1.62e432p-1F,  0x1.ebfbfep-3F, 0x1.c6a0b2p-5F,
                                    0x1.3c53fcp-7F, 0x1.4bf21ap-10F, 0x1.b7a25cp-13F};
+  /// 2^r on [-1/2, 1/2].
+  static constexpr float centred_exp2[] = {1.0F,           0x1.62e43p-1F,  0x1.ebfbdap-3F,
+                                           0x1.c6aed4p-5F, 0x1.3b2dbcp-7F, 0x1.5f456cp-10F,
+                                           0x1.41d314p-13F};
   /// (e^r - 1 - r) / r² on [-ln2 / 2, ln2 / 2].
   static constexpr float expm1[] = {0x1.fffffep-2F, 0x1.5554aap-3F, 0x1.55579ep-5F, 0x1.122c86p-7F,
                                     0x1.6ab23ap-10F};
@@ -83,6 +87,20 @@ struct Coefficients<double> {
       0x1.b7091ac9d5d8ap-24,
       0x1.cc16dbec2f07dp-28,
       0x1.4a621c7aa8144p-31,
+  };
+  static constexpr double centred_exp2[] = {
+      1.0,
+      0x1.62e42fefa39efp-1,
+      0x1.ebfbdff82c5adp-3,
+      0x1.c6b08d7049fd1p-5,
+      0x1.3b2ab6fb9f412p-7,
+      0x1.5d87fe78cf228p-10,
+      0x1.43091310bf90fp-13,
+      0x1.ffcbfba7c836cp-17,
+      0x1.62bfc3c1835ecp-20,
+      0x1.b526787220677p-24,
+      0x1.e620fbd262ce0p-28,
+      0x1.e7aa2cb8a3888p-32,
   };
   static constexpr double expm1[] = {
       0x1.0000000000005p-1,  0x1.5555555555539p-3,  0x1.55555555522a5p-5,  0x1.1111111118feep-7,
