@@ -15,5 +15,16 @@ int main(int argc, char** argv) {
            .config = R"({"d_model": 1024, "d_ff": 1024, "n_experts": 8, "n_experts_per_token": 2})",
            .flops = [](double T) { return 2 * T * (8 * 1024 + 2 * 3 * 1024 * 1024); },
            .step_numbers = [](double) { return 8 * 1024 + 2 * 3 * 1024 * 1024; }},
+          {.layer = "mixture_of_experts",
+           .config = R"({"d_model": 512, "d_ff": 256, "n_experts": 64, "n_experts_per_token": 6,
+                         "router": "deepseek_v3", "normalize_top_k": true, "n_group": 8,
+                         "topk_group": 4, "routed_scaling": 2.5, "d_shared": 512})",
+           .d_model = 512,
+           .flops = [](double T) { return 2 * T * 512 * (64 + 6 * 3 * 256 + 3 * 512); },
+           .step_numbers = [](double) { return 512 * (64 + 6 * 3 * 256 + 3 * 512); }},
+          {.layer = "switch_mixture_of_experts",
+           .config = R"({"d_model": 1024, "d_ff": 4096, "n_experts": 8, "capacity": 0})",
+           .flops = [](double T) { return 2 * T * (8 * 1024 + 2 * 1024 * 4096); },
+           .step_numbers = [](double) { return 8 * 1024 + 2 * 1024 * 4096; }},
       });
 }

@@ -273,3 +273,103 @@ TEMPLATE_TEST_CASE("threads change no bit of gathering and combining", "[routing
     CHECK(same_bits(run(context).view(), expected.view()));
   }
 }
+
+TEST_CASE("the best groups are kept, by the sum of their two best", "[routing]") {
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN(),
+                   infinity = std::numeric_limits<double>::infinity();
+  Context context;
+  context.set_poison(true);
+  const auto kept = [&](std::vector<double> scores, Index groups, Index count) {
+    View<double, 2> view(scores.data(), {1, static_cast<Index>(scores.size())});
+    keep_groups(view, groups, count, context);
+    std::vector<Index> result;
+    for (std::size_t e = 0; e < scores.size(); ++e) {
+      if (scores[e] != -infinity) result.push_back(static_cast<Index>(e));
+    }
+    return result;
+  };
+  // Sums of two: 5, 6, 4; the largest score alone would name the last group.
+  CHECK(kept({3, 2, 0, 3, 3, 0, 9, -5, -6}, 3, 1) == std::vector<Index>{3, 4, 5});
+  CHECK(kept({3, 2, 0, 3, 3, 0, 9, -5, -6}, 3, 2) == std::vector<Index>{0, 1, 2, 3, 4, 5});
+  CHECK(kept({1, 2, 2, 1, 0, 3}, 3, 2) == std::vector<Index>{0, 1, 2, 3});
+  CHECK(kept({nan, 2, 0, 0, -9, -9}, 3, 2) == std::vector<Index>{2, 3, 4, 5});
+  CHECK(kept({1, 2, 3, 4}, 2, 2) == std::vector<Index>{0, 1, 2, 3});
+  Tensor<double, 2> scores({2, 6});
+  CHECK_THROWS_AS(keep_groups(scores.view(), 4, 1, context), ShapeError);
+  CHECK_THROWS_AS(keep_groups(scores.view(), 3, 4, context), ShapeError);
+  CHECK_THROWS_AS(keep_groups(scores.view(), 6, 1, context), ShapeError);
+}
+
+TEST_CASE("an expert takes the first tokens of each stream, and the count goes on", "[routing]") {
+  Context context;
+  Tensor<Index, 2> expert({2, 5}), counts({2, 3});
+  const auto drop = [&](Index capacity, std::vector<Index> choices) {
+    std::ranges::copy(choices, expert.data());
+    drop_above_capacity(capacity, expert.view(), counts.view(), context);
+    return support::numbers_of(expert.view());
+  };
+  CHECK(drop(2, {0, 0, 1, 0, 1, 2, 2, 2, 2, 0}) ==
+        std::vector<Index>{0, 0, 1, -1, 1, 2, 2, -1, -1, 0});
+  CHECK(support::numbers_of(counts.view()) == std::vector<Index>{3, 2, 0, 1, 0, 4});
+  CHECK(drop(3, {0, 1, 1, 2, 2, 2, 0, 0, 0, 1}) ==
+        std::vector<Index>{-1, 1, -1, 2, 2, -1, 0, 0, -1, 1});
+  CHECK(drop(0, {0, 1, 1, 2, 2, 2, 0, 0, 0, 1}) ==
+        std::vector<Index>{0, 1, 1, 2, 2, 2, 0, 0, 0, 1});
+  Tensor<Index, 2> other({3, 3});
+  CHECK_THROWS_AS(drop_above_capacity(1, expert.view(), other.view(), context), ShapeError);
+}
+
+TEST_CASE("dropped choices have no pair and add nothing", "[routing]") {
+  Routing routing(4, 2, 3);
+  const std::vector<Index> chosen{0, -1, -1, -1, 2, 0, -1, 2};
+  std::ranges::copy(chosen, routing.expert.data());
+  const Routes routes = routing.routes();
+  group_by_expert(3, routes);
+  CHECK(routes.pairs() == 4);
+  CHECK(support::numbers_of(routes.first) == std::vector<Index>{0, 2, 2, 4});
+  CHECK(support::numbers_of(routes.place) == std::vector<Index>{0, -1, -1, -1, 2, 1, -1, 3});
+  const auto x = random_tensor<double, 3>({2, 2, 5}, 1);
+  Tensor<double, 2> pairs({4, 5}), weight({4, 2});
+  fill(weight.view(), 0.5), fill(weight.view()[1], std::numeric_limits<double>::quiet_NaN());
+  Tensor<double, 3> y(x.shape());
+  fill(y.view(), std::numeric_limits<double>::quiet_NaN());
+  Context context;
+  gather_rows<double>(x, routes, pairs.view(), context);
+  combine_rows<double>(pairs, weight, routes, y.view(), context);
+  for (Index d = 0; d < 5; ++d) {
+    CHECK(y(0, 0, d) == x(0, 0, d) / 2);
+    CHECK(y(0, 1, d) == 0);
+    CHECK(y(1, 0, d) == x(1, 0, d));
+    CHECK(y(1, 1, d) == x(1, 1, d) / 2);
+  }
+}
+
+TEST_CASE("routing kernels name what does not fit", "[routing]") {
+  Context context;
+  Routing routing(4, 2, 3);
+  fill(routing.expert.view(), 1);
+  const Routes routes = routing.routes();
+  CHECK_THAT(shape_error([&] { group_by_expert(4, routes); }),
+             ContainsSubstring("group_by_expert: first has shape [4], expected [5]"));
+  routing.expert(2, 1) = 3;
+  CHECK_THAT(shape_error([&] { group_by_expert(3, routes); }), ContainsSubstring("expert 3 of 3"));
+  routing.expert(2, 1) = -2;
+  CHECK_THAT(shape_error([&] { group_by_expert(3, routes); }), ContainsSubstring("expert -2 of 3"));
+  routing.expert(2, 1) = 1;
+  group_by_expert(3, routes);
+  Tensor<float, 3> x({2, 2, 5}), longer({2, 3, 5});
+  Tensor<float, 2> pairs({8, 5}), fewer({7, 5}), weight({4, 2}), wrong({4, 1});
+  CHECK(shape_error([&] { gather_rows<float>(x, routes, pairs.view(), context); }) ==
+        "nothing was thrown");
+  CHECK_THAT(shape_error([&] { gather_rows<float>(x, routes, fewer.view(), context); }),
+             ContainsSubstring("gather_rows: pairs"));
+  CHECK_THAT(shape_error([&] { gather_rows<float>(longer, routes, pairs.view(), context); }),
+             ContainsSubstring("gather_rows: expert"));
+  CHECK_THAT(shape_error([&] { combine_rows<float>(fewer, weight, routes, x.view(), context); }),
+             ContainsSubstring("combine_rows: pairs"));
+  CHECK_THAT(shape_error([&] { combine_rows<float>(pairs, wrong, routes, x.view(), context); }),
+             ContainsSubstring("combine_rows: weight"));
+  CHECK_THAT(
+      shape_error([&] { combine_rows<float>(pairs, weight, routes, longer.view(), context); }),
+      ContainsSubstring("combine_rows: weight"));
+}

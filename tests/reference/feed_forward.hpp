@@ -49,6 +49,7 @@ inline const std::vector<std::string> feed_forward_configs{
     R"({"d_model": 16, "d_ff": 32, "activation": "silu", "gated": true, "bias": false})",
     R"({"d_model": 21, "d_ff": 37, "activation": "gelu", "gated": false, "bias": true})",
     R"({"d_model": 9, "d_ff": 70, "activation": "gelu_tanh", "gated": true, "bias": true})",
+    R"({"d_model": 10, "d_ff": 19, "activation": "gelu", "gated": true, "bias": false})",
     R"({"d_model": 7, "d_ff": 5, "activation": "relu_squared", "gated": false, "bias": false})",
     R"({"d_model": 7, "d_ff": 13, "activation": "quick_gelu", "gated": false, "bias": false})",
     R"({"d_model": 3, "d_ff": 11, "activation": "relu", "gated": true, "bias": false})"};

@@ -90,5 +90,14 @@ void log_sigmoid(View<S, Rank> x, double scale, Context& context) {
       context, [factor](simd::Batch<S> value) { return factor * simd::log_sigmoid(value); }, x, x);
 }
 
+/// y = a ⊙ σ(b) of x = (a, b), the gated linear unit. x: [B, T, 2 D]. y: [B, T, D].
+template <class S>
+void gated_linear_unit(In<S, 3> x, View<S, 3> y, Context& context) {
+  const Index D = y.extent(2);
+  elementwise(
+      context, [](simd::Batch<S> a, simd::Batch<S> b) { return a * simd::sigmoid(b); }, y,
+      x.template slice<2>(0, D), x.template slice<2>(D, D));
+}
+
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

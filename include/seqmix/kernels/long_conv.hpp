@@ -26,9 +26,12 @@ namespace detail {
 template <class S>
 class LongSpectrum {
  public:
-  /// taps: [L, channels padded to lanes], of which the first `length / 2` count.
+  /// taps: [L, channels padded to lanes], of which the first `most` count, half of `length` unless
+  /// given.
   LongSpectrum(const View<const S, 2>& taps, Index length)
-      : plan_(length), taps_(std::min(taps.extent(0), length / 2)) {
+      : LongSpectrum(taps, length, length / 2) {}
+  LongSpectrum(const View<const S, 2>& taps, Index length, Index most)
+      : plan_(length), taps_(std::min(taps.extent(0), most)) {
     constexpr Index lanes = simd::lanes<S>, width = FftPlan<S>::width;
     const Index points = plan_.points(), entries = points / 2 + 1;
     turns_ = Tensor<S, 2>({entries, 2});
@@ -64,7 +67,7 @@ class LongSpectrum {
   }
 
   const FftPlan<S>& plan() const { return plan_; }
-  /// How many taps it holds: all of the filter's, or half of the length.
+  /// How many taps it holds: all of the filter's, or as many as may count.
   Index taps() const { return taps_; }
   /// The tokens that one transform can give: the others wrap around.
   Index tokens() const { return plan_.length() - taps_ + 1; }
@@ -372,6 +375,14 @@ void long_conv(In<S, 3> u, const LongFilter<S>& filter, View<S, 3> y, Context& c
 template <class S>
 void long_conv_step(In<S, 2> u, In<S, 3> history, In<Index, 1> past, const LongFilter<S>& filter,
                     View<S, 2> y, Context& context) {
+  if (context.packed()) {
+    return context.for_each_piece([&](const Piece& piece) {
+      long_conv_step<S>(u.template slice<0>(piece.first, piece.count),
+                        history.template slice<0>(piece.row, 1),
+                        past.template slice<0>(piece.row, 1), filter,
+                        y.template slice<0>(piece.first, piece.count), context);
+    });
+  }
   const auto input = detail::long_conv_inputs<S>(u.template insert<1>(), history, past, filter,
                                                  y.template insert<1>());
   if (y.empty()) return;

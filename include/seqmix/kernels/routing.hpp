@@ -1,24 +1,83 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <concepts>
 #include <limits>
 #include <string>
+#include <string_view>
+#include <utility>
 
 #include "seqmix/kernels/rows.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
+/// How a token's scores become experts and their weights. `mixtral`: the k largest, softmax over
+/// these. `softmax_then_top_k`: softmax over all, then the k largest. `deepseek_v3`: the k largest
+/// of sigmoid plus a bias inside the best groups, weighted by the sigmoids.
+enum class Router { mixtral, softmax_then_top_k, deepseek_v3 };
+
+namespace detail {
+inline constexpr std::array<std::pair<Router, std::string_view>, 3> router_names{{
+    {Router::mixtral, "mixtral"},
+    {Router::softmax_then_top_k, "softmax_then_top_k"},
+    {Router::deepseek_v3, "deepseek_v3"},
+}};
+}  // namespace detail
+
+inline std::string_view to_string(Router router) {
+  for (const auto& [value, name] : detail::router_names) {
+    if (value == router) return name;
+  }
+  return "unknown";
+}
+inline void from_string(std::string_view text, Router& router) {
+  for (const auto& [value, name] : detail::router_names) {
+    if (name == text) {
+      router = value;
+      return;
+    }
+  }
+  throw ConfigError("router is \"" + std::string(text) +
+                    "\", expected one of mixtral, softmax_then_top_k, deepseek_v3");
+}
+
 /// Which experts a batch of token rows goes to, and the same pairs sorted by expert.
 ///
 /// A pair is one choice of one token. `pair_row` lists the rows of the choices grouped by expert
-/// (in ascending order inside each); `place(row, choice)` is where a choice stands in that list.
+/// (in ascending order inside each); `place(row, choice)` is where a choice stands in that list. A
+/// choice of expert -1 is dropped: it has no pair, and its place is -1.
 struct Routes {
   View<Index, 2> expert;    // [rows, k]
   View<Index, 2> place;     // [rows, k]
   View<Index, 1> pair_row;  // [rows * k]
   View<Index, 1> first;     // [E + 1]: expert e has the pairs [first[e], first[e + 1])
+
+  /// The pairs that are not dropped.
+  Index pairs() const { return first[first.extent(0) - 1]; }
 };
+
+namespace detail {
+
+/// Throws unless a view of `kernel` has the shape that the others ask for.
+template <class T, Index Rank>
+void check_routing(const char* kernel, const char* which, const View<T, Rank>& view,
+                   const Shape<Rank>& expected) {
+  if (view.shape() != expected) {
+    throw ShapeError(std::string(kernel) + ": " + which + " has shape " + view.shape().text() +
+                     ", expected " + expected.text());
+  }
+}
+
+/// Whether score a of expert i comes before score b of expert j: NaN is last, ties by number.
+template <class S>
+bool scores_before(S a, Index i, S b, Index j) {
+  if (a != a || b != b) return a == a || (b != b && i < j);
+  return a > b || (a == b && i < j);
+}
+
+}  // namespace detail
 
 /// Fills `expert` with the k largest of each row of scores [rows, E], largest first; a tie goes to
 /// the lower expert and NaN counts as the smallest, so that k different experts are always chosen.
@@ -29,20 +88,96 @@ void top_k(In<S, 2> scores, View<Index, 2> expert) {
     throw ShapeError("top_k: scores have shape " + scores.shape().text() + ", expected [" +
                      std::to_string(rows) + ", at least " + std::to_string(k) + "]");
   }
-  const auto before = [](S a, Index i, S b, Index j) {
-    if (a != a || b != b) return a == a || (b != b && i < j);
-    return a > b || (a == b && i < j);
-  };
   for (Index row = 0; row < rows; ++row) {
-    for (Index choice = 0; choice < k; ++choice) {
-      Index best = -1;
-      for (Index e = 0; e < n_experts; ++e) {
-        bool taken = false;
-        for (Index earlier = 0; earlier < choice; ++earlier) taken |= expert(row, earlier) == e;
-        if (taken) continue;
-        if (best < 0 || before(scores(row, e), e, scores(row, best), best)) best = e;
+    // The best so far, in order; a later expert passes only those that it beats.
+    Index chosen = 0;
+    for (Index e = 0; e < n_experts; ++e) {
+      Index place = chosen;
+      for (; place > 0; --place) {
+        const Index other = expert(row, place - 1);
+        if (!detail::scores_before(scores(row, e), e, scores(row, other), other)) break;
       }
-      expert(row, choice) = best;
+      if (place == k) continue;
+      chosen = std::min(chosen + 1, k);
+      for (Index i = chosen - 1; i > place; --i) expert(row, i) = expert(row, i - 1);
+      expert(row, place) = e;
+    }
+  }
+}
+
+/// Leaves the `kept` best of `groups` runs of experts in scores [rows, E]: all others become
+/// -infinity. A group is as good as the sum of its two largest scores; ties go to the lower group.
+template <class S>
+void keep_groups(View<S, 2> scores, Index groups, Index kept, Context& context) {
+  const Index rows = scores.extent(0), size = groups < 1 ? 0 : scores.extent(1) / groups;
+  if (groups < 1 || kept < 1 || kept > groups || size * groups != scores.extent(1) || size < 2) {
+    throw ShapeError("keep_groups: scores have shape " + scores.shape().text() + ", expected " +
+                     std::to_string(groups) + " equal groups of at least 2 experts, of which " +
+                     std::to_string(kept) + " are kept");
+  }
+  auto scratch = context.scratch<S>();
+  auto indices = context.scratch<Index>();
+  const auto sums = scratch(rows, groups);
+  const auto best = indices(rows, kept), two = indices(rows, Index{2});
+  for (Index group = 0; group < groups; ++group) {
+    const View<S, 2> members = scores.template slice<1>(group * size, size);
+    top_k<S>(members, two);
+    for (Index row = 0; row < rows; ++row) {
+      sums(row, group) = members(row, two(row, 0)) + members(row, two(row, 1));
+    }
+  }
+  top_k<S>(sums, best);
+  for (Index row = 0; row < rows; ++row) {
+    for (Index group = 0; group < groups; ++group) {
+      bool keep = false;
+      for (Index i = 0; i < kept; ++i) keep |= best(row, i) == group;
+      if (keep) continue;
+      fill(scores[row].template slice<0>(group * size, size), -std::numeric_limits<S>::infinity());
+    }
+  }
+}
+
+/// weight(row, choice) = scores(row, expert(row, choice)).
+template <class S>
+void gather_scores(In<S, 2> scores, In<Index, 2> expert, View<S, 2> weight) {
+  detail::check_routing("gather_scores", "scores", scores, {weight.extent(0), scores.extent(1)});
+  detail::check_routing("gather_scores", "expert", expert, weight.shape());
+  for (Index row = 0; row < weight.extent(0); ++row) {
+    for (Index i = 0; i < weight.extent(1); ++i) weight(row, i) = scores(row, expert(row, i));
+  }
+}
+
+/// Makes each row of weights add up to `total`; `least` is added to its sum.
+template <class S>
+void normalize_weights(View<S, 2> weight, double total, double least) {
+  for (Index row = 0; row < weight.extent(0); ++row) {
+    S sum = static_cast<S>(least);
+    for (Index i = 0; i < weight.extent(1); ++i) sum += weight(row, i);
+    for (Index i = 0; i < weight.extent(1); ++i) {
+      weight(row, i) = weight(row, i) / sum * static_cast<S>(total);
+    }
+  }
+}
+
+/// Drops the choices of each stream that come when their expert has had `capacity` of its tokens.
+///
+/// expert: [B, T], the choices of T new tokens. counts: [B, E], how many tokens of the stream have
+/// chosen each expert so far, dropped ones included; they go on. A capacity of 0 drops nothing.
+inline void drop_above_capacity(Index capacity, View<Index, 2> expert, View<Index, 2> counts,
+                                Context& context) {
+  if (context.packed()) {
+    return context.for_each_piece([&](const Piece& piece) {
+      drop_above_capacity(capacity, expert.slice<1>(piece.first, piece.count),
+                          counts.slice<0>(piece.row, 1), context);
+    });
+  }
+  detail::check_routing("drop_above_capacity", "counts", counts,
+                        {expert.extent(0), counts.extent(1)});
+  for (Index b = 0; b < expert.extent(0); ++b) {
+    for (Index t = 0; t < expert.extent(1); ++t) {
+      Index& count = counts(b, expert(b, t));
+      if (capacity > 0 && count >= capacity) expert(b, t) = -1;
+      ++count;
     }
   }
 }
@@ -50,16 +185,27 @@ void top_k(In<S, 2> scores, View<Index, 2> expert) {
 /// Sorts the choices of `routes.expert` by expert, in order of rows: a counting sort.
 inline void group_by_expert(Index n_experts, const Routes& routes) {
   const Index rows = routes.expert.extent(0), k = routes.expert.extent(1);
+  detail::check_routing("group_by_expert", "place", routes.place, routes.expert.shape());
+  detail::check_routing("group_by_expert", "pair_row", routes.pair_row, {rows * k});
+  detail::check_routing("group_by_expert", "first", routes.first, {n_experts + 1});
   fill(routes.first, 0);
   for (Index row = 0; row < rows; ++row) {
-    for (Index choice = 0; choice < k; ++choice) ++routes.first[routes.expert(row, choice) + 1];
+    for (Index choice = 0; choice < k; ++choice) {
+      const Index e = routes.expert(row, choice);
+      if (e < -1 || e >= n_experts) {
+        throw ShapeError("group_by_expert: expert " + std::to_string(e) + " of " +
+                         std::to_string(n_experts));
+      }
+      if (e >= 0) ++routes.first[e + 1];
+    }
   }
   for (Index e = 0; e < n_experts; ++e) routes.first[e + 1] += routes.first[e];
   for (Index row = 0; row < rows; ++row) {
     for (Index choice = 0; choice < k; ++choice) {
-      const Index place = routes.first[routes.expert(row, choice)]++;
+      const Index e = routes.expert(row, choice);
+      const Index place = e < 0 ? -1 : routes.first[e]++;
       routes.place(row, choice) = place;
-      routes.pair_row[place] = row;
+      if (place >= 0) routes.pair_row[place] = row;
     }
   }
   // Every start has moved to the start of the next expert: shift them back.
@@ -67,9 +213,21 @@ inline void group_by_expert(Index n_experts, const Routes& routes) {
   routes.first[0] = 0;
 }
 
+/// Calls `body(expert, first, count)` for each expert that has pairs, [first, first + count).
+inline void for_each_expert(const Routes& routes, std::invocable<Index, Index, Index> auto&& body) {
+  for (Index e = 0; e + 1 < routes.first.extent(0); ++e) {
+    const Index first = routes.first[e], count = routes.first[e + 1] - first;
+    if (count > 0) body(e, first, count);
+  }
+}
+
 /// pairs[i] = x[pair_row[i]]: the rows of each expert become one contiguous panel.
 template <class S>
 void gather_rows(In<S, 3> x, const Routes& routes, View<S, 2> pairs, Context& context) {
+  detail::check_routing("gather_rows", "pairs", pairs, {routes.pairs(), x.extent(2)});
+  detail::check_routing("gather_rows", "expert", routes.expert,
+                        {x.extent(0) * x.extent(1), routes.expert.extent(1)});
+  if (pairs.empty()) return;
   const Index width = x.extent(2), rows_per_task = std::max<Index>(numbers_per_task / width, 1);
   context.parallel_for(ceil_div(pairs.extent(0), rows_per_task), [&](Index task, Context&) {
     const Index end = std::min(pairs.extent(0), (task + 1) * rows_per_task);
@@ -80,20 +238,27 @@ void gather_rows(In<S, 3> x, const Routes& routes, View<S, 2> pairs, Context& co
   });
 }
 
-/// y[row] = Σ over choices, in their order, of weight(row, choice) pairs[place(row, choice)].
+/// y[row] = Σ over choices that are not dropped, in their order, of
+/// weight(row, choice) pairs[place(row, choice)].
 template <class S>
 void combine_rows(In<S, 2> pairs, In<S, 2> weight, const Routes& routes, View<S, 3> y,
                   Context& context) {
   const Index width = y.extent(2), k = weight.extent(1), rows = weight.extent(0);
+  detail::check_routing("combine_rows", "pairs", pairs, {routes.pairs(), width});
+  detail::check_routing("combine_rows", "weight", weight, routes.place.shape());
+  detail::check_routing("combine_rows", "weight", weight, {y.extent(0) * y.extent(1), k});
+  if (y.empty()) return;
   const Index rows_per_task = std::max<Index>(numbers_per_task / width, 1);
   context.parallel_for(ceil_div(rows, rows_per_task), [&](Index task, Context&) {
     const Index end = std::min(rows, (task + 1) * rows_per_task);
     for (Index row = task * rows_per_task; row < end; ++row) {
       S* to = detail::row_address(y, row);
+      bool written = false;
       for (Index choice = 0; choice < k; ++choice) {
+        if (routes.place(row, choice) < 0) continue;
         const S* from = &pairs(routes.place(row, choice), 0);
         const simd::Batch<S> factor(weight(row, choice));
-        if (choice == 0) {
+        if (!std::exchange(written, true)) {
           simd::map<S>(
               width, to, [factor](auto v) { return factor * v; }, from);
         } else {
@@ -102,6 +267,7 @@ void combine_rows(In<S, 2> pairs, In<S, 2> weight, const Routes& routes, View<S,
               to);
         }
       }
+      if (!written) std::fill_n(to, width, S(0));
     }
   });
 }

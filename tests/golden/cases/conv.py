@@ -36,10 +36,14 @@ def hyena(arguments):
         return Case(name, fields, source, shape, weights_of(module), lambda x: (module(x), {}))
 
     yield case("odd", (2, 37), d_model=11, order=2, max_length=50, filter_width=13,
-               filter_embedding=5, filter_inner_layers=2, conv_kernel=3, modulation_shift=0.0)
+               filter_embedding=5, filter_inner_layers=2, conv_kernel=3, modulation_shift=0.0,
+               step_form="amortized")
     yield case("order-3", (2, 70), d_model=8, order=3, max_length=70, filter_width=9,
-               filter_embedding=3, filter_inner_layers=1, conv_kernel=3, modulation_shift=0.05)
+               filter_embedding=3, filter_inner_layers=1, conv_kernel=3, modulation_shift=0.05,
+               step_form="amortized")
     yield case("long", (1, 300), d_model=12, order=2, max_length=512, filter_width=16,
-               filter_embedding=9, filter_inner_layers=3, conv_kernel=3, modulation_shift=0.01)
+               filter_embedding=9, filter_inner_layers=3, conv_kernel=3, modulation_shift=0.01,
+               step_form="spread")
     yield case("order-4-taps-4", (1, 131), d_model=6, order=4, max_length=131, filter_width=8,
-               filter_embedding=7, filter_inner_layers=0, conv_kernel=4, modulation_shift=0.0)
+               filter_embedding=7, filter_inner_layers=0, conv_kernel=4, modulation_shift=0.0,
+               step_form="spread")

@@ -11,9 +11,9 @@ void register_conv(Registry<S>& registry) {
   registry.template add<HyenaDefinition<S>>({.title = "Hyena long convolution",
                                              .paper = "Poli 2023, arXiv:2302.10866",
                                              .forward = "O(T D² + T log T D)",
-                                             .step = "O(D² + t D)",
-                                             .state = "t (order - 1) D + (W - 1) (order + 1) D",
-                                             .header = "conv/hyena.hpp",
+                                             .step = "O(D² + log² t D), amortized or spread",
+                                             .state = "2 t (order - 1) D + (W - 1) (order + 1) D",
+                                             .header = "layers/conv/hyena.hpp",
                                              .checked = "safari HyenaOperator"});
 }
 

@@ -17,25 +17,52 @@ struct MixtureOfExpertsConfig {
   Index d_ff = 0;  // hidden width of one expert
   Index n_experts = 8;
   Index n_experts_per_token = 2;
+  Router router = Router::mixtral;
+  bool normalize_top_k = false;  // the weights of a token add up to 1; those of mixtral always do
+  Index n_group = 1;             // deepseek_v3: equal groups of experts
+  Index topk_group = 1;          // of which a token may use this many
+  double routed_scaling = 1;     // deepseek_v3: multiplies the weights
+  Index d_shared = 0;            // hidden width of the expert that every token uses
+  bool shared_gate = false;      // whose output a sigmoid of the token multiplies
 
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("d_ff", self.d_ff);
     field("n_experts", self.n_experts), field("n_experts_per_token", self.n_experts_per_token);
+    field("router", self.router), field("normalize_top_k", self.normalize_top_k);
+    field("n_group", self.n_group), field("topk_group", self.topk_group);
+    field("routed_scaling", self.routed_scaling);
+    field("d_shared", self.d_shared, zero_is_legal), field("shared_gate", self.shared_gate);
   }
   void check() const {
     require(n_experts_per_token <= n_experts, "n_experts_per_token must not exceed n_experts");
+    require(router == Router::deepseek_v3 || (n_group == 1 && routed_scaling == 1),
+            "only the router deepseek_v3 has groups of experts and routed_scaling");
+    require(topk_group <= n_group, "topk_group must not exceed n_group");
+    require(n_group == 1 || (n_experts % n_group == 0 && n_experts >= 2 * n_group),
+            "n_group must cut n_experts into equal groups of at least 2");
+    require(n_experts_per_token <= topk_group * (n_experts / n_group),
+            "the topk_group groups of a token must have n_experts_per_token experts");
+    require(!shared_gate || d_shared > 0, "shared_gate needs a shared expert: d_shared");
   }
 };
 
 /// A mixture of SwiGLU experts of which each token uses the k that its router scores highest.
 ///
-///   l = W_gate x,  top = the k largest of l,  p = softmax(l[top])
-///   y = Σ_{e in top} p_e W2_e (silu(W1_e x) ⊙ W3_e x)
+///   l = W_gate x,  y = Σ_{e in top} p_e W2_e (silu(W1_e x) ⊙ W3_e x) + g shared(x)
+///   mixtral             top = the k largest of l, p = softmax(l[top])
+///   softmax_then_top_k  top = the k largest of l, p = softmax(l)[top], / Σ p if normalize_top_k
+///   deepseek_v3         s = σ(l), top = the k largest of s + b among the topk_group groups with
+///   the
+///                       largest sums of two, p = s[top], / Σ p if normalize_top_k, routed_scaling
+///                       p
+///   g = σ(w_g x) if shared_gate, else 1; shared: a SwiGLU of width d_shared
 ///
 /// Dropless: no capacity, so every token is on its own and the law holds. A tie of scores goes to
 /// the lower expert.
 /// forward: O(T (D E + k D F)); step: O(D E + k D F). State: none.
-/// Source: Jiang et al. 2024, arXiv:2401.04088, section 2.1; HF transformers MixtralSparseMoeBlock.
+/// Source: Jiang et al. 2024, arXiv:2401.04088, section 2.1; HF transformers MixtralSparseMoeBlock,
+/// Qwen2MoeSparseMoeBlock; DeepSeek-AI 2024, arXiv:2412.19437, eq. 12-16 and its
+/// inference/model.py.
 template <class S>
 struct MixtureOfExpertsDefinition {
   using Scalar = S;
@@ -48,16 +75,29 @@ struct MixtureOfExpertsDefinition {
   };
   struct Weights {
     Projection<Scalar> gate;
+    Parameter<Scalar, 1> correction_bias;  // [E], b
     std::vector<Expert> experts;
+    Projection<Scalar> shared_gate_proj, shared_up_proj, shared_down_proj, shared_expert_gate;
 
     static void visit(auto& self, const Config& c, auto&& parameter) {
       parameter("gate.weight", self.gate.weight, {c.n_experts, c.d_model});
+      if (c.router == Router::deepseek_v3) {
+        parameter("gate.e_score_correction_bias", self.correction_bias, {c.n_experts});
+      }
       resize_parts(self.experts, c.n_experts);
       for (Index e = 0; e < c.n_experts; ++e) {
         auto& expert = self.experts[static_cast<std::size_t>(e)];
         parameter({"experts", e, "w1.weight"}, expert.w1.weight, {c.d_ff, c.d_model});
         parameter({"experts", e, "w2.weight"}, expert.w2.weight, {c.d_model, c.d_ff});
         parameter({"experts", e, "w3.weight"}, expert.w3.weight, {c.d_ff, c.d_model});
+      }
+      if (c.d_shared == 0) return;
+      const Shape<2> in{c.d_shared, c.d_model}, out{c.d_model, c.d_shared};
+      parameter("shared_experts.gate_proj.weight", self.shared_gate_proj.weight, in);
+      parameter("shared_experts.up_proj.weight", self.shared_up_proj.weight, in);
+      parameter("shared_experts.down_proj.weight", self.shared_down_proj.weight, out);
+      if (c.shared_gate) {
+        parameter("shared_expert_gate.weight", self.shared_expert_gate.weight, {1, c.d_model});
       }
     }
   };
@@ -73,6 +113,7 @@ struct MixtureOfExpertsDefinition {
   template <Form form>
   void run(View<const Scalar, 3> x, State& /*state*/, View<Scalar, 3> y, Context& context) const {
     const Index B = x.extent(0), T = x.extent(1), k = c.n_experts_per_token, pairs = B * T * k;
+    const Index shared_width = c.d_shared > 0 ? c.d_model : 0;
     auto scratch = context.scratch<Scalar>();
     auto indices = context.scratch<Index>();
     auto logits = scratch(B, T, c.n_experts);  // [B, T, E]
@@ -81,21 +122,16 @@ struct MixtureOfExpertsDefinition {
                         indices(c.n_experts + 1)};
 
     project(x, {{w.gate, logits}}, context);
-    const auto scores = logits.template merge<0>();  // [B T, E]
-    top_k<Scalar>(scores, routes.expert);
-    for (Index row = 0; row < B * T; ++row) {
-      for (Index i = 0; i < k; ++i) weight(row, i) = scores(row, routes.expert(row, i));
-    }
-    softmax<Scalar, 2>(weight, context);
+    choose(logits.template merge<0>(), routes.expert, weight, context);
     group_by_expert(c.n_experts, routes);
 
-    auto in = scratch(pairs, c.d_model);   // [B T k, D], grouped by expert
-    auto gate = scratch(pairs, c.d_ff);    // [B T k, F]
-    auto hidden = scratch(pairs, c.d_ff);  // [B T k, F]
+    auto in = scratch(pairs, c.d_model);        // [B T k, D], grouped by expert
+    auto gate = scratch(pairs, c.d_ff);         // [B T k, F]
+    auto hidden = scratch(pairs, c.d_ff);       // [B T k, F]
+    auto shared = scratch(B, T, shared_width);  // [B, T, D], or nothing
+    if (c.d_shared > 0) shared_expert(x, shared, context);
     gather_rows<Scalar>(x, routes, in, context);
-    for (Index e = 0; e < c.n_experts; ++e) {
-      const Index first = routes.first[e], count = routes.first[e + 1] - first;
-      if (count == 0) continue;
+    for_each_expert(routes, [&](Index e, Index first, Index count) {
       const auto rows_of = [&](View<Scalar, 2> panel) {
         return panel.template slice<0>(first, count).template insert<0>();
       };
@@ -103,8 +139,71 @@ struct MixtureOfExpertsDefinition {
       project(rows_of(in), {{expert.w1, rows_of(gate)}, {expert.w3, rows_of(hidden)}}, context);
       activate_gated(Activation::silu, rows_of(hidden), rows_of(gate), context);
       project(rows_of(hidden), {{expert.w2, rows_of(in)}}, context);
-    }
+    });
     combine_rows<Scalar>(in, weight, routes, y, context);
+    if (c.d_shared > 0) {
+      elementwise(
+          context, [](auto a, auto b) { return a + b; }, y, y, shared);
+    }
+  }
+
+ private:
+  /// The experts of each row of logits [B T, E], which are overwritten, and their weights.
+  void choose(View<Scalar, 2> logits, View<Index, 2> expert, View<Scalar, 2> weight,
+              Context& context) const {
+    if (c.router != Router::deepseek_v3) {
+      top_k<Scalar>(logits, expert);
+      if (c.router == Router::softmax_then_top_k) softmax<Scalar, 2>(logits, context);
+      gather_scores<Scalar>(logits, expert, weight);
+      if (c.router == Router::mixtral) {
+        softmax<Scalar, 2>(weight, context);
+      } else if (c.normalize_top_k) {
+        normalize_weights(weight, 1, 0);
+      }
+      return;
+    }
+    using Batch = simd::Batch<Scalar>;
+    auto scratch = context.scratch<Scalar>();
+    auto selection = scratch(logits.extent(0), logits.extent(1));  // [B T, E]
+    const View<const Scalar, 2> bias(w.correction_bias.data(), selection.shape(), {0, 1});
+    elementwise(
+        context, [](Batch l) { return simd::sigmoid(l); }, logits, logits);
+    elementwise(
+        context, [](Batch s, Batch b) { return s + b; }, selection, logits, bias);
+    if (c.n_group > 1) keep_groups(selection, c.n_group, c.topk_group, context);
+    top_k<Scalar>(selection, expert);
+    gather_scores<Scalar>(logits, expert, weight);
+    if (c.normalize_top_k) {
+      normalize_weights(weight, c.routed_scaling, 1e-20);
+    } else {
+      elementwise(
+          context,
+          [factor = Batch(static_cast<Scalar>(c.routed_scaling))](Batch p) { return factor * p; },
+          weight, weight);
+    }
+  }
+
+  void shared_expert(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context) const {
+    using Batch = simd::Batch<Scalar>;
+    const Index B = x.extent(0), T = x.extent(1);
+    auto scratch = context.scratch<Scalar>();
+    auto hidden = scratch(B, T, c.d_shared);  // [B, T, F]
+    auto gate = scratch(B, T, c.d_shared);    // [B, T, F]
+    auto openness = scratch(B, T, Index{1});  // [B, T, 1]
+    project(x, {{w.shared_up_proj, hidden}, {w.shared_gate_proj, gate}}, context);
+    activate_gated(Activation::silu, hidden, gate, context);
+    project(hidden, {{w.shared_down_proj, y}}, context);
+    if (!c.shared_gate) return;
+    project(x, {{w.shared_expert_gate, openness}}, context);
+    elementwise(
+        context, [](Batch l) { return simd::sigmoid(l); }, openness, openness);
+    for_each_row(
+        context,
+        [&](Scalar* to, const Scalar* by) {
+          simd::map<Scalar>(
+              c.d_model, to, [factor = Batch(*by)](Batch value) { return factor * value; }, to);
+        },
+        y, View<const Scalar, 3>(openness));
   }
 };
 

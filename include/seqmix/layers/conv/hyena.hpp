@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "seqmix/core/cache.hpp"
-#include "seqmix/kernels/long_conv.hpp"
+#include "seqmix/kernels/online_conv.hpp"
 #include "seqmix/kernels/short_conv.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
@@ -17,13 +17,14 @@ SEQMIX_BEGIN_NAMESPACE
 
 struct HyenaConfig {
   Index d_model = 0;
-  Index order = 2;                // gates; order - 1 long convolutions
-  Index max_length = 1024;        // tokens that a stream may have: the filters' length
-  Index filter_width = 64;        // hidden width of the filters' network
-  Index filter_embedding = 3;     // numbers that describe a position, odd
-  Index filter_inner_layers = 2;  // hidden layers after the first
-  Index conv_kernel = 3;          // taps of the short convolution
-  double modulation_shift = 0;    // floor of the filters' exponential window
+  Index order = 2;                           // gates; order - 1 long convolutions
+  Index max_length = 1024;                   // tokens that a stream may have: the filters' length
+  Index filter_width = 64;                   // hidden width of the filters' network
+  Index filter_embedding = 3;                // numbers that describe a position, odd
+  Index filter_inner_layers = 2;             // hidden layers after the first
+  Index conv_kernel = 3;                     // taps of the short convolution
+  double modulation_shift = 0;               // floor of the filters' exponential window
+  StepForm step_form = StepForm::amortized;  // whether long steps may come between short ones
 
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("order", self.order);
@@ -31,6 +32,7 @@ struct HyenaConfig {
     field("filter_embedding", self.filter_embedding);
     field("filter_inner_layers", self.filter_inner_layers, zero_is_legal);
     field("conv_kernel", self.conv_kernel), field("modulation_shift", self.modulation_shift);
+    field("step_form", self.step_form);
   }
   void check() const { require(order >= 2, "order must be at least 2"); }
 };
@@ -42,8 +44,10 @@ struct HyenaConfig {
 ///   y_t = W_out (v ⊙ x_0) + b
 ///   h_o(t) = MLP_o(position t) ⊙ (exp(-τ_t |δ|) + shift),       MLP with sin(ω ⊙ .) between layers
 ///
-/// forward: O(T D² + N D T log T); step: O(D² + N t D), from stored history. State: (N - 1) t D
-/// inputs of the long convolutions and (W - 1) (N + 1) D of the short one after t tokens.
+/// forward: O(T D² + N D T log T). step: O(D² + N D log² t) on average and O(N D t log t) at worst
+/// for step_form amortized; spread: O(D² + N D t / 1024), at worst about four times the average.
+/// State: after t tokens (N - 1) t D inputs of the long convolutions, as many sums for later tokens
+/// (spread: up to 4032 (N - 1) D), and (W - 1) (N + 1) D inputs of the short one.
 /// Source: Poli et al. 2023, arXiv:2302.10866, definition 3.1 and section 3.3; HazyResearch/safari
 /// src/models/sequence/hyena.py HyenaOperator. The filters are computed once, at construction.
 template <class S>
@@ -99,22 +103,29 @@ struct HyenaDefinition {
     Position position;               // [B]
     Tensor<Scalar, 3> conv;          // [B, W - 1, (N + 1) D], last inputs, oldest first
     Appended<Scalar, 4, 2> history;  // [B, N - 1, capacity, D], inputs of the long convolutions
+    Appended<Scalar, 4, 2> sums;     // [B, N - 1, capacity, D], or no orders if spread
+    Tensor<Scalar, 4> spread_sums;   // [B, N - 1, rows, D], or no orders if amortized
 
     static void visit(auto& self, auto&& tensor) {
       tensor("position", self.position), tensor("conv", self.conv);
-      tensor("history", self.history);
+      tensor("history", self.history), tensor("sums", self.sums);
+      tensor("spread_sums", self.spread_sums);
     }
   };
 
   Config c;
   Weights w;
-  Parameter<Scalar, 2> taps;                // [W, (N + 1) D]
-  std::vector<LongFilter<Scalar>> filters;  // one an order
+  Parameter<Scalar, 2> taps;                         // [W, (N + 1) D]
+  std::vector<LongFilter<Scalar>> filters;           // one an order
+  std::vector<SpreadFilter<Scalar>> spread_filters;  // if spread
 
   HyenaDefinition(Config config, Weights weights)
       : c(std::move(config)), w(std::move(weights)), taps(transposed_taps(w.short_filter)) {
     const Tensor<Scalar, 3> h = make_filters();  // [N - 1, D, max_length]
-    for (Index o = 0; o + 1 < c.order; ++o) filters.emplace_back(h[o]);
+    for (Index o = 0; o + 1 < c.order; ++o) {
+      filters.emplace_back(h[o]);
+      if (c.step_form == StepForm::spread) spread_filters.emplace_back(filters.back());
+    }
   }
 
   State make_state(Index batch, Index capacity, Memory memory) const {
@@ -123,9 +134,16 @@ struct HyenaDefinition {
                           " tokens, but the filters end at max_length " +
                           std::to_string(c.max_length));
     }
+    // No token is ever stepped from a state that ends with its call: it needs no sums.
+    const bool spread = c.step_form == StepForm::spread;
+    const Index orders = memory.ends_with_call() ? 0 : c.order - 1;
     return {.position = {batch, memory},
             .conv = {{batch, c.conv_kernel - 1, (c.order + 1) * c.d_model}, memory},
-            .history = {{batch, c.order - 1, capacity, c.d_model}, memory}};
+            .history = {{batch, c.order - 1, capacity, c.d_model}, memory},
+            .sums = {{batch, spread ? 0 : orders, capacity, c.d_model}, memory},
+            .spread_sums = {
+                {batch, spread ? orders : 0, spread ? spread_filters.front().rows() : 0, c.d_model},
+                memory}};
   }
 
   template <Form form>
@@ -144,15 +162,9 @@ struct HyenaDefinition {
     View<Scalar, 3> source = gate(c.order);
     for (Index o = 0; o + 1 < c.order; ++o) {
       elementwise(context, multiply, v, source, gate(c.order - 1 - o));
-      append<Scalar>(v.template insert<2>(), past, state.history.view().template slice<1>(o, 1));
-      const View<const Scalar, 3> history = state.history.view().template at<1>(o);
-      const LongFilter<Scalar>& filter = filters[static_cast<std::size_t>(o)];
-      if constexpr (form == Form::parallel) {
-        long_conv_continue<Scalar>(v, history, past, filter, v, context);
-      } else {
-        const auto token = v.template merge<0>();  // [B, D]
-        long_conv_step<Scalar>(token, history, past, filter, token, context);
-      }
+      append<Scalar>(v.template insert<2>(), past, state.history.view().template slice<1>(o, 1),
+                     context);
+      long_convolution<form>(v, state, o, context);
       source = v;
     }
     elementwise(context, multiply, v, v, gate(0));
@@ -160,6 +172,39 @@ struct HyenaDefinition {
   }
 
  private:
+  /// v <- h_o * v [B, T, D], which has been appended to the history of order o.
+  template <Form form>
+  void long_convolution(View<Scalar, 3> v, State& state, Index o, Context& context) const {
+    const View<const Index, 1> past = state.position.tokens;
+    const auto of_order = [o](View<Scalar, 4> numbers) { return numbers.template at<1>(o); };
+    const View<const Scalar, 3> history = of_order(state.history.view());
+    const LongFilter<Scalar>& filter = filters[static_cast<std::size_t>(o)];
+    const bool spread = state.spread_sums.extent(1) > 0,
+               amortized = state.sums.view().extent(1) > 0;
+    if constexpr (form == Form::parallel) {
+      long_conv_continue<Scalar>(v, history, past, filter, v, context);
+      if (amortized) {
+        online_conv_advance<Scalar>(history, past, v.extent(1), filter, of_order(state.sums.view()),
+                                    context);
+      } else if (spread) {
+        spread_conv_advance<Scalar>(history, past, v.extent(1),
+                                    spread_filters[static_cast<std::size_t>(o)],
+                                    of_order(state.spread_sums), context);
+      }
+    } else {
+      const auto token = v.template merge<0>();  // [B, D]
+      if (amortized) {
+        online_conv_step<Scalar>(token, history, past, filter, of_order(state.sums.view()), token,
+                                 context);
+      } else if (spread) {
+        spread_conv_step<Scalar>(token, history, past, spread_filters[static_cast<std::size_t>(o)],
+                                 of_order(state.spread_sums), token, context);
+      } else {
+        long_conv_step<Scalar>(token, history, past, filter, token, context);
+      }
+    }
+  }
+
   /// The filters [N - 1, D, max_length], d_o folded into tap 0. Channel (d, o) of the network is
   /// its output d (N - 1) + o. In double: an error of a tap would be one of every token.
   Tensor<Scalar, 3> make_filters() const {

@@ -1,0 +1,116 @@
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+#include "seqmix/kernels/activation.hpp"
+#include "seqmix/kernels/routing.hpp"
+#include "seqmix/kernels/softmax.hpp"
+#include "seqmix/layers/mixer.hpp"
+#include "seqmix/layers/projection.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+struct SwitchMixtureOfExpertsConfig {
+  Index d_model = 0;
+  Index d_ff = 0;  // hidden width of one expert
+  Index n_experts = 8;
+  Index capacity = 64;  // tokens of a stream that an expert takes; 0: all
+  Activation activation = Activation::relu;
+
+  static void visit(auto& self, auto&& field) {
+    field("d_model", self.d_model), field("d_ff", self.d_ff), field("n_experts", self.n_experts);
+    field("capacity", self.capacity, zero_is_legal), field("activation", self.activation);
+  }
+};
+
+/// The Switch Transformer's mixture: each token goes to one expert, which takes a bounded number of
+/// them.
+///
+///   p = softmax(W_r x),  e = argmax p
+///   y = p_e Wo_e f(Wi_e x) if e has had less than `capacity` tokens of the stream, else 0
+///
+/// The capacity is a number, as in the published code, not a share of T as in the paper: only then
+/// does a token not depend on how many come later. The count goes on in the state, so the law
+/// holds. forward: O(T (D E + D F)); step: O(D E + D F). State: E counts a stream. Source: Fedus et
+/// al. 2021, arXiv:2101.03961, section 2.1; HF transformers SwitchTransformersSparseMLP.
+template <class S>
+struct SwitchMixtureOfExpertsDefinition {
+  using Scalar = S;
+  using Config = SwitchMixtureOfExpertsConfig;
+  static constexpr std::string_view name = "switch_mixture_of_experts";
+
+  struct Expert {
+    Projection<Scalar> wi, wo;
+  };
+  struct Weights {
+    Projection<Scalar> router;
+    std::vector<Expert> experts;
+
+    static void visit(auto& self, const Config& c, auto&& parameter) {
+      parameter("router.classifier.weight", self.router.weight, {c.n_experts, c.d_model});
+      resize_parts(self.experts, c.n_experts);
+      for (Index e = 0; e < c.n_experts; ++e) {
+        auto& expert = self.experts[static_cast<std::size_t>(e)];
+        parameter({"experts", e, "wi.weight"}, expert.wi.weight, {c.d_ff, c.d_model});
+        parameter({"experts", e, "wo.weight"}, expert.wo.weight, {c.d_model, c.d_ff});
+      }
+    }
+  };
+
+  struct State {
+    Tensor<Index, 2> counts;  // [B, E], tokens that have chosen each expert
+    static void visit(auto& self, auto&& tensor) { tensor("counts", self.counts); }
+  };
+
+  Config c;
+  Weights w;
+
+  State make_state(Index batch, Index /*capacity*/, Memory memory) const {
+    return {.counts = {{batch, c.n_experts}, memory}};
+  }
+
+  /// An expert sees 1 of E rows.
+  Index block_rows() const { return time_block_rows * c.n_experts; }
+
+  template <Form form>
+  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
+    const Index B = x.extent(0), T = x.extent(1), rows = B * T;
+    auto scratch = context.scratch<Scalar>();
+    auto indices = context.scratch<Index>();
+    auto logits = scratch(B, T, c.n_experts);  // [B, T, E]
+    auto weight = scratch(rows, Index{1});     // [B T, 1]
+    auto expert = indices(B, T);               // [B, T]
+    const Routes routes{expert.template merge<0>().template insert<1>(), indices(rows, Index{1}),
+                        indices(rows), indices(c.n_experts + 1)};
+
+    project(x, {{w.router, logits}}, context);
+    const auto scores = logits.template merge<0>();  // [B T, E]
+    top_k<Scalar>(scores, routes.expert);
+    softmax<Scalar, 2>(scores, context);
+    gather_scores<Scalar>(scores, routes.expert, weight);
+    drop_above_capacity(c.capacity, expert, state.counts, context);
+    group_by_expert(c.n_experts, routes);
+
+    auto in = scratch(routes.pairs(), c.d_model);   // [pairs, D], grouped by expert
+    auto hidden = scratch(routes.pairs(), c.d_ff);  // [pairs, F]
+    gather_rows<Scalar>(x, routes, in, context);
+    for_each_expert(routes, [&](Index e, Index first, Index count) {
+      const auto rows_of = [&](View<Scalar, 2> panel) {
+        return panel.template slice<0>(first, count).template insert<0>();
+      };
+      const Expert& chosen = w.experts[static_cast<std::size_t>(e)];
+      project(rows_of(in), {{chosen.wi, rows_of(hidden)}}, context);
+      activate(c.activation, rows_of(hidden), context);
+      project(rows_of(hidden), {{chosen.wo, rows_of(in)}}, context);
+    });
+    combine_rows<Scalar>(in, weight, routes, y, context);
+  }
+};
+
+template <class Scalar = float>
+using SwitchMixtureOfExperts = Mixer<SwitchMixtureOfExpertsDefinition<Scalar>>;
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix
