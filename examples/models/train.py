@@ -2,7 +2,7 @@
 
     pip install torch==2.15.0 transformers==4.57.6      # 5.x stores Mixtral's experts fused
     apt-get install bible-kjv                           # the text: prints the King James Bible
-    python train.py --arch llama                        # or mamba2, or mixtral; ten minutes each
+    python train.py --arch llama                        # or another; ten minutes each
     python train.py --arch llama --score                # only scores the model that is there
 
 Each model is Hugging Face's own class, saved by its own `save_pretrained`: `<arch>/config.json` and
@@ -22,7 +22,10 @@ import time
 import torch
 import transformers
 from transformers import (LlamaConfig, LlamaForCausalLM, Mamba2Config, Mamba2ForCausalLM,
-                          MixtralConfig, MixtralForCausalLM)
+                          MixtralConfig, MixtralForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM,
+                          RecurrentGemmaConfig, RecurrentGemmaForCausalLM)
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
+from transformers.models.recurrent_gemma.modeling_recurrent_gemma import RecurrentGemmaRglru
 
 HERE = pathlib.Path(__file__).resolve().parent
 HELD_OUT_FROM, HELD_OUT_BYTES = b"\nJer11:1 ", 64 * 1024
@@ -36,8 +39,10 @@ ATTENTION = dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, nu
 
 # `context` and `rows`: the shape of a training batch. Attention must have seen all positions of a
 # window; Mamba-2 has none, and its pure PyTorch path is slow, so it trains on shorter rows.
-Architecture = collections.namedtuple("Architecture",
-                                      "model config steps context rows learning_rate")
+# RecurrentGemma knows no eager attention; its one implementation gets an explicit mask.
+Architecture = collections.namedtuple(
+    "Architecture", "model config steps context rows learning_rate attention",
+    defaults=[{"attn_implementation": "eager"}])
 ARCHITECTURES = {
     "llama": Architecture(LlamaForCausalLM, LlamaConfig(intermediate_size=512, **ATTENTION),
                           steps=1400, context=WINDOW, rows=4, learning_rate=4e-3),
@@ -53,7 +58,62 @@ ARCHITECTURES = {
                       output_router_logits=True, router_aux_loss_coef=0.01, sliding_window=None,
                       **ATTENTION),
         steps=1400, context=WINDOW, rows=4, learning_rate=4e-3),
+    # Gated delta rule in every layer, dense feed-forward.
+    "qwen3_next": Architecture(
+        Qwen3NextForCausalLM,
+        Qwen3NextConfig(hidden_size=128, intermediate_size=384, num_hidden_layers=4,
+                        layer_types=["linear_attention"] * 4, num_experts=0,
+                        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=32,
+                        linear_value_head_dim=32, linear_conv_kernel_dim=4, num_attention_heads=4,
+                        num_key_value_heads=2, head_dim=32, initializer_range=0.05, **COMMON),
+        steps=1000, context=256, rows=16, learning_rate=4e-3),
+    # Two recurrent blocks and one of local attention, whose window is that of the score: beyond it
+    # the published prefill sees more than its own decode.
+    "recurrent_gemma": Architecture(
+        RecurrentGemmaForCausalLM,
+        RecurrentGemmaConfig(hidden_size=160, intermediate_size=2 * 480, num_hidden_layers=3,
+                             num_attention_heads=5, num_key_value_heads=1, lru_width=160,
+                             attention_window_size=WINDOW, **COMMON),
+        steps=1000, context=WINDOW, rows=4, learning_rate=4e-3, attention={}),
 }
+
+
+def scan(self, hidden_states, recurrent_gate, reset, recurrent_states, acc_dtype=None):
+    """RG-LRU's published loop for training: it writes into slices, whose gradient costs T²."""
+    states, gates = [torch.zeros_like(hidden_states[:, 0])], recurrent_gate * ~reset
+    for gate, step in zip(gates.unbind(1), hidden_states.unbind(1)):
+        states.append(gate * states[-1] + step)
+    return torch.stack(states[1:], 1), None
+
+
+def delta_rule(q, k, v, g, beta, chunk=64, **_):
+    """The chunkwise gated delta rule for training: the published one inverts row by row."""
+    q, k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
+    q, k, v = ((x.transpose(1, 2)).unflatten(2, (-1, chunk)) for x in (q, k, v))
+    g, beta = ((x.transpose(1, 2)).unflatten(2, (-1, chunk)) for x in (g, beta))
+    total = g.cumsum(-1)
+    decay = (total[..., None] - total[..., None, :]).tril().exp().tril()
+    written = beta[..., None] * torch.cat([v, k * total.exp()[..., None]], -1)
+    system = torch.eye(chunk) + (beta[..., None] * (k @ k.mT) * decay).tril(-1)
+    values, keys = torch.linalg.solve_triangular(system, written, upper=False).split(
+        [v.shape[-1], k.shape[-1]], -1)
+    scores, outputs = (q @ k.mT) * decay * k.shape[-1]**-0.5, []
+    memory = v.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1])
+    for n in range(k.shape[2]):
+        fresh = values[:, :, n] - keys[:, :, n] @ memory
+        read = q[:, :, n] * total[:, :, n].exp()[..., None] * k.shape[-1]**-0.5
+        outputs.append(read @ memory + scores[:, :, n] @ fresh)
+        last = total[:, :, n, -1:]
+        until_end = (last - total[:, :, n]).exp()[..., None]
+        memory = memory * last.exp()[..., None] + (k[:, :, n] * until_end).mT @ fresh
+    return torch.stack(outputs, 2).flatten(2, 3).transpose(1, 2), None
+
+
+def forget(model):
+    """RecurrentGemma keeps its last state in its modules."""
+    for module in model.modules():
+        if isinstance(module, RecurrentGemmaRglru):
+            module.recurrent_states = None
 
 
 def split(text):
@@ -78,7 +138,8 @@ def bits_per_byte(model, text):
     bits, scored = 0.0, 0
     with torch.inference_mode():
         for window in tokens(text).split(WINDOW):
-            log_p = model(window[None]).logits[0, :-1].double().log_softmax(-1)
+            forget(model)
+            log_p = model(window[None], use_cache=False).logits[0, :-1].double().log_softmax(-1)
             bits -= log_p.gather(1, window[1:, None]).sum().item() / math.log(2)
             scored += len(window) - 1
     return bits / scored
@@ -86,6 +147,10 @@ def bits_per_byte(model, text):
 
 def train(architecture, text, steps, learning_rate):
     model = architecture.model(architecture.config).train()
+    published_scan, RecurrentGemmaRglru._rnn_scan = RecurrentGemmaRglru._rnn_scan, scan
+    for module in model.modules():
+        if isinstance(module, Qwen3NextGatedDeltaNet):
+            module.chunk_gated_delta_rule = delta_rule
     print(f"{sum(p.numel() for p in model.parameters())} parameters", flush=True)
     matrices = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2]
@@ -99,7 +164,7 @@ def train(architecture, text, steps, learning_rate):
                 (step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
         starts = torch.randint(len(data) - architecture.context, (architecture.rows, ))
         batch = torch.stack([data[s:s + architecture.context] for s in starts])
-        loss = model(batch, labels=batch).loss
+        loss = model(batch, labels=batch, use_cache=False).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -107,12 +172,13 @@ def train(architecture, text, steps, learning_rate):
         if step % 50 == 0 or step == steps - 1:
             print(f"step {step}: {loss.item() / math.log(2):.3f} bits a byte, "
                   f"{time.time() - begin:.0f} s", flush=True)
+    RecurrentGemmaRglru._rnn_scan = published_scan
     return model
 
 
 def score(architecture, folder, held_out, seed, steps):
     model = architecture.model.from_pretrained(folder, dtype=torch.float32,
-                                               attn_implementation="eager").eval()
+                                               **architecture.attention).eval()
     excerpt = held_out[:EXCERPT_BYTES]
     figures = {
         "text": "heldout.txt", "bytes": len(held_out), "window": WINDOW,

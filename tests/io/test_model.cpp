@@ -26,7 +26,7 @@ double bits(View<const float, 1> logits, Index token) {
 TEST_CASE("the shipped models score an excerpt as PyTorch does") {
   std::ifstream file(folder / "heldout.txt", std::ios::binary);
   const std::string text{std::istreambuf_iterator<char>(file), {}};
-  for (const char* name : {"llama", "mamba2", "mixtral"}) {
+  for (const char* name : {"llama", "mamba2", "mixtral", "qwen3_next", "recurrent_gemma"}) {
     INFO(name);
     const Json score = read_json(folder / name / "score.json");
     const Json& excerpt = score.at("excerpt");

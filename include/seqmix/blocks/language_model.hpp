@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,9 +14,11 @@ SEQMIX_BEGIN_NAMESPACE
 
 /// A language model: token embedding, a stack of blocks, a norm and a head over the vocabulary.
 ///
-///   h = E[token],  h = block_l(h) for each block,  logits = W_head rms_norm(h)
+///   h = E[token],  h = block_l(h) for each block,  z = W_head rms_norm(h)
+///   logits = z, or c tanh(z / c) with a cap c
 ///
-/// Its verbs are those of a mixer, from tokens [B, T] to logits [B, T, V].
+/// Its verbs are those of a mixer, from tokens [B, T] to logits [B, T, V]. Side values go from the
+/// block that gives them to the later ones that take them.
 template <class Scalar>
 class LanguageModel {
  public:
@@ -25,6 +28,7 @@ class LanguageModel {
     Parameter<Scalar, 1> norm;  // [D]
     double norm_eps = 1e-6;
     Projection<Scalar> head;  // [V, D]
+    double logit_cap = 0;     // 0: none
   };
   struct State {
     std::vector<AnyState> blocks;
@@ -59,6 +63,19 @@ class LanguageModel {
                          ", expected " + std::to_string(d_model()));
       }
     }
+    for (const auto& block : parts_.blocks) {
+      for (SideDescription& side : block.sides()) {
+        const auto given = std::find_if(sides_.begin(), sides_.end(),
+                                        [&](const auto& other) { return other.name == side.name; });
+        if (given == sides_.end() && side.role == SideRole::output) {
+          sides_.push_back(std::move(side));
+        } else if (given == sides_.end() || given->width != side.width) {
+          throw ConfigError("language model: " + std::string(block.name()) + " takes " + side.name +
+                            " of width " + std::to_string(side.width) +
+                            ", which no block before it gives");
+        }
+      }
+    }
     parts_.head.weight.pack();
   }
 
@@ -80,15 +97,16 @@ class LanguageModel {
 
   /// Logits [B, T, V] of whole sequences of tokens [B, T] from the initial state.
   void forward(View<const Index, 2> tokens, View<Scalar, 3> logits, Context& context) const {
-    run(tokens, logits, context,
-        [&](std::size_t l, View<Scalar, 3> h) { parts_.blocks[l].forward(h, h, context); });
+    run(tokens, logits, context, [&](std::size_t l, View<Scalar, 3> h, Sides sides) {
+      parts_.blocks[l].forward(h, h, context, sides);
+    });
   }
   /// Continues `state` by tokens [B, T], by the parallel form.
   void prefill(View<const Index, 2> tokens, State& state, View<Scalar, 3> logits,
                Context& context) const {
     check_state(state);
-    run(tokens, logits, context, [&](std::size_t l, View<Scalar, 3> h) {
-      parts_.blocks[l].prefill(h, state.blocks[l], h, context);
+    run(tokens, logits, context, [&](std::size_t l, View<Scalar, 3> h, Sides sides) {
+      parts_.blocks[l].prefill(h, state.blocks[l], h, context, sides);
     });
   }
   /// Continues `state` by one token a row, [B], by the recurrent form.
@@ -96,13 +114,15 @@ class LanguageModel {
             Context& context) const {
     check_state(state);
     run(tokens.template insert<1>(), logits.template insert<1>(), context,
-        [&](std::size_t l, View<Scalar, 3> h) {
+        [&](std::size_t l, View<Scalar, 3> h, Sides sides) {
           const auto token = h.template merge<0>();
-          parts_.blocks[l].step(token, state.blocks[l], token, context);
+          parts_.blocks[l].step(token, state.blocks[l], token, context, sides);
         });
   }
 
  private:
+  using Sides = typename AnyMixer<Scalar>::Sides;
+
   void run(View<const Index, 2> tokens, View<Scalar, 3> logits, Context& context,
            auto&& run_block) const {
     const Index B = tokens.extent(0), T = tokens.extent(1);
@@ -122,9 +142,21 @@ class LanguageModel {
     for (Index b = 0; b < B; ++b) {
       for (Index t = 0; t < T; ++t) copy(parts_.embedding[tokens(b, t)], h[b][t]);
     }
-    for (std::size_t l = 0; l < parts_.blocks.size(); ++l) run_block(l, h);
+    auto views = context.scratch<NamedView<Scalar>>();
+    const View<NamedView<Scalar>, 1> sides = views(static_cast<Index>(sides_.size()));
+    for (std::size_t i = 0; i < sides_.size(); ++i) {
+      sides.data()[i] = {sides_[i].name, scratch(B, T, sides_[i].width)};
+    }
+    for (std::size_t l = 0; l < parts_.blocks.size(); ++l) {
+      run_block(l, h, Sides(sides.data(), sides_.size()));
+    }
     rms_norm(h, parts_.norm, parts_.norm_eps, h, context);
     project(h, {{parts_.head, logits}}, context);
+    if (parts_.logit_cap > 0) {
+      const auto cap = static_cast<Scalar>(parts_.logit_cap);
+      elementwise(
+          context, [cap](auto z) { return simd::tanh(z / cap) * cap; }, logits, logits);
+    }
   }
   void check_state(const State& state) const {
     if (state.blocks.size() != parts_.blocks.size()) {
@@ -134,6 +166,7 @@ class LanguageModel {
   }
 
   Parts parts_;
+  std::vector<SideDescription> sides_;  // that some block gives
 };
 
 SEQMIX_END_NAMESPACE

@@ -1,0 +1,115 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <tuple>
+#include <utility>
+
+#include "seqmix/layers/mixer.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+template <class... Parts>
+struct SequenceConfig {
+  Index d_model = 0;
+  std::tuple<typename Parts::Config...> parts;
+
+  /// Fields of the same name in several parts are one field of the sequence.
+  static void visit(auto& self, auto&& field) {
+    field("d_model", self.d_model);
+    std::apply([&](auto&... part) { (Parts::Config::visit(part, field), ...); }, self.parts);
+  }
+  void check() const {
+    const auto check_part = [&](const auto& part) {
+      if constexpr (requires { part.check(); }) part.check();
+      require(part.d_model == d_model, "the d_model of each part must be the sequence's");
+    };
+    std::apply([&](const auto&... part) { (check_part(part), ...); }, parts);
+  }
+};
+
+/// Blocks behind each other, y = part_n(... part_1(x)): what a hybrid model repeats.
+///
+/// Part i's weights and state are called `layers.i.` + its own names. Cost and state: the sum of
+/// the parts'.
+template <class FirstPart, class... Parts>
+struct SequenceDefinition {
+  using Scalar = typename FirstPart::Scalar;
+  using Config = SequenceConfig<FirstPart, Parts...>;
+  static constexpr std::string_view name = "sequence";
+  static constexpr bool whole_sequence =
+      prefers_whole_sequence<FirstPart> || (prefers_whole_sequence<Parts> || ...);
+
+  struct Weights {
+    std::tuple<typename FirstPart::Weights, typename Parts::Weights...> parts;
+
+    static void visit(auto& self, const Config& c, auto&& parameter) {
+      for_each_part([&]<std::size_t i, class Part>() {
+        Part::Weights::visit(std::get<i>(self.parts), std::get<i>(c.parts),
+                             Prefixed(Name("layers", static_cast<Index>(i)), parameter));
+      });
+    }
+  };
+
+  struct State {
+    std::tuple<typename FirstPart::State, typename Parts::State...> parts;
+
+    static void visit(auto& self, auto&& tensor) {
+      for_each_part([&]<std::size_t i, class Part>() {
+        Part::State::visit(std::get<i>(self.parts),
+                           Prefixed(Name("layers", static_cast<Index>(i)), tensor));
+      });
+    }
+  };
+
+  Config c;
+  Weights w;
+  std::tuple<FirstPart, Parts...> parts;
+
+  SequenceDefinition(Config config, Weights weights)
+      : c(std::move(config)),
+        w(std::move(weights)),
+        parts(make_parts(c, w, std::make_index_sequence<1 + sizeof...(Parts)>())) {}
+
+  State make_state(Index batch, Index capacity, Memory memory) const {
+    return std::apply(
+        [&](const auto&... part) { return State{{part.make_state(batch, capacity, memory)...}}; },
+        parts);
+  }
+
+  Index block_rows() const {
+    return std::apply([](const auto&... part) { return std::max({seqmix::block_rows(part)...}); },
+                      parts);
+  }
+
+  template <Form form>
+  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
+    for_each_part([&]<std::size_t i, class Part>() {
+      std::get<i>(parts).template run<form>(i == 0 ? x : View<const Scalar, 3>(y),
+                                            std::get<i>(state.parts), y, context);
+    });
+  }
+
+ private:
+  /// Calls `body<i, Part>()` for each part, in order.
+  static void for_each_part(auto&& body) {
+    [&]<std::size_t... i>(std::index_sequence<i...>) {
+      (body.template operator()<i, std::tuple_element_t<i, std::tuple<FirstPart, Parts...>>>(),
+       ...);
+    }
+    (std::make_index_sequence<1 + sizeof...(Parts)>());
+  }
+  template <std::size_t... i>
+  static std::tuple<FirstPart, Parts...> make_parts(const Config& c, const Weights& w,
+                                                    std::index_sequence<i...>) {
+    return {std::tuple_element_t<i, std::tuple<FirstPart, Parts...>>{std::get<i>(c.parts),
+                                                                     std::get<i>(w.parts)}...};
+  }
+};
+
+template <class... Parts>
+using Sequence = Mixer<SequenceDefinition<Parts...>>;
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

@@ -1,0 +1,86 @@
+#pragma once
+
+#include <cmath>
+#include <string>
+
+#include "reference/attention.hpp"
+#include "reference/feed_forward.hpp"
+#include "reference/mamba.hpp"
+#include "reference/mixture_of_experts.hpp"
+#include "reference/rg_lru.hpp"
+#include "reference/twin.hpp"
+
+namespace reference {
+
+/// out.y = y + part(rms_norm(y)), `part` being the twin whose weights and state are called `prefix`
+/// + `kind`. + their own names.
+template <class S>
+void add_part(const Input<S>& in, const std::string& prefix, const std::string& kind, auto&& part,
+              Output<S>& out) {
+  const std::string own = prefix + kind + ".";
+  Input<S> of_part{in.config, {}, out.y};
+  for (const auto& [name, weight] : in.weights) {
+    if (name.starts_with(own)) of_part.weights[name.substr(own.size())] = weight;
+  }
+  const Array<S>& norm = in.weight(prefix + kind + "_norm.weight");
+  for (Index b = 0; b < in.B(); ++b) {
+    for (Index t = 0; t < in.T(); ++t) {
+      auto x = token(out.y, b, t);
+      S square = 0;
+      for (const S value : x) square += value * value;
+      const S root =
+          std::sqrt(square / static_cast<S>(x.size()) + static_cast<S>(in.number("norm_eps")));
+      for (std::size_t i = 0; i < x.size(); ++i) x[i] *= norm.numbers[i] / root;
+      set_token(of_part.x, b, t, x);
+    }
+  }
+  const Output<S> result = part(of_part);
+  for (std::size_t i = 0; i < out.y.numbers.size(); ++i) out.y.numbers[i] += result.y.numbers[i];
+  for (const auto& [name, member] : result.state) out.state[own + name] = member;
+}
+
+/// De et al. 2024, arXiv:2402.19427, section 2.
+template <class S>
+Output<S> recurrent_gemma_block(const Input<S>& in) {
+  Output<S> out{in.x, {}};
+  for (int layer = 0; layer < 3; ++layer) {
+    const std::string prefix = "layers." + std::to_string(layer) + ".";
+    add_part(in, prefix, "mixer", layer < 2 ? rg_lru<S> : sliding_window_attention<S>, out);
+    add_part(in, prefix, "channel", feed_forward<S>, out);
+  }
+  return out;
+}
+
+/// Lieber et al. 2024, arXiv:2403.19887, figure 1.
+template <class S>
+Output<S> jamba_block(const Input<S>& in) {
+  Output<S> out{in.x, {}};
+  for (int layer = 0; layer < 8; ++layer) {
+    const std::string prefix = "layers." + std::to_string(layer) + ".";
+    add_part(in, prefix, "mixer", layer == 4 ? attention<S> : mamba<S>, out);
+    add_part(in, prefix, "channel", layer % 2 == 1 ? mixture_of_experts<S> : feed_forward<S>, out);
+  }
+  return out;
+}
+
+inline const std::vector<std::string> recurrent_gemma_block_configs{
+    R"({"d_model": 12, "norm_eps": 1e-6, "lru_width": 16, "n_heads": 4, "conv_kernel": 4,
+        "n_kv_heads": 1, "head_dim": 4, "rotary_dim": 2, "o_bias": true, "window": 16,
+        "d_ff": 20, "activation": "gelu_tanh", "gated": true, "bias": true})",
+    R"({"d_model": 9, "norm_eps": 1e-5, "lru_width": 15, "n_heads": 3, "conv_kernel": 3,
+        "n_kv_heads": 3, "head_dim": 5, "rotary_dim": 4, "o_bias": true, "window": 70,
+        "d_ff": 7, "activation": "gelu_tanh", "gated": true, "bias": true})"};
+
+inline const std::vector<std::string> jamba_block_configs{
+    R"({"d_model": 24, "norm_eps": 1e-6, "d_inner": 48, "state_size": 16, "dt_rank": 4,
+        "conv_kernel": 4, "conv_bias": true, "bias": false, "norm": "weighted",
+        "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "d_ff": 32, "activation": "silu",
+        "gated": true, "n_experts": 3, "n_experts_per_token": 2,
+        "router": "softmax_then_top_k"})",
+    R"({"d_model": 21, "norm_eps": 1e-5, "d_inner": 45, "state_size": 13, "dt_rank": 7,
+        "conv_kernel": 4, "conv_bias": true, "bias": false, "norm": "weighted",
+        "n_heads": 3, "n_kv_heads": 1, "head_dim": 7, "d_ff": 19, "activation": "silu",
+        "gated": true, "n_experts": 4, "n_experts_per_token": 1,
+        "router": "softmax_then_top_k"})"};
+
+}  // namespace reference
