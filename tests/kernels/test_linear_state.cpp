@@ -21,8 +21,28 @@ using support::same_bits;
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
-enum class Kind { none, scalar, vector };
-constexpr Kind kinds[] = {Kind::none, Kind::scalar, Kind::vector};
+/// The decay, and whether a token reads the state before it.
+enum class Kind { none, scalar, vector, none_after, scalar_after, vector_after };
+constexpr Kind kinds[] = {Kind::none,       Kind::scalar,       Kind::vector,
+                          Kind::none_after, Kind::scalar_after, Kind::vector_after};
+constexpr Kind decaying[] = {Kind::scalar, Kind::vector, Kind::scalar_after, Kind::vector_after};
+constexpr bool reads_before(Kind kind) { return kind >= Kind::none_after; }
+constexpr bool by_nothing(Kind kind) { return kind == Kind::none || kind == Kind::none_after; }
+constexpr bool by_head(Kind kind) { return kind == Kind::scalar || kind == Kind::scalar_after; }
+constexpr bool by_channel(Kind kind) { return kind == Kind::vector || kind == Kind::vector_after; }
+
+/// f of the decay of a kind.
+template <class S>
+void with_decay(Kind kind, View<const S, 3> head_log, View<const S, 4> log, auto&& f) {
+  const auto ordered = [&](const auto& decay) {
+    using Decay = std::remove_cvref_t<decltype(decay)>;
+    if (reads_before(kind)) return f(ReadBefore<Decay>{decay});
+    return f(decay);
+  };
+  if (by_nothing(kind)) return ordered(NoDecay{});
+  if (by_head(kind)) return ordered(ScalarDecay<S>{head_log});
+  return ordered(VectorDecay<S>{log});
+}
 constexpr Algorithm algorithms[] = {Algorithm::recurrent, Algorithm::chunked};
 
 struct Sizes {
@@ -64,13 +84,13 @@ struct Problem {
     };
     q = numbers({B, T, G, K}), k = numbers({B, T, G, K}), v = numbers({B, T, H, V});
     state = numbers({B, H, K, V});
-    if (kind == Kind::vector) log = Tensor<S, 4>({B, T, H, K}), make_gates(log);
-    if (kind == Kind::scalar) head_log = Tensor<S, 3>({B, T, H}), make_gates(head_log);
+    if (by_channel(kind)) log = Tensor<S, 4>({B, T, H, K}), make_gates(log);
+    if (by_head(kind)) head_log = Tensor<S, 3>({B, T, H}), make_gates(head_log);
   }
 
   double log_at(Index b, Index t, Index h, Index i) const {
-    if (kind == Kind::none) return 0;
-    return static_cast<double>(kind == Kind::scalar ? head_log(b, t, h) : log(b, t, h, i));
+    if (by_nothing(kind)) return 0;
+    return static_cast<double>(by_head(kind) ? head_log(b, t, h) : log(b, t, h, i));
   }
 };
 
@@ -95,8 +115,9 @@ Result<R> literal(const Problem<S>& p) {
           const R key = static_cast<R>(p.k(b, t, g, i)), query = static_cast<R>(p.q(b, t, g, i));
           for (Index j = 0; j < V; ++j) {
             R& cell = result.state(b, h, i, j);
+            const R found = cell;
             cell = a * cell + key * static_cast<R>(p.v(b, t, h, j));
-            sum[static_cast<std::size_t>(j)] += query * cell;
+            sum[static_cast<std::size_t>(j)] += query * (reads_before(p.kind) ? found : cell);
           }
         }
         for (Index j = 0; j < V; ++j) {
@@ -118,14 +139,11 @@ void run_part(const Problem<S>& p, View<S, 4> state, View<S, 4> o, Index first, 
   };
   const auto q = part(p.q.view()), k = part(p.k.view()), v = part(p.v.view());
   const auto y = o.template slice<1>(first, count);
-  if (p.kind == Kind::none) {
-    linear_state<form>(q, k, v, NoDecay{}, p.scale, state, y, context);
-  } else if (p.kind == Kind::scalar) {
-    linear_state<form>(q, k, v, ScalarDecay<S>{part(p.head_log.view())}, p.scale, state, y,
-                       context);
-  } else {
-    linear_state<form>(q, k, v, VectorDecay<S>{part(p.log.view())}, p.scale, state, y, context);
-  }
+  const auto log = by_channel(p.kind) ? part(p.log.view()) : View<const S, 4>();
+  const auto head_log = by_head(p.kind) ? part(p.head_log.view()) : View<const S, 3>();
+  with_decay<S>(p.kind, head_log, log, [&](const auto& decay) {
+    linear_state<form>(q, k, v, decay, p.scale, state, y, context);
+  });
 }
 
 /// Outputs full of NaN and a copy of the initial state.
@@ -238,8 +256,8 @@ TEST_CASE("linear_state: value columns in panels are the recurrence") {
 
 TEST_CASE("linear_state: float errors stay within the law in every regime of gates") {
   const Sizes n{.B = 1, .T = 300, .H = 2, .G = 1, .K = 64, .V = 64};
-  check_float(Kind::none, n, {});
-  for (const Kind kind : {Kind::scalar, Kind::vector}) {
+  check_float(Kind::none, n, {}), check_float(Kind::none_after, n, {});
+  for (const Kind kind : decaying) {
     for (const double divisor : {16.0, 1.0, 1.0 / 64, infinity}) {
       for (const double reset : {0.0, -20.0, -50.0, -87.0, -1000.0, -1e6, -infinity}) {
         check_float(kind, n, {.divisor = divisor, .reset = reset});
@@ -253,11 +271,11 @@ TEST_CASE("linear_state: slow decays over a long sequence") {
   // log σ(0) / divisor is near log(1 - 2^-12), with z drawn anew at each token or never.
   const double slow = std::log1p(-std::exp2(-12));
   const Sizes n{.B = 1, .T = 4096, .H = 1, .G = 1, .K = 16, .V = 16};
-  for (const Kind kind : {Kind::scalar, Kind::vector}) {
+  for (const Kind kind : decaying) {
     check_float(kind, n, {.divisor = std::log(2.0) / -slow});
     Problem<float> p(kind, n);
-    if (kind == Kind::scalar) fill(p.head_log.view(), static_cast<float>(slow));
-    if (kind == Kind::vector) fill(p.log.view(), static_cast<float>(slow));
+    if (by_head(kind)) fill(p.head_log.view(), static_cast<float>(slow));
+    if (by_channel(kind)) fill(p.log.view(), static_cast<float>(slow));
     const Result<double> expected = literal<double>(p);
     const Result<float> twin = literal<float>(p);
     for (const Algorithm algorithm : algorithms) {
@@ -279,8 +297,8 @@ TEST_CASE("linear_state: a reset leaves nothing of the past") {
       Problem<double> without = p;
       fill(without.state.view(), 0);
       for (const Index t : {Index{0}, inside}) {
-        if (kind == Kind::scalar) p.head_log(0, t, 0) = reset, without.head_log(0, t, 0) = reset;
-        for (Index i = 0; i < n.K && kind == Kind::vector; ++i) {
+        if (by_head(kind)) p.head_log(0, t, 0) = reset, without.head_log(0, t, 0) = reset;
+        for (Index i = 0; i < n.K && by_channel(kind); ++i) {
           p.log(0, t, 0, i) = reset, without.log(0, t, 0, i) = reset;
         }
       }
@@ -303,11 +321,11 @@ TEST_CASE("linear_state: a reset leaves nothing of the past") {
 }
 
 TEST_CASE("linear_state: gates so strong that products leave the range of normal numbers") {
-  for (const Kind kind : {Kind::scalar, Kind::vector}) {
+  for (const Kind kind : decaying) {
     const Sizes n{.B = 1, .T = 131, .H = 2, .G = 2, .K = 33, .V = 16};
     Problem<float> p(kind, n);
-    if (kind == Kind::scalar) fill(p.head_log.view(), -12.F);
-    if (kind == Kind::vector) fill(p.log.view(), -12.F);
+    if (by_head(kind)) fill(p.head_log.view(), -12.F);
+    if (by_channel(kind)) fill(p.log.view(), -12.F);
     const Result<double> expected = literal<double>(p);
     // Now keys and values end: what is left decays to nothing, and to no subnormal number.
     fill(p.k.view().slice<1>(64, n.T - 64), 0);
@@ -318,15 +336,15 @@ TEST_CASE("linear_state: gates so strong that products leave the range of normal
       CHECK(std::all_of(got.state.data(), got.state.data() + got.state.size(),
                         [](float x) { return x == 0; }));
     }
-    if (kind == Kind::scalar) fill(p.head_log.view(), -1.F);
-    if (kind == Kind::vector) fill(p.log.view(), -1.F);
+    if (by_head(kind)) fill(p.head_log.view(), -1.F);
+    if (by_channel(kind)) fill(p.log.view(), -1.F);
     for (const Algorithm algorithm : algorithms) {
       // e^-67 is left, times numbers near one, then e^-83 to e^-90.
       for (const Index T : {Index{131}, Index{150}, Index{160}}) {
         Problem<float> longer(kind, {.B = 1, .T = T, .H = 2, .G = 2, .K = 33, .V = 16});
         fill(longer.k.view().slice<1>(64, T - 64), 0);
-        if (kind == Kind::scalar) fill(longer.head_log.view(), -1.F);
-        if (kind == Kind::vector) fill(longer.log.view(), -1.F);
+        if (by_head(kind)) fill(longer.head_log.view(), -1.F);
+        if (by_channel(kind)) fill(longer.log.view(), -1.F);
         const Result<float> got = run(longer, algorithm);
         CHECK(std::none_of(got.state.data(), got.state.data() + got.state.size(),
                            [](float x) { return std::fpclassify(x) == FP_SUBNORMAL; }));
@@ -342,8 +360,8 @@ TEST_CASE("linear_state: what is left of the past keeps its relative accuracy") 
     for (const Index at : {Index{-1}, Index{0}, Index{12}}) {
       const Sizes n{.B = 1, .T = at + 8, .H = 1, .G = 1, .K = 17, .V = 16};
       Problem<float> p(kind, n);
-      if (kind == Kind::scalar) fill(p.head_log.view(), -12.F);
-      if (kind == Kind::vector) fill(p.log.view(), -12.F);
+      if (by_head(kind)) fill(p.head_log.view(), -12.F);
+      if (by_channel(kind)) fill(p.log.view(), -12.F);
       for (Tensor<float, 4>* tensor : {&p.q, &p.k, &p.v, &p.state}) {
         for (Index i = 0; i < tensor->size(); ++i) tensor->data()[i] = std::abs(tensor->data()[i]);
       }
@@ -439,8 +457,8 @@ TEST_CASE("linear_state: strided operands, and nothing is written beside the out
       };
       copy(p.q.view(), heads(q_at, G, K)), copy(p.k.view(), heads(k_at, G, K));
       copy(p.v.view(), heads(v_at, H, V));
-      if (kind == Kind::vector) copy(p.log.view(), heads(log_at, H, K));
-      if (kind == Kind::scalar) copy(p.head_log.view(), rows.view().slice<2>(head_log_at, H));
+      if (by_channel(kind)) copy(p.log.view(), heads(log_at, H, K));
+      if (by_head(kind)) copy(p.head_log.view(), rows.view().slice<2>(head_log_at, H));
       Tensor<float, 4> wide_state({B, H + 1, K + 2, V + 3});
       fill(wide_state.view(), guard);
       const auto state = wide_state.view().slice<1>(1, H).slice<2>(1, K).slice<3>(2, V);
@@ -454,9 +472,7 @@ TEST_CASE("linear_state: strided operands, and nothing is written beside the out
         linear_state<Form::parallel>(heads(q_at, G, K), heads(k_at, G, K), heads(v_at, H, V), decay,
                                      p.scale, state, o, context);
       };
-      if (kind == Kind::none) go(NoDecay{});
-      if (kind == Kind::scalar) go(ScalarDecay<float>{rows.view().slice<2>(head_log_at, H)});
-      if (kind == Kind::vector) go(VectorDecay<float>{heads(log_at, H, K)});
+      with_decay<float>(kind, rows.view().slice<2>(head_log_at, H), heads(log_at, H, K), go);
       CHECK(same_bits(o, expected.o.view()));
       CHECK(same_bits(state, expected.state.view()));
       // Put the outputs back: then nothing else may have changed.
@@ -511,8 +527,8 @@ TEST_CASE("linear_state: the future does not touch the past, NaN stays in its ba
       constexpr Index from = 37;
       fill(later.q.view().slice<1>(from, 1), 9), fill(later.k.view().slice<1>(from, 1), 9);
       fill(later.v.view().slice<1>(from, 1), 9);
-      if (kind == Kind::scalar) fill(later.head_log.view().slice<1>(from, 1), -9);
-      if (kind == Kind::vector) fill(later.log.view().slice<1>(from, 1), -9);
+      if (by_head(kind)) fill(later.head_log.view().slice<1>(from, 1), -9);
+      if (by_channel(kind)) fill(later.log.view().slice<1>(from, 1), -9);
       const Result<float> changed = run(later, algorithm);
       CHECK(same_bits(changed.o.view().slice<1>(0, from), expected.o.view().slice<1>(0, from)));
       CHECK_FALSE(
@@ -524,14 +540,15 @@ TEST_CASE("linear_state: the future does not touch the past, NaN stays in its ba
         if (poison == 0) bad.q(1, 3, 0, 4) = nan;
         if (poison == 1) bad.k(1, 3, 0, 4) = nan;
         if (poison == 2) bad.v(1, 3, 1, 4) = nan;
-        if (poison == 3 && kind == Kind::none) continue;
-        if (poison == 3) (kind == Kind::scalar ? bad.head_log(1, 3, 1) : bad.log(1, 3, 1, 4)) = nan;
+        if (poison == 3 && by_nothing(kind)) continue;
+        if (poison == 3) (by_head(kind) ? bad.head_log(1, 3, 1) : bad.log(1, 3, 1, 4)) = nan;
         const Result<float> got = run(bad, algorithm);
         for (const Index b : {0, 2}) {
           CHECK(same_bits(got.o.view().slice<0>(b, 1), expected.o.view().slice<0>(b, 1)));
           CHECK(same_bits(got.state.view().slice<0>(b, 1), expected.state.view().slice<0>(b, 1)));
         }
-        CHECK(std::isnan(got.o(1, 3, 1, 4)));
+        // What a token writes is read one token later where the state is read first.
+        CHECK(std::isnan(got.o(1, poison > 0 && reads_before(kind) ? 4 : 3, 1, 4)));
       }
     }
   }
@@ -557,6 +574,76 @@ TEST_CASE("linear_state: decays that are one number are the scalar decay, zero l
     fill(zero.head_log.view(), 0);
     CHECK(same(run(none, algorithm).o, run(zero, algorithm).o));
     CHECK(error(run(none, algorithm).o, run(by_head, algorithm).o) > 0.1);
+  }
+}
+
+TEST_CASE("linear_state: constant factors are the scalar decay of their logarithms") {
+  const double factors[] = {0, 1e-300, 1e-5, 0.3, 0.5, 0.97, 1 - 0x1p-12, 1};
+  const Index H = std::size(factors);
+  for (const Index T : lengths) {
+    for (const Index G : {Index{1}, H}) {
+      const Sizes n{.B = 2, .T = T, .H = H, .G = G, .K = 17, .V = 33};
+      Problem<double> p(Kind::scalar, n);
+      Tensor<double, 1> kept({H});
+      for (Index h = 0; h < H; ++h) {
+        kept[h] = factors[h];
+        fill(p.head_log.view().slice<2>(h, 1), std::log(factors[h]));
+      }
+      const ConstantDecay<double> decay(kept);
+      const auto run_by = [&](const auto& by, Algorithm algorithm, Index piece) {
+        Context context = poisoned(algorithm);
+        Result<double> result = fresh(p);
+        for (Index first = 0; first < T; first += piece) {
+          const Index count = std::min(piece, T - first);
+          const auto part = [&](const Tensor<double, 4>& x) {
+            return x.view().slice<1>(first, count);
+          };
+          linear_state<Form::parallel>(part(p.q), part(p.k), part(p.v), by, p.scale,
+                                       result.state.view(), result.o.view().slice<1>(first, count),
+                                       context);
+        }
+        return result;
+      };
+      const Result<double> expected = literal<double>(p);
+      Problem<double> after = p;
+      after.kind = Kind::scalar_after;
+      const Result<double> expected_after = literal<double>(after);
+      for (const Algorithm algorithm : algorithms) {
+        INFO(text(n, Kind::scalar, algorithm));
+        const Result<double> got = run_by(decay, algorithm, T);
+        CHECK(error(got.o, expected.o) <= 1e-12);
+        CHECK(error(got.state, expected.state) <= 1e-12);
+        const Result<double> cut = run_by(decay, algorithm, 64);
+        CHECK(same(cut.o, got.o));
+        CHECK(same(cut.state, got.state));
+        CHECK(error(run_by(decay, algorithm, 7).o, expected.o) <= 1e-12);
+        const ReadBefore<ConstantDecay<double>> read_before{decay};
+        CHECK(error(run_by(read_before, algorithm, T).o, expected_after.o) <= 1e-12);
+      }
+    }
+  }
+}
+
+TEST_CASE("linear_state: what is left of the past by constant factors keeps its accuracy") {
+  // Only the state counts, in positive numbers: γ^n is all there is.
+  for (const double factor : {1e-3, 0.1, 0.49, 0.51, 0.9, 1 - 0x1p-12}) {
+    const Sizes n{.B = 1, .T = 3 * detail::chunk_length + 5, .H = 1, .G = 1, .K = 9, .V = 16};
+    Problem<float> p(Kind::none, n);
+    fill(p.k.view(), 0), fill(p.q.view(), 1), fill(p.state.view(), 1);
+    Tensor<float, 1> kept({1});
+    kept[0] = static_cast<float>(factor);
+    for (const Algorithm algorithm : algorithms) {
+      Context context = poisoned(algorithm);
+      Result<float> got = fresh(p);
+      linear_state<Form::parallel>(p.q, p.k, p.v, ConstantDecay<float>{kept}, 1, got.state.view(),
+                                   got.o.view(), context);
+      for (Index t = 0; t < n.T; ++t) {
+        INFO("factor " << factor << ", token " << t << ", algorithm " << int(algorithm));
+        const double left = 9 * std::pow(static_cast<double>(kept[0]), double(t + 1));
+        if (left < 1e-36) break;
+        CHECK(std::abs(static_cast<double>(got.o(0, t, 0, 3)) / left - 1) < 4e-6);
+      }
+    }
   }
 }
 

@@ -264,3 +264,19 @@ TEMPLATE_TEST_CASE("a number does not depend on its lane or its neighbours", "[s
     CHECK(same);
   }
 }
+
+TEMPLATE_TEST_CASE("flush_subnormal takes subnormal numbers and nothing else", "[simd]", float,
+                   double) {
+  using S = TestType;
+  using Limits = std::numeric_limits<S>;
+  const auto flushed = [](S x) { return simd::flush_subnormal<S>(simd::Batch<S>(x)).get(0); };
+  for (const S sign : {S(1), S(-1)}) {
+    for (const S kept : {Limits::min(), S(1), Limits::max(), Limits::infinity()}) {
+      CHECK(flushed(sign * kept) == sign * kept);
+    }
+    for (const S gone : {S(0), Limits::denorm_min(), Limits::min() / 2}) {
+      CHECK(flushed(sign * gone) == 0);
+    }
+  }
+  CHECK(std::isnan(flushed(Limits::quiet_NaN())));
+}

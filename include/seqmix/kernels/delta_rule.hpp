@@ -101,7 +101,7 @@ SEQMIX_ALWAYS_INLINE void delta_rule_token(const DeltaToken<S>& token, Index K, 
       Batch kept = simd::load(row + c * L);
       if constexpr (decays) kept = kept * factor;
       Batch now = simd::fma<S>(key, write[c], kept);
-      if constexpr (flushed) now = flush<S>(now);
+      if constexpr (flushed) now = simd::flush_subnormal<S>(now);
       simd::store<S>(row + c * L, now);
       read[c] = simd::fma<S>(query, now, read[c]);
     }
@@ -132,8 +132,8 @@ void delta_rule_recurrent(const DeltaRuleUnit<S, Decay>& unit, Context& context)
       for (Index t = 0; by_channel && t < tokens; ++t) {
         simd::map<S>(
             K, decayed + t * a_stride,
-            [](simd::Batch<S> x, simd::Batch<S> y) { return flush<S>(x * y); }, a + t * a_stride,
-            &unit.k(first + t, 0));
+            [](simd::Batch<S> x, simd::Batch<S> y) { return simd::flush_subnormal<S>(x * y); },
+            a + t * a_stride, &unit.k(first + t, 0));
       }
       const auto run = [&]<Index width>(std::integral_constant<Index, width>, Index column,
                                         auto lane_count) {
@@ -285,7 +285,7 @@ void delta_rule_chunked(const DeltaRuleUnit<S, Decay>& unit, Context& context) {
       if constexpr (decays) replace([](const auto& x, const auto& factor) { return x * factor; });
       tile_matmul<S>(View<const S, 2>(last_k, {K, tokens}, {1, k_stride}),
                      View<const S, 2>(last_u, {tokens, V}, {v_stride, 1}), state, true);
-      replace([](const auto& x, const auto&) { return flush<S>(x); });
+      replace([](const auto& x, const auto&) { return simd::flush_subnormal<S>(x); });
     }
   }
 }

@@ -53,7 +53,7 @@ void key_sum(In<S, 4> q, In<S, 4> k, const Decay& decay, double scale, Out<S, 3>
           const S* const factor = factors + t * stride;
           simd::Batch<S> sum = simd::broadcast(S(0));
           simd::for_each_block<S>(K, [&](Index c, auto lane_count) {
-            const simd::Batch<S> next = detail::flush<S>(
+            const simd::Batch<S> next = simd::flush_subnormal<S>(
                 simd::fma<S>(simd::load(factor + (Decay::by_channel ? c : 0)),
                              simd::load<S>(z + c, lane_count), simd::load<S>(key + c, lane_count)));
             simd::store<S>(z + c, next, lane_count);

@@ -1,12 +1,16 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <limits>
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 
 #include "seqmix/core/context.hpp"
+#include "seqmix/core/parameter.hpp"
 #include "seqmix/kernels/matmul.hpp"
 #include "seqmix/simd/batch.hpp"
 #include "seqmix/simd/map.hpp"
@@ -30,9 +34,11 @@ inline constexpr Index panel_columns = 128;
 inline constexpr Index updates_per_task = Index{1} << 17;
 
 /// Whether chunks are faster than the recurrence (measured with AVX-512): where the products of q
-/// and k are shared by heads or small beside the state. With a decay a channel they never are: the
-/// products then cost what chunks save. A matter of the heads' shape alone: were it one of T, the
-/// cut of a sequence into calls would change bits.
+/// and k are shared by heads or small beside the state, with a constant decay too. With a decay a
+/// channel they never are: the products then cost what chunks save (16 heads of 64 over 2048
+/// tokens, one thread: 9.2 against 7.9 ms, and 9.1 against 8.0 where tokens read before they write;
+/// alike from heads of 128 on). A matter of the heads' shape alone: were it one of T, the cut of a
+/// sequence into calls would change bits.
 template <class Decay>
 constexpr bool chunks_pay(Index heads_per_group, Index K, Index V) {
   if (Decay::by_channel) return false;
@@ -58,13 +64,6 @@ template <class S>
 inline constexpr Index state_tile_rows = sizeof(simd::Batch<S>) >= 64 ? 8 : 4;
 template <class S>
 inline constexpr Index state_tile_columns = 2 * simd::lanes<S>;
-
-/// x without its subnormal numbers, on which arithmetic is a hundred times slower.
-template <class S>
-SEQMIX_ALWAYS_INLINE simd::Batch<S> flush(const simd::Batch<S>& x) {
-  const auto least = simd::broadcast(std::numeric_limits<S>::min());
-  return simd::select<S>(simd::abs<S>(x) < least, simd::broadcast(S(0)), x);
-}
 
 /// A running product of factors in {0} and [smallest normal number, 1]. It becomes zero where it
 /// leaves that range and never passes through a subnormal number: it is kept too large by the
@@ -121,13 +120,14 @@ void unpack_padded(const S* from, Index stride, const View<S, 2>& to, auto&& f) 
 
 /// How a state forgets: a type whose `write_factors` writes the factors exp(log) in [0, 1] of
 /// `count` tokens of a head, a row of `stride` numbers a token: a factor for each key channel
-/// (`by_channel`), else the head's factor in all places.
+/// (`by_channel`), else the head's factor in all places; `of` is the decay of a packed piece.
 ///
 /// The state forgets nothing.
 struct NoDecay {
   static constexpr bool by_channel = false;
 
   void check(const Shape<4>&) const {}
+  NoDecay of(const Piece&) const { return {}; }
   template <class S>
   void write_factors(Index, Index, Index, Index count, S* rows, Index stride) const {
     std::fill_n(rows, count * stride, S(1));
@@ -146,13 +146,16 @@ struct ScalarDecay {
                        ", expected " + Shape<3>{keys[0], keys[1], keys[2]}.text());
     }
   }
+  ScalarDecay of(const Piece& piece) const {
+    return {log.template slice<1>(piece.first, piece.count)};
+  }
   void write_factors(Index b, Index h, Index first, Index count, S* rows, Index stride) const {
     constexpr Index L = simd::lanes<S>;
     for (Index t = 0; t < count; t += L) {
       const Index tokens = std::min(L, count - t);
       S factors[L] = {};
       for (Index i = 0; i < tokens; ++i) factors[i] = log(b, first + t + i, h);
-      simd::store<S>(factors, detail::flush<S>(simd::exp(simd::load(factors))));
+      simd::store<S>(factors, simd::flush_subnormal<S>(simd::exp(simd::load(factors))));
       for (Index i = 0; i < tokens; ++i) std::fill_n(rows + (t + i) * stride, stride, factors[i]);
     }
   }
@@ -165,11 +168,97 @@ struct VectorDecay {
   View<const S, 4> log;  // [B, T, H, K]
 
   void check(const Shape<4>& keys) const { detail::check_operand("the log decay", log, keys); }
+  VectorDecay of(const Piece& piece) const {
+    return {log.template slice<1>(piece.first, piece.count)};
+  }
   void write_factors(Index b, Index h, Index first, Index count, S* rows, Index stride) const {
     const View<const S, 2> of_head = log[b].template at<1>(h).template slice<0>(first, count);
-    detail::pack_padded<S>(of_head, rows, stride,
-                           [](const simd::Batch<S>& x) { return detail::flush<S>(simd::exp(x)); });
+    detail::pack_padded<S>(of_head, rows, stride, [](const simd::Batch<S>& x) {
+      return simd::flush_subnormal<S>(simd::exp(x));
+    });
   }
+};
+
+/// One factor γ a head in [0, 1], the same for each token: factors [H]. Made once, as it computes
+/// the powers of γ that a chunk takes.
+///
+/// Each power is rounded once. But the state takes γ^C at every chunk, and its rounding would be
+/// the same error each time and add up over the memory of a slow head: it is split into 0 or 1,
+/// which is nearer, and a rest, which is small where the head is slow, and so is its rounding.
+template <class S>
+class ConstantDecay {
+ public:
+  static constexpr bool by_channel = false;
+
+  explicit ConstantDecay(In<S, 1> factors) {
+    constexpr Index C = detail::chunk_length;
+    Tensor<S, 3> table({factors.extent(0), 2, 2 * C});
+    for (Index h = 0; h < factors.extent(0); ++h) {
+      table(h, 0, C) = 1;
+      const double factor = static_cast<double>(factors[h]), log = std::log1p(factor - 1);
+      for (Index n = 1; n <= C; ++n) {
+        const double exponent = static_cast<double>(n);
+        const S rounded = static_cast<S>(std::pow(factor, exponent));
+        const S power = rounded < std::numeric_limits<S>::min() ? S(0) : rounded;
+        table(h, 0, C - n) = power;
+        // The digits of power - 1, which a subtraction would lose.
+        const S from_one = static_cast<S>(std::expm1(exponent * log));
+        table(h, 1, C - n) = nearest(power) == S(0) ? power : from_one;
+      }
+    }
+    table_ = std::move(table);
+  }
+
+  void check(const Shape<4>& keys) const {
+    if (table_.extent(0) != keys[2]) {
+      throw ShapeError("linear_state: the decay factors have shape " +
+                       Shape<1>{table_.extent(0)}.text() + ", expected " +
+                       Shape<1>{keys[2]}.text());
+    }
+  }
+  const ConstantDecay& of(const Piece&) const { return *this; }
+  void write_factors(Index, Index h, Index, Index count, S* rows, Index stride) const {
+    std::fill_n(rows, count * stride, *powers(h, 1));
+  }
+  /// γ^n, γ^(n-1), ..., 1, then zeros up to `chunk_length` numbers at least, n <= chunk_length.
+  const S* powers(Index h, Index n) const { return &table_(h, 0, detail::chunk_length - n); }
+  /// γ^n as the sum of 0 or 1 and a rest, 1 <= n <= chunk_length.
+  std::array<S, 2> split_power(Index h, Index n) const {
+    return {nearest(*powers(h, n)), table_(h, 1, detail::chunk_length - n)};
+  }
+
+ private:
+  static S nearest(S power) { return power < S(0.5) ? S(0) : S(1); }
+
+  Parameter<S, 3> table_;  // [H, 2, 2 C]: at C - n the power n, and its rest; zeros behind
+};
+
+/// One factor in [0, 1] a token, head and key channel: a `VectorDecay` whose exponentials are
+/// taken.
+template <class S>
+struct VectorFactors {
+  static constexpr bool by_channel = true;
+  View<const S, 4> factors;  // [B, T, H, K]
+
+  void check(const Shape<4>& keys) const {
+    detail::check_operand("the decay factors", factors, keys);
+  }
+  VectorFactors of(const Piece& piece) const {
+    return {factors.template slice<1>(piece.first, piece.count)};
+  }
+  void write_factors(Index b, Index h, Index first, Index count, S* rows, Index stride) const {
+    const View<const S, 2> of_head = factors[b].template at<1>(h).template slice<0>(first, count);
+    detail::pack_padded<S>(of_head, rows, stride,
+                           [](const simd::Batch<S>& x) { return simd::flush_subnormal<S>(x); });
+  }
+};
+
+/// A decay that comes after the read: o_t = scale q_t S_{t-1}, as RWKV-6 has it.
+template <class Decay>
+struct ReadBefore : Decay {
+  using ReadsBefore = void;
+
+  ReadBefore of(const Piece& piece) const { return {Decay::of(piece)}; }
 };
 
 namespace detail {
@@ -212,8 +301,8 @@ class StateTile {
   SEQMIX_ALWAYS_INLINE void store(S* state, Index stride) const {
 #pragma GCC unroll 8
     for (Index r = 0; r < rows; ++r) {
-      simd::store<S>(state + r * stride, flush<S>(s_[r][0]));
-      simd::store<S>(state + r * stride + lanes, flush<S>(s_[r][1]));
+      simd::store<S>(state + r * stride, simd::flush_subnormal<S>(s_[r][0]));
+      simd::store<S>(state + r * stride + lanes, simd::flush_subnormal<S>(s_[r][1]));
     }
   }
   /// s = a s, by rows.
@@ -223,6 +312,15 @@ class StateTile {
     for (Index r = 0; r < rows; ++r) {
       const Batch factor = simd::broadcast(a[by_row ? r : 0]);
       s_[r][0] = s_[r][0] * factor, s_[r][1] = s_[r][1] * factor;
+    }
+  }
+  /// s = a s by a factor that is split in two, rounded once where the first is 0 or 1.
+  SEQMIX_ALWAYS_INLINE void decay(const std::array<S, 2>& a) {
+    const Batch whole = simd::broadcast(a[0]), rest = simd::broadcast(a[1]);
+#pragma GCC unroll 8
+    for (Index r = 0; r < rows; ++r) {
+      s_[r][0] = simd::fma<S>(rest, s_[r][0], whole * s_[r][0]);
+      s_[r][1] = simd::fma<S>(rest, s_[r][1], whole * s_[r][1]);
     }
   }
   /// s += kᵀ v.
@@ -286,6 +384,18 @@ void for_each_tile(const View<S, 2>& state, auto&& advance) {
   }
 }
 
+/// Whether a token reads the state that it finds.
+template <class Decay>
+inline constexpr bool reads_before = requires {
+  typename Decay::ReadsBefore;
+};
+
+/// Whether the decays of a chunk are powers that the policy has.
+template <class Decay>
+inline constexpr bool by_powers = requires(const Decay& decay) {
+  decay.powers(0, 0);
+};
+
 /// The literal recurrence, tile by tile over blocks of time.
 template <class S, class Decay>
 void linear_state_recurrent(const LinearStateUnit<S, Decay>& unit, Context& context) {
@@ -313,10 +423,11 @@ void linear_state_recurrent(const LinearStateUnit<S, Decay>& unit, Context& cont
       for_each_tile(state, [&](S* place, Index stride, Index row, Index column) {
         StateTile<S> tile(place, stride);
         for (Index t = 0; t < tokens; ++t) {
+          if (reads_before<Decay>) tile.read(q + t * k_stride + row, o + t * v_stride + column);
           tile.template decay_and_write<by_channel>(a + t * a_stride + (by_channel ? row : 0),
                                                     k + t * k_stride + row,
                                                     v + t * v_stride + column);
-          tile.read(q + t * k_stride + row, o + t * v_stride + column);
+          if (!reads_before<Decay>) tile.read(q + t * k_stride + row, o + t * v_stride + column);
         }
         tile.store(place, stride);
       });
@@ -359,8 +470,9 @@ void chunk_products(Index tokens, const S* q, const S* k, Index k_stride, S* pro
   }
 }
 
-/// weights[i, j] = products[i, j] a_{j+1} ... a_i for j <= i, else 0.
-template <class S>
+/// weights[i, j] = products[i, j] a_{j+1} ... a_i for j <= i, or where tokens read `before` they
+/// write, products[i, j] a_{j+1} ... a_{i-1} for j < i; else 0.
+template <bool before = false, class S>
 void weigh_by_head(Index tokens, const S* products, const S* a, Index a_stride, S* weights) {
   constexpr Index L = simd::lanes<S>;
   static_assert(chunk_length % L == 0);
@@ -371,16 +483,20 @@ void weigh_by_head(Index tokens, const S* products, const S* a, Index a_stride, 
     DecayProduct<S> decay;
     for (Index i = 0; i < tokens; ++i) {
       const simd::Batch<S> row = simd::broadcast(static_cast<S>(i));
-      decay.multiply(simd::load(a + i * a_stride), column < row);
+      const simd::Batch<S> factor = simd::load(a + i * a_stride);
+      if (!before) decay.multiply(factor, column < row);
       const simd::Batch<S> weight = simd::load(products + i * chunk_length + c) * decay.value();
+      const simd::Mask<S> counts = before ? column < row : column <= row;
       simd::store<S>(weights + i * chunk_length + c,
-                     simd::select<S>(column <= row, weight, simd::broadcast(S(0))));
+                     simd::select<S>(counts, weight, simd::broadcast(S(0))));
+      if (before) decay.multiply(factor, column < row);
     }
   }
 }
 
-/// weights[i, j] += Σ_c q_ic k_jc a_{j+1,c} ... a_ic for j <= i, c in `width` registers.
-template <Index width, class S>
+/// weights[i, j] += Σ_c q_ic k_jc a_{j+1,c} ... a_ic for j <= i, or with `before` up to a_{i-1,c}
+/// for j < i, c in `width` registers.
+template <Index width, bool before, class S>
 void add_channel_weights(Index tokens, const S* q, const S* k, const S* a, Index k_stride,
                          S* weights) {
   constexpr Index L = simd::lanes<S>;
@@ -389,11 +505,12 @@ void add_channel_weights(Index tokens, const S* q, const S* k, const S* a, Index
     simd::Batch<S> key[width];
 #pragma GCC unroll 4
     for (Index c = 0; c < width; ++c) key[c] = simd::load(k + j * k_stride + c * L);
-    for (Index i = j; i < tokens; ++i) {
+    for (Index i = before ? j + 1 : j; i < tokens; ++i) {
+      const Index last = before ? i - 1 : i;  // the last factor that counts
       simd::Batch<S> sum = simd::broadcast(S(0));
 #pragma GCC unroll 4
       for (Index c = 0; c < width; ++c) {
-        if (i > j) decay[c].multiply(simd::load(a + i * k_stride + c * L));
+        if (last > j) decay[c].multiply(simd::load(a + last * k_stride + c * L));
         sum = simd::fma<S>(simd::load(q + i * k_stride + c * L) * decay[c].value(), key[c], sum);
       }
       weights[i * chunk_length + j] += simd::reduce_add<S>(sum);
@@ -401,31 +518,34 @@ void add_channel_weights(Index tokens, const S* q, const S* k, const S* a, Index
   }
 }
 
-/// weights[i, j] = Σ_c q_ic k_jc a_{j+1,c} ... a_ic for j <= i, else 0.
-template <class S>
+/// weights[i, j] = Σ_c q_ic k_jc a_{j+1,c} ... a_ic for j <= i, or with `before` up to a_{i-1,c}
+/// for j < i; else 0.
+template <bool before = false, class S>
 void weigh_by_channel(Index tokens, const S* q, const S* k, const S* a, Index k_stride,
                       S* weights) {
   constexpr Index width = 4, L = simd::lanes<S>;
   std::fill_n(weights, tokens * chunk_length, S(0));
   Index c = 0;
   for (; c + width * L <= k_stride; c += width * L) {
-    add_channel_weights<width>(tokens, q + c, k + c, a + c, k_stride, weights);
+    add_channel_weights<width, before>(tokens, q + c, k + c, a + c, k_stride, weights);
   }
   for (; c < k_stride; c += L) {
-    add_channel_weights<1>(tokens, q + c, k + c, a + c, k_stride, weights);
+    add_channel_weights<1, before>(tokens, q + c, k + c, a + c, k_stride, weights);
   }
 }
 
-/// to_i = (a_1 ... a_i) from_i: what decays since the start of a chunk. The factors of a row are
-/// `period` numbers, over and over.
-template <class S>
+/// to_i = (a_1 ... a_i) from_i, with `before` up to a_{i-1}: what decays since the start of a
+/// chunk. The factors of a row are `period` numbers, over and over.
+template <bool before = false, class S>
 void decay_since_start(Index tokens, const S* a, Index period, const S* from, S* to, Index stride) {
   for (Index c = 0; c < stride; c += simd::lanes<S>) {
     DecayProduct<S> decay;
     for (Index i = 0; i < tokens; ++i) {
-      decay.multiply(simd::load(a + i * period + c % period));
+      const simd::Batch<S> factor = simd::load(a + i * period + c % period);
+      if (!before) decay.multiply(factor);
       const Index at = i * stride + c;
       simd::store<S>(to + at, simd::load(from + at) * decay.value());
+      if (before) decay.multiply(factor);
     }
   }
 }
@@ -445,18 +565,46 @@ void decay_until_end(Index tokens, const S* a, Index period, const S* from, S* t
   }
 }
 
+/// weights[i, j] = products[i, j] γ^(i-j) for j <= i, or with `before` γ^(i-1-j) for j < i; else 0.
+/// powers(n) is γ^n, γ^(n-1), ..., 1.
+template <bool before = false, class S>
+void weigh_by_powers(Index tokens, const S* products, auto&& powers, S* weights) {
+  constexpr Index L = simd::lanes<S>;
+  for (Index i = 0; i < tokens; ++i) {
+    const Index count = before ? i : i + 1;
+    const S* const decays = powers(std::max<Index>(count - 1, 0));
+    for (Index c = 0; c < chunk_length; c += L) {
+      const Index at = i * chunk_length + c;
+      const simd::Batch<S> counted = simd::load(products + at, std::clamp<Index>(count - c, 0, L));
+      simd::store<S>(weights + at, counted * simd::load(decays + c));
+    }
+  }
+}
+
+/// to_i = factor(i) from_i, rows of `stride` numbers.
+template <class S>
+void multiply_rows(Index tokens, auto&& factor, const S* from, S* to, Index stride) {
+  for (Index i = 0; i < tokens; ++i, from += stride, to += stride) {
+    const simd::Batch<S> by = simd::broadcast(factor(i));
+    for (Index c = 0; c < stride; c += simd::lanes<S>) {
+      simd::store<S>(to + c, simd::load(from + c) * by);
+    }
+  }
+}
+
 /// The chunkwise form. Within a chunk of tokens that starts from the state S0:
 ///
 ///   o_i = q_i (a_1 ... a_i) S0 + Σ_{j<=i} (q_i (a_{j+1} ... a_i) k_jᵀ) v_j
 ///   S   = (a_1 ... a_C) S0 + Σ_j (a_{j+1} ... a_C k_j)ᵀ v_j
 ///
+/// Where a token reads before it writes, o_i takes the factors up to a_{i-1} and the tokens j < i.
 /// Decays are only ever multiplied from the older to the newer token. One of a head commutes with
 /// the state and goes to o and v, so that the heads of a group share q, k and their products.
 /// Yang et al. 2023, arXiv:2312.06635, section 4; Dao & Gu 2024, arXiv:2405.21060, section 6.
 template <class S, class Decay>
 void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, Context& context) {
   constexpr Index C = chunk_length;
-  constexpr bool by_channel = Decay::by_channel;
+  constexpr bool by_channel = Decay::by_channel, before = reads_before<Decay>;
   const Index T = unit.tokens();
   const Index block = std::min(round_up(T, C), packed_tokens);
   const Index k_stride = unit.key_stride(), v_stride = unit.value_stride();
@@ -488,19 +636,29 @@ void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, Context& contex
       });
     }
     for (Index h = 0; h < unit.heads(); ++h) {
-      unit.decay.write_factors(unit.batch_row, unit.first_head + h, first, tokens, a, a_stride);
+      const Index head = unit.first_head + h;
+      if constexpr (!by_powers<Decay>) {
+        unit.decay.write_factors(unit.batch_row, head, first, tokens, a, a_stride);
+      }
       pack_padded<S>(unit.v.template at<1>(h).template slice<0>(first, tokens), v, v_stride);
       for_each_chunk([&](Index t, Index count) {
         const S* const factors = a + t * a_stride;
         S* const last = total + t / C * a_stride;
         if constexpr (by_channel) {
           const Index at = t * k_stride;
-          weigh_by_channel(count, q + at, k + at, factors, k_stride, weights + t * C);
-          decay_since_start(count, factors, a_stride, q + at, decayed_q + at, k_stride);
+          weigh_by_channel<before>(count, q + at, k + at, factors, k_stride, weights + t * C);
+          decay_since_start<before>(count, factors, a_stride, q + at, decayed_q + at, k_stride);
           decay_until_end(count, factors, a_stride, k + at, decayed_k + at, k_stride, last);
+        } else if constexpr (by_powers<Decay>) {
+          const Index at = t * v_stride;
+          const auto powers = [&](Index n) { return unit.decay.powers(head, n); };
+          weigh_by_powers<before>(count, products + t * C, powers, weights + t * C);
+          const S* const until_end = powers(count - 1);
+          multiply_rows(
+              count, [&](Index j) { return until_end[j]; }, v + at, decayed_v + at, v_stride);
         } else {
           const Index at = t * v_stride;
-          weigh_by_head(count, products + t * C, factors, a_stride, weights + t * C);
+          weigh_by_head<before>(count, products + t * C, factors, a_stride, weights + t * C);
           decay_until_end(count, factors, a_stride, v + at, decayed_v + at, v_stride, last);
         }
       });
@@ -511,7 +669,11 @@ void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, Context& contex
           for (Index i = t; i < t + count; ++i) {
             tile.read(decayed_q + i * k_stride + row, o + i * v_stride + column);
           }
-          tile.template decay<by_channel>(total + t / C * a_stride + (by_channel ? row : 0));
+          if constexpr (by_powers<Decay>) {
+            tile.decay(unit.decay.split_power(head, count));
+          } else {
+            tile.template decay<by_channel>(total + t / C * a_stride + (by_channel ? row : 0));
+          }
           for (Index i = t; i < t + count; ++i) {
             tile.write(decayed_k + i * k_stride + row, decayed_v + i * v_stride + column);
           }
@@ -520,8 +682,13 @@ void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, Context& contex
       });
       for_each_chunk([&](Index t, Index count) {
         const Index at = t * v_stride;
-        if constexpr (!by_channel) {
-          decay_since_start(count, a + t * a_stride, a_stride, o + at, o + at, v_stride);
+        if constexpr (by_powers<Decay>) {
+          const auto since_start = [&](Index i) {
+            return *unit.decay.powers(head, before ? i : i + 1);
+          };
+          multiply_rows(count, since_start, o + at, o + at, v_stride);
+        } else if constexpr (!by_channel) {
+          decay_since_start<before>(count, a + t * a_stride, a_stride, o + at, o + at, v_stride);
         }
         const View<const S, 2> scores(weights + t * C, {count, count}, {C, 1});
         const View<const S, 2> values(v + at, {count, v_stride});
@@ -549,6 +716,15 @@ void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, Context& contex
 template <Form form, class S, class Decay>
 void linear_state(In<S, 4> q, In<S, 4> k, In<S, 4> v, const Decay& decay, double scale,
                   Out<S, 4> state, View<S, 4> o, Context& context) {
+  if (context.packed()) {
+    return context.for_each_piece([&](const Piece& piece) {
+      const auto part = [&](const auto& view) {
+        return view.template slice<1>(piece.first, piece.count);
+      };
+      linear_state<form>(part(q), part(k), part(v), decay.of(piece), scale,
+                         state.template slice<0>(piece.row, 1), part(o), context);
+    });
+  }
   const Index B = o.extent(0), T = o.extent(1), H = o.extent(2), V = o.extent(3);
   const Index G = q.extent(2), K = q.extent(3);
   if (G <= 0 || H % G != 0) {

@@ -52,7 +52,7 @@ void selective_register(const SelectiveBlock<S>& block, Index n, Index channel) 
       ((sum = simd::fma<S>(h[i], simd::broadcast(query[i]), sum)), ...);
       simd::store<S>(block.sum + t * columns + channel, sum);
     }
-    (simd::store<S>(state + i * columns, normal_or_zero<S>(h[i])), ...);
+    (simd::store<S>(state + i * columns, simd::flush_subnormal<S>(h[i])), ...);
   }
   (std::make_integer_sequence<Index, selective_states>{});
 }

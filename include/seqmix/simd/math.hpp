@@ -206,6 +206,14 @@ SEQMIX_ALWAYS_INLINE Batch<S> less_normal_tail(const Batch<S>& a, const Batch<S>
 
 }  // namespace detail
 
+/// x without its subnormal numbers, on which arithmetic is a hundred times slower and in which a
+/// state that decays would stay.
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> flush_subnormal(const Batch<S>& x) {
+  const Batch<S> least(std::numeric_limits<S>::min());
+  return simd::select<S>(simd::abs<S>(x) < least, Batch<S>(S(0)), x);
+}
+
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> exp(const Batch<S>& x) {
   return detail::scaled_exp(x);
