@@ -1,0 +1,267 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <string_view>
+#include <utility>
+
+#include "seqmix/kernels/dplr.hpp"
+#include "seqmix/kernels/norm.hpp"
+#include "seqmix/kernels/wkv.hpp"
+#include "seqmix/layers/mixer.hpp"
+#include "seqmix/layers/rwkv/block.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+struct Rwkv7Config {
+  Index d_model = 0;
+  Index head_dim = 64;    // N
+  Index d_ff = 0;         // hidden width of the channel mix
+  Index decay_rank = 64;  // ranks of the factors behind w, a, the value residual and the gate
+  Index rate_rank = 64;
+  Index value_rank = 32;
+  Index gate_rank = 128;
+  Index layer_index = 0;  // layer 0 starts with a norm of its own and gives `value_first`
+  double norm_eps = 1e-5;
+  double head_norm_eps = 64e-5;  // head_dim 1e-5
+
+  static void visit(auto& self, auto&& field) {
+    field("d_model", self.d_model), field("head_dim", self.head_dim), field("d_ff", self.d_ff);
+    field("decay_rank", self.decay_rank), field("rate_rank", self.rate_rank);
+    field("value_rank", self.value_rank), field("gate_rank", self.gate_rank);
+    field("layer_index", self.layer_index, zero_is_legal);
+    field("norm_eps", self.norm_eps), field("head_norm_eps", self.head_norm_eps);
+  }
+  void check() const { require(d_model % head_dim == 0, "d_model must be a multiple of head_dim"); }
+  Index n_heads() const { return d_model / head_dim; }
+};
+
+/// A block of RWKV-7 (Goose): an outer-product memory that the input decays channel by channel and
+/// corrects along a key; then the channels are mixed. Residuals and norms are part of it.
+///
+///   x̂ = LN1 x,   m_i = x̂_t + (x̂_{t-1} - x̂_t) ⊙ μ_i,   (r, k, v) = W_(r,k,v) m_(r,k,v)
+///   log w = -e^{-1/2} σ(w_0 + tanh(m_w W1) W2),   a = σ(a_0 + m_a A1 A2),   g = σ(m_g G1) G2
+///   κ = k ⊙ k_k / |k ⊙ k_k| per head,   k = k ⊙ (1 + (a - 1) ⊙ k_a)
+///   v = v + (v_first - v) ⊙ σ(v_0 + m_v V1 V2); layer 0 gives v_first instead
+///   S_t = diag(w_t) S_{t-1} - (κ_t ⊙ a_t)ᵀ (κ_t S_{t-1}) + k_tᵀ v_t     S_t [N, N] per head
+///   x = x + W_o ((group_norm(r_t S_t) + (Σ_j r_j (r_k)_j k_j) v_t) ⊙ g_t)
+///   y = x + channel_mix(LN2 x)
+///
+/// forward: O(T (D² + D F + D N)); step: O(D² + D F + D N). State: H N N accumulators and two
+/// inputs a channel. Side value: value_first [B, T, D], from layer 0 to the others.
+///
+/// Source: Peng et al. 2025, arXiv:2503.14456, section 4; BlinkDL RWKV-v7/rwkv_v7_demo.py, classes
+/// RWKV_Tmix_x070, RWKV_CMix_x070 and Block, whose names the weights have.
+template <class S>
+struct Rwkv7Definition {
+  using Scalar = S;
+  using Config = Rwkv7Config;
+  static constexpr std::string_view name = "rwkv7";
+
+  struct Weights {
+    RwkvNorms<Scalar> norms;
+    Parameter<Scalar, 1> ln_x, ln_x_bias;                        // [D]
+    Parameter<Scalar, 3> x_r, x_w, x_k, x_v, x_a, x_g, ffn_x_k;  // [1, 1, D]
+    Parameter<Scalar, 3> w0, a0, v0, k_k, k_a;                   // [1, 1, D]
+    Parameter<Scalar, 2> w1, a1, v1, g1;                         // [D, R]
+    Parameter<Scalar, 2> w2, a2, v2, g2;                         // [R, D]
+    Parameter<Scalar, 2> r_k;                                    // [H, N]
+    Projection<Scalar> receptance, key, value, output, ffn_key, ffn_value;
+
+    static void visit(auto& self, const Config& c, auto&& parameter) {
+      const Index D = c.d_model;
+      RwkvNorms<Scalar>::visit(self.norms, c, parameter);
+      parameter("att.x_r", self.x_r, {1, 1, D});
+      parameter("att.x_w", self.x_w, {1, 1, D});
+      parameter("att.x_k", self.x_k, {1, 1, D});
+      parameter("att.x_v", self.x_v, {1, 1, D});
+      parameter("att.x_a", self.x_a, {1, 1, D});
+      parameter("att.x_g", self.x_g, {1, 1, D});
+      parameter("att.w0", self.w0, {1, 1, D});
+      parameter("att.w1", self.w1, {D, c.decay_rank});
+      parameter("att.w2", self.w2, {c.decay_rank, D});
+      parameter("att.a0", self.a0, {1, 1, D});
+      parameter("att.a1", self.a1, {D, c.rate_rank});
+      parameter("att.a2", self.a2, {c.rate_rank, D});
+      if (c.layer_index > 0) parameter("att.v0", self.v0, {1, 1, D});
+      if (c.layer_index > 0) parameter("att.v1", self.v1, {D, c.value_rank});
+      if (c.layer_index > 0) parameter("att.v2", self.v2, {c.value_rank, D});
+      parameter("att.g1", self.g1, {D, c.gate_rank});
+      parameter("att.g2", self.g2, {c.gate_rank, D});
+      parameter("att.k_k", self.k_k, {1, 1, D});
+      parameter("att.k_a", self.k_a, {1, 1, D});
+      parameter("att.r_k", self.r_k, {c.n_heads(), c.head_dim});
+      parameter("att.receptance.weight", self.receptance.weight, {D, D});
+      parameter("att.key.weight", self.key.weight, {D, D});
+      parameter("att.value.weight", self.value.weight, {D, D});
+      parameter("att.output.weight", self.output.weight, {D, D});
+      parameter("att.ln_x.weight", self.ln_x, {D});
+      parameter("att.ln_x.bias", self.ln_x_bias, {D});
+      parameter("ffn.x_k", self.ffn_x_k, {1, 1, D});
+      parameter("ffn.key.weight", self.ffn_key.weight, {c.d_ff, D});
+      parameter("ffn.value.weight", self.ffn_value.weight, {D, c.d_ff});
+    }
+  };
+
+  struct State {
+    Tensor<Scalar, 3> att_shift, ffn_shift;  // [B, 1, D], last input of each mix
+    Tensor<Scalar, 4> memory;                // [B, H, N, N], keys first
+
+    static void visit(auto& self, auto&& tensor) {
+      tensor("att_shift", self.att_shift), tensor("ffn_shift", self.ffn_shift);
+      tensor("memory", self.memory);
+    }
+  };
+
+  struct Side {
+    View<Scalar, 3> value_first;  // [B, T, D]
+
+    static void visit(auto& self, const Config& c, auto&& side) {
+      side("value_first", self.value_first, c.d_model,
+           c.layer_index == 0 ? SideRole::output : SideRole::input);
+    }
+  };
+
+  Config c;
+  Weights w;
+  Projection<Scalar> decay_down, decay_up, rate_down, rate_up, value_down, value_up, gate_down,
+      gate_up;
+
+  Rwkv7Definition(Config config, Weights weights)
+      : c(std::move(config)),
+        w(std::move(weights)),
+        decay_down(transposed_projection<Scalar>(w.w1)),
+        decay_up(transposed_projection<Scalar>(w.w2, flat(w.w0))),
+        rate_down(transposed_projection<Scalar>(w.a1)),
+        rate_up(transposed_projection<Scalar>(w.a2, flat(w.a0))),
+        gate_down(transposed_projection<Scalar>(w.g1)),
+        gate_up(transposed_projection<Scalar>(w.g2)) {
+    if (c.layer_index == 0) return;
+    value_down = transposed_projection<Scalar>(w.v1),
+    value_up = transposed_projection<Scalar>(w.v2, flat(w.v0));
+  }
+
+  State make_state(Index batch, Index /*capacity*/, Memory memory) const {
+    return {.att_shift = {{batch, 1, c.d_model}, memory},
+            .ffn_shift = {{batch, 1, c.d_model}, memory},
+            .memory = {{batch, c.n_heads(), c.head_dim, c.head_dim}, memory}};
+  }
+
+  template <Form form>
+  void run(View<const Scalar, 3> x, State& state, const Side& side, View<Scalar, 3> y,
+           Context& context) const {
+    const Index B = x.extent(0), T = x.extent(1), D = c.d_model, H = c.n_heads(), N = c.head_dim;
+    auto scratch = context.scratch<Scalar>();
+    auto normed = scratch(B, T, D);                // [B, T, D]
+    auto before = scratch(B, T, D);                // [B, T, D], previous token - token
+    auto mixed = scratch(B, T, D);                 // [B, T, D]
+    auto low_decay = scratch(B, T, c.decay_rank);  // [B, T, R]
+    auto low_rate = scratch(B, T, c.rate_rank);    // [B, T, R]
+    auto low_value = scratch(B, T, c.value_rank);  // [B, T, R]
+    auto low_gate = scratch(B, T, c.gate_rank);    // [B, T, R]
+    auto r = scratch(B, T, H, N);                  // [B, T, H, N]
+    auto k = scratch(B, T, H, N);                  // [B, T, H, N]
+    auto v = scratch(B, T, H, N);                  // [B, T, H, N]
+    auto decay = scratch(B, T, H, N);              // [B, T, H, N], log decay
+    auto rate = scratch(B, T, H, N);               // [B, T, H, N], a, then κ a
+    auto erased = scratch(B, T, H, N);             // [B, T, H, N], -κ
+    auto gate = scratch(B, T, D);                  // [B, T, D]
+    auto o = scratch(B, T, H, N);                  // [B, T, H, N]
+    const auto mixed_by = [&](const Parameter<Scalar, 3>& weight) {
+      mix_tokens(normed, before, for_each_token(weight, B, T), mixed, context);
+      return mixed;
+    };
+    const auto sigmoid = [](auto number) { return simd::sigmoid(number); };
+
+    x = w.norms.enter(x, c.norm_eps, y, context);
+    layer_norm(x, w.norms.ln1, w.norms.ln1_bias, c.norm_eps, normed, context);
+    token_shift(normed, state.att_shift, before, context);
+    project(mixed_by(w.x_r), {{w.receptance, r}}, context);
+    project(mixed_by(w.x_k), {{w.key, k}}, context);
+    project(mixed_by(w.x_v), {{w.value, v}}, context);
+    if (c.layer_index > 0) project(mixed, {{value_down, low_value}}, context);
+    project(mixed_by(w.x_w), {{decay_down, low_decay}}, context);
+    project(mixed_by(w.x_a), {{rate_down, low_rate}}, context);
+    project(mixed_by(w.x_g), {{gate_down, low_gate}}, context);
+    elementwise(
+        context, [](auto number) { return simd::tanh(number); }, low_decay, low_decay);
+    elementwise(context, sigmoid, low_gate, low_gate);
+    project(low_decay, {{decay_up, decay}}, context);
+    project(low_rate, {{rate_up, rate}}, context);
+    project(low_gate, {{gate_up, gate}}, context);
+    const simd::Batch<Scalar> slope(static_cast<Scalar>(-std::exp(-0.5)));
+    elementwise(
+        context, [slope](auto raw) { return slope * simd::sigmoid(raw); }, decay, decay);
+    elementwise(context, sigmoid, rate, rate);
+    share_values(v.template merge<2>(), low_value, mixed, side.value_first, context);
+    split_keys(k, rate, erased, context);
+
+    dplr_state<form>(r, decay, k, v, erased, rate, state.memory, o, context);
+    auto merged = o.template merge<2>();  // [B, T, D]
+    group_norm(merged, w.ln_x, w.ln_x_bias, N, c.head_norm_eps, merged, context);
+    add_bonus(r, w.r_k, k, v, o, context);
+    elementwise(
+        context, [](auto out, auto by) { return out * by; }, merged, merged, gate);
+    project(merged, {{w.output, mixed}}, context);
+    add<Scalar>(x, mixed, y, context);
+
+    layer_norm<Scalar>(y, w.norms.ln2, w.norms.ln2_bias, c.norm_eps, normed, context);
+    channel_mix<Scalar>(normed, w.ffn_x_k, {}, w.ffn_key, {}, w.ffn_value, state.ffn_shift, mixed,
+                        context);
+    add<Scalar>(y, mixed, y, context);
+  }
+
+ private:
+  /// Layer 0 gives its values v [B, T, D]; the others go towards them by a gate, whose numbers take
+  /// the place of `gate`.
+  void share_values(View<Scalar, 3> v, View<const Scalar, 3> low, View<Scalar, 3> gate,
+                    View<Scalar, 3> first, Context& context) const {
+    if (c.layer_index == 0) {
+      return elementwise(
+          context, [](auto value) { return value; }, first, v);
+    }
+    project(low, {{value_up, gate}}, context);
+    elementwise(
+        context,
+        [](auto value, auto of_first, auto by) {
+          return simd::fma(of_first - value, simd::sigmoid(by), value);
+        },
+        v, v, first, gate);
+  }
+
+  /// From k and a, [B, T, H, N] each: erased = -κ, a = κ a and the key that is written, in k.
+  void split_keys(View<Scalar, 4> k, View<Scalar, 4> a, View<Scalar, 4> erased,
+                  Context& context) const {
+    using Batch = simd::Batch<Scalar>;
+    const Shape<4> strides{0, 0, c.head_dim, 1};
+    const View<const Scalar, 4> k_k(w.k_k.data(), k.shape(), strides);
+    const View<const Scalar, 4> k_a(w.k_a.data(), k.shape(), strides);
+    for_each_row(
+        context,
+        [N = c.head_dim](Scalar* key, Scalar* rate, Scalar* erase, const Scalar* direction,
+                         const Scalar* correction) {
+          const Scalar square = detail::sum_of<Scalar>(
+              N, [](Batch x, Batch by) { return x * by * (x * by); }, key, direction);
+          const Batch norm(std::max(std::sqrt(square), static_cast<Scalar>(1e-12)));
+          simd::map<Scalar>(
+              N, erase, [norm](Batch x, Batch by) { return -(x * by / norm); }, key, direction);
+          simd::map<Scalar>(
+              N, key,
+              [](Batch x, Batch by, Batch share) {
+                const Batch one(Scalar(1));
+                return x * simd::fma<Scalar>(by - one, share, one);
+              },
+              key, rate, correction);
+          simd::map<Scalar>(
+              N, rate, [](Batch by, Batch minus) { return -(by * minus); }, rate, erase);
+        },
+        k, a, erased, k_k, k_a);
+  }
+};
+
+template <class Scalar = float>
+using Rwkv7 = Mixer<Rwkv7Definition<Scalar>>;
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix
