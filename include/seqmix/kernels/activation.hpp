@@ -5,6 +5,7 @@
 #include <string_view>
 #include <utility>
 
+#include "seqmix/core/named_enum.hpp"
 #include "seqmix/kernels/rows.hpp"
 #include "seqmix/simd/math.hpp"
 
@@ -14,34 +15,8 @@ SEQMIX_BEGIN_NAMESPACE
 /// The pointwise non-linearities of feed-forward layers. `gelu` is the exact (erf) form,
 /// `quick_gelu` x σ(1.702 x).
 enum class Activation { silu, gelu, gelu_tanh, quick_gelu, relu, relu_squared };
-
-namespace detail {
-inline constexpr std::array<std::pair<Activation, std::string_view>, 6> activation_names{{
-    {Activation::silu, "silu"},
-    {Activation::gelu, "gelu"},
-    {Activation::gelu_tanh, "gelu_tanh"},
-    {Activation::quick_gelu, "quick_gelu"},
-    {Activation::relu, "relu"},
-    {Activation::relu_squared, "relu_squared"},
-}};
-}  // namespace detail
-
-inline std::string_view to_string(Activation activation) {
-  for (const auto& [value, name] : detail::activation_names) {
-    if (value == activation) return name;
-  }
-  return "unknown";
-}
-inline void from_string(std::string_view text, Activation& activation) {
-  std::string known;
-  for (const auto& [value, name] : detail::activation_names) {
-    if (name == text) {
-      activation = value;
-      return;
-    }
-    known.append(known.empty() ? "" : ", ").append(name);
-  }
-  throw ConfigError("activation is \"" + std::string(text) + "\", expected one of " + known);
+constexpr std::array<std::string_view, 6> names_of(Activation) {
+  return {"silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared"};
 }
 
 /// Calls `body` with the function on registers that `activation` names.

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include "seqmix/core/named_enum.hpp"
 #include "seqmix/kernels/norm.hpp"
 #include "seqmix/kernels/rows.hpp"
 #include "seqmix/kernels/softmax.hpp"
@@ -18,18 +19,11 @@ SEQMIX_BEGIN_NAMESPACE
 
 /// What linear attention makes of a query or key before their product.
 enum class FeatureMap { identity, relu, elu_plus_one, softmax, taylor, cosformer, favor };
+constexpr std::array<std::string_view, 7> names_of(FeatureMap) {
+  return {"identity", "relu", "elu_plus_one", "softmax", "taylor", "cosformer", "favor"};
+}
 
 namespace detail {
-inline constexpr std::array<std::pair<FeatureMap, std::string_view>, 7> feature_map_names{{
-    {FeatureMap::identity, "identity"},
-    {FeatureMap::relu, "relu"},
-    {FeatureMap::elu_plus_one, "elu_plus_one"},
-    {FeatureMap::softmax, "softmax"},
-    {FeatureMap::taylor, "taylor"},
-    {FeatureMap::cosformer, "cosformer"},
-    {FeatureMap::favor, "favor"},
-}};
-
 /// Throws unless the heads of `features` and of x [B, T, H, K] belong to each other.
 template <class S>
 void check_features(std::string_view map, const View<const S, 4>& x, const View<S, 4>& features,
@@ -44,24 +38,6 @@ void check_features(std::string_view map, const View<const S, 4>& x, const View<
   }
 }
 }  // namespace detail
-
-inline std::string_view to_string(FeatureMap map) {
-  for (const auto& [value, name] : detail::feature_map_names) {
-    if (value == map) return name;
-  }
-  return "unknown";
-}
-inline void from_string(std::string_view text, FeatureMap& map) {
-  std::string known;
-  for (const auto& [value, name] : detail::feature_map_names) {
-    if (name == text) {
-      map = value;
-      return;
-    }
-    known.append(known.empty() ? "" : ", ").append(name);
-  }
-  throw ConfigError("feature_map is \"" + std::string(text) + "\", expected one of " + known);
-}
 
 /// features = x, relu(x), elu(x) + 1 (Katharopoulos et al. 2020, arXiv:2006.16236, eq. 7) or the
 /// softmax of each head; the other maps have functions of their own. x: [B, T, H, K].

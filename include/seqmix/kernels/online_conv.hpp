@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "seqmix/core/named_enum.hpp"
 #include "seqmix/kernels/long_conv.hpp"
 
 namespace seqmix {
@@ -18,17 +19,7 @@ SEQMIX_BEGIN_NAMESPACE
 /// whose number is a power of two pays for a long transform. `spread`: transforms of bounded
 /// length, evenly over the tokens.
 enum class StepForm { amortized, spread };
-
-inline std::string_view to_string(StepForm form) {
-  return form == StepForm::spread ? "spread" : "amortized";
-}
-inline void from_string(std::string_view text, StepForm& form) {
-  if (text != "amortized" && text != "spread") {
-    throw ConfigError("step_form is \"" + std::string(text) +
-                      "\", expected one of amortized, spread");
-  }
-  form = text == "spread" ? StepForm::spread : StepForm::amortized;
-}
+constexpr std::array<std::string_view, 2> names_of(StepForm) { return {"amortized", "spread"}; }
 
 namespace detail {
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "seqmix/core/context.hpp"
+#include "seqmix/core/named_enum.hpp"
 #include "seqmix/simd/map.hpp"
 
 namespace seqmix {
@@ -22,33 +23,8 @@ enum class RotaryLayout { half_split, interleaved };
 
 /// How the angles of a longer context are made from those of the context that was trained on.
 enum class RopeScaling { none, linear, ntk, yarn, llama3 };
-
-namespace detail {
-inline constexpr std::array<std::pair<RopeScaling, std::string_view>, 5> rope_scaling_names{{
-    {RopeScaling::none, "none"},
-    {RopeScaling::linear, "linear"},
-    {RopeScaling::ntk, "ntk"},
-    {RopeScaling::yarn, "yarn"},
-    {RopeScaling::llama3, "llama3"},
-}};
-}  // namespace detail
-
-inline std::string_view to_string(RopeScaling scaling) {
-  for (const auto& [value, name] : detail::rope_scaling_names) {
-    if (value == scaling) return name;
-  }
-  return "unknown";
-}
-inline void from_string(std::string_view text, RopeScaling& scaling) {
-  std::string known;
-  for (const auto& [value, name] : detail::rope_scaling_names) {
-    if (name == text) {
-      scaling = value;
-      return;
-    }
-    known.append(known.empty() ? "" : ", ").append(name);
-  }
-  throw ConfigError("rope_scaling is \"" + std::string(text) + "\", expected one of " + known);
+constexpr std::array<std::string_view, 5> names_of(RopeScaling) {
+  return {"none", "linear", "ntk", "yarn", "llama3"};
 }
 
 /// A way of scaling and its numbers, fields of the config of a layer that rotates.

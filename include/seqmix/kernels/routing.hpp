@@ -8,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include "seqmix/core/named_enum.hpp"
 #include "seqmix/kernels/rows.hpp"
 
 namespace seqmix {
@@ -17,30 +18,8 @@ SEQMIX_BEGIN_NAMESPACE
 /// these. `softmax_then_top_k`: softmax over all, then the k largest. `deepseek_v3`: the k largest
 /// of sigmoid plus a bias inside the best groups, weighted by the sigmoids.
 enum class Router { mixtral, softmax_then_top_k, deepseek_v3 };
-
-namespace detail {
-inline constexpr std::array<std::pair<Router, std::string_view>, 3> router_names{{
-    {Router::mixtral, "mixtral"},
-    {Router::softmax_then_top_k, "softmax_then_top_k"},
-    {Router::deepseek_v3, "deepseek_v3"},
-}};
-}  // namespace detail
-
-inline std::string_view to_string(Router router) {
-  for (const auto& [value, name] : detail::router_names) {
-    if (value == router) return name;
-  }
-  return "unknown";
-}
-inline void from_string(std::string_view text, Router& router) {
-  for (const auto& [value, name] : detail::router_names) {
-    if (name == text) {
-      router = value;
-      return;
-    }
-  }
-  throw ConfigError("router is \"" + std::string(text) +
-                    "\", expected one of mixtral, softmax_then_top_k, deepseek_v3");
+constexpr std::array<std::string_view, 3> names_of(Router) {
+  return {"mixtral", "softmax_then_top_k", "deepseek_v3"};
 }
 
 /// Which experts a batch of token rows goes to, and the same pairs sorted by expert.

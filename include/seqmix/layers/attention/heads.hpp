@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "seqmix/core/named_enum.hpp"
 #include "seqmix/kernels/attention_policies.hpp"
 #include "seqmix/kernels/norm.hpp"
 #include "seqmix/kernels/rope.hpp"
@@ -21,27 +22,8 @@ SEQMIX_BEGIN_NAMESPACE
 /// What RMSNorm normalises of queries and keys before they are rotated: nothing, each head with one
 /// weight for all (Qwen3), or the whole projection (OLMo-2).
 enum class QkNorm { none, head, projection };
-
-namespace detail {
-inline constexpr std::array<std::pair<QkNorm, std::string_view>, 3> qk_norm_names{
-    {{QkNorm::none, "none"}, {QkNorm::head, "head"}, {QkNorm::projection, "projection"}}};
-}  // namespace detail
-
-inline std::string_view to_string(QkNorm norm) {
-  for (const auto& [value, name] : detail::qk_norm_names) {
-    if (value == norm) return name;
-  }
-  return "unknown";
-}
-inline void from_string(std::string_view text, QkNorm& norm) {
-  for (const auto& [value, name] : detail::qk_norm_names) {
-    if (name == text) {
-      norm = value;
-      return;
-    }
-  }
-  throw ConfigError("qk_norm is \"" + std::string(text) +
-                    "\", expected one of none, head, projection");
+constexpr std::array<std::string_view, 3> names_of(QkNorm) {
+  return {"none", "head", "projection"};
 }
 
 struct AttentionConfig {

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <utility>
 
+#include "seqmix/core/named_enum.hpp"
 #include "seqmix/kernels/norm.hpp"
 #include "seqmix/kernels/selective_scan.hpp"
 #include "seqmix/kernels/short_conv.hpp"
@@ -18,18 +19,8 @@ SEQMIX_BEGIN_NAMESPACE
 /// What happens to the low-rank time step, B and C before their use: nothing, an RMS norm with
 /// weights (Jamba) or one without (FalconMamba).
 enum class MambaNorm { none, weighted, weightless };
-
-inline std::string_view to_string(MambaNorm norm) {
-  return norm == MambaNorm::none ? "none" : norm == MambaNorm::weighted ? "weighted" : "weightless";
-}
-inline void from_string(std::string_view text, MambaNorm& norm) {
-  for (const MambaNorm value : {MambaNorm::none, MambaNorm::weighted, MambaNorm::weightless}) {
-    if (to_string(value) != text) continue;
-    norm = value;
-    return;
-  }
-  throw ConfigError("norm is \"" + std::string(text) +
-                    "\", expected one of none, weighted, weightless");
+constexpr std::array<std::string_view, 3> names_of(MambaNorm) {
+  return {"none", "weighted", "weightless"};
 }
 
 struct MambaConfig {

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <utility>
 
+#include "seqmix/core/named_enum.hpp"
 #include "seqmix/kernels/activation.hpp"
 #include "seqmix/kernels/state_space.hpp"
 #include "seqmix/layers/mixer.hpp"
@@ -15,19 +16,7 @@ SEQMIX_BEGIN_NAMESPACE
 
 /// How a continuous system becomes one of tokens: `zoh` holds the input between two of them.
 enum class Discretization { zoh, bilinear };
-
-inline std::string_view to_string(Discretization discretization) {
-  return discretization == Discretization::zoh ? "zoh" : "bilinear";
-}
-inline void from_string(std::string_view text, Discretization& discretization) {
-  for (const Discretization value : {Discretization::zoh, Discretization::bilinear}) {
-    if (to_string(value) != text) continue;
-    discretization = value;
-    return;
-  }
-  throw ConfigError("discretization is \"" + std::string(text) +
-                    "\", expected one of zoh, bilinear");
-}
+constexpr std::array<std::string_view, 2> names_of(Discretization) { return {"zoh", "bilinear"}; }
 
 struct S4DConfig {
   Index d_model = 0;
