@@ -1,13 +1,10 @@
 #include <algorithm>
 
-#include "seqmix/io/registry/attention.hpp"
 #include "support/layer_bench.hpp"
 
 int main(int argc, char** argv) {
-  seqmix::Registry<float> registry;
-  register_attention(registry);
   return bench::run_layers(
-      argc, argv, registry,
+      argc, argv,
       {
           {.layer = "attention",
            .config = R"({"d_model": 1024, "n_heads": 16, "n_kv_heads": 16, "head_dim": 64,

@@ -1,11 +1,8 @@
-#include "seqmix/io/registry/channel.hpp"
 #include "support/layer_bench.hpp"
 
 int main(int argc, char** argv) {
-  seqmix::Registry<float> registry;
-  register_channel(registry);
   return bench::run_layers(
-      argc, argv, registry,
+      argc, argv,
       {
           {.layer = "feed_forward",
            .config = R"({"d_model": 1024, "d_ff": 2816})",

@@ -1,13 +1,10 @@
 #include <cmath>
 
-#include "seqmix/io/registry/conv.hpp"
 #include "support/layer_bench.hpp"
 
 int main(int argc, char** argv) {
-  seqmix::Registry<float> registry;
-  register_conv(registry);
   return bench::run_layers(
-      argc, argv, registry,
+      argc, argv,
       {
           {.layer = "hyena",
            .config = R"({"d_model": 1024, "order": 2, "max_length": 32768})",

@@ -1,11 +1,8 @@
-#include "seqmix/io/registry/delta.hpp"
 #include "support/layer_bench.hpp"
 
 int main(int argc, char** argv) {
-  seqmix::Registry<float> registry;
-  register_delta(registry);
   return bench::run_layers(
-      argc, argv, registry,
+      argc, argv,
       {
           {.layer = "delta_net",
            .config = R"({"d_model": 1024, "n_heads": 16, "head_k": 64, "head_v": 64})",

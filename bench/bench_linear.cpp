@@ -1,11 +1,8 @@
-#include "seqmix/io/registry/linear.hpp"
 #include "support/layer_bench.hpp"
 
 int main(int argc, char** argv) {
-  seqmix::Registry<float> registry;
-  register_linear(registry);
   return bench::run_layers(
-      argc, argv, registry,
+      argc, argv,
       {
           {.layer = "gated_linear_attention",
            .config = R"({"d_model": 1024, "n_heads": 16, "head_k": 32, "head_v": 64})",

@@ -1,14 +1,11 @@
-#include "seqmix/io/registry/scan.hpp"
 #include "support/layer_bench.hpp"
 #include "support/roofline.hpp"
 
 int main(int argc, char** argv) {
-  seqmix::Registry<float> registry;
-  register_scan(registry);
   // An exponential counts as the floating-point operations that this machine does meanwhile.
   const double exponential = bench::fma_peak() / bench::exp_rate();
   return bench::run_layers(
-      argc, argv, registry,
+      argc, argv,
       {
           {.layer = "rg_lru",
            .config = R"({"d_model": 1024, "lru_width": 1024, "n_heads": 8})",

@@ -1,6 +1,5 @@
 #include <cmath>
 
-#include "seqmix/io/registry/sparse_attention.hpp"
 #include "support/layer_bench.hpp"
 
 namespace {
@@ -17,10 +16,8 @@ double fixed_pairs(double T) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  seqmix::Registry<float> registry;
-  register_sparse_attention(registry);
   return bench::run_layers(
-      argc, argv, registry,
+      argc, argv,
       {
           {.layer = "multi_head_latent_attention",
            .config = R"({"d_model": 1024, "n_heads": 16, "q_rank": 512, "kv_rank": 256,

@@ -1,11 +1,8 @@
-#include "seqmix/io/registry/ssm.hpp"
 #include "support/layer_bench.hpp"
 
 int main(int argc, char** argv) {
-  seqmix::Registry<float> registry;
-  register_ssm(registry);
   return bench::run_layers(
-      argc, argv, registry,
+      argc, argv,
       {
           {.layer = "mamba2",
            .config = R"({"d_model": 1024, "n_heads": 32, "head_dim": 64, "state_size": 128})",

@@ -6,6 +6,7 @@
 #include <memory>
 #include <random>
 
+#include "support/layers/registry.hpp"
 #include "support/random_weights.hpp"
 #include "support/roofline.hpp"
 
@@ -128,10 +129,10 @@ void add_line(const LayerLine& line, const AnyMixer<float>& layer) {
 
 }  // namespace
 
-int run_layers(int argc, char** argv, const seqmix::Registry<float>& registry,
-               const std::vector<LayerLine>& lines) {
+int run_layers(int argc, char** argv, const std::vector<LayerLine>& lines) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  const auto& registry = support::registry<float>();
   for (const LayerLine& line : lines) {
     const auto config = seqmix::parse_json(line.config, line.layer);
     const auto weights = support::random_layer_weights(registry, line.layer, config);

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "seqmix/io/registry.hpp"
+#include "seqmix/core/numeric.hpp"
 
 // One line a layer gives its benchmarks: `<layer>/<verb>/B:1/T:<tokens>/D:<width>`, float, one
 // thread. forward and prefill: T tokens. step: one token after T others. Layers without a state
@@ -33,7 +33,6 @@ struct LayerLine {
 };
 
 /// Registers the benchmarks of each line and runs what the command line asks for.
-int run_layers(int argc, char** argv, const seqmix::Registry<float>& registry,
-               const std::vector<LayerLine>& lines);
+int run_layers(int argc, char** argv, const std::vector<LayerLine>& lines);
 
 }  // namespace bench

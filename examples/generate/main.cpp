@@ -3,6 +3,7 @@
 //
 //   generate MODEL [--prompt TEXT] [--tokens N] [--temperature X] [--seed N] [--score FILE]
 //   generate --tour FOLDER      every model of a folder of models, and one table
+//   generate --check FOLDER     whether every model scores as PyTorch recorded in its score.json
 
 #include <algorithm>
 #include <array>
@@ -32,7 +33,7 @@ using Model = seqmix::LanguageModel<float>;
 constexpr Index score_window = 1024;  // bytes scored from one empty state
 
 struct Options {
-  std::string model, tour, score;
+  std::string model, tour, check, score;
   std::string prompt = "In the beginning God ";
   Index tokens = 400;
   double temperature = 0.7;
@@ -217,15 +218,41 @@ void print_table(const std::vector<std::vector<std::string>>& rows) {
   }
 }
 
-void tour(const Options& options, Context& context) {
-  const std::filesystem::path folder = options.tour;
-  const std::string text = read_file(folder / "heldout.txt");
+/// The models of a folder, by name.
+std::vector<std::filesystem::path> list_models(const std::filesystem::path& folder) {
   std::vector<std::filesystem::path> models;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     if (std::filesystem::exists(entry.path() / "config.json")) models.push_back(entry.path());
   }
   if (models.empty()) throw std::runtime_error("no model in " + folder.string());
   std::sort(models.begin(), models.end());
+  return models;
+}
+
+/// Scores the start of the held-out text by each model; false where one differs from PyTorch.
+bool check(const std::filesystem::path& folder, Context& context) {
+  constexpr double tolerance = 5e-5;  // bits per byte, of float arithmetic
+  bool all = true;
+  for (const auto& path : list_models(folder)) {
+    const seqmix::Json recorded = seqmix::read_json(path / "score.json").at("excerpt");
+    const auto bytes = recorded.at("bytes").get<std::size_t>();
+    const auto expected = recorded.at("bits_per_byte").get<double>();
+    const Score got = score(seqmix::load_language_model<float>(path),
+                            read_file(folder / "heldout.txt").substr(0, bytes), context);
+    const bool ok = std::abs(got.parallel - expected) <= tolerance &&
+                    std::abs(got.recurrent - expected) <= tolerance;
+    std::cout << (ok ? "ok " : "FAIL ") << path.filename().string() << ": PyTorch "
+              << number(expected, 7) << ", forward " << number(got.parallel, 7) << ", step "
+              << number(got.recurrent, 7) << "\n";
+    all = all && ok;
+  }
+  return all;
+}
+
+void tour(const Options& options, Context& context) {
+  const std::filesystem::path folder = options.tour;
+  const std::string text = read_file(folder / "heldout.txt");
+  const auto models = list_models(folder);
 
   std::vector<std::vector<std::string>> rows{
       {"", "", "bits/byte", "", "tokens/s", "", "state bytes", "used at", "", "reserved"},
@@ -265,6 +292,8 @@ Options parse(int argc, char** argv) {
       options.score = value();
     } else if (argument == "--tour") {
       options.tour = value();
+    } else if (argument == "--check") {
+      options.check = value();
     } else if (options.model.empty() && !argument.starts_with("--")) {
       options.model = argument;
     } else {
@@ -272,33 +301,41 @@ Options parse(int argc, char** argv) {
     }
   }
   if (options.tokens < 0) throw std::runtime_error("--tokens must be at least 0");
-  if (options.model.empty() == options.tour.empty()) {
+  if (!options.model.empty() + !options.tour.empty() + !options.check.empty() != 1) {
     throw std::runtime_error(
         "usage: generate MODEL [--prompt TEXT] [--tokens N] [--temperature X] [--seed N] "
-        "[--score FILE], or generate --tour FOLDER");
+        "[--score FILE], generate --tour FOLDER, or generate --check FOLDER");
   }
   return options;
 }
 
-void run(const Options& options) {
+/// Returns the exit status.
+int run(const Options& options) {
   Context context;
-  if (!options.tour.empty()) return tour(options, context);
+  if (!options.check.empty()) return check(options.check, context) ? 0 : 1;
+  if (!options.tour.empty()) {
+    tour(options, context);
+    return 0;
+  }
   const Model model = seqmix::load_language_model<float>(options.model);
-  if (options.score.empty()) return stream(model, options, context);
+  if (options.score.empty()) {
+    stream(model, options, context);
+    return 0;
+  }
   const Score result = score(model, read_file(options.score), context);
   std::cout << "bits per byte: forward " << number(result.parallel, 7) << ", step "
             << number(result.recurrent, 7) << ", difference "
             << number(std::abs(result.parallel - result.recurrent), 9) << "\n";
+  return 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   try {
-    run(parse(argc, argv));
+    return run(parse(argc, argv));
   } catch (const std::exception& error) {
     std::cerr << "generate: " << error.what() << "\n";
     return 2;
   }
-  return 0;
 }

@@ -145,7 +145,8 @@ TEST_CASE("appending writes behind what each row has") {
   Tensor<Index, 1> past({2});
   past[1] = 3;
   Appended<float, 4, 2> cache({2, 3, 5, 1});
-  append<float>(x, past, cache.view());
+  Context context;
+  append<float>(x, past, cache.view(), context);
   CHECK(cache.capacity() == 5);
   CHECK(cache.entries(0, 2, 1, 0) == 1);
   CHECK(cache.entries(0, 2, 2, 0) == 0);

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "seqmix/kernels/attention.hpp"
+#include "seqmix/kernels/attention_policies.hpp"
 #include "support/allocations.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
@@ -412,6 +412,30 @@ TEMPLATE_TEST_CASE("attention bits depend on the row and its positions alone", "
   check(InForm<Form::recurrent>{});
 }
 
+TEMPLATE_TEST_CASE("panels are scaled transposes", "[attention]", float, double) {
+  using S = TestType;
+  for (const Index rows : {1, 3, 4, 7, 64}) {
+    for (const Index columns : {1, 2, 4, 5, 10, 70}) {
+      for (const Index gap : {0, 90}) {  // in memory first the one, then the other lies closer
+        INFO("rows " << rows << " columns " << columns << " gap " << gap);
+        const auto from = random_tensor<S, 2>({rows, columns + gap}, 1);
+        Tensor<S, 2> to({columns, rows + 3});
+        fill(to.view(), S(-77));
+        detail::scale_transposed<S>(from.view().template slice<1>(gap, columns), S(0.3),
+                                    to.view().template slice<1>(1, rows));
+        bool same = true;
+        for (Index i = 0; i < columns; ++i) {
+          for (Index row = 0; row < rows; ++row) {
+            same &= to(i, row + 1) == S(0.3) * from(row, gap + i);
+          }
+          same &= to(i, 0) == -77 && to(i, rows + 1) == -77 && to(i, rows + 2) == -77;
+        }
+        CHECK(same);
+      }
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("NaN and infinity reach those who see them and nobody else", "[attention]",
                    float, double) {
   using S = TestType;
@@ -529,4 +553,102 @@ TEST_CASE("attention says what does not fit before it writes", "[attention]") {
       attention<Form::recurrent>(q, keys, values, past, Causal{}, PlainScore{}, o.view(), context),
       CapacityError);
   for (Index i = 0; i < o.size(); ++i) REQUIRE(o.data()[i] == 3);
+}
+
+TEMPLATE_TEST_CASE("bands of keys", "[attention]", float, double) {
+  using S = TestType;
+  const auto plain = [](Index, double product, Index) { return product; };
+  for (const auto& [T, past] : {std::array<Index, 2>{150, 0}, {70, 77}, {1, 1130}}) {
+    Case<S> c({.B = 2, .T = T, .H = 4, .G = 2, .K = 9, .V = 6, .past = {past, past / 3 + 2}});
+    for (const Band& mask : {Band::window(1), Band::window(40), Band::window(64), Band::leading(3),
+                             Band::leading(70)}) {
+      INFO("T " << T << " back " << mask.back << " last " << mask.last);
+      const auto sees = [&](Index, Index, Index i, Index j) {
+        return j <= i && j < mask.last && i - j <= mask.back;
+      };
+      check_forms(c, c.expected(sees, plain), mask, PlainScore{c.scale});
+    }
+    // The last query of row 0 would look behind the end of the cache.
+    Context context;
+    CHECK_THROWS_AS(c.template run<Form::parallel>(context, Band{.ahead = 9}, PlainScore{c.scale}),
+                    CapacityError);
+  }
+  Case<S> c({.B = 2, .T = 150, .H = 4, .G = 2, .K = 9, .V = 6, .past = {30, 30}});
+  const Band around{.last = 180, .back = 20, .ahead = 9};
+  const auto sees = [&](Index, Index, Index i, Index j) { return i - j <= 20 && j - i <= 9; };
+  check_forms(c, c.expected(sees, plain), around, PlainScore{c.scale});
+}
+
+TEMPLATE_TEST_CASE("published scores", "[attention]", float, double) {
+  using S = TestType;
+  for (const auto& [T, past] : {std::array<Index, 2>{150, 0}, {70, 77}, {1, 130}}) {
+    Case<S> c({.B = 2, .T = T, .H = 4, .G = 2, .K = 9, .V = 6, .past = {past, past / 3 + 2}});
+    const auto causal = [](Index, Index, Index i, Index j) { return j <= i; };
+    const auto capped = [](Index, double product, Index) { return 2 * std::tanh(product / 2); };
+    check_forms(c, c.expected(causal, capped), Causal{}, SoftCap(c.scale, 2));
+    const auto slopes = alibi_slopes(4);
+    const auto biased = [&](Index h, double product, Index distance) {
+      return product - slopes[static_cast<std::size_t>(h)] * static_cast<double>(distance);
+    };
+    check_forms(c, c.expected(causal, biased), Causal{}, Alibi{c.scale, slopes});
+  }
+}
+
+TEMPLATE_TEST_CASE("attention over a ring in pieces is attention over all of the cache",
+                   "[attention]", float, double) {
+  using S = TestType;
+  const Index T = 300;
+  Case<S> c({.B = 2, .T = T, .H = 4, .G = 2, .K = 9, .V = 6, .past = {0, 0}});
+  for (const Index width : {1, 7, 64, 65, 130, 400}) {
+    const Band mask = Band::window(width);
+    Context context;
+    context.set_poison(true);
+    c.template run<Form::parallel>(context, mask, PlainScore{c.scale});
+    const Index rows = width + 3;
+    const auto pieces = [&](const std::vector<Index>& lengths, Context& by) {
+      Tensor<S, 4> keys({2, 2, rows, 9}), values({2, 2, rows, 6}), o({2, T, 4, 6});
+      Tensor<Index, 1> past({2});
+      for (std::size_t piece = 0; past(0) < T; ++piece) {
+        const Index first = past(0), count = std::min(T - first, lengths[piece % lengths.size()]);
+        const auto tokens = [&](auto&& view) { return view.template slice<1>(first, count); };
+        const auto run = [&]<Form form>(InForm<form>) {
+          ring_attention<form>(tokens(c.q()), tokens(heads_first(c.keys.view())),
+                               tokens(heads_first(c.values.view())), past, mask,
+                               PlainScore{c.scale}, keys.view(), values.view(), tokens(o.view()),
+                               by);
+        };
+        count == 1 ? run(InForm<Form::recurrent>{}) : run(InForm<Form::parallel>{});
+        past(0) += count, past(1) += count;
+      }
+      CHECK(same_bits(keys[1][1][(T - 1) % rows], c.keys[1][1][T - 1]));
+      return o;
+    };
+    for (const auto& lengths : {std::vector<Index>{1}, {T}, {64}, {1, 90, 17}}) {
+      INFO("width " << width << " first piece " << lengths[0]);
+      const auto o = pieces(lengths, context);
+      CHECK(support::relative_error(o.view(), View<const S, 4>(c.o())) <= tolerance<S>());
+      if (lengths[0] == 64) CHECK(same_bits(o.view(), c.o()));  // such a cut changes no bit
+      support::ThreadExecutor executor(3);
+      Context threaded(executor);
+      CHECK(same_bits(pieces(lengths, threaded).view(), o.view()));
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("parts of the keys merge", "[attention]", float, double) {
+  using S = TestType;
+  Case<S> c({.B = 2, .T = 60, .H = 4, .G = 2, .K = 9, .V = 6, .past = {20, 0}});
+  const auto expected = c.expected();
+  Context context;
+  Tensor<S, 4> other({2, 60, 4, 6});
+  Tensor<S, 3> other_sum({2, 60, 4});
+  for (const Index first : {0, 1, 33, 90}) {  // with the last, one part is empty
+    c.template run<Form::parallel>(context, Band::window(200, first), PlainScore{c.scale});
+    attention<Form::parallel>(c.q(), c.keys, c.values, c.past, Band::leading(first),
+                              PlainScore{c.scale}, other.view(), context, other_sum.view());
+    merge_attention(other.view(), other_sum.view(), c.o(), c.log_sum_exp.view());
+    CHECK(support::relative_error(View<const S, 4>(c.o()), expected.o.view()) <= tolerance<S>());
+    CHECK(support::relative_error(c.log_sum_exp.view(), expected.log_sum_exp.view()) <=
+          tolerance<S>());
+  }
 }

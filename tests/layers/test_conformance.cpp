@@ -156,11 +156,11 @@ bool mentions(const std::string& text, const std::string& part) {
 
 }  // namespace
 
-TEST_CASE("every layer of the registry has a twin and two golden files") {
+TEMPLATE_LIST_TEST_CASE("every layer of the registry has a twin and two golden files", "",
+                        support::TestScalars) {
   std::set<std::string> with_twin;
   for (const auto& twin : reference::twins()) with_twin.insert(twin.layer);
-  const auto names = registry<double>().names();
-  CHECK(names == registry<float>().names());
+  const auto names = registry<TestType>().names();
   CHECK(std::set<std::string>(names.begin(), names.end()) == with_twin);
   for (const std::string& name : names) {
     INFO(name);
@@ -173,7 +173,8 @@ TEST_CASE("every layer of the registry has a twin and two golden files") {
   }
 }
 
-TEMPLATE_TEST_CASE("each verb gives its twin's outputs and final state", "", float, double) {
+TEMPLATE_LIST_TEST_CASE("each verb gives its twin's outputs and final state", "",
+                        support::TestScalars) {
   for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
     for (const Index T : {1, 2, 3, 17, 64, 65, 131}) {
       INFO(layer.text() << " T " << T);
@@ -194,8 +195,8 @@ TEMPLATE_TEST_CASE("each verb gives its twin's outputs and final state", "", flo
   });
 }
 
-TEMPLATE_TEST_CASE("any split of a sequence into prefill pieces and steps agrees", "", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("any split of a sequence into prefill pieces and steps agrees", "",
+                        support::TestScalars) {
   for_each_continuing_layer<TestType>([](const LayerCase<TestType>& layer) {
     INFO(layer.text());
     std::mt19937 random(3);
@@ -214,7 +215,7 @@ TEMPLATE_TEST_CASE("any split of a sequence into prefill pieces and steps agrees
   });
 }
 
-TEMPLATE_TEST_CASE("each forced algorithm obeys the law", "", float, double) {
+TEMPLATE_LIST_TEST_CASE("each forced algorithm obeys the law", "", support::TestScalars) {
   for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
     const auto x = layer.random_input(2, 150, 5);
     const Expected<TestType> expected(layer, x);
@@ -234,7 +235,7 @@ TEMPLATE_TEST_CASE("each forced algorithm obeys the law", "", float, double) {
   });
 }
 
-TEMPLATE_TEST_CASE("a token changes nothing before it", "", float, double) {
+TEMPLATE_LIST_TEST_CASE("a token changes nothing before it", "", support::TestScalars) {
   for_each_continuing_layer<TestType>([](const LayerCase<TestType>& layer) {
     const Index T = 140;
     auto x = layer.random_input(1, T, 9);
@@ -260,8 +261,8 @@ TEMPLATE_TEST_CASE("a token changes nothing before it", "", float, double) {
   });
 }
 
-TEMPLATE_TEST_CASE("a batch row has the same bits anywhere, and NaN stays in its own", "", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("a batch row has the same bits anywhere, and NaN stays in its own", "",
+                        support::TestScalars) {
   for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
     const Index B = 4, T = 70;
     auto x = layer.random_input(B, T, 13);
@@ -282,7 +283,7 @@ TEMPLATE_TEST_CASE("a batch row has the same bits anywhere, and NaN stays in its
   });
 }
 
-TEMPLATE_TEST_CASE("the number of threads changes no bit", "", float, double) {
+TEMPLATE_LIST_TEST_CASE("the number of threads changes no bit", "", support::TestScalars) {
   for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
     const auto x = layer.random_input(2, 150, 17);
     Context serial = poisoned();
@@ -299,7 +300,8 @@ TEMPLATE_TEST_CASE("the number of threads changes no bit", "", float, double) {
   });
 }
 
-TEMPLATE_TEST_CASE("strided and shared views are windows on the same numbers", "", float, double) {
+TEMPLATE_LIST_TEST_CASE("strided and shared views are windows on the same numbers", "",
+                        support::TestScalars) {
   for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
     INFO(layer.text());
     const Index B = 2, T = 67, D = layer.d_model(), width = 2 * D + 3;
@@ -347,7 +349,7 @@ TEMPLATE_TEST_CASE("strided and shared views are windows on the same numbers", "
   });
 }
 
-TEMPLATE_TEST_CASE("a step allocates nothing, the first one too", "", float, double) {
+TEMPLATE_LIST_TEST_CASE("a step allocates nothing, the first one too", "", support::TestScalars) {
   for_each_continuing_layer<TestType>([](const LayerCase<TestType>& layer) {
     INFO(layer.text());
     for (const Index B : {1, 3}) {
@@ -384,7 +386,7 @@ TEMPLATE_TEST_CASE("a step allocates nothing, the first one too", "", float, dou
   CHECK(allocations() - before == 1);
 }
 
-TEMPLATE_TEST_CASE("no tokens and no rows are legal", "", float, double) {
+TEMPLATE_LIST_TEST_CASE("no tokens and no rows are legal", "", support::TestScalars) {
   for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
     INFO(layer.text());
     Context context = poisoned();
@@ -400,8 +402,8 @@ TEMPLATE_TEST_CASE("no tokens and no rows are legal", "", float, double) {
   });
 }
 
-TEMPLATE_TEST_CASE("bad calls name what is wrong and leave the state as it was", "", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("bad calls name what is wrong and leave the state as it was", "",
+                        support::TestScalars) {
   for_each_continuing_layer<TestType>([](const LayerCase<TestType>& layer) {
     INFO(layer.text());
     const Index B = 2, T = 9, D = layer.d_model();
@@ -457,8 +459,8 @@ TEMPLATE_TEST_CASE("bad calls name what is wrong and leave the state as it was",
   });
 }
 
-TEMPLATE_TEST_CASE("rows are forked, reset, reserved, saved and restored alone", "", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("rows are forked, reset, reserved, saved and restored alone", "",
+                        support::TestScalars) {
   for_each_continuing_layer<TestType>([](const LayerCase<TestType>& layer) {
     INFO(layer.text());
     const Index T = 40, later = 30;
@@ -521,8 +523,8 @@ TEMPLATE_TEST_CASE("rows are forked, reset, reserved, saved and restored alone",
   });
 }
 
-TEMPLATE_TEST_CASE("tokens are taken back where the past is kept entry by entry", "", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("tokens are taken back where the past is kept entry by entry", "",
+                        support::TestScalars) {
   using Kind = seqmix::StateMember::Kind;
   for_each_continuing_layer<TestType>([](const LayerCase<TestType>& layer) {
     INFO(layer.text());
@@ -552,7 +554,7 @@ TEMPLATE_TEST_CASE("tokens are taken back where the past is kept entry by entry"
   });
 }
 
-TEMPLATE_TEST_CASE("packed documents are what each is alone", "", float, double) {
+TEMPLATE_LIST_TEST_CASE("packed documents are what each is alone", "", support::TestScalars) {
   for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
     if (layer.reads_source()) return;
     INFO(layer.text());
@@ -601,7 +603,7 @@ TEMPLATE_TEST_CASE("packed documents are what each is alone", "", float, double)
   });
 }
 
-TEMPLATE_TEST_CASE("a layer says which side values it misses", "", float, double) {
+TEMPLATE_LIST_TEST_CASE("a layer says which side values it misses", "", support::TestScalars) {
   for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
     if (layer.mixer().sides().empty()) return;
     INFO(layer.text());
@@ -613,7 +615,7 @@ TEMPLATE_TEST_CASE("a layer says which side values it misses", "", float, double
   });
 }
 
-TEMPLATE_TEST_CASE("large and small inputs stay finite", "", float, double) {
+TEMPLATE_LIST_TEST_CASE("large and small inputs stay finite", "", support::TestScalars) {
   for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
     for (const double scale : {0.0, 1e-6, 1e3}) {
       INFO(layer.text() << " scale " << scale);

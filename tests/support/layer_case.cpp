@@ -33,8 +33,8 @@ T side_value(Index i, Index width, auto&& token) {
 }  // namespace
 
 bool is_indirect(std::string_view layer) {
-  constexpr std::string_view layers[] = {
-      "hyena", "s4", "s4d", "delta_net", "gated_delta_net", "kimi_delta_attention", "rwkv7"};
+  constexpr std::string_view layers[] = {"hyena", "s4", "delta_net", "gated_delta_net",
+                                         "kimi_delta_attention"};
   return std::find(std::begin(layers), std::end(layers), layer) != std::end(layers);
 }
 
@@ -55,8 +55,9 @@ SideValues<S>::SideValues(const AnyMixer<S>& mixer, View<const S, 3> x) {
     views_.push_back({names_.back(), values.view()});
   }
 }
-template class SideValues<float>;
-template class SideValues<double>;
+#define SEQMIX_INSTANTIATE(S) template class SideValues<S>;
+SEQMIX_FOR_EACH_TEST_SCALAR(SEQMIX_INSTANTIATE)
+#undef SEQMIX_INSTANTIATE
 
 template <class S>
 LayerCase<S>::LayerCase(const reference::Twin& twin, const std::string& config, unsigned seed)
@@ -187,8 +188,8 @@ double LayerCase<S>::bound(double literal_error) const {
   }
 }
 
-template class LayerCase<float>;
-template class LayerCase<double>;
+#define SEQMIX_INSTANTIATE(S) template class LayerCase<S>;
+SEQMIX_FOR_EACH_TEST_SCALAR(SEQMIX_INSTANTIATE)
 
 std::map<std::string, std::vector<double>> valid_numbers(AnyState& state) {
   const seqmix::StateMembers members = state.members();

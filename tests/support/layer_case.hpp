@@ -11,7 +11,8 @@
 #include <vector>
 
 #include "reference/twin.hpp"
-#include "seqmix/io/registry.hpp"
+#include "support/layers/registry.hpp"
+#include "support/scalars.hpp"
 
 namespace support {
 
@@ -21,10 +22,6 @@ using seqmix::Context;
 using seqmix::Index;
 using seqmix::Tensor;
 using seqmix::View;
-
-/// The registry of every layer.
-template <class S>
-const seqmix::Registry<S>& registry();
 
 /// The verbs of a layer, each a way to get all outputs of a sequence.
 enum class Verb { forward, prefill, step };

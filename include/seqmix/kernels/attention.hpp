@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <limits>
 #include <span>
 #include <string>
@@ -39,6 +40,9 @@ struct Pairs {
 /// A query sees the keys up to its own.
 ///
 /// A mask is any type with these three members. It sees positions only, never how they are tiled.
+/// It may have a fourth, `Span reach(Span queries) const`, outside of which it hides every key: the
+/// tiles there are not even looked at. And a fifth, `narrowed(Span queries, Span keys) const`: a
+/// mask of its own type that agrees with it on these positions and may be cheaper to ask.
 struct Causal {
   /// The mask of one batch row and query head.
   Causal of(Index /*row*/, Index /*head*/) const { return *this; }
@@ -101,19 +105,59 @@ SEQMIX_ALWAYS_INLINE simd::Batch<S> counting_from(Index first) {
 
 template <class S>
 bool all_finite(const View<const S, 2>& rows) {
-  simd::Batch<S> zero(S(0));  // stays so unless a number is infinite or NaN
-  for (Index row = 0; row < rows.extent(0); ++row) {
+  // They stay zero unless a number is infinite or NaN. Four, since a chain would wait for itself.
+  simd::Batch<S> zero[4] = {simd::Batch<S>(S(0)), simd::Batch<S>(S(0)), simd::Batch<S>(S(0)),
+                            simd::Batch<S>(S(0))};
+  const Index height = rows.extent(0);
+  for (Index row = 0; row < height; row += 4) {
     simd::for_each_block<S>(rows.extent(1), [&](Index first, auto lane_count) {
-      const S* const from = rows.data() + row * rows.stride(0) + first;
-      zero = simd::fma<S>(simd::load<S>(from, lane_count), simd::broadcast(S(0)), zero);
+#pragma GCC unroll 4
+      for (Index i = 0; i < 4; ++i) {
+        const S* const from = rows.data() + std::min(row + i, height - 1) * rows.stride(0) + first;
+        zero[i] = simd::fma<S>(simd::load<S>(from, lane_count), simd::broadcast(S(0)), zero[i]);
+      }
     });
   }
-  return simd::reduce_add(zero) == 0;
+  return simd::reduce_add((zero[0] + zero[1]) + (zero[2] + zero[3])) == 0;
+}
+
+/// The mask, or a cheaper one that is the same for these positions.
+template <class Mask>
+Mask narrowed(const Mask& mask, Span queries, Span keys) {
+  if constexpr (requires { mask.narrowed(queries, keys); }) {
+    return mask.narrowed(queries, keys);
+  } else {
+    return mask;
+  }
 }
 
 /// What a policy becomes for one row and head.
 template <class Policy>
 using OfHead = decltype(std::declval<const Policy&>().of(Index{}, Index{}));
+
+/// The keys or the values of one row and group, by position.
+template <class S>
+struct Entries {
+  View<const S, 2> cache;  // [rows, K], position p in slot p mod rows
+  View<const S, 2> fresh;  // [T, K], of the positions from `past` on; no data if the cache has them
+  Index past;
+
+  /// The rows of a tile: where they lie, or collected in `to` [attention_tile, K].
+  View<const S, 2> of(Span tile, const View<S, 2>& to) const {
+    const Index cached =
+        fresh.data() == nullptr ? tile.end : std::clamp(past, tile.begin, tile.end);
+    if (cached == tile.begin) return fresh.template slice<0>(tile.begin - past, tile.size());
+    const Index rows = cache.extent(0), slot = tile.begin % rows;
+    if (cached == tile.end && slot + tile.size() <= rows) {
+      return cache.template slice<0>(slot, tile.size());
+    }
+    for (Index position = tile.begin; position < tile.end; ++position) {
+      copy(position < cached ? cache[position % rows] : fresh[position - past],
+           to[position - tile.begin]);
+    }
+    return to.template slice<0>(0, tile.size());
+  }
+};
 
 /// What both forms read, and where they write.
 template <class S>
@@ -124,6 +168,9 @@ struct AttentionCall {
   View<const Index, 1> past;  // [B]
   View<S, 4> o;               // [B, T, H, V]
   View<S, 3> log_sum_exp;     // [B, T, H], or no data
+  // Keys and values of this call where the caches, then rings, do not have them.
+  View<const S, 4> fresh_keys = {};    // [B, T, G, K], or no data
+  View<const S, 4> fresh_values = {};  // [B, T, G, V], or no data
 
   Index batch() const { return q.extent(0); }
   Index tokens() const { return q.extent(1); }
@@ -133,7 +180,28 @@ struct AttentionCall {
   Index head_k() const { return q.extent(3); }
   Index head_v() const { return o.extent(3); }
 
-  void check() const {
+  Entries<S> keys_of(Index b, Index group) const { return entries(keys, fresh_keys, b, group); }
+  Entries<S> values_of(Index b, Index group) const {
+    return entries(values, fresh_values, b, group);
+  }
+
+  /// The positions of the keys that some of the tokens and heads of row b may see.
+  template <class Mask>
+  Span reach(const Mask& mask, Index b, Span of_heads, Span tokens) const {
+    if constexpr (requires { mask.of(b, Index{}).reach(Span{}); }) {
+      Span whole{std::numeric_limits<Index>::max(), 0};
+      for (Index head = of_heads.begin; head < of_heads.end; ++head) {
+        const Span seen = mask.of(b, head).reach({past[b] + tokens.begin, past[b] + tokens.end});
+        whole = {std::min(whole.begin, seen.begin), std::max(whole.end, seen.end)};
+      }
+      return {std::min(whole.begin, whole.end), whole.end};
+    } else {
+      return {0, past[b] + this->tokens()};
+    }
+  }
+
+  template <class Mask>
+  void check(const Mask& mask) const {
     const auto expect = [](std::string_view what, const auto& view, const auto& shape) {
       if (view.shape() != shape) {
         throw ShapeError("attention: " + std::string(what) + " has shape " + view.shape().text() +
@@ -154,28 +222,72 @@ struct AttentionCall {
     expect("q", q, q.shape());
     expect("keys", keys, Shape<4>{B, G, capacity, head_k()});
     expect("values", values, Shape<4>{B, G, capacity, head_v()});
+    const bool cached = fresh_keys.data() == nullptr;
+    if (!cached) {
+      expect("k", fresh_keys, Shape<4>{B, T, G, head_k()});
+      expect("v", fresh_values, Shape<4>{B, T, G, head_v()});
+    }
     expect("past", past, Shape<1>{B});
     expect("o", o, Shape<4>{B, T, H, head_v()});
     if (log_sum_exp.data() != nullptr) expect("log_sum_exp", log_sum_exp, Shape<3>{B, T, H});
     for (Index b = 0; b < B; ++b) {
-      if (past[b] < 0 || past[b] > capacity - T) {
+      if (T == 0 || H == 0 || (!cached && past[b] >= 0)) continue;
+      if (past[b] < 0 || reach(mask, b, {0, H}, {0, T}).end > capacity) {
         throw CapacityError("attention: " + std::to_string(T) + " tokens after " +
                             std::to_string(past[b]) + " do not fit in a cache of " +
                             std::to_string(capacity));
       }
     }
   }
+
+ private:
+  Entries<S> entries(const View<const S, 4>& cache, const View<const S, 4>& fresh, Index b,
+                     Index group) const {
+    if (fresh.data() == nullptr) return {cache[b][group], {}, past[b]};
+    return {cache[b][group], fresh[b].template at<1>(group), past[b]};
+  }
 };
 
-/// to = scale · from, row by row: the rows of one of the two lie in memory, and those of the other,
-/// the columns of a panel, in cache.
+/// to [columns, rows] = scale · fromᵀ, in squares that are transposed in registers. The last ones
+/// reach back over what is done.
 template <class S>
-void scale_rows(const View<const S, 2>& from, S scale, const View<S, 2>& to) {
-  const Index from_step = from.stride(1), to_step = to.stride(1), columns = to.extent(1);
-  for (Index row = 0; row < to.extent(0); ++row) {
-    const S* const x = from.data() + row * from.stride(0);
-    S* const y = to.data() + row * to.stride(0);
-    for (Index i = 0; i < columns; ++i) y[i * to_step] = scale * x[i * from_step];
+void scale_transposed(const View<const S, 2>& from, S scale, const View<S, 2>& to) {
+  constexpr Index side = 4;
+  // g++ ignores the attribute in a `using` that depends on S.
+  typedef S Row __attribute__((vector_size(side * sizeof(S))));
+  const Index rows = from.extent(0), columns = from.extent(1);
+  if (rows < side || columns < side) {
+    for (Index row = 0; row < rows; ++row) {
+      for (Index i = 0; i < columns; ++i) to(i, row) = scale * from(row, i);
+    }
+    return;
+  }
+  const Index from_row = from.stride(0), to_row = to.stride(0);
+  const auto transpose = [&](Index row, Index column) {
+    const S* const x = from.data() + row * from_row + column;
+    S* const y = to.data() + column * to_row + row;
+    Row a, b, c, d;
+    std::memcpy(&a, x, sizeof(Row)), std::memcpy(&b, x + from_row, sizeof(Row));
+    std::memcpy(&c, x + 2 * from_row, sizeof(Row)), std::memcpy(&d, x + 3 * from_row, sizeof(Row));
+    const Row low_ac = __builtin_shufflevector(a, c, 0, 4, 1, 5) * scale;
+    const Row low_bd = __builtin_shufflevector(b, d, 0, 4, 1, 5) * scale;
+    const Row high_ac = __builtin_shufflevector(a, c, 2, 6, 3, 7) * scale;
+    const Row high_bd = __builtin_shufflevector(b, d, 2, 6, 3, 7) * scale;
+    a = __builtin_shufflevector(low_ac, low_bd, 0, 4, 1, 5);
+    b = __builtin_shufflevector(low_ac, low_bd, 2, 6, 3, 7);
+    c = __builtin_shufflevector(high_ac, high_bd, 0, 4, 1, 5);
+    d = __builtin_shufflevector(high_ac, high_bd, 2, 6, 3, 7);
+    std::memcpy(y, &a, sizeof(Row)), std::memcpy(y + to_row, &b, sizeof(Row));
+    std::memcpy(y + 2 * to_row, &c, sizeof(Row)), std::memcpy(y + 3 * to_row, &d, sizeof(Row));
+  };
+  // Rows that lie far from each other are read or written to their end before the next ones.
+  const bool by_rows = from_row >= to_row;
+  const Index outer = by_rows ? rows : columns, inner = by_rows ? columns : rows;
+  for (Index i = 0; i < outer; i += side) {
+    for (Index j = 0; j < inner; j += side) {
+      const Index first = std::min(i, outer - side), second = std::min(j, inner - side);
+      by_rows ? transpose(first, second) : transpose(second, first);
+    }
   }
 }
 template <class T>
@@ -183,15 +295,27 @@ View<T, 2> transposed(const View<T, 2>& view) {
   return {view.data(), {view.extent(1), view.extent(0)}, {view.stride(1), view.stride(0)}};
 }
 
-/// Queries of one head that are handled together: three registers.
-template <class S>
-inline constexpr Index query_panel_width = 3 * simd::lanes<S>;
-/// Rows of the tiles in which products of a panel are computed: their sums fill the registers.
 #if defined(__AVX512F__) && !defined(SEQMIX_SIMD_WIDTH)
-inline constexpr Index panel_rows = 8;
+/// Registers of queries of one head that are handled together.
+inline constexpr Index panel_registers = 4;
+/// Rows of the tiles in which products of so many registers are computed: their sums fill the
+/// registers.
+constexpr Index panel_rows(Index registers) { return registers == 4 ? 6 : 8; }
 #else
-inline constexpr Index panel_rows = 4;
+inline constexpr Index panel_registers = 3;
+constexpr Index panel_rows(Index /*registers*/) { return 4; }
 #endif
+template <class S>
+inline constexpr Index query_panel_width = simd::lanes<S>* panel_registers;
+
+/// How many positions before a call its first panel begins. Where the width of panels divides
+/// tiles, all begin at multiples of it, as tiles do: they straddle no two blocks of a mask that are
+/// whole tiles. A call that one panel can hold is not cut for that.
+template <class S>
+Index positions_before(Index past, Index tokens) {
+  constexpr Index width = query_panel_width<S>;
+  return attention_tile % width == 0 && tokens > width ? past % width : 0;
+}
 
 /// C (+)= A B for `Rows` rows and a B and C of `Registers` registers a row: one chain of
 /// multiply-adds over ascending k for each number.
@@ -231,23 +355,26 @@ __attribute__((noinline)) void multiply_panel_tile(const View<const S, 2>& a, In
   }
 }
 
-template <class S, Index Registers, Index Rows = panel_rows>
+template <class S, Index Registers, Index Rows = panel_rows(Registers)>
 void multiply_panel_rows(const View<const S, 2>& a, const View<const S, 2>& b, const View<S, 2>& c,
                          bool accumulate, Index row = 0) {
   for (; row + Rows <= c.extent(0); row += Rows) {
     multiply_panel_tile<S, Rows, Registers>(a, row, b, c, accumulate);
   }
   if constexpr (Rows > 1) {
-    multiply_panel_rows<S, Registers, Rows / 2>(a, b, c, accumulate, row);
+    multiply_panel_rows<S, Registers, Rows == 6 ? 4 : Rows / 2>(a, b, c, accumulate, row);
   }
 }
 
-/// C (+)= A B where a row of B and C is 1 to 3 whole registers. A may have any strides.
+/// C (+)= A B where a row of B and C is whole registers, those of a panel at most. A may have any
+/// strides.
 template <class S>
 void multiply_panel(In<S, 2> a, In<S, 2> b, Out<S, 2> c, bool accumulate) {
   const auto multiply = c.extent(1) == simd::lanes<S>       ? multiply_panel_rows<S, 1>
                         : c.extent(1) == 2 * simd::lanes<S> ? multiply_panel_rows<S, 2>
-                                                            : multiply_panel_rows<S, 3>;
+                        : c.extent(1) == 3 * simd::lanes<S>
+                            ? multiply_panel_rows<S, 3>
+                            : multiply_panel_rows<S, panel_registers>;
   multiply(a, b, c, accumulate, 0);
 }
 
@@ -281,14 +408,15 @@ struct QueryPanel {
   Index registers() const { return ceil_div(queries.size(), lanes); }
 
   void begin(const View<const S, 2>& from) const {
-    fill(q, S(0));
-    scale_rows<S>(from, static_cast<S>(score.scale),
-                  transposed(q).template slice<0>(0, queries.size()));
-    fill(o, S(0)), fill(maximum, minus_infinity<S>), fill(sum, S(0));
+    const Index count = queries.size();
+    scale_transposed<S>(from, static_cast<S>(score.scale), q.template slice<1>(0, count));
+    fill(q.template slice<1>(count, q.extent(1) - count), S(0));
+    for (Index e = 0; e < o.extent(0); ++e) std::fill_n(&o(e, 0), o.extent(1), S(0));
+    fill(maximum, minus_infinity<S>), fill(sum, S(0));
   }
 
-  /// Takes in the keys and values (all of one head, [capacity, K or V]) of the positions in `tile`.
-  /// `p` is scratch, [attention_tile, width].
+  /// Takes in the keys and values ([size, K or V]) of the positions in `tile`. `p` is scratch,
+  /// [attention_tile, width].
   void visit(Span tile, const View<const S, 2>& keys, const View<const S, 2>& values,
              const View<S, 2>& p) const {
     Strips list;
@@ -299,13 +427,13 @@ struct QueryPanel {
           .template slice<1>(strip.begin * lanes, (strip.end - strip.begin) * lanes);
     };
     for (const Strip& strip : strips) {
-      multiply_panel<S>(keys.template slice<0>(strip.keys.begin, strip.keys.size()),
+      multiply_panel<S>(keys.template slice<0>(strip.keys.begin - tile.begin, strip.keys.size()),
                         q.template slice<1>(strip.begin * lanes, (strip.end - strip.begin) * lanes),
                         products(strip), false);
     }
     for (Index r = 0; r < registers(); ++r) update(r, tile, strips, p);
     for (const Strip& strip : strips) {
-      const auto rows = values.template slice<0>(strip.keys.begin, strip.keys.size());
+      const auto rows = values.template slice<0>(strip.keys.begin - tile.begin, strip.keys.size());
       if (strip.partial && !all_finite(rows)) {
         add_visible(strip, tile, rows, p);
         continue;
@@ -323,7 +451,7 @@ struct QueryPanel {
       S* const result = &sum[r * lanes];
       simd::store<S>(result, simd::load<S>(&maximum[r * lanes]) + simd::log(total));
     }
-    scale_rows<S>(transposed(o).template slice<0>(0, queries.size()), S(1), to);
+    scale_transposed<S>(o.template slice<1>(0, queries.size()), S(1), to);
     if (log_sum_exp == nullptr) return;
     for (Index i = 0; i < queries.size(); ++i) log_sum_exp[i * stride] = sum[i];
   }
@@ -346,19 +474,26 @@ struct QueryPanel {
       return 1;
     }
     std::size_t count = 0;
-    for (Index first = tile.begin; first < tile.end; first += attention_strip) {
-      Strip strip{.keys = {first, std::min(tile.end, first + attention_strip)},
-                  .begin = registers()};
+    // Lists the registers that see some of `keys`; whether each of them sees all or nothing.
+    const auto add = [&](Span keys) {
+      Strip strip{.keys = keys, .begin = registers()};
       Index seeing = 0;
+      bool clear = true;
       for (Index r = 0; r < registers(); ++r) {
-        const Visibility visibility = mask.visibility(queries_of(r), strip.keys);
+        const Visibility visibility = mask.visibility(queries_of(r), keys);
         if (visibility == Visibility::none) continue;
         strip.begin = std::min(strip.begin, r), strip.end = r + 1;
-        strip.partial |= visibility == Visibility::partial;
+        clear &= visibility == Visibility::all;
         ++seeing;
       }
-      strip.partial |= seeing < strip.end - strip.begin;
+      strip.partial = !clear || seeing < strip.end - strip.begin;
       if (seeing > 0) strips[count++] = strip;
+      return clear;
+    };
+    if (add(tile)) return count;
+    count = 0;
+    for (Index first = tile.begin; first < tile.end; first += attention_strip) {
+      add({first, std::min(tile.end, first + attention_strip)});
     }
     return count;
   }
@@ -375,11 +510,11 @@ struct QueryPanel {
     };
     const Index stride = p.stride(0);
     Batch tile_maximum(minus_infinity<S>);
-    each([&](S* column, const Strip& strip) {
+    // Takes the scores of a strip in; `shown` hides some of them.
+    const auto take = [&](S* column, const Strip& strip, auto&& shown) {
       const auto scores = [&](Index i) {
         const auto at = pairs(r, strip.keys.begin + i, tile.begin);
-        Batch value = score(simd::load<S>(column + i * stride), at);
-        if (strip.partial) value = simd::select<S>(mask.allows(at), value, minus_infinity<S>);
+        const Batch value = shown(score(simd::load<S>(column + i * stride), at), at);
         simd::store<S>(column + i * stride, value);
         return value;
       };
@@ -390,6 +525,16 @@ struct QueryPanel {
         tile_maximum = simd::max<S>(tile_maximum, simd::max<S>(a, b));
       }
       for (; i < strip.keys.size(); ++i) tile_maximum = simd::max<S>(tile_maximum, scores(i));
+    };
+    each([&](S* column, const Strip& strip) {
+      if (!strip.partial) {
+        take(column, strip, [](const Batch& value, const Pairs<S>&) { return value; });
+        return;
+      }
+      const Mask here = narrowed(mask, queries_of(r), strip.keys);
+      take(column, strip, [&](const Batch& value, const Pairs<S>& at) {
+        return simd::select<S>(here.allows(at), value, minus_infinity<S>);
+      });
     });
 
     const Batch before = simd::load<S>(&maximum[r * lanes]);
@@ -443,19 +588,23 @@ template <class S, class Mask, class Score>
 void attend_block(const AttentionCall<S>& call, const Mask& mask, const Score& score, Index b,
                   Span heads, Span tokens, Context& worker) {
   const Index width = query_panel_width<S>, past = call.past[b];
-  const Index panels_per_head = ceil_div(tokens.size(), width);
+  const Index before = positions_before<S>(past + tokens.begin, tokens.size());
+  const Index panels_per_head = ceil_div(before + tokens.size(), width);
   const Index panels = heads.size() * panels_per_head;
   const Index group = heads.begin / call.heads_per_group();
   auto scratch = worker.scratch<S>();
   auto q = scratch(panels, call.head_k(), width), o = scratch(panels, call.head_v(), width);
   auto maximum = scratch(panels, width), sum = scratch(panels, width);
   auto p = scratch(attention_tile, width);
+  auto collected_keys = scratch(attention_tile, call.head_k());
+  auto collected_values = scratch(attention_tile, call.head_v());
   using Panel = QueryPanel<S, OfHead<Mask>, OfHead<Score>>;
   const auto for_each_panel = [&](auto&& body) {
     for (Index i = 0; i < panels; ++i) {
       const Index head = heads.begin + i / panels_per_head;
-      const Index first = tokens.begin + i % panels_per_head * width;
-      const Index count = std::min(width, tokens.end - first),
+      const Index begin = tokens.begin - before + i % panels_per_head * width;
+      const Index first = std::max(begin, tokens.begin);
+      const Index count = std::min(begin + width, tokens.end) - first,
                   padded = round_up(count, simd::lanes<S>);
       body(Panel{mask.of(b, head),
                  score.of(b, head),
@@ -473,12 +622,16 @@ void attend_block(const AttentionCall<S>& call, const Mask& mask, const Score& s
   for_each_panel([&](const auto& panel, Index head, Index first, Index count) {
     panel.begin(rows_of(call.q, b, head, first, count));
   });
-  const auto keys = call.keys[b][group], values = call.values[b][group];
-  const Index limit = past + call.tokens();
-  for (Index first = 0; first < limit; first += attention_tile) {
-    const Span tile{first, std::min(limit, first + attention_tile)};
-    for_each_panel(
-        [&](const auto& panel, Index, Index, Index) { panel.visit(tile, keys, values, p); });
+  const auto keys = call.keys_of(b, group), values = call.values_of(b, group);
+  const Span reach = call.reach(mask, b, heads, tokens);
+  const Index begin = reach.begin / attention_tile * attention_tile;
+  for (Index first = begin; first < reach.end; first += attention_tile) {
+    const Span tile{first, std::min(reach.end, first + attention_tile)};
+    const auto tile_keys = keys.of(tile, collected_keys);
+    const auto tile_values = values.of(tile, collected_values);
+    for_each_panel([&](const auto& panel, Index, Index, Index) {
+      panel.visit(tile, tile_keys, tile_values, p);
+    });
   }
   for_each_panel([&](const auto& panel, Index head, Index first, Index count) {
     S* const log_sum_exp =
@@ -493,7 +646,10 @@ void attend_in_parallel(const AttentionCall<S>& call, const Mask& mask, const Sc
   const Index heads = std::min(call.heads_per_group(), attention_heads);
   const Index sets = ceil_div(call.heads_per_group(), heads);  // of heads, in a group
   const Index length = round_up(std::max<Index>(attention_block / heads, 1), query_panel_width<S>);
-  const Index blocks = ceil_div(call.tokens(), length);
+  const auto before = [&](Index b) { return positions_before<S>(call.past[b], call.tokens()); };
+  Index most_before = 0;
+  for (Index b = 0; b < call.batch(); ++b) most_before = std::max(most_before, before(b));
+  const Index blocks = ceil_div(most_before + call.tokens(), length);
   context.parallel_for(
       call.batch() * call.groups() * sets * blocks, [&](Index task, Context& worker) {
         // The blocks of a head run behind each other, whose keys stay in cache; the longest first.
@@ -502,8 +658,9 @@ void attend_in_parallel(const AttentionCall<S>& call, const Mask& mask, const Sc
         const Index first = group * call.heads_per_group();
         const Span of_set{first + set * heads,
                           first + std::min(call.heads_per_group(), (set + 1) * heads)};
-        attend_block(call, mask, score, rest / sets / call.groups(), of_set,
-                     {block * length, std::min(call.tokens(), (block + 1) * length)}, worker);
+        const Index b = rest / sets / call.groups(), begin = block * length - before(b);
+        const Span tokens{std::max<Index>(begin, 0), std::min(call.tokens(), begin + length)};
+        if (tokens.size() > 0) attend_block(call, mask, score, b, of_set, tokens, worker);
       });
 }
 
@@ -597,10 +754,9 @@ struct QueryToken {
     }
   }
 
-  /// Takes in the keys and values (all of one head, [capacity, K or V]) of the positions in `tile`.
-  void visit(Span tile, const View<const S, 2>& keys, const View<const S, 2>& values) const {
-    const auto tile_keys = keys.template slice<0>(tile.begin, tile.size());
-    const auto tile_values = values.template slice<0>(tile.begin, tile.size());
+  /// Takes in the keys and values ([size, K or V]) of the positions in `tile`.
+  void visit(Span tile, const View<const S, 2>& tile_keys,
+             const View<const S, 2>& tile_values) const {
     const auto add = [&](Span of_heads, Span of_keys) {
       const auto weights = p.template slice<0>(of_heads.begin, of_heads.size());
       tile_matmul<S>(weights.template slice<1>(of_keys.begin, of_keys.size()),
@@ -628,13 +784,23 @@ struct QueryToken {
     add(together, {0, tile.size()});
   }
 
+  /// Whether some head may see something of a tile.
+  bool sees(Span tile) const {
+    for (Index r = 0; r < heads(); ++r) {
+      const auto visibility =
+          mask.of(row, first_head + r).visibility({position, position + 1}, tile);
+      if (visibility != Visibility::none) return true;
+    }
+    return false;
+  }
+
   PartialSoftmax<S> softmax(Index r) const { return {o[r], maximum[r], sum[r]}; }
 
  private:
   /// Makes p of head r the weights of the keys of a tile, and `visible` whether they count.
   void weigh(Index r, Span tile, Visibility visibility, const View<const S, 2>& tile_keys) const {
     constexpr Index lanes = simd::lanes<S>;
-    const auto head_mask = mask.of(row, first_head + r);
+    const auto head_mask = narrowed(mask.of(row, first_head + r), {position, position + 1}, tile);
     const auto head_score = score.of(row, first_head + r);
     S* const weights = &p(r, 0);
     dot_rows<S>(&q(r, 0), tile_keys, weights);
@@ -671,8 +837,17 @@ void attend_one(const AttentionCall<S>& call, const Mask& mask, const Score& sco
                 Context& context) {
   const Index B = call.batch(), G = call.groups(), R = call.heads_per_group();
   const Index K = call.head_k(), V = call.head_v();
+  // Spans begin at multiples of their length; a row counts from the first that its heads reach.
+  const auto reach_of = [&](Index b, Index group) {
+    const Span reach = call.reach(mask, b, {group * R, (group + 1) * R}, {t, t + 1});
+    return Span{reach.begin / attention_span * attention_span, reach.end};
+  };
   Index longest = 0;
-  for (Index b = 0; b < B; ++b) longest = std::max(longest, call.past[b] + call.tokens());
+  for (Index b = 0; b < B; ++b) {
+    for (Index group = 0; group < G; ++group) {
+      longest = std::max(longest, reach_of(b, group).size());
+    }
+  }
   const Index spans = ceil_div(longest, attention_span), items = B * G * spans;
   const Index numbers = std::min(longest, attention_span) * (K + V);
   const Index items_per_task = ceil_div(attention_task_numbers, std::max<Index>(numbers, 1));
@@ -711,11 +886,16 @@ void attend_one(const AttentionCall<S>& call, const Mask& mask, const Score& sco
                                              part_maximum[slot],
                                              part_sum[slot]};
       token.begin(heads_of(call.q, stream));
-      const Index begin = item % spans * attention_span;
-      const Index limit = std::min(call.past[b] + call.tokens(), begin + attention_span);
+      const auto keys = call.keys_of(b, group), values = call.values_of(b, group);
+      auto collected_keys = worker_scratch(attention_tile, K);
+      auto collected_values = worker_scratch(attention_tile, V);
+      const Span reach = reach_of(b, group);
+      const Index begin = reach.begin + item % spans * attention_span;
+      const Index limit = std::min(reach.end, begin + attention_span);
       for (Index key = begin; key < limit; key += attention_tile) {
-        token.visit({key, std::min(limit, key + attention_tile)}, call.keys[b][group],
-                    call.values[b][group]);
+        const Span tile{key, std::min(limit, key + attention_tile)};
+        if (!token.sees(tile)) continue;
+        token.visit(tile, keys.of(tile, collected_keys), values.of(tile, collected_values));
       }
     };
     context.parallel_for(ceil_div(end - first, items_per_task), [&](Index task, Context& worker) {
@@ -739,6 +919,23 @@ void attend_one(const AttentionCall<S>& call, const Mask& mask, const Score& sco
   });
 }
 
+template <Form form, class S, class Mask, class Score>
+void attend(const AttentionCall<S>& call, const Mask& mask, const Score& score, Context& context) {
+  call.check(mask);
+  if (call.batch() * call.tokens() * call.heads() == 0) return;
+  if constexpr (form == Form::parallel) {
+    attend_in_parallel<S>(call, mask, score, context);
+  } else {
+    for (Index t = 0; t < call.tokens(); ++t) attend_one<S>(call, mask, score, t, context);
+  }
+}
+
+/// `piece` of a view of one number for each token, or of no data.
+template <class S>
+View<S, 3> tokens_of(const View<S, 3>& view, const Piece& piece) {
+  return view.data() == nullptr ? view : view.template slice<1>(piece.first, piece.count);
+}
+
 }  // namespace detail
 
 /// o = Σ softmax(score(scale q · k)) v over the visible keys, softmax online: no T x T numbers
@@ -749,19 +946,96 @@ void attend_one(const AttentionCall<S>& call, const Mask& mask, const Score& sco
 /// Row b has past[b] entries from before this call, and its T new ones are already in the caches
 /// behind them: token t is at position past[b] + t. Query head h reads head h / (H / G). A query
 /// that sees no key gives zeros. log_sum_exp [B, T, H], if given, gets log Σ exp(score) (-infinity
-/// then). The last dimensions are contiguous, and o overlaps no input. Vaswani et al. 2017,
-/// arXiv:1706.03762, eq. 1; Dao et al. 2022, arXiv:2205.14135.
+/// then). The last dimensions are contiguous, and o overlaps no input. To the policies each of
+/// packed documents is row 0. Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Dao et al. 2022,
+/// arXiv:2205.14135.
 template <Form form, class S, class Mask = Causal, class Score = PlainScore>
 void attention(In<S, 4> q, In<S, 4> keys, In<S, 4> values, In<Index, 1> past, Mask mask,
                Score score, View<S, 4> o, Context& context, Out<S, 3> log_sum_exp = {}) {
-  const detail::AttentionCall<S> call{q, keys, values, past, o, log_sum_exp};
-  call.check();
-  if (call.batch() * call.tokens() * call.heads() == 0) return;
-  if constexpr (form == Form::parallel) {
-    detail::attend_in_parallel<S>(call, mask, score, context);
-  } else {
-    for (Index t = 0; t < call.tokens(); ++t) detail::attend_one<S>(call, mask, score, t, context);
+  if (context.packed()) {
+    return context.for_each_piece([&](const Piece& piece) {
+      attention<form, S>(
+          q.template slice<1>(piece.first, piece.count), keys.template slice<0>(piece.row, 1),
+          values.template slice<0>(piece.row, 1), past.template slice<0>(piece.row, 1), mask, score,
+          o.template slice<1>(piece.first, piece.count), context,
+          detail::tokens_of<S>(log_sum_exp, piece));
+    });
   }
+  detail::attend<form, S>({q, keys, values, past, o, log_sum_exp}, mask, score, context);
+}
+
+/// The same where the caches are rings of the last positions, [B, G, rows, K or V] with position p
+/// in slot p mod rows, and the new entries are k [B, T, G, K] and v [B, T, G, V]: they are put into
+/// the rings when every query has seen what they overwrite. `mask` hides all positions that lie
+/// `rows` or more before a query.
+template <Form form, class S, class Mask, class Score>
+void ring_attention(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<Index, 1> past, Mask mask, Score score,
+                    Out<S, 4> keys, Out<S, 4> values, View<S, 4> o, Context& context,
+                    Out<S, 3> log_sum_exp = {}) {
+  if (context.packed()) {
+    return context.for_each_piece([&](const Piece& piece) {
+      const auto tokens = [&](const auto& view) {
+        return view.template slice<1>(piece.first, piece.count);
+      };
+      ring_attention<form, S>(tokens(q), tokens(k), tokens(v), past.template slice<0>(piece.row, 1),
+                              mask, score, keys.template slice<0>(piece.row, 1),
+                              values.template slice<0>(piece.row, 1), tokens(o), context,
+                              detail::tokens_of<S>(log_sum_exp, piece));
+    });
+  }
+  detail::attend<form, S>({q, keys, values, past, o, log_sum_exp, k, v}, mask, score, context);
+  const Index T = q.extent(1);
+  for (Index b = 0; b < q.extent(0); ++b) {
+    const auto put = [&](const View<const S, 4>& from, const View<S, 4>& ring) {
+      const Index rows = ring.extent(2);
+      for (Index t = std::max<Index>(T - rows, 0); t < T; ++t) {
+        copy(from[b][t], ring[b].template at<1>((past[b] + t) % rows));
+      }
+    };
+    put(k, keys), put(v, values);
+  }
+}
+
+/// Writes the heads x [B, T, G, K] of the first positions of the stream to a cache of them alone,
+/// [B, G, count, K]; later ones go nowhere.
+template <class S>
+void append_leading(In<S, 4> x, In<Index, 1> past, View<S, 4> cache, Context& context) {
+  if (context.packed()) {
+    return context.for_each_piece([&](const Piece& piece) {
+      append_leading<S>(x.template slice<1>(piece.first, piece.count),
+                        past.template slice<0>(piece.row, 1), cache.template slice<0>(piece.row, 1),
+                        context);
+    });
+  }
+  for (Index b = 0; b < x.extent(0); ++b) {
+    const Index count = std::min(x.extent(1), cache.extent(2) - past[b]);
+    for (Index t = 0; t < count; ++t) copy(x[b][t], cache[b].template at<1>(past[b] + t));
+  }
+}
+
+/// Makes o [B, T, H, V] and log_sum_exp [B, T, H] of one part of the keys those of both parts; of
+/// the other one nothing is left.
+template <class S>
+void merge_attention(Out<S, 4> other_o, Out<S, 3> other_log_sum_exp, View<S, 4> o,
+                     Out<S, 3> log_sum_exp) {
+  for (Index b = 0; b < o.extent(0); ++b) {
+    for (Index t = 0; t < o.extent(1); ++t) {
+      for (Index h = 0; h < o.extent(2); ++h) {
+        S sum = 1, other_sum = 1;  // the weights of a part are already divided by theirs
+        const detail::PartialSoftmax<S> whole{o[b][t][h], log_sum_exp(b, t, h), sum};
+        whole.merge({other_o[b][t][h], other_log_sum_exp(b, t, h), other_sum});
+        log_sum_exp(b, t, h) = whole.finish();
+      }
+    }
+  }
+}
+
+/// Heads [B, T, G, K] as attention reads them, [B, G, T, K].
+template <class T>
+View<T, 4> heads_first(const View<T, 4>& x) {
+  return {x.data(),
+          {x.extent(0), x.extent(2), x.extent(1), x.extent(3)},
+          {x.stride(0), x.stride(2), x.stride(1), x.stride(3)}};
 }
 
 SEQMIX_END_NAMESPACE

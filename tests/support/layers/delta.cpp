@@ -1,6 +1,6 @@
 #include "seqmix/io/registry/delta.hpp"
 
-#include "support/families.hpp"
+#include "support/layers/families.hpp"
 
 namespace support {
 
@@ -8,7 +8,7 @@ template <class S>
 void add_delta(seqmix::Registry<S>& registry) {
   seqmix::register_delta(registry);
 }
-template void add_delta(seqmix::Registry<float>&);
-template void add_delta(seqmix::Registry<double>&);
+#define SEQMIX_INSTANTIATE(S) template void add_delta(seqmix::Registry<S>&);
+SEQMIX_FOR_EACH_TEST_SCALAR(SEQMIX_INSTANTIATE)
 
 }  // namespace support

@@ -1,7 +1,6 @@
-#include "seqmix/io/registry.hpp"
+#include "support/layers/registry.hpp"
 
-#include "support/families.hpp"
-#include "support/layer_case.hpp"
+#include "support/layers/families.hpp"
 
 namespace support {
 
@@ -23,7 +22,7 @@ const seqmix::Registry<S>& registry() {
   }();
   return all;
 }
-template const seqmix::Registry<float>& registry();
-template const seqmix::Registry<double>& registry();
+#define SEQMIX_INSTANTIATE(S) template const seqmix::Registry<S>& registry();
+SEQMIX_FOR_EACH_TEST_SCALAR(SEQMIX_INSTANTIATE)
 
 }  // namespace support

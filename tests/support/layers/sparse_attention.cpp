@@ -1,6 +1,6 @@
 #include "seqmix/io/registry/sparse_attention.hpp"
 
-#include "support/families.hpp"
+#include "support/layers/families.hpp"
 
 namespace support {
 
@@ -8,7 +8,7 @@ template <class S>
 void add_sparse_attention(seqmix::Registry<S>& registry) {
   seqmix::register_sparse_attention(registry);
 }
-template void add_sparse_attention(seqmix::Registry<float>&);
-template void add_sparse_attention(seqmix::Registry<double>&);
+#define SEQMIX_INSTANTIATE(S) template void add_sparse_attention(seqmix::Registry<S>&);
+SEQMIX_FOR_EACH_TEST_SCALAR(SEQMIX_INSTANTIATE)
 
 }  // namespace support

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <tuple>
+
+#include "seqmix/core/config.hpp"
+
+// The number types that the layers are tested in. The native width has both, the emulated ones one
+// each: 2 lanes of double, 8 lanes of float.
+
+namespace support {
+
+#if !defined(SEQMIX_SIMD_WIDTH)
+using TestScalars = std::tuple<float, double>;
+#define SEQMIX_FOR_EACH_TEST_SCALAR(apply) apply(float) apply(double)
+#elif SEQMIX_SIMD_WIDTH == 128
+using TestScalars = std::tuple<double>;
+#define SEQMIX_FOR_EACH_TEST_SCALAR(apply) apply(double)
+#else
+using TestScalars = std::tuple<float>;
+#define SEQMIX_FOR_EACH_TEST_SCALAR(apply) apply(float)
+#endif
+
+}  // namespace support
