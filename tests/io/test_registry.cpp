@@ -340,5 +340,54 @@ TEMPLATE_TEST_CASE("a layer file makes its layer, by type or by name", "", float
         "no layer is called \"shift\"; there are scale");
 }
 
+TEST_CASE("a config that no layer can have is refused with the rule and the values") {
+  struct Refused {
+    const char *layer, *field;
+    seqmix::Json value;
+    const char* text;
+  };
+  const Refused list[] = {
+      {"attention", "n_kv_heads", 3,
+       "n_heads must be a multiple of n_kv_heads; n_heads is 4, n_kv_"},
+      {"attention", "rotary_dim", 5, "rotary_dim must be even; rotary_dim is 5"},
+      {"attention", "rotary_dim", 20, "rotary_dim must not exceed head_dim"},
+      {"attention", "rope_factor", 0.5, "rope_factor must be at least 1; rope_factor is 0.5"},
+      {"attention", "soft_cap", -1.0, "soft_cap must not be negative; soft_cap is -1"},
+      {"sliding_window_attention", "window", 0, "window is 0, expected at least 1"},
+      {"sliding_window_attention", "n_kv_heads", 3, "n_heads must be a multiple of n_kv_heads"},
+      {"multi_head_latent_attention", "rotary_dim", 3, "rotary_dim must be even"},
+      {"longformer_attention", "window", 7, "window must be even; window is 7"},
+      {"big_bird_attention", "n_heads", 5, "d_model must be a multiple of n_heads; d_model is 16"},
+      {"gated_delta_net", "n_key_heads", 3, "n_heads must be a multiple of n_key_heads"},
+      {"retention", "rotary_dim", 3, "rotary_dim must be even"},
+      {"mamba2", "n_groups", 5, "n_heads must be a multiple of n_groups"},
+      {"rg_lru", "n_heads", 5, "lru_width must be a multiple of n_heads"},
+      {"s4d", "state_size", 7, "state_size must be even"},
+      {"rwkv6", "head_dim", 7, "d_model must be a multiple of head_dim"},
+      {"hyena", "order", 1, "order must be at least 2; order is 1"},
+      {"mixture_of_experts", "n_experts_per_token", 9,
+       "n_experts_per_token must not exceed n_experts; n_experts is 4, n_experts_per_token is 9"},
+  };
+  for (const auto& [layer, field, value, text] : list) {
+    bool found = false;
+    for_each_config([&, layer = layer, field = field, value = value, text = text](
+                        const std::string& name, const seqmix::Json& config) {
+      if (name != layer || found) return;
+      found = true;
+      seqmix::Json changed = config;
+      changed[field] = value;
+      INFO(name << " " << field);
+      try {
+        support::registry<float>().complete_config(name, changed);
+        FAIL("accepted");
+      } catch (const seqmix::ConfigError& error) {
+        CHECK_THAT(error.what(), Catch::Matchers::ContainsSubstring(name) &&
+                                     Catch::Matchers::ContainsSubstring(text));
+      }
+    });
+    CHECK(found);
+  }
+}
+
 }  // namespace
 }  // namespace seqmix

@@ -630,3 +630,39 @@ TEMPLATE_LIST_TEST_CASE("large and small inputs stay finite", "", support::TestS
     }
   });
 }
+
+#if !defined(SEQMIX_SIMD_WIDTH)
+TEST_CASE("a stream of a million tokens stays finite and lawful") {
+  using Kind = seqmix::StateMember::Kind;
+  std::set<std::string> seen;
+  for_each_continuing_layer<float>([&](const LayerCase<float>& layer) {
+    if (seen.contains(layer.name())) return;
+    AnyState state = layer.make_state(1, 0);
+    for (const auto& member : state.members().list()) {
+      if (member.kind == Kind::appended) return;  // its memory would grow with the stream
+    }
+    seen.insert(layer.name());
+    INFO(layer.text());
+    Context context;
+    const Index piece = 4096, last = 1000;
+    const auto x = layer.random_input(1, piece, 67);
+    Tensor<float, 3> y(x.shape());
+    const auto finite = [](const Tensor<float, 3>& numbers) {
+      return std::all_of(numbers.data(), numbers.data() + numbers.size(),
+                         [](float v) { return std::isfinite(v); });
+    };
+    for (Index token = 0; token < 1'000'000; token += piece) {
+      layer.prefill(x, state, y, context);
+      REQUIRE(finite(y));
+    }
+    AnyState stepped = state;
+    const auto tokens = x.view().slice<1>(0, last);
+    auto by_prefill = unwritten<float>(tokens.shape()), by_steps = unwritten<float>(tokens.shape());
+    advance<float>(layer, tokens, state, by_prefill, context, false);
+    advance<float>(layer, tokens, stepped, by_steps, context, true);
+    CHECK(finite(by_steps));
+    CHECK(relative_error(by_prefill.view(), by_steps.view()) < layer.bound(1e-6));
+  });
+  CHECK(seen.size() > 15);
+}
+#endif

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cctype>
 #include <concepts>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -20,7 +22,38 @@ void resize_parts(std::vector<Part>& parts, Index count) {
 template <class Part>
 void resize_parts(const std::vector<Part>&, Index) {}
 
-/// Throws `ConfigError` where a size of `config` is not positive or its own `check` objects.
+namespace detail {
+
+/// Whether `word` stands in `text` on its own, not as a part of a longer name.
+inline bool has_word(std::string_view text, std::string_view word) {
+  const auto is_letter = [&](std::size_t i) {
+    return i < text.size() && (text[i] == '_' || std::isalnum(static_cast<unsigned char>(text[i])));
+  };
+  for (auto at = text.find(word); at != text.npos; at = text.find(word, at + 1)) {
+    if (!(at > 0 && is_letter(at - 1)) && !is_letter(at + word.size())) return true;
+  }
+  return false;
+}
+
+/// "a is 1, b is 2": the numbers of a config that `sentence` speaks of.
+template <class Config>
+std::string values_of_fields(const Config& config, std::string_view sentence) {
+  std::string values;
+  Config::visit(config, [&]<class Field>(std::string_view name, const Field& value, auto...) {
+    if constexpr (std::is_arithmetic_v<Field>) {
+      if (!has_word(sentence, name) || has_word(values, name)) return;
+      std::ostringstream text;
+      text << std::boolalpha << value;
+      values.append(values.empty() ? "" : ", ").append(name).append(" is ").append(text.str());
+    }
+  });
+  return values;
+}
+
+}  // namespace detail
+
+/// Throws `ConfigError` where a size of `config` is not positive or its own `check` objects; the
+/// text says the rule and the values that break it.
 template <class Config>
 void check_config(std::string_view layer, const Config& config) {
   Config::visit(config, [&]<class Field>(std::string_view name, const Field& value, auto... tags) {
@@ -36,7 +69,9 @@ void check_config(std::string_view layer, const Config& config) {
     try {
       config.check();
     } catch (const ConfigError& error) {
-      throw ConfigError(std::string(layer) + ": " + error.what());
+      const std::string values = detail::values_of_fields(config, error.what());
+      throw ConfigError(std::string(layer) + ": " + error.what() +
+                        (values.empty() ? "" : "; " + values));
     }
   }
 }

@@ -9,9 +9,11 @@
 #include "seqmix/layers/attention/cross_attention.hpp"
 #include "seqmix/layers/attention/sliding_window_attention.hpp"
 #include "support/compare.hpp"
+#include "support/forward.hpp"
 #include "support/random.hpp"
 
 using namespace seqmix;
+using support::forward;
 using support::random_tensor;
 using support::random_weights;
 using support::relative_error;
@@ -22,14 +24,6 @@ using Weights = AttentionWeights<double>;
 
 constexpr AttentionConfig grouped{
     .d_model = 12, .n_heads = 4, .n_kv_heads = 2, .head_dim = 6, .rotary_dim = 6};
-
-template <class Layer>
-Tensor<double, 3> forward(const Layer& layer, const Tensor<double, 3>& x) {
-  Context context;
-  Tensor<double, 3> y(x.shape());
-  layer.forward(x, y, context);
-  return y;
-}
 
 double difference(const Tensor<double, 3>& a, const Tensor<double, 3>& b) {
   return relative_error(a.view(), b.view());

@@ -8,9 +8,11 @@
 #include "seqmix/layers/channel/mixture_of_experts.hpp"
 #include "seqmix/layers/channel/switch_mixture_of_experts.hpp"
 #include "support/compare.hpp"
+#include "support/forward.hpp"
 #include "support/random.hpp"
 
 using namespace seqmix;
+using support::forward;
 using support::random_tensor;
 using support::random_weights;
 using support::relative_error;
@@ -19,13 +21,6 @@ using support::same_bits;
 namespace {
 
 using Definition = MixtureOfExpertsDefinition<double>;
-
-Tensor<double, 3> forward(const auto& layer, const Tensor<double, 3>& x) {
-  Context context;
-  Tensor<double, 3> y(x.shape());
-  layer.forward(x, y, context);
-  return y;
-}
 
 Parameter<double, 1> constant(Index size, double value) {
   Tensor<double, 1> numbers({size});

@@ -11,23 +11,17 @@
 #include "seqmix/layers/linear/mlstm.hpp"
 #include "seqmix/layers/linear/retention.hpp"
 #include "support/compare.hpp"
+#include "support/forward.hpp"
 #include "support/random.hpp"
 
 using namespace seqmix;
+using support::forward;
 using support::random_tensor;
 using support::random_weights;
 using support::relative_error;
 using support::same_bits;
 
 namespace {
-
-template <class Layer>
-Tensor<double, 3> forward(const Layer& layer, const Tensor<double, 3>& x) {
-  Context context;
-  Tensor<double, 3> y(x.shape());
-  layer.forward(x, y, context);
-  return y;
-}
 
 Tensor<double, 1> constants(Index size, double value) {
   Tensor<double, 1> result({size});

@@ -8,22 +8,16 @@
 #include "seqmix/layers/channel/mixture_of_experts.hpp"
 #include "seqmix/layers/linear/gated_linear_attention.hpp"
 #include "support/compare.hpp"
+#include "support/forward.hpp"
 #include "support/random.hpp"
 
 using namespace seqmix;
+using support::forward;
 using support::random_tensor;
 using support::random_weights;
 using support::relative_error;
 
 namespace {
-
-template <class Layer>
-Tensor<double, 3> forward(const Layer& layer, const Tensor<double, 3>& x) {
-  Context context;
-  Tensor<double, 3> y(x.shape());
-  layer.forward(x, y, context);
-  return y;
-}
 
 /// The rows of each head repeated `times` times.
 Parameter<double, 2> repeated_heads(const Tensor<double, 2>& weight, Index heads, Index times) {
