@@ -1,15 +1,11 @@
 #pragma once
 
+#include <Eigen/Eigenvalues>
 #include <algorithm>
 #include <cmath>
 #include <complex>
-#include <cstddef>
-#include <limits>
 #include <numbers>
-#include <numeric>
 #include <string>
-#include <utility>
-#include <vector>
 
 #include "seqmix/core/tensor.hpp"
 
@@ -94,59 +90,6 @@ inline Tensor<double, 2> hippo_correction(HippoMeasure measure, Index N) {
   return P;
 }
 
-namespace detail {
-
-/// A matrix of complex numbers by columns.
-using ComplexColumns = std::vector<std::vector<std::complex<double>>>;
-
-/// The eigenvalues of a Hermitian matrix, ascending, and their unit eigenvectors, by Jacobi's
-/// rotations: Golub & Van Loan 2013, Matrix Computations, section 8.5.
-inline std::pair<std::vector<double>, ComplexColumns> hermitian_eigensystem(ComplexColumns H) {
-  using Complex = std::complex<double>;
-  const std::size_t size = H.size();
-  ComplexColumns V(size, std::vector<Complex>(size));
-  double norm = 0;
-  for (std::size_t i = 0; i < size; ++i) {
-    V[i][i] = 1;
-    for (const Complex number : H[i]) norm += std::norm(number);
-  }
-  constexpr double epsilon = std::numeric_limits<double>::epsilon();
-  for (bool rotated = true; rotated;) {
-    rotated = false;
-    for (std::size_t p = 0; p < size; ++p) {
-      for (std::size_t q = p + 1; q < size; ++q) {
-        const double magnitude = std::abs(H[q][p]);
-        if (magnitude <= epsilon * std::sqrt(norm) / static_cast<double>(size)) continue;
-        rotated = true;
-        const Complex turn = std::conj(H[q][p]) / magnitude;
-        const double tau = (H[q][q].real() - H[p][p].real()) / (2 * magnitude);
-        const double t = (tau < 0 ? -1 : 1) / (std::abs(tau) + std::hypot(1, tau));
-        const double c = 1 / std::hypot(1, t), s = t * c;
-        const auto rotate = [&](Complex& a, Complex& b, Complex by) {
-          const Complex x = a, y = by * b;
-          a = c * x - s * y, b = s * x + c * y;
-        };
-        for (std::size_t i = 0; i < size; ++i) {
-          rotate(H[p][i], H[q][i], turn), rotate(V[p][i], V[q][i], turn);
-        }
-        for (std::size_t j = 0; j < size; ++j) rotate(H[j][p], H[j][q], std::conj(turn));
-        H[p][q] = H[q][p] = 0;
-      }
-    }
-  }
-  std::vector<std::size_t> order(size);
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::sort(order.begin(), order.end(),
-            [&](std::size_t i, std::size_t j) { return H[i][i].real() < H[j][j].real(); });
-  std::pair<std::vector<double>, ComplexColumns> result;
-  for (const std::size_t i : order) {
-    result.first.push_back(H[i][i].real()), result.second.push_back(V[i]);
-  }
-  return result;
-}
-
-}  // namespace detail
-
 /// A = V (diag(λ) - Σ P P*) V* over all states: these are the N / 2 with Im λ <= 0, the others
 /// their conjugates. B is V* B, P is V* P. The last axis holds real and imaginary parts.
 struct DiagonalPlusLowRank {
@@ -168,38 +111,40 @@ inline DiagonalPlusLowRank hippo_dplr(HippoMeasure measure, Index N) {
   const HippoSystem system = hippo(measure, N);
   const Tensor<double, 2> P = hippo_correction(measure, N);
   const Index half = N / 2, rank = P.extent(0);
-  double mean = 0;  // the multiple of 1 in the normal part
-  detail::ComplexColumns rotation(static_cast<std::size_t>(N));  // -i times the rest: Hermitian
+  double mean = 0;                  // the multiple of 1 in the normal part
+  Eigen::MatrixXcd rotation(N, N);  // -i times the rest: Hermitian
   for (Index j = 0; j < N; ++j) {
     for (Index i = 0; i < N; ++i) {
       double normal = system.A(i, j);
       for (Index r = 0; r < rank; ++r) normal += P(r, i) * P(r, j);
       if (i == j) mean += normal / static_cast<double>(N);
-      rotation[static_cast<std::size_t>(j)].emplace_back(0, i == j ? 0 : -normal);
+      rotation(i, j) = Complex(0, i == j ? 0 : -normal);
     }
   }
-  auto [values, vectors] = detail::hermitian_eigensystem(std::move(rotation));
+  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXcd> solver(rotation);
+  if (solver.info() != Eigen::Success) throw Error("hippo_dplr: the eigenvalues do not converge");
+  const Eigen::VectorXd& values = solver.eigenvalues();  // ascending
+  Eigen::MatrixXcd vectors = solver.eigenvectors();
   // Fourier's constant and its partner share the eigenvalue 0: any basis of the two may come out,
   // but a vector and its conjugate must span them.
   if (measure == HippoMeasure::fourier) {
-    std::vector<Complex>& last = vectors[static_cast<std::size_t>(half - 1)];
-    std::fill(last.begin(), last.end(), 0);
-    last[0] = 1 / std::numbers::sqrt2, last[1] = Complex(0, 1 / std::numbers::sqrt2);
+    vectors.col(half - 1).setZero();
+    vectors(0, half - 1) = 1 / std::numbers::sqrt2;
+    vectors(1, half - 1) = Complex(0, 1 / std::numbers::sqrt2);
   }
   DiagonalPlusLowRank result{Tensor<double, 2>({half, 2}), Tensor<double, 3>({rank, half, 2}),
                              Tensor<double, 2>({half, 2}), Tensor<double, 3>({N, half, 2})};
   const auto put = [](auto&& to, Complex value) { to[0] = value.real(), to[1] = value.imag(); };
   for (Index n = 0; n < half; ++n) {
-    const std::vector<Complex>& v = vectors[static_cast<std::size_t>(n)];
-    put(result.lambda.view()[n], Complex(mean, std::min(values[static_cast<std::size_t>(n)], 0.0)));
+    put(result.lambda.view()[n], Complex(mean, std::min(values[n], 0.0)));
     const auto project_on = [&](const View<const double, 1>& numbers) {
       Complex sum = 0;
-      for (Index i = 0; i < N; ++i) sum += std::conj(v[static_cast<std::size_t>(i)]) * numbers[i];
+      for (Index i = 0; i < N; ++i) sum += std::conj(vectors(i, n)) * numbers[i];
       return sum;
     };
     put(result.B.view()[n], project_on(system.B));
     for (Index r = 0; r < rank; ++r) put(result.P.view()[r][n], project_on(P[r]));
-    for (Index i = 0; i < N; ++i) put(result.V.view()[i][n], v[static_cast<std::size_t>(i)]);
+    for (Index i = 0; i < N; ++i) put(result.V.view()[i][n], vectors(i, n));
   }
   return result;
 }
