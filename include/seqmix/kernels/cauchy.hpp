@@ -52,8 +52,8 @@ void vandermonde_taps(In<S, 3> terms, View<S, 2> h, Context& context) {
 /// The generating function Σ_{l < L} h_l ω_k^l of systems diag(F) - G M, ω_k = exp(-2πi k / L), for
 /// k = 0 .. L/2, by Cauchy sums.
 ///
-///   r(a, b) = Σ a b / (1 - ω F) over all states    ĥ = r(C̃, B) - ω r(C̃, G) r(M, B) / (1 + ω r(M,
-///   G))
+///   r(a, b) = Σ a b / (1 - ω F) over all states
+///   ĥ = r(C̃, B) - ω r(C̃, G) r(M, B) / (1 + ω r(M, G))
 ///
 /// C̃ = C (1 - Ā^L) cuts the response after L tokens. A state and its conjugate have one common
 /// denominator, whose reciprocal the four sums share. In the unit disk, unlike in the half-plane of

@@ -31,8 +31,8 @@ constexpr std::array<std::string_view, 5> names_of(RopeScaling) {
 ///
 /// With s = factor, L = original_length and θ_n of the unscaled angles:
 ///   linear   θ_n / s: position interpolation. Chen et al. 2023, arXiv:2306.15595
-///   ntk      base s^(d / (d - 2)) in place of base: the first angle stays, the last is divided by
-///   s yarn     θ_n / s where a pair turns less than beta_slow times within L, θ_n where more than
+///   ntk      base s^(d / (d - 2)) in place of base: the first angle stays, the last is θ_n / s
+///   yarn     θ_n / s where a pair turns less than beta_slow times within L, θ_n where more than
 ///            beta_fast times, a linear ramp over n between; cos and sin times attention_factor.
 ///            Peng et al. 2023, arXiv:2309.00071, eq. 19-23
 ///   llama3   the same with a ramp over the turns themselves, low_freq_factor to high_freq_factor.

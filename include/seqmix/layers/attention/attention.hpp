@@ -13,9 +13,9 @@ SEQMIX_BEGIN_NAMESPACE
 ///
 ///   q_t, k_t, v_t = W_q x_t, W_k x_t, W_v x_t,  split in heads; q, k normalised if `qk_norm` says
 ///                   so, then rotated by position (RoPE)
-///   s_tj = score_scale q_t · k_j,  or c tanh(s / c) of it (soft_cap c), or it - m_h (t - j)
-///   (alibi) o_t = Σ_{j <= t} softmax_j(s_tj) v_j,      query head h reads head h / (H / G) y_t =
-///   W_o o_t
+///   s_tj = score_scale q_t · k_j;  with soft_cap c: c tanh(s_tj / c);  alibi: s_tj - m_h (t - j)
+///   o_t = Σ_{j <= t} softmax_j(s_tj) v_j,      query head h reads head h / (H / G)
+///   y_t = W_o o_t
 ///
 /// forward: O(T D² + T² H K); step: O(D² + t H K). State: 2 t G K numbers a stream after t tokens.
 /// Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Ainslie et al. 2023, arXiv:2305.13245;

@@ -51,10 +51,9 @@ struct MixtureOfExpertsConfig {
 ///   l = W_gate x,  y = Σ_{e in top} p_e W2_e (silu(W1_e x) ⊙ W3_e x) + g shared(x)
 ///   mixtral             top = the k largest of l, p = softmax(l[top])
 ///   softmax_then_top_k  top = the k largest of l, p = softmax(l)[top], / Σ p if normalize_top_k
-///   deepseek_v3         s = σ(l), top = the k largest of s + b among the topk_group groups with
-///   the
-///                       largest sums of two, p = s[top], / Σ p if normalize_top_k, routed_scaling
-///                       p
+///   deepseek_v3         s = σ(l), top = the k largest of s + b among the topk_group groups whose
+///                       two largest sum up highest, p = s[top], / Σ p if normalize_top_k, times
+///                       routed_scaling
 ///   g = σ(w_g x) if shared_gate, else 1; shared: a SwiGLU of width d_shared
 ///
 /// Dropless: no capacity, so every token is on its own and the law holds. A tie of scores goes to

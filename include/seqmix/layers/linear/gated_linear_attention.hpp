@@ -37,8 +37,8 @@ struct GatedLinearAttentionConfig {
 ///
 ///   S_t = diag(exp g_t) S_{t-1} + k_tᵀ v_t          S_t [K, V] per head, g_t <= 0
 ///   o_t = K^{-1/2} q_t S_t
-///   y_t = W_o (rms_norm(o_t) ⊙ silu(W_g x_t)),      g_t = log_sigmoid(W_2 W_1 x_t + b) /
-///   gate_normalizer
+///   y_t = W_o (rms_norm(o_t) ⊙ silu(W_g x_t))
+///   g_t = log_sigmoid(W_2 W_1 x_t + b) / gate_normalizer
 ///
 /// forward: O(T (D² + C D + D K)); step: O(D² + D K). State: H K V accumulators a stream, whatever
 /// T. Source: Yang et al. 2023, arXiv:2312.06635, eq. 3-4; fla/layers/gla.py.
