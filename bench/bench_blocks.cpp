@@ -1,0 +1,45 @@
+#include "support/layer_bench.hpp"
+
+namespace {
+
+// Weights that a token meets, D 1024.
+constexpr double D = 1024, gemma_ffn = 3 * D * 3072;
+constexpr double gemma_recurrence = D * (3 * D + 2 * 128 + 4);
+constexpr double gemma_attention = D * (2 * D + 2 * 128), gemma_window = 1024;
+constexpr double gemma_weights = 2 * gemma_recurrence + gemma_attention + 3 * gemma_ffn;
+
+constexpr double jamba_mamba = 2 * D * (3 * D + 64 + 32 + 64 + 4), jamba_scan = 2 * D * 16;
+constexpr double jamba_attention = D * (2 * D + 2 * 512);
+constexpr double jamba_ffn = 3 * D * 1024, jamba_experts = 8 * D + 2 * 3 * D * 1024;
+constexpr double jamba_weights =
+    7 * jamba_mamba + jamba_attention + 4 * jamba_ffn + 4 * jamba_experts;
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return bench::run_layers(
+      argc, argv,
+      {
+          {.layer = "recurrent_gemma_block",
+           .config = R"({"d_model": 1024, "norm_eps": 1e-6, "lru_width": 1024, "n_heads": 8,
+                         "n_kv_heads": 1, "head_dim": 128, "rotary_dim": 64, "o_bias": true,
+                         "window": 1024, "d_ff": 3072, "activation": "gelu_tanh", "gated": true,
+                         "bias": true})",
+           .position = 2048,
+           .flops = [](double T) { return 2 * T * gemma_weights + 4 * T * gemma_window * D; },
+           .step_numbers = [](double) { return gemma_weights + 2 * gemma_window * 128; }},
+          {.layer = "jamba_block",
+           .config = R"({"d_model": 1024, "norm_eps": 1e-6, "d_inner": 2048, "dt_rank": 64,
+                         "norm": "weighted", "n_heads": 16, "n_kv_heads": 8, "head_dim": 64,
+                         "d_ff": 1024, "gated": true, "n_experts": 8, "n_experts_per_token": 2,
+                         "router": "softmax_then_top_k"})",
+           .longest = 8192,
+           .position = 2048,
+           .flops =
+               [](double T) {
+                 return 2 * T * jamba_weights + 7 * 6 * T * jamba_scan + 2 * T * T * D;
+               },
+           .step_numbers =
+               [](double position) { return jamba_weights + 7 * jamba_scan + 2 * position * 512; }},
+      });
+}
