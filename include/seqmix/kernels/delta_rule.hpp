@@ -346,46 +346,26 @@ void delta_rule(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<S, 3> beta, const Decay& 
                   ? detail::delta_chunks_pay(K, V)
                   : context.algorithm() == Algorithm::chunked;
   }
-  // A unit of work is a few heads of one group, all their value columns or a panel of them.
-  const Index per_group = H / G;
-  const Index heads = std::min(per_group, detail::shared_heads);
-  const Index blocks = ceil_div(per_group, heads);
-  const Index panels = std::clamp<Index>(V / detail::panel_columns, 1,
-                                         ceil_div(detail::enough_units, B * G * blocks));
-  const Index columns = round_up(ceil_div(V, panels), detail::delta_width * simd::lanes<S>);
-  const Index units = B * G * blocks * panels;
-  const Index updates = std::max<Index>(T * K * columns * heads, 1);
-  const Index units_per_task = std::max<Index>(detail::updates_per_task / updates, 1);
-  context.parallel_for(ceil_div(units, units_per_task), [&](Index task, Context& worker) {
-    const Index end = std::min(units, (task + 1) * units_per_task);
-    for (Index i = task * units_per_task; i < end; ++i) {
-      const Index column = i % panels * columns, block = i / panels % blocks;
-      const Index g = i / (panels * blocks) % G, b = i / (panels * blocks * G);
-      const Index head = g * per_group + block * heads;
-      const Index n = std::min(heads, per_group - block * heads);
-      const Index width = std::min(columns, V - column);
-      if (width <= 0) continue;
-      const auto part = [&](const auto& view) {
-        return view[b].template slice<1>(head, n).template slice<2>(column, width);
-      };
-      const detail::DeltaRuleUnit<S, Decay> unit{
-          .q = q[b].template at<1>(g),
-          .k = k[b].template at<1>(g),
-          .v = part(v),
-          .beta = beta[b].template slice<1>(head, n),
-          .decay = decay,
-          .batch_row = b,
-          .first_head = head,
-          .scale = static_cast<S>(scale),
-          .state = state[b].template slice<0>(head, n).template slice<2>(column, width),
-          .o = part(o)};
-      if (chunked) {
-        detail::delta_rule_chunked(unit, worker);
-      } else {
-        detail::delta_rule_recurrent(unit, worker);
-      }
+  const auto run_unit = [&](const detail::StateUnit& at, Context& worker) {
+    const detail::DeltaRuleUnit<S, Decay> unit{
+        .q = q[at.row].template at<1>(at.group),
+        .k = k[at.row].template at<1>(at.group),
+        .v = at.values_of(v),
+        .beta = beta[at.row].template slice<1>(at.head, at.heads),
+        .decay = decay,
+        .batch_row = at.row,
+        .first_head = at.head,
+        .scale = static_cast<S>(scale),
+        .state = at.state_of(state),
+        .o = at.values_of(o)};
+    if (chunked) {
+      detail::delta_rule_chunked(unit, worker);
+    } else {
+      detail::delta_rule_recurrent(unit, worker);
     }
-  });
+  };
+  detail::for_each_state_unit(state.shape(), G, T, detail::delta_width * simd::lanes<S>, context,
+                              run_unit);
 }
 
 /// x = rates ⊙ softplus(x + bias): the log decays of heads or channels, [B, T, D].

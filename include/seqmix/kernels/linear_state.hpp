@@ -700,6 +700,50 @@ void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, Context& contex
   }
 }
 
+/// What one task does of a state [B, H, K, V]: `heads` heads of one group from `head` on, and their
+/// value columns [column, column + width).
+struct StateUnit {
+  Index row, group, head, heads, column, width;
+
+  /// Of v or o, [B, T, H, V].
+  auto values_of(const auto& view) const {
+    return view[row].template slice<1>(head, heads).template slice<2>(column, width);
+  }
+  auto state_of(const auto& state) const {
+    return state[row].template slice<0>(head, heads).template slice<2>(column, width);
+  }
+};
+
+/// Calls `body(unit, worker)` for all units of a state that T tokens of G groups pass through. A
+/// unit has all value columns of its heads, or a panel of a multiple of `panel` of them where there
+/// are few units. How a state is cut is a matter of its shape alone.
+void for_each_state_unit(const Shape<4>& state, Index G, Index T, Index panel, Context& context,
+                         auto&& body) {
+  const Index B = state[0], K = state[2], V = state[3], per_group = state[1] / G;
+  const Index heads = std::min(per_group, shared_heads);
+  const Index blocks = ceil_div(per_group, heads);
+  const Index panels =
+      std::clamp<Index>(V / panel_columns, 1, ceil_div(enough_units, B * G * blocks));
+  const Index columns = round_up(ceil_div(V, panels), panel);
+  const Index units = B * G * blocks * panels;
+  const Index updates = std::max<Index>(T * K * columns * heads, 1);
+  const Index units_per_task = std::max<Index>(updates_per_task / updates, 1);
+  context.parallel_for(ceil_div(units, units_per_task), [&](Index task, Context& worker) {
+    const Index end = std::min(units, (task + 1) * units_per_task);
+    for (Index i = task * units_per_task; i < end; ++i) {
+      const Index column = i % panels * columns, block = i / panels % blocks;
+      const Index group = i / (panels * blocks) % G, row = i / (panels * blocks * G);
+      const StateUnit unit{row,
+                           group,
+                           group * per_group + block * heads,
+                           std::min(heads, per_group - block * heads),
+                           column,
+                           std::min(columns, V - column)};
+      if (unit.width > 0) body(unit, worker);
+    }
+  });
+}
+
 }  // namespace detail
 
 /// S_t = diag(exp g_t) S_{t-1} + k_tᵀ v_t,  o_t = scale q_t S_t,  g_t <= 0 the log decay.
@@ -745,45 +789,24 @@ void linear_state(In<S, 4> q, In<S, 4> k, In<S, 4> v, const Decay& decay, double
                   ? detail::chunks_pay<Decay>(H / G, K, V)
                   : context.algorithm() == Algorithm::chunked;
   }
-  // A unit of work is a few heads of one group, all their value columns or a panel of them.
-  const Index per_group = H / G;
-  const Index heads = std::min(per_group, detail::shared_heads);
-  const Index blocks = ceil_div(per_group, heads);
-  const Index panels = std::clamp<Index>(V / detail::panel_columns, 1,
-                                         ceil_div(detail::enough_units, B * G * blocks));
-  const Index columns = round_up(ceil_div(V, panels), detail::state_tile_columns<S>);
-  const Index units = B * G * blocks * panels;
-  const Index updates = std::max<Index>(T * K * columns * heads, 1);
-  const Index units_per_task = std::max<Index>(detail::updates_per_task / updates, 1);
-  context.parallel_for(ceil_div(units, units_per_task), [&](Index task, Context& worker) {
-    const Index end = std::min(units, (task + 1) * units_per_task);
-    for (Index i = task * units_per_task; i < end; ++i) {
-      const Index column = i % panels * columns, block = i / panels % blocks;
-      const Index g = i / (panels * blocks) % G, b = i / (panels * blocks * G);
-      const Index head = g * per_group + block * heads;
-      const Index n = std::min(heads, per_group - block * heads);
-      const Index width = std::min(columns, V - column);
-      if (width <= 0) continue;
-      const auto part = [&](const auto& view) {
-        return view[b].template slice<1>(head, n).template slice<2>(column, width);
-      };
-      const detail::LinearStateUnit<S, Decay> unit{
-          .q = q[b].template at<1>(g),
-          .k = k[b].template at<1>(g),
-          .v = part(v),
-          .decay = decay,
-          .batch_row = b,
-          .first_head = head,
-          .scale = static_cast<S>(scale),
-          .state = state[b].template slice<0>(head, n).template slice<2>(column, width),
-          .o = part(o)};
-      if (chunked) {
-        linear_state_chunked(unit, worker);
-      } else {
-        linear_state_recurrent(unit, worker);
-      }
+  const auto run_unit = [&](const detail::StateUnit& at, Context& worker) {
+    const detail::LinearStateUnit<S, Decay> unit{.q = q[at.row].template at<1>(at.group),
+                                                 .k = k[at.row].template at<1>(at.group),
+                                                 .v = at.values_of(v),
+                                                 .decay = decay,
+                                                 .batch_row = at.row,
+                                                 .first_head = at.head,
+                                                 .scale = static_cast<S>(scale),
+                                                 .state = at.state_of(state),
+                                                 .o = at.values_of(o)};
+    if (chunked) {
+      linear_state_chunked(unit, worker);
+    } else {
+      linear_state_recurrent(unit, worker);
     }
-  });
+  };
+  detail::for_each_state_unit(state.shape(), G, T, detail::state_tile_columns<S>, context,
+                              run_unit);
 }
 
 SEQMIX_END_NAMESPACE
