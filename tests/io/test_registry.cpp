@@ -323,7 +323,7 @@ TEMPLATE_TEST_CASE("a layer file makes its layer, by type or by name", "", float
   CHECK(errors_of(config, {scale}, with("config", R"({"d_model": 4, "groups": 0})")) ==
         "scale: groups is 0, expected at least 1");
   CHECK(errors_of(config, {scale}, with("config", R"({"d_model": 4, "groups": 3})")) ==
-        "scale: groups must divide d_model");
+        "scale: groups must divide d_model; d_model is 4, groups is 3");
   CHECK_THAT(
       errors_of(checkpoint, {scale}, with("config", R"({"d_model": 5})")),
       ContainsSubstring("tensor \"weights.scale.weight\": wrong shape; got [4], expected [5]"));

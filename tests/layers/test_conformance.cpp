@@ -661,7 +661,9 @@ TEST_CASE("a stream of a million tokens stays finite and lawful") {
     advance<float>(layer, tokens, state, by_prefill, context, false);
     advance<float>(layer, tokens, stepped, by_steps, context, true);
     CHECK(finite(by_steps));
-    CHECK(relative_error(by_prefill.view(), by_steps.view()) < layer.bound(1e-6));
+    // A layer whose capacity is used up gives zeros.
+    CHECK((same_bits(by_prefill.view(), by_steps.view()) ||
+           relative_error(by_prefill.view(), by_steps.view()) < layer.bound(1e-6)));
   });
   CHECK(seen.size() > 15);
 }
