@@ -1,9 +1,11 @@
 #pragma once
 
+#include <array>
 #include <concepts>
 #include <limits>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -57,6 +59,12 @@ enum class Form { parallel, recurrent };
 
 /// What a kernel that has two algorithms uses: the faster for the shape, or the one that is named.
 enum class Algorithm { automatic, chunked, recurrent };
+
+/// How large products of float matrices are computed where the processor has matrix units for
+/// bfloat16: not on them, on them from two terms a number (fp32 to about 1e-5 of rms), or from one.
+/// `matrix_units()` says whether it has; without them all three are fp32. Sums are always float.
+enum class Precision { fp32, bf16x3, bf16 };
+constexpr std::array<std::string_view, 3> names_of(Precision) { return {"fp32", "bf16x3", "bf16"}; }
 
 /// A run of tokens of one packed document: tokens [first, first + count) of the packed row continue
 /// row `row` of the state.
@@ -117,7 +125,9 @@ class Context {
       for (Index task = 0; task < count; ++task) body(task, *this);
       return;
     }
-    for (auto& worker : workers_) worker->poison_ = poison_, worker->algorithm_ = algorithm_;
+    for (auto& worker : workers_) {
+      worker->poison_ = poison_, worker->algorithm_ = algorithm_, worker->precision_ = precision_;
+    }
     executor_->run(count, [&](Index task, Index worker) {
       body(task, *workers_[static_cast<std::size_t>(worker)]);
     });
@@ -126,6 +136,8 @@ class Context {
   Index workers() const { return executor_ == nullptr ? 1 : executor_->workers(); }
   Algorithm algorithm() const { return algorithm_; }
   void set_algorithm(Algorithm algorithm) { algorithm_ = algorithm; }
+  Precision precision() const { return precision_; }
+  void set_precision(Precision precision) { precision_ = precision; }
   /// Fills scratch with NaN when it is handed out; the default of debug builds.
   void set_poison(bool poison) { poison_ = poison; }
   Arena& arena() { return arena_; }
@@ -166,6 +178,7 @@ class Context {
   Executor* executor_ = nullptr;
   std::vector<std::unique_ptr<Context>> workers_;
   Algorithm algorithm_ = Algorithm::automatic;
+  Precision precision_ = Precision::fp32;
   std::span<const Piece> pieces_;
 #ifdef NDEBUG
   bool poison_ = false;

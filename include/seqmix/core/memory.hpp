@@ -100,11 +100,19 @@ class Arena {
   Index users_ = 0;
 };
 
-/// Where a tensor's numbers live: the heap (the default) or an arena that outlives it.
+/// Where a tensor's numbers live, the heap (the default) or an arena that outlives it, and how the
+/// caches of a state are stored there.
 class Memory {
  public:
   Memory() = default;
   explicit Memory(Arena& arena) : arena_(&arena) {}
+
+  Storage caches() const { return caches_; }
+  Memory with_caches(Storage caches) const {
+    Memory memory = *this;
+    memory.caches_ = caches;
+    return memory;
+  }
 
   /// Whether what lives here ends with the call that made it, so that no later one goes on from it.
   bool ends_with_call() const { return arena_ != nullptr; }
@@ -121,6 +129,7 @@ class Memory {
 
  private:
   Arena* arena_ = nullptr;
+  Storage caches_ = Storage::native;
 };
 
 SEQMIX_END_NAMESPACE

@@ -1,10 +1,12 @@
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "seqmix/core/config.hpp"
 #include "seqmix/core/error.hpp"
@@ -32,6 +34,14 @@ inline double inverse_sqrt(Index n) { return 1 / std::sqrt(static_cast<double>(n
 
 constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 constexpr Index round_up(Index a, Index b) { return ceil_div(a, b) * b; }
+
+/// How the numbers of a weight matrix or a cache are stored: as they are computed with, in one of
+/// the narrower types below, or as 8-bit integers with one scale a row (an output of a weight, an
+/// entry of a cache). All sums stay in the compute type, and so do states.
+enum class Storage { native, bf16, f16, int8 };
+constexpr std::array<std::string_view, 4> names_of(Storage) {
+  return {"native", "bf16", "f16", "int8"};
+}
 
 /// Storage type: the upper half of an IEEE binary32 number (8 exponent bits, 7 fraction bits).
 struct bfloat16 {

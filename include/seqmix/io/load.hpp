@@ -48,31 +48,31 @@ inline const std::string& layer_metadata(const Safetensors& file, const std::str
 /// on a bad config and `CheckpointError` on a tensor that is missing, misshapen or left over.
 template <class Layer>
 Layer make_layer(const Json& json, const StoredTensors& tensors,
-                 std::string_view prefix = weights_prefix) {
+                 std::string_view prefix = weights_prefix, Options options = {}) {
   typename Layer::Config config;
   read_config(json, config, Layer::name);
   UsedNames used;
   auto weights = load_weights<typename Layer::Weights>(
       config, tensors, [&](const std::string& name) { return std::string(prefix) + name; }, used);
   tensors.expect_no_others(used, prefix);
-  return Layer(std::move(config), std::move(weights));
+  return Layer(std::move(config), std::move(weights), options);
 }
 
 /// A layer from a layer file: safetensors with the metadata `layer` (its name) and `config` (JSON)
 /// and the tensors `weights.<parameter name>`. Golden files and what `verify` reads are such files.
 template <class Layer>
-Layer load_layer(const Safetensors& file) {
+Layer load_layer(const Safetensors& file, Options options = {}) {
   const std::string& name = layer_metadata(file, "layer");
   if (name != Layer::name) {
     throw CheckpointError(file.source() + ": holds the layer \"" + name + "\", expected \"" +
                           std::string(Layer::name) + "\"");
   }
   return make_layer<Layer>(parse_json(layer_metadata(file, "config"), file.source() + ": config"),
-                           file);
+                           file, weights_prefix, options);
 }
 template <class Layer>
-Layer load_layer(const std::filesystem::path& path) {
-  return load_layer<Layer>(Safetensors::open(path));
+Layer load_layer(const std::filesystem::path& path, Options options = {}) {
+  return load_layer<Layer>(Safetensors::open(path), options);
 }
 
 SEQMIX_END_NAMESPACE

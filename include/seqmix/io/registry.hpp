@@ -34,8 +34,10 @@ class Registry {
     entries_.insert_or_assign(
         std::string(Definition::name),
         Entry{card,
-              [](const Json& config, const StoredTensors& tensors, std::string_view prefix) {
-                return AnyMixer<Scalar>(make_layer<Mixer<Definition>>(config, tensors, prefix));
+              [](const Json& config, const StoredTensors& tensors, std::string_view prefix,
+                 Options options) {
+                return AnyMixer<Scalar>(
+                    make_layer<Mixer<Definition>>(config, tensors, prefix, options));
               },
               &visit_parameters_of<Definition>, &complete_config_of<Definition>});
   }
@@ -49,13 +51,14 @@ class Registry {
 
   /// The layer `name` with a config from JSON and the weights called `prefix` + parameter name.
   AnyMixer<Scalar> make(const std::string& name, const Json& config, const StoredTensors& tensors,
-                        std::string_view prefix = weights_prefix) const {
-    return find(name).make(config, tensors, prefix);
+                        std::string_view prefix = weights_prefix, Options options = {}) const {
+    return find(name).make(config, tensors, prefix, options);
   }
   /// The layer of a layer file; see `load_layer`.
-  AnyMixer<Scalar> load(const Safetensors& file) const {
+  AnyMixer<Scalar> load(const Safetensors& file, Options options = {}) const {
     return make(layer_metadata(file, "layer"),
-                parse_json(layer_metadata(file, "config"), file.source() + ": config"), file);
+                parse_json(layer_metadata(file, "config"), file.source() + ": config"), file,
+                weights_prefix, options);
   }
 
   using VisitShape = std::function<void(const std::string& name, const std::vector<Index>& shape)>;
@@ -73,7 +76,7 @@ class Registry {
  private:
   struct Entry {
     LayerCard card;
-    AnyMixer<Scalar> (*make)(const Json&, const StoredTensors&, std::string_view prefix);
+    AnyMixer<Scalar> (*make)(const Json&, const StoredTensors&, std::string_view prefix, Options);
     void (*visit)(const Json&, const VisitShape&);
     Json (*complete)(const Json&);
   };

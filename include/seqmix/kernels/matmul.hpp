@@ -335,7 +335,8 @@ template <class S>
 class PackedMatrix {
  public:
   PackedMatrix() = default;
-  explicit PackedMatrix(In<S, 2> weight) : rows_(weight.extent(0)), cols_(weight.extent(1)) {
+  explicit PackedMatrix(In<S, 2> weight, Storage /*storage*/ = Storage::native)
+      : rows_(weight.extent(0)), cols_(weight.extent(1)) {
     constexpr Index width = detail::panel_width<S>;
     auto panels = std::make_shared<Tensor<S, 3>>(Shape<3>{ceil_div(rows_, width), cols_, width});
     for (Index n = 0; n < rows_; ++n) {

@@ -130,12 +130,14 @@ class Mixer {
 
   /// Throws `ConfigError` on a config that no layer can have and `ShapeError` on a weight whose
   /// shape does not fit it. Projection weights are packed; the caller's handles stay as they are.
-  Mixer(Config config, Weights weights)
-      : definition_(define(std::move(config), std::move(weights))),
+  Mixer(Config config, Weights weights, Options options = {})
+      : options_(options),
+        definition_(define(std::move(config), std::move(weights), options)),
         expected_extents_(list_expected_extents()) {}
 
   const Config& config() const { return definition_.c; }
   const Weights& weights() const { return definition_.w; }
+  const Options& options() const { return options_; }
   const Definition& definition() const { return definition_; }
   Index d_model() const { return definition_.c.d_model; }
 
@@ -146,12 +148,12 @@ class Mixer {
       throw ShapeError(std::string(name) + ": make_state(" + std::to_string(batch) + ", " +
                        std::to_string(capacity) + "), expected sizes of at least 0");
     }
-    return definition_.make_state(batch, capacity, {});
+    return definition_.make_state(batch, capacity, Memory{}.with_caches(options_.caches));
   }
   /// The state before the first token of rows that read `source` [B, S, d_source].
   State make_state(View<const Scalar, 3> source, Context& context) const requires reads_source {
     check_source(source);
-    return definition_.make_state(source, Memory{}, context);
+    return definition_.make_state(source, Memory{}.with_caches(options_.caches), context);
   }
 
   /// y [B, T, D] of a whole sequence x [B, T, D] from the initial state, by the parallel form.
@@ -161,7 +163,7 @@ class Mixer {
     if (x.empty()) return;
     if constexpr (continues) {
       auto scope = context.scratch<Scalar>();
-      State state = definition_.make_state(x.extent(0), x.extent(1), Memory(context.arena()));
+      State state = definition_.make_state(x.extent(0), x.extent(1), scratch_memory(context));
       run_blocks(x, state, y, context, side);
     } else {
       definition_.run(x, y, context);
@@ -178,7 +180,7 @@ class Mixer {
     }
     if (x.empty()) return;
     auto scope = context.scratch<Scalar>();
-    State state = definition_.make_state(source, Memory(context.arena()), context);
+    State state = definition_.make_state(source, scratch_memory(context), context);
     run_blocks(x, state, y, context, side);
   }
   /// Documents packed behind each other: y [T, D] of x [T, D], where document i is the tokens from
@@ -192,7 +194,7 @@ class Mixer {
     if (x.empty()) return;
     if constexpr (continues) {
       auto scope = context.scratch<Scalar>();
-      State state = definition_.make_state(documents, longest, Memory(context.arena()));
+      State state = definition_.make_state(documents, longest, scratch_memory(context));
       run_documents(x, cu_seqlens, state, y, context, side);
     } else {
       for (Index i = 0; i < documents; ++i) {
@@ -269,7 +271,11 @@ class Mixer {
   }
 
  private:
-  static Definition define(Config config, Weights weights) {
+  Memory scratch_memory(Context& context) const {
+    return Memory(context.arena()).with_caches(options_.caches);
+  }
+
+  static Definition define(Config config, Weights weights, Options options) {
     check_config(name, config);
     Weights::visit(weights, std::as_const(config),
                    [&]<class P>(const Name& parameter_name, P& parameter, Shape<P::rank> expected) {
@@ -278,7 +284,9 @@ class Mixer {
                                         " has shape " + parameter.shape().text() + ", expected " +
                                         expected.text());
                      }
-                     if constexpr (requires { parameter.pack(); }) parameter.pack();
+                     if constexpr (requires { parameter.pack(options.weights); }) {
+                       parameter.pack(options.weights);
+                     }
                    });
     return Definition{std::move(config), std::move(weights)};
   }
@@ -450,14 +458,14 @@ class Mixer {
         if (extents[i] != longer[i]) extents[i] = any_extent;
       }
     } else if constexpr (continues) {
-      extents = extents_of(definition_.make_state(1, 1, {}));
+      extents = extents_of(definition_.make_state(1, 1, Memory{}.with_caches(options_.caches)));
     }
     return extents;
   }
   std::vector<Index> extents_with_source(Index length) const {
     Context context;
     return extents_of(definition_.make_state(Tensor<Scalar, 3>({1, length, definition_.c.d_source}),
-                                             Memory{}, context));
+                                             Memory{}.with_caches(options_.caches), context));
   }
   static std::vector<Index> extents_of(State fresh) {
     std::vector<Index> extents;
@@ -472,6 +480,7 @@ class Mixer {
     return extents;
   }
 
+  Options options_;
   Definition definition_;
   std::vector<Index> expected_extents_;  // of every state member, in the order of `visit`
 };

@@ -26,9 +26,9 @@ class ProjectionWeight {
   Shape<2> shape() const {
     return packed_ ? Shape<2>{packed_.rows(), packed_.cols()} : plain_.shape();
   }
-  void pack() {
+  void pack(Storage storage = Storage::native) {
     if (!plain_) return;
-    packed_ = PackedMatrix<Scalar>(plain_.view());
+    packed_ = PackedMatrix<Scalar>(plain_.view(), storage);
     plain_ = {};
   }
   /// The numbers, row-major.

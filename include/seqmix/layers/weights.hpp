@@ -14,6 +14,17 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
+/// How a layer keeps its projections' weights, and its states their caches of keys and values.
+struct Options {
+  Storage weights = Storage::native;
+  Storage caches = Storage::native;
+
+  Options() = default;
+  /// Both, which is what `load(..., Storage::bf16)` asks for.
+  Options(Storage both) : weights(both), caches(both) {}
+  Options(Storage of_weights, Storage of_caches) : weights(of_weights), caches(of_caches) {}
+};
+
 /// Gives a list of parts its length when weights are being filled; a const list has it already.
 template <class Part>
 void resize_parts(std::vector<Part>& parts, Index count) {
