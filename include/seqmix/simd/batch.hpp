@@ -126,6 +126,9 @@ SEQMIX_ALWAYS_INLINE void store(S* to, const Batch<S>& value, Index count) {
   detail::masked_store(to, value, count);
 }
 
+/// Brings what lies at `address` near; reads nothing and never faults.
+SEQMIX_ALWAYS_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
+
 /// Whether `fma` rounds once.
 #if defined(__FMA__) || defined(__AVX512F__) || defined(__ARM_FEATURE_FMA) || defined(__FP_FAST_FMA)
 inline constexpr bool has_fma = true;

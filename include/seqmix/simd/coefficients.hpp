@@ -26,6 +26,9 @@ struct Coefficients<float> {
   /// e^r on [-ln2 / 16, ln2].
   static constexpr float exp[] = {1.0F,           1.0F,           0x1.00001ep-1F, 0x1.554a44p-3F,
                                   0x1.567e2ep-5F, 0x1.040b74p-7F, 0x1.ec2b2ep-10F};
+  /// e^r on [-ln2 / 2, ln2 / 2].
+  static constexpr float centred_exp[] = {
+      1.0F, 1.0F, 0x1.fffffap-2F, 0x1.5553fep-3F, 0x1.5558bcp-5F, 0x1.127402p-7F, 0x1.6ab226p-10F};
   /// 2^r on [-1/16, 1].
   static constexpr float exp2[] = {1.0F,           0x1.62e432p-1F,  0x1.ebfbfep-3F, 0x1.c6a0b2p-5F,
                                    0x1.3c53fcp-7F, 0x1.4bf21ap-10F, 0x1.b7a25cp-13F};
@@ -73,6 +76,20 @@ struct Coefficients<double> {
       0x1.73e28b7c180cdp-19,
       0x1.16a5cda3ca51dp-22,
       0x1.27abb8e15f871p-25,
+  };
+  static constexpr double centred_exp[] = {
+      1.0,
+      1.0,
+      0x1.0000000000012p-1,
+      0x1.555555555548fp-3,
+      0x1.555555554eb5fp-5,
+      0x1.11111111337b1p-7,
+      0x1.6c16c1892eb7ep-10,
+      0x1.a01a01078ff6fp-13,
+      0x1.a0198e55dedb1p-16,
+      0x1.71df4fdbe110cp-19,
+      0x1.28b732e2c92a9p-22,
+      0x1.ad611d3c8b677p-26,
   };
   static constexpr double exp2[] = {
       1.0,

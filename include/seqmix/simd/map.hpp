@@ -18,9 +18,11 @@ SEQMIX_ALWAYS_INLINE void for_each_block(Index count, auto&& body) {
   if (offset < count) body(offset, count - offset);
 }
 
-/// out[i] = f(in[i]...), f from registers to a register. `out` may be one of `in`.
+/// out[i] = f(in[i]...), f from registers to a register. `out` may be one of `in`. Flat, as a call
+/// of a large f would load its constants anew for each register.
 template <class S>
-SEQMIX_ALWAYS_INLINE void map(Index count, S* out, auto&& f, const std::same_as<S> auto*... in) {
+__attribute__((flatten)) void map(Index count, S* out, auto&& f,
+                                  const std::same_as<S> auto*... in) {
   for_each_block<S>(count, [&](Index offset, auto lane_count) {
     store<S>(out + offset, f(load<S>(in + offset, lane_count)...), lane_count);
   });

@@ -1,0 +1,128 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <concepts>
+#include <cstdint>
+#include <type_traits>
+
+#include "seqmix/simd/batch.hpp"
+
+// Intrinsics of g++ 12 start from a register that they call undefined, and it warns about that
+// where they are inlined (GCC bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+namespace simd {
+
+/// A type in which numbers are stored but not computed with. An 8-bit integer stands for itself:
+/// its scale is the caller's.
+template <class T>
+concept Narrow =
+    std::same_as<T, bfloat16> || std::same_as<T, float16> || std::same_as<T, std::int8_t>;
+
+/// The nearest `To` of a number, ties to even. Integers stay in [-127, 127].
+template <class To>
+inline To narrow(float value) {
+  if constexpr (std::same_as<To, std::int8_t>) {
+    return static_cast<std::int8_t>(std::nearbyint(std::min(127.0F, std::max(-127.0F, value))));
+  } else {
+    return To(value);
+  }
+}
+
+namespace detail {
+
+/// A register from as many narrow numbers.
+template <class S, class From>
+SEQMIX_ALWAYS_INLINE Batch<S> widened(const From* from) {
+  alignas(64) S wide[static_cast<std::size_t>(lanes<S>)];
+  for (Index i = 0; i < lanes<S>; ++i) wide[i] = static_cast<S>(static_cast<float>(from[i]));
+  return Batch<S>::load_aligned(wide);
+}
+
+#if !defined(SEQMIX_SIMD_WIDTH) && defined(__AVX512F__)
+template <>
+SEQMIX_ALWAYS_INLINE Batch<float> widened(const bfloat16* from) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+template <>
+SEQMIX_ALWAYS_INLINE Batch<float> widened(const float16* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+template <>
+SEQMIX_ALWAYS_INLINE Batch<float> widened(const std::int8_t* from) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+#elif !defined(SEQMIX_SIMD_WIDTH) && defined(__AVX2__)
+template <>
+SEQMIX_ALWAYS_INLINE Batch<float> widened(const bfloat16* from) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+#if defined(__F16C__)
+template <>
+SEQMIX_ALWAYS_INLINE Batch<float> widened(const float16* from) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+#endif
+template <>
+SEQMIX_ALWAYS_INLINE Batch<float> widened(const std::int8_t* from) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+}
+#endif
+
+}  // namespace detail
+
+/// As `load`, from numbers that may be stored in a narrower type.
+template <class S, class From>
+SEQMIX_ALWAYS_INLINE Batch<S> load_as(const From* from, Full<S> = {}) {
+  if constexpr (std::same_as<From, S>) {
+    return simd::load<S>(from);
+  } else {
+    return detail::widened<S>(from);
+  }
+}
+/// The first `count` lanes (0 <= count <= lanes), the rest 0. Reads nothing past them.
+template <class S, class From>
+SEQMIX_ALWAYS_INLINE Batch<S> load_as(const From* from, Index count) {
+  if constexpr (std::same_as<From, S>) {
+    return simd::load<S>(from, count);
+  } else {
+    From buffer[static_cast<std::size_t>(lanes<S>)] = {};
+    for (Index i = 0; i < lanes<S>; ++i) {
+      if (i < count) buffer[i] = from[i];
+    }
+    return simd::load_as<S>(buffer);
+  }
+}
+
+/// As `store`, to numbers that may be stored in a narrower type, each rounded to the nearest.
+template <class S, class To, class Count = Full<S>>
+SEQMIX_ALWAYS_INLINE void store_as(To* to, const Batch<S>& value, Count count = {}) {
+  if constexpr (std::same_as<To, S>) {
+    simd::store<S>(to, value, count);
+  } else {
+    alignas(64) S wide[static_cast<std::size_t>(lanes<S>)];
+    value.store_aligned(wide);
+    for (Index i = 0; i < lanes<S>; ++i) {
+      if (i < count) to[i] = simd::narrow<To>(static_cast<float>(wide[i]));
+    }
+  }
+}
+
+}  // namespace simd
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
