@@ -4,6 +4,7 @@
 #include <cmath>
 #include <initializer_list>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "seqmix/kernels/matmul.hpp"
@@ -120,12 +121,15 @@ View<const S, 3> as_sequence(const Tensor<S, 2>& rows) {
   return rows.view().template insert<0>();
 }
 
+constexpr Storage narrow_storages[] = {Storage::bf16, Storage::f16, Storage::int8};
+
 template <class S>
-void check_shape(Index M, Index K, Index N) {
-  INFO("M " << M << ", K " << K << ", N " << N);
+void check_shape(Index M, Index K, Index N, Storage storage = Storage::native) {
+  INFO("M " << M << ", K " << K << ", N " << N << ", " << names_of(storage)[std::size_t(storage)]);
   Context context;
-  const Problem<S> problem(M, K, N);
-  const PackedMatrix<S> packed(problem.w.view());
+  Problem<S> problem(M, K, N);
+  const PackedMatrix<S> packed(problem.w.view(), storage);
+  problem.w = packed.unpack();
   for (const bool with_bias : {false, true}) {
     for (const bool accumulate : {false, true}) {
       const auto expected =
@@ -184,6 +188,22 @@ TEMPLATE_TEST_CASE("matmul packs many rows without changing a bit", "[matmul]", 
   check_shape<TestType>(detail::rows_to_pack + 3, deep, wide);
 }
 
+TEMPLATE_TEST_CASE("matmul of narrow weights has the bits of their unpacked numbers", "[matmul]",
+                   float, double) {
+  using S = TestType;
+  const Index wide = (detail::panels_to_pack + 1) * detail::panel_width<S> + 1;
+  for (const Storage storage : narrow_storages) {
+    for (const Index M : {1, 2, 3, 4, 5, 8, 9, 13, 14, 15, 16, 28, 29, 64, 257}) {
+      for (const Index K : {0, 1, 70}) check_shape<S>(M, K, 45, storage);
+      if (M < 64) check_shape<S>(M, 2 * detail::depth_slice + 3, 45, storage);
+      if (M > 16) check_shape<S>(M, detail::depth_slice + 3, wide, storage);
+    }
+    check_shape<S>(1, 5, wide, storage);
+    check_shape<S>(2, 5, wide, storage);
+    check_shape<S>(detail::rows_to_pack + 3, detail::depth_block + 5, wide, storage);
+  }
+}
+
 TEMPLATE_TEST_CASE("matmul reads and writes strided rows and nothing else", "[matmul]", float,
                    double) {
   using S = TestType;
@@ -236,11 +256,16 @@ TEMPLATE_TEST_CASE("matmul has the same bits on any number of threads", "[matmul
   };
   const Index wide = 24 * detail::panel_width<S>;
   // Tasks of panels (few rows), tasks of rows (few panels), tasks of both phases (packed).
-  for (const auto& [M, K, N] : {Size{1, 700, 601}, Size{detail::rows_to_pack - 1, 700, 601},
-                                Size{600, 30, 33}, Size{detail::row_block + 40, 300, wide}}) {
-    INFO("M " << M << ", K " << K << ", N " << N);
+  const Size sizes[] = {{1, 700, 601},
+                        {detail::rows_to_pack - 1, 700, 601},
+                        {600, 30, 33},
+                        {detail::row_block + 40, 300, wide}};
+  const Storage storages[] = {Storage::native, Storage::bf16, Storage::f16, Storage::int8};
+  for (std::size_t i = 0; i < 16; ++i) {
+    const auto& [M, K, N] = sizes[i / 4];
+    INFO("M " << M << ", K " << K << ", N " << N << ", storage " << i % 4);
     const Problem<S> problem(M, K, N);
-    const PackedMatrix<S> packed(problem.w.view());
+    const PackedMatrix<S> packed(problem.w.view(), storages[i % 4]);
     const auto run = [&](Context context) {
       auto y = problem.y;
       matmul<S>(as_sequence(problem.x), packed, y.view().template insert<0>(), context,
@@ -323,8 +348,58 @@ TEMPLATE_TEST_CASE("a packed matrix gives its numbers back", "[matmul]", float, 
   }
   const PackedMatrix<S> packed(random_tensor<S, 2>({9, 4}, 1).view());
   const PackedMatrix<S> shared = packed;
-  CHECK(shared.panels().data() == packed.panels().data());
+  const void* addresses[2] = {};
+  packed.visit([&](auto panels) { addresses[0] = panels.data(); });
+  shared.visit([&](auto panels) { addresses[1] = panels.data(); });
+  CHECK(addresses[0] == addresses[1]);
   CHECK_FALSE(PackedMatrix<S>());
+}
+
+TEMPLATE_TEST_CASE("narrow weights are the nearest numbers of their type", "[matmul]", float,
+                   double) {
+  using S = TestType;
+  const Index N = 37, K = 19;
+  auto w = random_tensor<S, 2>({N, K}, 1);
+  fill(w.view()[5], S(0));
+  w(6, 3) = 100;
+  const auto unpacked = [&](Storage storage) {
+    return PackedMatrix<S>(w.view(), storage).unpack();
+  };
+  const auto bf16 = unpacked(Storage::bf16), f16 = unpacked(Storage::f16),
+             int8 = unpacked(Storage::int8);
+  for (Index n = 0; n < N; ++n) {
+    S largest = 0;
+    for (Index k = 0; k < K; ++k) largest = std::max(largest, std::abs(w(n, k)));
+    const S scale = largest / 127;
+    for (Index k = 0; k < K; ++k) {
+      const auto number = static_cast<float>(w(n, k));
+      CHECK(bf16(n, k) == static_cast<S>(static_cast<float>(bfloat16(number))));
+      CHECK(f16(n, k) == static_cast<S>(static_cast<float>(float16(number))));
+      CHECK(std::abs(int8(n, k) - w(n, k)) <= scale * S(0.5001));
+      if (std::abs(w(n, k)) == largest) CHECK(int8(n, k) == std::copysign(127 * scale, w(n, k)));
+    }
+  }
+  for (const auto& [storage, bytes] :
+       {std::pair{Storage::native, sizeof(S)}, std::pair{Storage::bf16, std::size_t{2}},
+        std::pair{Storage::f16, std::size_t{2}}, std::pair{Storage::int8, std::size_t{1}}}) {
+    const PackedMatrix<S> packed(w.view(), storage);
+    packed.visit([size = bytes](auto panels) { CHECK(sizeof(*panels.data()) == size); });
+    CHECK((packed.scales() != nullptr) == (storage == Storage::int8));
+  }
+}
+
+TEMPLATE_TEST_CASE("a weight that is no number spoils its own output", "[matmul]", float, double) {
+  using S = TestType;
+  Context context;
+  for (const Storage storage : narrow_storages) {
+    Problem<S> problem(3, 10, 40);
+    problem.w(7, 4) = std::numeric_limits<S>::quiet_NaN();
+    matmul<S>(as_sequence(problem.x), PackedMatrix<S>(problem.w.view(), storage),
+              problem.y.view().template insert<0>(), context);
+    for (Index m = 0; m < 3; ++m) {
+      for (Index n = 0; n < 40; ++n) CHECK(std::isnan(problem.y(m, n)) == (n == 7));
+    }
+  }
 }
 
 TEST_CASE("few rows and tiles allocate nothing, many rows nothing the second time", "[matmul]") {

@@ -113,6 +113,7 @@ class LanguageModel {
   void step(View<const Index, 1> tokens, State& state, View<Scalar, 2> logits,
             Context& context) const {
     check_state(state);
+    const Context::PrecisionScope exact(context, Precision::fp32);
     run(tokens.template insert<1>(), logits.template insert<1>(), context,
         [&](std::size_t l, View<Scalar, 3> h, Sides sides) {
           const auto token = h.template merge<0>();

@@ -276,8 +276,9 @@ inline FeedForwardConfig recurrent_gemma_channel_config(const HuggingFaceConfig&
 template <class S>
 class ModelLoader {
  public:
-  ModelLoader(const HuggingFaceConfig& config, const Checkpoint& checkpoint, const Dialect& dialect)
-      : config_(config), checkpoint_(checkpoint), dialect_(dialect) {}
+  ModelLoader(const HuggingFaceConfig& config, const Checkpoint& checkpoint, const Dialect& dialect,
+              Options options)
+      : config_(config), checkpoint_(checkpoint), dialect_(dialect), options_(options) {}
 
   /// Block number `number`, a decoder of these parts.
   template <class MixerPart, class ChannelPart>
@@ -293,7 +294,7 @@ class ModelLoader {
         [&](std::string_view name) { return dialect_name(dialect_, number, name); }, used_);
     weights.mixer_norm = norm(std::move(weights.mixer_norm));
     if constexpr (Block::has_channel) weights.channel_norm = norm(std::move(weights.channel_norm));
-    return Mixer<Block>(config, std::move(weights));
+    return Mixer<Block>(config, std::move(weights), options_);
   }
 
   /// The model whose blocks `make_block(number)` makes.
@@ -312,6 +313,7 @@ class ModelLoader {
     parts.head.weight = tied && !checkpoint_.contains("lm_head.weight")
                             ? parts.embedding
                             : parameter("lm_head.weight", table);
+    parts.head.weight.pack(options_.weights);
     checkpoint_.expect_no_others(used_);
     return parts;
   }
@@ -329,6 +331,7 @@ class ModelLoader {
   const HuggingFaceConfig& config_;
   const Checkpoint& checkpoint_;
   const Dialect& dialect_;
+  Options options_;
   UsedNames used_;
 };
 
@@ -336,13 +339,14 @@ class ModelLoader {
 
 /// A language model in Hugging Face's own format: `folder` holds config.json and model.safetensors,
 /// or the shards that model.safetensors.index.json lists. Weights of any stored type are converted
-/// to the compute type.
+/// to the compute type; `options` says how those of projections and of the head, and the caches of
+/// states, are kept.
 ///
 /// Architectures (`model_type`): llama, mixtral, mamba2, qwen3_next (layers of linear attention and
 /// dense feed-forward), recurrent_gemma. Throws `ConfigError` on a setting that the library does
 /// not reproduce and `CheckpointError` on a tensor that is missing, misshapen or left over.
 template <class S>
-LanguageModel<S> load_language_model(const std::filesystem::path& folder) {
+LanguageModel<S> load_language_model(const std::filesystem::path& folder, Options options = {}) {
   using FeedForwardPart = FeedForwardDefinition<S>;
   const std::filesystem::path config_path = folder / "config.json";
   const Json json = read_json(config_path);
@@ -350,7 +354,7 @@ LanguageModel<S> load_language_model(const std::filesystem::path& folder) {
   const Checkpoint checkpoint = Checkpoint::open(folder);
   const std::string type = config.get<std::string>("model_type");
   const auto loader = [&](const detail::Dialect& dialect) {
-    return detail::ModelLoader<S>(config, checkpoint, dialect);
+    return detail::ModelLoader<S>(config, checkpoint, dialect, options);
   };
 
   if (type == "llama") {

@@ -2,13 +2,14 @@
 
 #include <algorithm>
 #include <array>
-#include <memory>
+#include <concepts>
 #include <string>
-#include <utility>
+#include <type_traits>
 
 #include "seqmix/core/context.hpp"
-#include "seqmix/core/tensor.hpp"
+#include "seqmix/kernels/packed_matrix.hpp"
 #include "seqmix/kernels/rows.hpp"
+#include "seqmix/kernels/split_matmul.hpp"
 
 // Matrix products: projections (packed weights) and the tiles of chunkwise forms.
 //
@@ -16,18 +17,15 @@
 // zero, from the bias, from what is accumulated to, or from the sum of the last two. Lanes are
 // outputs, and blocks of k hand the chain on through memory, which rounds nothing. So the bits of
 // an output do not depend on the number of rows, its place among them, the path, or the threads.
+// Weights that are stored in a narrower type are exactly those that `PackedMatrix::unpack` gives.
+// Under `Precision::bf16x3` and `bf16` the products of `matmul` are those of split_matmul.hpp.
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 namespace detail {
 
-/// Outputs of a panel: two registers.
-template <class S>
-inline constexpr Index panel_width = 2 * simd::lanes<S>;
-
-/// Numbers of a cache line.
-template <class S>
-inline constexpr Index cache_line = alignment / static_cast<Index>(sizeof(S));
+/// Bytes of a cache line.
+inline constexpr Index cache_line = alignment;
 
 /// Rows of the micro-kernels: the tall one fills the registers, the low one has the fewest rows
 /// that hide the latency of a multiply-add.
@@ -50,17 +48,19 @@ inline constexpr Index weights_per_task = Index{1} << 15, products_per_task = In
 inline constexpr Index rows_to_pack = 2 * tall_tile, panels_to_pack = 8;
 
 /// C[row, column] (+)= Σ_k A[row, k] B[k, column] (+ bias[column]).
-template <class S>
+template <class S, class Stored = S>
 struct Product {
   Index depth = 0;       // number of k
   const S* a = nullptr;  // A[row, k] at a[row * a_row_stride + k * a_stride]
   Index a_row_stride = 0;
   Index a_stride = 0;
-  const S* b = nullptr;  // B[k, first column of panel p] at b[k * b_stride + p * panel_stride]
+  const Stored* b = nullptr;  // B[k, first column of panel p] at b[k * b_stride + p * panel_stride]
   Index b_stride = 0;
   Index panel_stride = 0;
-  const S* ahead = nullptr;  // fetched to the L2 cache, a line for each k, or none
-  S* const* c = nullptr;     // C[row, column] at c[row][column]
+  const S* scales = nullptr;    // of the columns, if B is stored as integers
+  const char* ahead = nullptr;  // read soon: fetched to the L2 cache, a line for each k
+  Index ahead_stride = 0;
+  S* const* c = nullptr;  // C[row, column] at c[row][column]
   Index columns = 0;
   const S* bias = nullptr;
   bool accumulate = false;
@@ -73,15 +73,39 @@ struct Product {
     if (k > 0) part.bias = nullptr, part.accumulate = true;
     return part;
   }
+  /// The same with the panel that this slice has in another place.
+  Product<S> with_panel(const S* panel) const {
+    return {.depth = depth,
+            .a = a,
+            .a_row_stride = a_row_stride,
+            .a_stride = a_stride,
+            .b = panel,
+            .b_stride = panel_width<S>,
+            .ahead = ahead,
+            .ahead_stride = ahead_stride,
+            .c = c,
+            .columns = columns,
+            .bias = bias,
+            .accumulate = accumulate};
+  }
 };
 
+/// A register of B; `scale` counts where B is stored as integers.
+template <class S, class Stored>
+SEQMIX_ALWAYS_INLINE simd::Batch<S> load_weight(const Stored* from, const simd::Batch<S>& scale) {
+  const auto stored = simd::load_as<S>(from);
+  if constexpr (std::integral<Stored>) return stored * scale;
+  return stored;
+}
+
 /// The micro-kernel: rows [row, row + Rows) of `Panels` panels from `panel` on. The first `skip`
-/// rows are computed but not stored. `Grouped`: the rows are packed as [k][Rows].
+/// rows are computed but not stored. `Grouped`: the rows are packed as [k][Rows]. `Ahead`: fetches
+/// `product.ahead`.
 ///
 /// Its loops over registers are unrolled by order, so that g++ keeps `sum` in registers.
-template <class S, Index Rows, Index Panels, bool Grouped = false>
-__attribute__((noinline)) void multiply_tile(const Product<S>& product, Index row, Index panel,
-                                             Index skip) {
+template <class S, Index Rows, Index Panels, bool Grouped, bool Ahead, class Stored>
+__attribute__((noinline)) void multiply_tile(const Product<S, Stored>& product, Index row,
+                                             Index panel, Index skip) {
   constexpr Index lanes = simd::lanes<S>, width = 2 * Panels;  // registers of a row
   const Index column = panel * panel_width<S>, columns = product.columns - column;
   const bool whole = columns >= width * lanes;
@@ -109,23 +133,32 @@ __attribute__((noinline)) void multiply_tile(const Product<S>& product, Index ro
       }
     }
   }
+  simd::Batch<S> scale[width];
+#pragma GCC unroll 16
+  for (Index r = 0; r < width; ++r) {
+    if constexpr (std::integral<Stored>) {
+      scale[r] = simd::load<S>(product.scales + column + r * lanes);
+    }
+  }
 
   const S* a = product.a + row * product.a_row_stride;
-  const S* b = product.b + panel * product.panel_stride;
+  const Stored* b = product.b + panel * product.panel_stride;
+  const char* ahead = product.ahead;
   const Index a_row_stride = Grouped ? 1 : product.a_row_stride;
   const Index a_stride = Grouped ? Rows : product.a_stride;
   const Index b_stride = product.b_stride, panel_stride = product.panel_stride;
-  const S* ahead = product.ahead ? product.ahead : b;  // the line that is read anyway
-  const Index ahead_stride = product.ahead ? cache_line<S> : b_stride;
+  const Index ahead_stride = product.ahead_stride;
+// Two k at a time: which of two ports an instruction waits for is settled by its place among
+// others, and a longer loop shares them out better.
+#pragma GCC unroll 2
   for (Index k = 0; k < product.depth; ++k, a += a_stride, b += b_stride) {
-    if constexpr (Panels == 1 && !Grouped) {
-      __builtin_prefetch(ahead, 0, 2);
-      ahead += ahead_stride;
-    }
+    // Groups pass through the L1 cache once a panel.
+    if constexpr (Grouped) __builtin_prefetch(a + 32 * Rows, 0, 3);
+    if constexpr (Ahead) __builtin_prefetch(ahead, 0, 2), ahead += ahead_stride;
     simd::Batch<S> weight[width];
 #pragma GCC unroll 16
     for (Index r = 0; r < width; ++r) {
-      weight[r] = simd::load<S>(b + r / 2 * panel_stride + r % 2 * lanes);
+      weight[r] = load_weight<S>(b + r / 2 * panel_stride + r % 2 * lanes, scale[r]);
     }
 #pragma GCC unroll 16
     for (Index i = 0; i < Rows; ++i) {
@@ -161,43 +194,99 @@ inline Index next_tile(Index left, Index rows) {
   return tile;
 }
 
-/// One or two rows need several panels for enough independent chains.
-inline Index panels_at_once(Index rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
-
-/// All rows of `panels` panels: one, or as many as `panels_at_once` says.
-template <class S>
-void multiply_rows(Product<S> product, Index rows, Index panel, Index panels) {
+/// All rows of one panel of numbers to compute with.
+template <bool Ahead, class S>
+void multiply_rows(Product<S> product, Index rows, Index panel) {
   for (Index row = 0; row < rows;) {
     const Index tile = next_tile(rows - row, rows), first = std::min(row, rows - tile);
-    const auto multiply = tile == tall_tile     ? multiply_tile<S, tall_tile, 1>
-                          : tile == medium_tile ? multiply_tile<S, medium_tile, 1>
-                          : tile == low_tile    ? multiply_tile<S, low_tile, 1>
-                          : tile == 2
-                              ? panels == 2 ? multiply_tile<S, 2, 2> : multiply_tile<S, 2, 1>
-                          : panels == 4 ? multiply_tile<S, 1, 4>
-                                        : multiply_tile<S, 1, 1>;
-    multiply(product, first, panel, row - first);
+    const auto multiply = [&]<Index Rows>(std::integral_constant<Index, Rows>) {
+      multiply_tile<S, Rows, 1, false, Ahead>(product, first, panel, row - first);
+    };
+    // Calls, as g++ 12 chooses among addresses by a condition that it has overwritten.
+    if (tile == tall_tile) {
+      multiply(std::integral_constant<Index, tall_tile>{});
+    } else if (tile == medium_tile) {
+      multiply(std::integral_constant<Index, medium_tile>{});
+    } else if (tile == low_tile) {
+      multiply(std::integral_constant<Index, low_tile>{});
+    } else if (tile == 2) {
+      multiply(std::integral_constant<Index, 2>{});
+    } else {
+      multiply(std::integral_constant<Index, 1>{});
+    }
     row = first + tile;
-    if (product.ahead) product.ahead += product.depth * cache_line<S>;
+    product.ahead += product.depth * product.ahead_stride;
   }
 }
 
-/// All rows of panels [panel, last_panel). `Packed` panels lie behind each other: where several
-/// tiles pass over a slice of one, they fetch the next slice, which hides the time that memory
-/// takes.
-template <bool Packed, class S>
-void multiply_panels(const Product<S>& product, Index rows, Index panel, Index last_panel) {
-  const bool one_tile = next_tile(rows, rows) == rows;
-  const Index slice = one_tile ? std::max<Index>(product.depth, 1) : depth_slice;
-  const Index at_once = panels_at_once(rows);
-  for (Index panels = 0; panel < last_panel; panel += panels) {
-    panels = panel + at_once <= last_panel ? at_once : 1;
-    for (Index k = 0; k == 0 || k < product.depth; k += slice) {
-      Product<S> part = product.slice(k, slice);
-      if (Packed && !one_tile) {
-        part.ahead = part.b + panel * part.panel_stride + part.depth * part.b_stride;
+/// One, two or four rows, which use a number of B too seldom to store it anew; several panels at
+/// once give the fewest rows enough independent chains. Returns the first panel that is left to do.
+template <class S, class Stored>
+Index multiply_few(const Product<S, Stored>& product, Index rows, Index panel, Index last_panel) {
+  constexpr bool narrow = !std::same_as<Stored, S>;
+  const auto multiply = [&]<Index Rows>(std::integral_constant<Index, Rows>) {
+    constexpr Index at_once = 4 / Rows;
+    for (; panel + at_once <= last_panel; panel += at_once) {
+      multiply_tile<S, Rows, at_once, false, false>(product, 0, panel, 0);
+    }
+  };
+  if constexpr (!narrow || std::same_as<S, float>) {
+    if (rows == 1) multiply(std::integral_constant<Index, 1>{});
+    if (rows == 2) multiply(std::integral_constant<Index, 2>{});
+  }
+  if constexpr (narrow && std::same_as<S, float>) {
+    if (rows == 4) multiply(std::integral_constant<Index, 4>{});
+  }
+  return panel;
+}
+
+/// The part of the chains of a panel that begins at `k`. What lies behind its numbers is ahead.
+template <class S, class Stored>
+Product<S, Stored> panel_slice(const Product<S, Stored>& product, Index panel, Index k,
+                               Index count) {
+  Product<S, Stored> slice = product.slice(k, count);
+  slice.b += panel * slice.panel_stride, slice.panel_stride = 0;
+  slice.ahead = reinterpret_cast<const char*>(slice.b + slice.depth * slice.b_stride);
+  slice.ahead_stride = cache_line;
+  return slice;
+}
+
+/// A slice of a panel as numbers to compute with, stored in `wide`, [k][panel width].
+template <class S, class Stored>
+Product<S> widened(const Product<S, Stored>& slice, Index panel, S* wide) {
+  if constexpr (std::same_as<Stored, S>) {
+    return slice;
+  } else {
+    constexpr Index lanes = simd::lanes<S>;
+    for (Index r = 0; r < 2; ++r) {
+      const S* const scales = slice.scales + panel * panel_width<S> + r * lanes;
+      const auto scale = std::integral<Stored> ? simd::load<S>(scales) : simd::broadcast(S(1));
+      for (Index k = 0; k < slice.depth; ++k) {
+        simd::store<S>(wide + k * panel_width<S> + r * lanes,
+                       load_weight<S>(slice.b + k * slice.b_stride + r * lanes, scale));
       }
-      multiply_rows(part, rows, panel, panels);
+    }
+    return slice.with_panel(wide);
+  }
+}
+
+/// All rows of panels [panel, last_panel), in slices of k if more than one tile of rows reads them
+/// or if they are stored anew, in `wide`. `Ahead`: the panels lie behind each other, and the next
+/// slice is fetched, which hides the time that memory takes.
+template <bool Ahead, class S, class Stored>
+void multiply_panels(const Product<S, Stored>& product, Index rows, Index panel, Index last_panel,
+                     S* wide = nullptr) {
+  const bool once = std::same_as<Stored, S> && next_tile(rows, rows) == rows;
+  const Index count = once ? std::max<Index>(product.depth, 1) : depth_slice;
+  panel = multiply_few(product, rows, panel, last_panel);
+  for (; panel < last_panel; ++panel) {
+    for (Index k = 0; k == 0 || k < product.depth; k += count) {
+      Product<S> slice = widened(panel_slice(product, panel, k, count), panel, wide);
+      if (once) {  // one tile, whose own lines come in time
+        slice.ahead = reinterpret_cast<const char*>(slice.b);
+        slice.ahead_stride = slice.b_stride * static_cast<Index>(sizeof(S));
+      }
+      multiply_rows<Ahead>(slice, rows, panel);
     }
   }
 }
@@ -247,27 +336,41 @@ void pack_rows(const View<const S, 3>& x, Index first, Index last, Index k, Inde
 }
 
 /// As `multiply_panels`, for rows that `pack_rows` has packed.
-template <class S>
-void multiply_packed(const Product<S>& product, Index rows, Index panel, Index last_panel) {
-  Product<S> groups = product, rest = product;
-  groups.a_row_stride = product.depth, groups.a_stride = tall_tile;
-  const Index grouped = rows / tall_tile * tall_tile;
-  rest.a += grouped * product.depth, rest.c += grouped;
-  rest.a_row_stride = 1, rest.a_stride = rows - grouped;
+template <class S, class Stored>
+void multiply_packed(Product<S, Stored> product, Index rows, Index panel, Index last_panel,
+                     S* wide) {
+  // The first tiles fetch the lines of the next slice.
+  constexpr Index width = panel_width<S> * static_cast<Index>(sizeof(Stored));
+  constexpr Index fetching_rows = ceil_div(width, cache_line) * tall_tile;
+  const Index grouped = rows / tall_tile * tall_tile, left = rows - grouped;
+  product.a_row_stride = product.depth, product.a_stride = tall_tile;
   for (Index p = panel; p < last_panel; ++p) {
     for (Index k = 0; k == 0 || k < product.depth; k += depth_slice) {
-      const Product<S> slice = groups.slice(k, depth_slice);
+      Product<S> slice = widened(panel_slice(product, p, k, depth_slice), p, wide);
       for (Index row = 0; row < grouped; row += tall_tile) {
-        multiply_tile<S, tall_tile, 1, true>(slice, row, p, 0);
+        if (row < fetching_rows) {
+          multiply_tile<S, tall_tile, 1, true, true>(slice, row, p, 0);
+          slice.ahead += slice.depth * slice.ahead_stride;
+        } else {
+          multiply_tile<S, tall_tile, 1, true, false>(slice, row, p, 0);
+        }
       }
-      multiply_rows(rest.slice(k, depth_slice), rows - grouped, p, 1);
+      slice.a = product.a + grouped * product.depth + k * left, slice.c += grouped;
+      slice.a_row_stride = 1, slice.a_stride = left;
+      multiply_rows<true>(slice, left, p);
     }
   }
 }
 
+/// Scratch for `widened`: nothing where the panels are stored as they are computed with.
+template <class S, class Stored>
+S* slice_scratch(Context::Scratch<S>& scratch) {
+  return std::same_as<Stored, S> ? nullptr : scratch(depth_slice, panel_width<S>).data();
+}
+
 /// Reads x [B, T, K] where it is, or copies the rows of a task if their stride is not one.
-template <class S>
-void multiply_unpacked(const Product<S>& product, const View<const S, 3>& x, Index panels,
+template <class S, class Stored>
+void multiply_unpacked(const Product<S, Stored>& product, const View<const S, 3>& x, Index panels,
                        const View<S, 3>& y, Context& context) {
   const Index rows = x.extent(0) * x.extent(1), depth = product.depth;
   const bool few = rows < rows_to_pack;
@@ -283,7 +386,7 @@ void multiply_unpacked(const Product<S>& product, const View<const S, 3>& x, Ind
     const Index count = std::min(task_rows, rows - row);
     const auto c = row_addresses(y, row, count);
     auto scratch = worker.scratch<S>();
-    Product<S> part = product;
+    Product<S, Stored> part = product;
     part.c = c.data(), part.a_stride = 1;
     if (x.template mergeable<0>()) {
       part.a = row_address(x, row), part.a_row_stride = x.template merge<0>().stride(0);
@@ -294,13 +397,14 @@ void multiply_unpacked(const Product<S>& product, const View<const S, 3>& x, Ind
       }
       part.a = copied.data(), part.a_row_stride = depth;
     }
-    multiply_panels<true>(part, count, panel, std::min(panels, panel + task_panels));
+    multiply_panels<true>(part, count, panel, std::min(panels, panel + task_panels),
+                          slice_scratch<S, Stored>(scratch));
   });
 }
 
 /// Packs x [B, T, K] block by block, then sends each block through all panels.
-template <class S>
-void multiply_in_blocks(const Product<S>& product, const View<const S, 3>& x, Index panels,
+template <class S, class Stored>
+void multiply_in_blocks(const Product<S, Stored>& product, const View<const S, 3>& x, Index panels,
                         const View<S, 3>& y, Context& context) {
   const Index rows = x.extent(0) * x.extent(1), depth = product.depth;
   constexpr Index task_rows = 4 * tall_tile;
@@ -310,7 +414,7 @@ void multiply_in_blocks(const Product<S>& product, const View<const S, 3>& x, In
     const Index count = std::min(row_block, rows - row);
     const auto c = row_addresses(y, row, count);
     for (Index k = 0; k == 0 || k < depth; k += depth_block) {
-      Product<S> part = product.slice(k, depth_block);
+      Product<S, Stored> part = product.slice(k, depth_block);
       part.a = packed, part.c = c.data();
       context.parallel_for(ceil_div(count, task_rows), [&](Index task, Context&) {
         const Index first = task * task_rows, last = std::min(count, first + task_rows);
@@ -318,53 +422,17 @@ void multiply_in_blocks(const Product<S>& product, const View<const S, 3>& x, In
       });
       const Index panel_products = std::max<Index>(count * part.depth * panel_width<S>, 1);
       const Index task_panels = ceil_div(products_per_task, panel_products);
-      context.parallel_for(ceil_div(panels, task_panels), [&](Index task, Context&) {
+      context.parallel_for(ceil_div(panels, task_panels), [&](Index task, Context& worker) {
         const Index panel = task * task_panels;
-        multiply_packed(part, count, panel, std::min(panels, panel + task_panels));
+        auto slices = worker.scratch<S>();
+        multiply_packed(part, count, panel, std::min(panels, panel + task_panels),
+                        slice_scratch<S, Stored>(slices));
       });
     }
   }
 }
 
 }  // namespace detail
-
-/// A weight [N, K] (out, in) in the order in which `matmul` reads it, behind a shared handle.
-///
-/// Panels of two registers of outputs, [panel][k][output]; the last one is filled up with zeros.
-template <class S>
-class PackedMatrix {
- public:
-  PackedMatrix() = default;
-  explicit PackedMatrix(In<S, 2> weight, Storage /*storage*/ = Storage::native)
-      : rows_(weight.extent(0)), cols_(weight.extent(1)) {
-    constexpr Index width = detail::panel_width<S>;
-    auto panels = std::make_shared<Tensor<S, 3>>(Shape<3>{ceil_div(rows_, width), cols_, width});
-    for (Index n = 0; n < rows_; ++n) {
-      S* to = panels->data() + n / width * cols_ * width + n % width;
-      for (Index k = 0; k < cols_; ++k) to[k * width] = weight(n, k);
-    }
-    panels_ = std::move(panels);
-  }
-
-  explicit operator bool() const { return panels_ != nullptr; }
-  Index rows() const { return rows_; }
-  Index cols() const { return cols_; }
-  /// [panels, K, panel width]
-  View<const S, 3> panels() const { return panels_ ? panels_->view() : View<const S, 3>(); }
-  /// The weight as it was, [N, K].
-  Tensor<S, 2> unpack() const {
-    constexpr Index width = detail::panel_width<S>;
-    Tensor<S, 2> weight({rows_, cols_});
-    for (Index n = 0; n < rows_; ++n) {
-      for (Index k = 0; k < cols_; ++k) weight(n, k) = panels()(n / width, k, n % width);
-    }
-    return weight;
-  }
-
- private:
-  Index rows_ = 0, cols_ = 0;
-  std::shared_ptr<const Tensor<S, 3>> panels_;
-};
 
 /// y = x wᵀ + bias, or y += x wᵀ + bias: x [B, T, K], w [N, K], y [B, T, N], bias [N] or none.
 ///
@@ -394,19 +462,27 @@ void matmul(In<S, 3> x, const PackedMatrix<S>& w, View<S, 3> y, Context& context
   if (!disjoint(x, y)) throw ShapeError("matmul: x and y overlap");
   if (rows == 0 || outputs == 0) return;
 
-  const Index panels = w.panels().extent(0);
-  const Product<S> product{.depth = depth,
-                           .b = w.panels().data(),
-                           .b_stride = panel_width<S>,
-                           .panel_stride = depth * panel_width<S>,
-                           .columns = outputs,
-                           .bias = bias,
-                           .accumulate = accumulate};
-  if (rows < rows_to_pack || panels < panels_to_pack) {
-    multiply_unpacked(product, x, panels, y, context);
-  } else {
-    multiply_in_blocks(product, x, panels, y, context);
+#if SEQMIX_MATRIX_UNITS
+  if constexpr (std::is_same_v<S, float>) {
+    if (on_matrix_units(context)) return matmul_split(x, w, y, context, bias, accumulate);
   }
+#endif
+
+  w.visit([&]<class Stored>(View<const Stored, 3> panels) {
+    const Product<S, Stored> product{.depth = depth,
+                                     .b = panels.data(),
+                                     .b_stride = panel_width<S>,
+                                     .panel_stride = depth * panel_width<S>,
+                                     .scales = w.scales(),
+                                     .columns = outputs,
+                                     .bias = bias,
+                                     .accumulate = accumulate};
+    if (rows < rows_to_pack || panels.extent(0) < panels_to_pack) {
+      multiply_unpacked(product, x, panels.extent(0), y, context);
+    } else {
+      multiply_in_blocks(product, x, panels.extent(0), y, context);
+    }
+  });
 }
 
 /// C = A B, or C += A B: A [M, K] with any strides (so that Aᵀ is a view), B [K, N] and C [M, N]
