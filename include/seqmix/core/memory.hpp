@@ -7,6 +7,10 @@
 #include <new>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "seqmix/core/numeric.hpp"
 
 namespace seqmix {
@@ -14,6 +18,32 @@ SEQMIX_BEGIN_NAMESPACE
 
 /// Every owned buffer starts at a multiple of this many bytes, whatever the compiler flags.
 inline constexpr Index alignment = 64;
+
+namespace detail {
+
+/// A large page of memory. Streams over megabytes at a row's distance would look up more small ones
+/// than the processor keeps addresses of.
+inline constexpr Index large_page = Index{1} << 21;
+
+/// Where a buffer of so many bytes begins.
+inline std::align_val_t buffer_alignment(Index bytes) {
+  return std::align_val_t{
+      static_cast<std::size_t>(bytes < 2 * large_page ? alignment : large_page)};
+}
+inline void* allocate_buffer(Index bytes) {
+  void* const memory = ::operator new(static_cast<std::size_t>(bytes), buffer_alignment(bytes));
+#if defined(__linux__)
+  if (bytes >= 2 * large_page) {  // advice: that the system does not follow it is no error
+    madvise(memory, static_cast<std::size_t>(bytes / large_page * large_page), MADV_HUGEPAGE);
+  }
+#endif
+  return memory;
+}
+inline void free_buffer(void* memory, Index bytes) {
+  ::operator delete(memory, buffer_alignment(bytes));
+}
+
+}  // namespace detail
 
 /// Scratch memory that is handed out like a stack and never moves while it is in use.
 ///
@@ -66,9 +96,8 @@ class Arena {
 
  private:
   struct Free {
-    void operator()(std::byte* memory) const {
-      ::operator delete (memory, std::align_val_t{static_cast<std::size_t>(alignment)});
-    }
+    Index bytes = 0;
+    void operator()(std::byte* memory) const { detail::free_buffer(memory, bytes); }
   };
   struct Block {
     std::unique_ptr<std::byte, Free> memory;
@@ -89,10 +118,8 @@ class Arena {
   }
 
   void add_block(Index bytes) {
-    void* memory = ::operator new (static_cast<std::size_t>(bytes),
-                                   std::align_val_t{static_cast<std::size_t>(alignment)});
-    blocks_.push_back(
-        {std::unique_ptr<std::byte, Free>(static_cast<std::byte*>(memory)), bytes, 0});
+    auto* const memory = static_cast<std::byte*>(detail::allocate_buffer(bytes));
+    blocks_.push_back({std::unique_ptr<std::byte, Free>(memory, Free{bytes}), bytes, 0});
   }
 
   std::vector<Block> blocks_;
@@ -118,13 +145,11 @@ class Memory {
   bool ends_with_call() const { return arena_ != nullptr; }
   void* allocate(Index bytes) const {
     if (arena_ != nullptr) return arena_->allocate(bytes);
-    return ::operator new (static_cast<std::size_t>(bytes),
-                           std::align_val_t{static_cast<std::size_t>(alignment)});
+    return detail::allocate_buffer(bytes);
   }
-  void free(void* memory) const {
-    if (arena_ == nullptr) {
-      ::operator delete (memory, std::align_val_t{static_cast<std::size_t>(alignment)});
-    }
+  /// `bytes`: as they were allocated.
+  void free(void* memory, Index bytes) const {
+    if (arena_ == nullptr) detail::free_buffer(memory, bytes);
   }
 
  private:

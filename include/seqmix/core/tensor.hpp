@@ -38,7 +38,7 @@ class Tensor {
     return *this;
   }
   ~Tensor() {
-    if (data_ != nullptr) memory_.free(data_);
+    if (data_ != nullptr) memory_.free(data_, size_ * static_cast<Index>(sizeof(T)));
   }
 
   T* data() { return data_; }
