@@ -2,7 +2,6 @@
 #include <cmath>
 #include <cstdint>
 
-#include "seqmix/core/cache.hpp"
 #include "seqmix/core/context.hpp"
 #include "seqmix/core/parameter.hpp"
 #include "support/allocations.hpp"
@@ -137,21 +136,6 @@ TEST_CASE("a parameter shares its numbers or borrows them") {
   auto wide = std::make_shared<Tensor<float, 2>>(Shape<2>{2, 6});
   CHECK_THROWS_AS((Parameter<float, 2>(std::as_const(*wide).view().slice<1>(0, 3), wide)),
                   ShapeError);
-}
-
-TEST_CASE("appending writes behind what each row has") {
-  Tensor<float, 4> x({2, 2, 3, 1});
-  fill(x.view(), 1.0F);
-  Tensor<Index, 1> past({2});
-  past[1] = 3;
-  Appended<float, 4, 2> cache({2, 3, 5, 1});
-  Context context;
-  append<float>(x, past, cache.view(), context);
-  CHECK(cache.capacity() == 5);
-  CHECK(cache.entries(0, 2, 1, 0) == 1);
-  CHECK(cache.entries(0, 2, 2, 0) == 0);
-  CHECK(cache.entries(1, 0, 2, 0) == 0);
-  CHECK(cache.entries(1, 0, 4, 0) == 1);
 }
 
 TEST_CASE("errors tell their kind") {

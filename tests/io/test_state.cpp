@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "seqmix/io/state.hpp"
+#include "seqmix/kernels/cache.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/safetensors_builder.hpp"
@@ -47,8 +48,10 @@ ExampleState<S> example(const std::vector<Index>& tokens, Index capacity, unsign
                         .memory = random_tensor<S, 3>({batch, 2, 3}, seed),
                         .keys = {},
                         .scores = {}};
-  state.keys.entries = random_tensor<S, 4>({batch, 2, capacity, 3}, seed + 1);
-  state.scores.entries = random_tensor<S, 3>({batch, capacity, 1}, seed + 2);
+  state.keys = {{batch, 2, capacity, 3}};
+  state.scores = {{batch, capacity, 1}};
+  copy(random_tensor<S, 4>({batch, 2, capacity, 3}, seed + 1).view(), state.keys.view().native());
+  copy(random_tensor<S, 3>({batch, capacity, 1}, seed + 2).view(), state.scores.view().native());
   for (Index row = 0; row < batch; ++row) {
     state.position[row] = tokens[static_cast<std::size_t>(row)];
   }
@@ -108,18 +111,18 @@ TEMPLATE_TEST_CASE("a state comes back, each row with its own length", "", float
       const Index count = tokens[static_cast<std::size_t>(row)];
       CHECK(loaded.position[row] == count);
       const auto valid = [&](auto& state) {
-        return state.keys.view()[row].template slice<1>(0, count);
+        return state.keys.view().native()[row].template slice<1>(0, count);
       };
       const auto rest = [&](auto& state) {
-        return state.keys.view()[row].template slice<1>(count, capacity - count);
+        return state.keys.view().native()[row].template slice<1>(count, capacity - count);
       };
       CHECK(support::same_bits(valid(loaded), valid(saved)));
       CHECK(support::same_bits(rest(loaded), rest(before)));
-      CHECK(support::same_bits(loaded.scores.view()[row].template slice<0>(0, count),
-                               saved.scores.view()[row].template slice<0>(0, count)));
-      CHECK(
-          support::same_bits(loaded.scores.view()[row].template slice<0>(count, capacity - count),
-                             before.scores.view()[row].template slice<0>(count, capacity - count)));
+      CHECK(support::same_bits(loaded.scores.view().native()[row].template slice<0>(0, count),
+                               saved.scores.view().native()[row].template slice<0>(0, count)));
+      CHECK(support::same_bits(
+          loaded.scores.view().native()[row].template slice<0>(count, capacity - count),
+          before.scores.view().native()[row].template slice<0>(count, capacity - count)));
     }
   }
 }
@@ -149,8 +152,8 @@ TEMPLATE_TEST_CASE("a state file holds the valid entries of each row and no more
   }
   CHECK(file.integers("position.1")[0] == 3);
   const auto keys = file.parameter<S, 3>("keys.1", {2, 3, 3});
-  CHECK(
-      support::same_bits(keys.view(), std::as_const(state).keys.view()[1].template slice<1>(0, 3)));
+  CHECK(support::same_bits(keys.view(),
+                           std::as_const(state).keys.view().native()[1].template slice<1>(0, 3)));
 }
 
 TEST_CASE("a state file that does not fit is named, and the state stays as it was") {
@@ -262,6 +265,66 @@ TEST_CASE("a state of other numbers, rows or members is refused") {
   CHECK_THAT(error_of<CheckpointError>(
                  [&] { load_state(folder.path() / "absent.state", StateMembers(saved)); }),
              ContainsSubstring("absent.state"));
+}
+
+TEMPLATE_TEST_CASE("narrow caches are saved as they are stored, and refused by another storage", "",
+                   float, double) {
+  using S = TestType;
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "narrow.state";
+  constexpr Storage storages[] = {Storage::native, Storage::bf16, Storage::f16, Storage::int8};
+  const auto narrow = [](Storage storage, Index capacity, unsigned seed) {
+    auto state = example<S>({4, 2}, capacity, seed);
+    state.keys = {{2, 2, capacity, 3}, {}, storage};
+    store_entries<S>(random_tensor<S, 4>({2, 2, capacity, 3}, seed), state.keys.view());
+    return state;
+  };
+  for (const Storage storage : storages) {
+    INFO(to_string(storage));
+    auto saved = narrow(storage, 4, 7), loaded = narrow(storage, 9, 8);
+    const auto valid = [](auto& state, Index row) {
+      const Index count = state.position[row];
+      Tensor<S, 3> numbers({2, count, 3});
+      load_entries<S>(state.keys.view()[row].template slice<1>(0, count), numbers.view());
+      return numbers;
+    };
+    save_state(path, StateMembers(saved));
+    const Safetensors file = Safetensors::open(path);
+    const bool scaled = storage == Storage::int8;
+    const DType native = std::same_as<S, float> ? DType::f32 : DType::f64;
+    CHECK(file.entry("keys.1").shape == std::vector<Index>{2, 2, 3});
+    CHECK(file.entry("keys.1").dtype == (storage == Storage::bf16  ? DType::bf16
+                                         : storage == Storage::f16 ? DType::f16
+                                         : scaled                  ? DType::i8
+                                                                   : native));
+    CHECK(file.contains("keys.scales.1") == scaled);
+    if (scaled) {
+      CHECK(file.entry("keys.scales.1").shape == std::vector<Index>{2, 2});
+      CHECK(file.entry("keys.scales.1").dtype == DType::bf16);
+    }
+    load_state(path, StateMembers(loaded));
+    for (const Index row : {0, 1}) {
+      CHECK(support::same_bits(valid(loaded, row).view(), valid(saved, row).view()));
+    }
+    auto fork = narrow(storage, 5, 9);
+    StateMembers(fork).copy_row(StateMembers(saved), 1, 0);
+    CHECK(support::same_bits(valid(fork, 0).view(), valid(saved, 1).view()));
+
+    // 6 entries of 2 x 3 numbers, and what the other members hold.
+    const Index number = number_size<S>(storage),
+                others = StateMembers(saved).used_bytes() - 36 * number;
+    CHECK(others == 2 * 8 + (2 * 6 + 6) * static_cast<Index>(sizeof(S)) + (scaled ? 6 * 2 * 2 : 0));
+    for (const Storage other : storages) {
+      if (other == storage) continue;
+      auto target = narrow(other, 4, 10);
+      const auto before = bytes_of(target);
+      CHECK_THROWS_AS(load_state(path, StateMembers(target)), CheckpointError);
+      CHECK_THAT(
+          error_of<ShapeError>([&] { StateMembers(target).copy_row(StateMembers(saved), 0, 0); }),
+          ContainsSubstring("storage"));
+      CHECK(bytes_of(target) == before);
+    }
+  }
 }
 
 TEST_CASE("states without rows or members are legal") {

@@ -635,6 +635,146 @@ TEMPLATE_TEST_CASE("attention over a ring in pieces is attention over all of the
   }
 }
 
+TEMPLATE_TEST_CASE("attention of many tokens and any head size", "[attention]", float, double) {
+  using S = TestType;
+  constexpr std::array<std::array<Index, 2>, 4> widths{{{1, 7}, {72, 64}, {7, 72}, {128, 128}}};
+  std::size_t turn = 0;
+  for (const Index T : {383, 384, 385}) {
+    const auto [K, V] = widths[turn++];
+    INFO("T " << T << " K " << K << " V " << V);
+    Case<S> c({.B = 1, .T = T, .H = 2, .G = 1, .K = K, .V = V, .past = {turn == 2 ? 40 : 0}});
+    check_forms(c, c.expected(), Causal{}, PlainScore{c.scale});
+  }
+}
+
+TEST_CASE("attention on matrix units is that in fp32 to the error of their numbers",
+          "[attention]") {
+  const auto plain = [](Index, double product, Index) { return product; };
+  const auto causal = [](Index, Index, Index i, Index j) { return j <= i; };
+  for (const auto& [precision, bound] :
+       {std::pair{Precision::bf16x3, 2e-5}, {Precision::bf16, 1e-2}}) {
+    Context context;
+    context.set_poison(true);
+    context.set_precision(precision);
+    const auto check = [&, limit = bound](Case<float>& c, const auto& expected, auto... policies) {
+      c.run<Form::parallel>(context, policies...);
+      CHECK(support::relative_error(View<const float, 4>(c.o()), expected.o.view()) <= limit);
+      CHECK(support::relative_error(c.log_sum_exp.view(), expected.log_sum_exp.view()) <= limit);
+      CHECK(c.gaps_are_untouched());
+    };
+    constexpr std::array<std::array<Index, 2>, 5> widths{
+        {{64, 64}, {1, 7}, {7, 72}, {72, 1}, {128, 128}}};
+    std::size_t turn = 0;
+    for (const Index T : {31, 32, 33, 63, 64, 65, 130, 385}) {
+      for (const Index past : {0, 77}) {
+        const auto [K, V] = widths[turn++ % widths.size()];
+        INFO("T " << T << " past " << past << " K " << K << " V " << V);
+        Case<float> c({.B = 2, .T = T, .H = 4, .G = 2, .K = K, .V = V, .past = {past, past / 3}});
+        check(c, c.expected(causal, plain), Causal{}, PlainScore{c.scale});
+      }
+    }
+    Case<float> c({.B = 2, .T = 150, .H = 4, .G = 2, .K = 9, .V = 6, .past = {70, 2}, .spare = 3});
+    for (const auto& mask : {SinksAndWindow{0, 1}, SinksAndWindow{5, 20}, SinksAndWindow{70, 65}}) {
+      const auto sees = [&](Index, Index, Index i, Index j) {
+        return j <= i && (j < mask.sinks || i - j < mask.width);
+      };
+      check(c, c.expected(sees, plain), mask, PlainScore{c.scale});
+    }
+    check(c,
+          c.expected(
+              [](Index b, Index h, Index i, Index j) {
+                return Blocks{b, h}.sees(i, j);
+              },
+              plain),
+          Blocks{}, PlainScore{c.scale});
+    const auto capped = [](Index, double product, Index) { return 2 * std::tanh(product / 2); };
+    check(c, c.expected(causal, capped), Causal{}, SoftCap(c.scale, 2));
+    c.run<Form::parallel>(context, LateCausal{100}, PlainScore{c.scale});
+    CHECK(c.o()(0, 29, 1, 0) == 0);
+    CHECK(c.o()(0, 30, 1, 0) != 0);
+  }
+}
+
+TEST_CASE("attention bits on matrix units depend on the row and its positions alone",
+          "[attention]") {
+  for (const Precision precision : {Precision::bf16x3, Precision::bf16}) {
+    Context context;
+    context.set_poison(true);
+    context.set_precision(precision);
+    const Sizes sizes{.B = 2, .T = 300, .H = 6, .G = 3, .K = 40, .V = 18, .past = {0, 77}};
+    Case<float> c(sizes);
+    c.run<Form::parallel>(context);
+    Tensor<float, 4> whole({sizes.B, sizes.T, sizes.H, sizes.V});
+    copy(c.o(), whole.view());
+
+    for (const Index workers : {1, 2, 3}) {
+      support::ThreadExecutor executor(workers);
+      Context threaded(executor);
+      threaded.set_poison(true);
+      threaded.set_precision(precision);
+      fill(c.o(), 0.0F);
+      c.run<Form::parallel>(threaded);
+      CHECK(same_bits(c.o(), whole.view()));
+    }
+    const auto last = c.o().slice<0>(1, 1);  // alone
+    fill(last, 0.0F);
+    attention<Form::parallel>(c.q().slice<0>(1, 1), c.keys.view().slice<0>(1, 1),
+                              c.values.view().slice<0>(1, 1), c.past.view().slice<0>(1, 1),
+                              Causal{}, PlainScore{c.scale}, last, context);
+    CHECK(same_bits(last, whole.view().slice<0>(1, 1)));
+    fill(c.o(), 0.0F);
+    Tensor<Index, 1> past = c.past;
+    for (Index first = 0, count = 1; first < sizes.T; first += count, count += 7) {
+      count = std::min(count, sizes.T - first);
+      attention<Form::parallel>(c.q().slice<1>(first, count), c.keys, c.values, past, Causal{},
+                                PlainScore{c.scale}, c.o().slice<1>(first, count), context);
+      for (Index b = 0; b < sizes.B; ++b) past(b) += count;
+    }
+    CHECK(same_bits(c.o(), whole.view()));
+  }
+}
+
+TEST_CASE("hidden numbers that are not finite stay unseen by matrix units", "[attention]") {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const Precision precision : {Precision::bf16x3, Precision::bf16}) {
+    for (const float value : {nan, infinity}) {
+      Context context;
+      context.set_poison(true);
+      context.set_precision(precision);
+      const Sizes sizes{
+          .B = 2, .T = 140, .H = 4, .G = 2, .K = 10, .V = 9, .past = {50, 3}, .spare = 3};
+      Case<float> c(sizes);
+      Tensor<float, 4> clean({sizes.B, sizes.T, sizes.H, sizes.V});
+      c.run<Form::parallel>(context);
+      copy(c.o(), clean.view());
+      fill(c.values[1][0][90], value), c.keys(1, 0, 99, 4) = value;
+      c.run<Form::parallel>(context);
+      bool contained = true, arrived = true;
+      const double bound = precision == Precision::bf16 ? 1e-2 : 2e-5;
+      for (Index b = 0; b < sizes.B; ++b) {
+        for (Index t = 0; t < sizes.T; ++t) {
+          for (Index h = 0; h < sizes.H; ++h) {
+            const auto o = c.o()[b][t][h];
+            const Index position = sizes.past[static_cast<std::size_t>(b)] + t;
+            if (b == 1 && h < 2 && position >= 90) {
+              arrived &= !std::isfinite(o[0]);
+            } else if (b == 1 && h < 2 && position >= 64) {  // of a tile that has such a value
+              for (Index e = 0; e < sizes.V; ++e) {
+                contained &= std::abs(static_cast<double>(o[e] - clean(b, t, h, e))) <= bound;
+              }
+            } else {
+              contained &= same_bits(o, clean[b][t][h]);
+            }
+          }
+        }
+      }
+      CHECK(contained);
+      CHECK(arrived);
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("parts of the keys merge", "[attention]", float, double) {
   using S = TestType;
   Case<S> c({.B = 2, .T = 60, .H = 4, .G = 2, .K = 9, .V = 6, .past = {20, 0}});

@@ -12,7 +12,8 @@
 #include "seqmix/layers/state.hpp"
 
 // A state file is a safetensors file with one tensor a member and batch row, `<member>.<row>`,
-// without the batch axis; of a cache it holds the valid entries only. Metadata: `format`, `rows`.
+// without the batch axis; of a cache it holds the valid entries only, as they are stored, and the
+// scales of 8-bit ones as `<member>.scales.<row>`. Metadata: `format`, `rows`.
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -22,6 +23,9 @@ inline constexpr std::string_view state_format = "seqmix state 1";
 
 inline DType state_dtype(const StateMember& member) {
   if (member.integral) return DType::i64;
+  if (member.storage == Storage::bf16) return DType::bf16;
+  if (member.storage == Storage::f16) return DType::f16;
+  if (member.storage == Storage::int8) return DType::i8;
   return member.number_size == 4 ? DType::f32 : DType::f64;
 }
 
@@ -60,8 +64,8 @@ inline void save_state(const std::filesystem::path& path, const StateMembers& st
 
 /// Fills a state that the same layer made for as many rows from a file; capacities may differ.
 ///
-/// Throws `CheckpointError` on a file of another layer, batch or number type and `CapacityError`
-/// where a cache is too small; the state is then as it was.
+/// Throws `CheckpointError` on a file of another layer, batch, number type or storage and
+/// `CapacityError` where a cache is too small; the state is then as it was.
 inline void load_state(const std::filesystem::path& path, const StateMembers& state) {
   const Safetensors file = Safetensors::open(path, FileAccess::copied);
   const auto expect = [&](const std::string& key, const std::string& expected) {

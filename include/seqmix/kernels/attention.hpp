@@ -41,7 +41,7 @@ View<S, 3> tokens_of(const View<S, 3>& view, const Piece& piece) {
 /// packed documents is row 0. Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Dao et al. 2022,
 /// arXiv:2205.14135.
 template <Form form, class S, class Mask = Causal, class Score = PlainScore>
-void attention(In<S, 4> q, In<S, 4> keys, In<S, 4> values, In<Index, 1> past, Mask mask,
+void attention(In<S, 4> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<Index, 1> past, Mask mask,
                Score score, View<S, 4> o, Context& context, Out<S, 3> log_sum_exp = {}) {
   if (context.packed()) {
     return context.for_each_piece([&](const Piece& piece) {
@@ -61,7 +61,7 @@ void attention(In<S, 4> q, In<S, 4> keys, In<S, 4> values, In<Index, 1> past, Ma
 /// `rows` or more before a query.
 template <Form form, class S, class Mask, class Score>
 void ring_attention(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<Index, 1> past, Mask mask, Score score,
-                    Out<S, 4> keys, Out<S, 4> values, View<S, 4> o, Context& context,
+                    CacheOut<S, 4> keys, CacheOut<S, 4> values, View<S, 4> o, Context& context,
                     Out<S, 3> log_sum_exp = {}) {
   if (context.packed()) {
     return context.for_each_piece([&](const Piece& piece) {
@@ -74,13 +74,22 @@ void ring_attention(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<Index, 1> past, Mask 
                               detail::tokens_of<S>(log_sum_exp, piece));
     });
   }
-  detail::attend<form, S>({q, keys, values, past, o, log_sum_exp, k, v}, mask, score, context);
+  auto scratch = context.scratch<S>();
+  const auto as_stored = [&](const View<const S, 4>& x, Storage storage) -> View<const S, 4> {
+    if (storage == Storage::native) return x;
+    auto rounded = scratch(x.extent(0), x.extent(1), x.extent(2), x.extent(3));
+    round_entries<S>(x, storage, rounded, context);
+    return rounded;
+  };
+  detail::attend<form, S>({q, keys, values, past, o, log_sum_exp, as_stored(k, keys.storage()),
+                           as_stored(v, values.storage())},
+                          mask, score, context);
   const Index T = q.extent(1);
   for (Index b = 0; b < q.extent(0); ++b) {
-    const auto put = [&](const View<const S, 4>& from, const View<S, 4>& ring) {
+    const auto put = [&](const View<const S, 4>& from, const CacheView<S, 4>& ring) {
       const Index rows = ring.extent(2);
       for (Index t = std::max<Index>(T - rows, 0); t < T; ++t) {
-        copy(from[b][t], ring[b].template at<1>((past[b] + t) % rows));
+        store_entries<S>(from[b][t], ring[b].template at<1>((past[b] + t) % rows));
       }
     };
     put(k, keys), put(v, values);
@@ -90,7 +99,7 @@ void ring_attention(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<Index, 1> past, Mask 
 /// Writes the heads x [B, T, G, K] of the first positions of the stream to a cache of them alone,
 /// [B, G, count, K]; later ones go nowhere.
 template <class S>
-void append_leading(In<S, 4> x, In<Index, 1> past, View<S, 4> cache, Context& context) {
+void append_leading(In<S, 4> x, In<Index, 1> past, const CacheView<S, 4>& cache, Context& context) {
   if (context.packed()) {
     return context.for_each_piece([&](const Piece& piece) {
       append_leading<S>(x.template slice<1>(piece.first, piece.count),
@@ -100,7 +109,9 @@ void append_leading(In<S, 4> x, In<Index, 1> past, View<S, 4> cache, Context& co
   }
   for (Index b = 0; b < x.extent(0); ++b) {
     const Index count = std::min(x.extent(1), cache.extent(2) - past[b]);
-    for (Index t = 0; t < count; ++t) copy(x[b][t], cache[b].template at<1>(past[b] + t));
+    for (Index t = 0; t < count; ++t) {
+      store_entries<S>(x[b][t], cache[b].template at<1>(past[b] + t));
+    }
   }
 }
 

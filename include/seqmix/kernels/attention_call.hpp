@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "seqmix/core/context.hpp"
+#include "seqmix/kernels/cache.hpp"
 #include "seqmix/kernels/matmul.hpp"
 #include "seqmix/kernels/softmax.hpp"
 #include "seqmix/simd/map.hpp"
@@ -76,18 +77,18 @@ namespace detail {
 /// Keys of a tile. Tiles begin at multiples of it, wherever a call begins, so that the tiling of a
 /// query's keys (and with it every bit of its result) depends on positions alone.
 inline constexpr Index attention_tile = 64;
-/// Keys of a strip, the unit in which a tile that is visible in part is computed.
-inline constexpr Index attention_strip = 16;
 /// Keys that the recurrent form hands to one task.
 inline constexpr Index attention_span = 512;
 /// Such tasks that are in flight before their results are merged.
 inline constexpr Index attention_wave = 32;
-/// Queries (of all heads that share a key) of one task of the parallel form.
-inline constexpr Index attention_block = 384;
+/// Queries (of all heads that share a key) of one task of the parallel form: the most that leave so
+/// many tasks, which fit in the L2 cache, or the fewest that are worth the keys they read.
+inline constexpr Index parallel_tasks = 8, most_queries = 2048, least_queries = 384;
 /// Heads at most in one task of the parallel form.
 inline constexpr Index attention_heads = 8;
-/// Numbers of the cache that are worth a task of the recurrent form.
-inline constexpr Index attention_task_numbers = Index{1} << 15;
+/// Numbers of the cache that are worth a task of the recurrent form: the first keys of a task are
+/// waited for, since nobody fetched them ahead for its worker.
+inline constexpr Index attention_task_numbers = Index{1} << 17;
 
 template <class S>
 inline constexpr S minus_infinity = -std::numeric_limits<S>::infinity();
@@ -138,12 +139,12 @@ using OfHead = decltype(std::declval<const Policy&>().of(Index{}, Index{}));
 /// The keys or the values of one row and group, by position.
 template <class S>
 struct Entries {
-  View<const S, 2> cache;  // [rows, K], position p in slot p mod rows
-  View<const S, 2> fresh;  // [T, K], of the positions from `past` on; no data if the cache has them
+  CacheView<const S, 2> cache;  // [rows, K], position p in slot p mod rows
+  View<const S, 2> fresh;       // [T, K], of the positions from `past` on, or no data
   Index past;
 
   /// The rows of a tile: where they lie, or collected in `to` [attention_tile, K].
-  View<const S, 2> of(Span tile, const View<S, 2>& to) const {
+  CacheView<const S, 2> stored(Span tile, const View<S, 2>& to) const {
     const Index cached =
         fresh.data() == nullptr ? tile.end : std::clamp(past, tile.begin, tile.end);
     if (cached == tile.begin) return fresh.template slice<0>(tile.begin - past, tile.size());
@@ -152,22 +153,36 @@ struct Entries {
       return cache.template slice<0>(slot, tile.size());
     }
     for (Index position = tile.begin; position < tile.end; ++position) {
-      copy(position < cached ? cache[position % rows] : fresh[position - past],
-           to[position - tile.begin]);
+      const View<S, 1> row = to[position - tile.begin];
+      position < cached ? load_entries<S>(cache[position % rows], row)
+                        : copy(fresh[position - past], row);
     }
     return to.template slice<0>(0, tile.size());
+  }
+  /// The rows of a tile that lie behind each other in the cache, from its first on.
+  CacheView<const S, 2> cached(Span tile) const {
+    const Index rows = cache.extent(0), slot = tile.begin % rows;
+    return cache.template slice<0>(slot, std::min(tile.size(), rows - slot));
+  }
+  /// The same as numbers of S.
+  View<const S, 2> of(Span tile, const View<S, 2>& to) const {
+    const CacheView<const S, 2> rows = stored(tile, to);
+    if (rows.is_native()) return rows.native();
+    const View<S, 2> numbers = to.template slice<0>(0, tile.size());
+    load_entries<S>(rows, numbers);
+    return numbers;
   }
 };
 
 /// What both forms read, and where they write.
 template <class S>
 struct AttentionCall {
-  View<const S, 4> q;         // [B, T, H, K]
-  View<const S, 4> keys;      // [B, G, capacity, K]
-  View<const S, 4> values;    // [B, G, capacity, V]
-  View<const Index, 1> past;  // [B]
-  View<S, 4> o;               // [B, T, H, V]
-  View<S, 3> log_sum_exp;     // [B, T, H], or no data
+  View<const S, 4> q;            // [B, T, H, K]
+  CacheView<const S, 4> keys;    // [B, G, capacity, K]
+  CacheView<const S, 4> values;  // [B, G, capacity, V]
+  View<const Index, 1> past;     // [B]
+  View<S, 4> o;                  // [B, T, H, V]
+  View<S, 3> log_sum_exp;        // [B, T, H], or no data
   // Keys and values of this call where the caches, then rings, do not have them.
   View<const S, 4> fresh_keys = {};    // [B, T, G, K], or no data
   View<const S, 4> fresh_values = {};  // [B, T, G, V], or no data
@@ -241,7 +256,7 @@ struct AttentionCall {
   }
 
  private:
-  Entries<S> entries(const View<const S, 4>& cache, const View<const S, 4>& fresh, Index b,
+  Entries<S> entries(const CacheView<const S, 4>& cache, const View<const S, 4>& fresh, Index b,
                      Index group) const {
     if (fresh.data() == nullptr) return {cache[b][group], {}, past[b]};
     return {cache[b][group], fresh[b].template at<1>(group), past[b]};

@@ -98,7 +98,7 @@ inline std::vector<double> alibi_slopes(Index heads) {
 /// multiple of `dilation`.
 template <Form form, class S, class Score>
 void dilated_ring_attention(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<Index, 1> past, Index width,
-                            Index dilation, Score score, Out<S, 4> keys, Out<S, 4> values,
+                            Index dilation, Score score, CacheOut<S, 4> keys, CacheOut<S, 4> values,
                             View<S, 4> o, Context& context) {
   if (dilation == 1) {
     return ring_attention<form>(q, k, v, past, Band::window(width), score, keys, values, o,
@@ -124,15 +124,18 @@ void dilated_ring_attention(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<Index, 1> pas
     return View4{part.data() + first * part.stride(axis), shape, strides};
   };
   constexpr std::integral_constant<Index, 1> tokens;
-  constexpr std::integral_constant<Index, 2> slots;
+  const auto every_slot = [&](const CacheView<S, 4>& ring, Index row, Index first) {
+    constexpr std::integral_constant<Index, 2> slots;
+    return ring.window([&](const auto& view) { return every(slots, view, row, first); });
+  };
   for (Index row = 0; row < q.extent(0); ++row) {
     for (Index first = 0; first < std::min(dilation, q.extent(1)); ++first) {
       const Index position = past[row] + first, remainder = position % dilation;
       const Index before = position / dilation;  // tokens of this stream that are in the ring
       ring_attention<form>(every(tokens, q, row, first), every(tokens, k, row, first),
                            every(tokens, v, row, first), View<const Index, 1>(&before, {1}),
-                           Band::window(width), score, every(slots, keys, row, remainder),
-                           every(slots, values, row, remainder), every(tokens, o, row, first),
+                           Band::window(width), score, every_slot(keys, row, remainder),
+                           every_slot(values, row, remainder), every(tokens, o, row, first),
                            context);
     }
   }

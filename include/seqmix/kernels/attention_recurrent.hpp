@@ -1,13 +1,15 @@
 #pragma once
 
 #include <algorithm>
-#include <utility>
+#include <cstddef>
+#include <cstring>
+#include <type_traits>
 
 #include "seqmix/kernels/attention_call.hpp"
-#include "seqmix/kernels/matmul.hpp"
 #include "seqmix/kernels/softmax.hpp"
 #include "seqmix/simd/map.hpp"
 #include "seqmix/simd/math.hpp"
+#include "seqmix/simd/reduce.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -55,24 +57,174 @@ struct PartialSoftmax {
   }
 };
 
-/// products[row] = q · rows[row]: lanes add up on their own, then in one fixed tree.
+/// Bytes that are fetched from memory, bit by bit, while others are computed with.
+class Ahead {
+ public:
+  Ahead() = default;
+  /// Rows that lie behind each other without a gap; of others nothing.
+  template <class S>
+  explicit Ahead(const CacheView<const S, 2>& rows) {
+    const Index row_bytes = rows.extent(1) * number_size<S>(rows.storage());
+    if (rows.bytes().stride(0) != row_bytes) return;
+    next_ = rows.bytes().data();
+    end_ = next_ + rows.extent(0) * row_bytes;
+    near_ = rows.extent(0) * row_bytes <= near_bytes;
+  }
+  /// Fetches the next `bytes`, or what is left of them.
+  template <Index bytes>
+  SEQMIX_ALWAYS_INLINE void fetch() {
+    if (next_ == end_) return;
+#pragma GCC unroll 16
+    for (Index byte = 0; byte < bytes; byte += alignment) {
+      near_ ? __builtin_prefetch(next_ + byte, 0, 3) : __builtin_prefetch(next_ + byte, 0, 2);
+    }
+    next_ += std::min(bytes, end_ - next_);
+  }
+
+ private:
+  /// What the L1 cache has room for beside what is computed with; more goes to the L2 cache.
+  static constexpr Index near_bytes = Index{1} << 14;
+
+  const std::byte *next_ = nullptr, *end_ = nullptr;
+  bool near_ = false;
+};
+
+/// Queries that are multiplied with a row of keys, or add up rows of values, at a time.
 template <class S>
-void dot_rows(const S* q, const View<const S, 2>& rows, S* products) {
-  const auto dot = [&]<std::size_t... i>(Index row, std::index_sequence<i...>) {
-    const S* const first = rows.data() + row * rows.stride(0);
-    simd::Batch<S> total[] = {(static_cast<void>(i), simd::Batch<S>(S(0)))...};
-    simd::for_each_block<S>(rows.extent(1), [&](Index k, auto lane_count) {
-      const simd::Batch<S> factor = simd::load<S>(q + k, lane_count);
-      ((total[i] = simd::fma<S>(
-            factor, simd::load<S>(first + static_cast<Index>(i) * rows.stride(0) + k, lane_count),
-            total[i])),
-       ...);
+inline constexpr Index queries_at_once = std::min<Index>(4, simd::lanes<S>);
+
+/// Calls `body(first, count)` for blocks of [0, rows), `count` a constant: `Most`, then less.
+template <Index Most>
+SEQMIX_ALWAYS_INLINE void for_each_block_of_queries(Index rows, auto&& body, Index row = 0) {
+  for (; row + Most <= rows; row += Most) body(row, std::integral_constant<Index, Most>{});
+  if constexpr (Most > 1) for_each_block_of_queries<Most / 2>(rows, body, row);
+}
+
+/// products(r, j) = q_r · row_j for `Queries` rows of q and the keys from `row` on, of which there
+/// are so many that each product is a lane. Keys beyond the last are read as the last one.
+template <class S, Index Queries, class Number>
+SEQMIX_ALWAYS_INLINE void dot_block(const View<const S, 2>& q, const View<const Number, 2>& rows,
+                                    Index row, Ahead& ahead_of_all, const View<S, 2>& products) {
+  constexpr Index lanes = simd::lanes<S>, keys = lanes / Queries;
+  constexpr Index step_bytes = keys * lanes * static_cast<Index>(sizeof(Number));
+  const S* const query = q.data();
+  const Index q_row = q.stride(0);
+  const Index last = std::min(keys, rows.extent(0) - row) - 1, stride = rows.stride(0);
+  const Number* key[keys];
+#pragma GCC unroll 16
+  for (Index j = 0; j < keys; ++j) key[j] = rows.data() + (row + std::min(j, last)) * stride;
+  Ahead ahead = ahead_of_all;
+  simd::Batch<S> sum[lanes];
+#pragma GCC unroll 16
+  for (Index i = 0; i < lanes; ++i) sum[i] = simd::broadcast(S(0));
+  simd::for_each_block<S>(q.extent(1), [&](Index k, auto lane_count) {
+    ahead.fetch<step_bytes>();
+    simd::Batch<S> factor[Queries];
+#pragma GCC unroll 16
+    for (Index r = 0; r < Queries; ++r) {
+      factor[r] = simd::load<S>(query + r * q_row + k, lane_count);
+    }
+#pragma GCC unroll 16
+    for (Index j = 0; j < keys; ++j) {
+      const simd::Batch<S> numbers = simd::load_as<S>(key[j] + k, lane_count);
+#pragma GCC unroll 16
+      for (Index r = 0; r < Queries; ++r) {
+        sum[r * keys + j] = simd::fma<S>(factor[r], numbers, sum[r * keys + j]);
+      }
+    }
+  });
+  ahead_of_all = ahead;
+  S sums[lanes];
+  simd::store<S>(sums, simd::reduce_add_each<S>(sum));
+#pragma GCC unroll 16
+  for (Index r = 0; r < Queries; ++r) {
+    std::memcpy(&products(r, row), sums + r * keys, keys * sizeof(S));
+  }
+}
+
+/// products [R, size] = q rowsᵀ, while `ahead` is fetched.
+template <class S, class Number>
+__attribute__((noinline)) void dot_rows(const View<const S, 2>& q,
+                                        const View<const Number, 2>& rows, Ahead ahead,
+                                        const View<S, 2>& products) {
+  constexpr Index lanes = simd::lanes<S>;
+  Ahead nothing;
+  for (Index row = 0; row < rows.extent(0); row += lanes) {
+    const Index end = std::min(rows.extent(0), row + lanes);
+    for_each_block_of_queries<queries_at_once<S>>(q.extent(0), [&](Index r, auto count) {
+      for (Index first = row; first < end; first += lanes / count) {
+        dot_block<S, count>(q.template slice<0>(r, count), rows, first, r == 0 ? ahead : nothing,
+                            products.template slice<0>(r, count));
+      }
     });
-    ((products[row + static_cast<Index>(i)] = simd::reduce_add(total[i])), ...);
+  }
+}
+
+/// o_r += Σ_j p(r, j) row_j for `Queries` rows of o and `Registers` registers of columns.
+template <class S, Index Queries, Index Registers, class Number>
+SEQMIX_ALWAYS_INLINE void add_block(const View<const S, 2>& p, const View<const Number, 2>& rows,
+                                    Index column, auto lane_count, Ahead& ahead_of_all,
+                                    const View<S, 2>& o) {
+  constexpr Index lanes = simd::lanes<S>;
+  constexpr Index step_bytes = Registers * lanes * static_cast<Index>(sizeof(Number));
+  const S* const weights = p.data();
+  const Index p_row = p.stride(0), o_row = o.stride(0), stride = rows.stride(0);
+  S* const to = o.data() + column;
+  simd::Batch<S> sum[Queries][Registers];
+#pragma GCC unroll 16
+  for (Index r = 0; r < Queries; ++r) {
+#pragma GCC unroll 16
+    for (Index i = 0; i < Registers; ++i) {
+      sum[r][i] = simd::load<S>(to + r * o_row + i * lanes, lane_count);
+    }
+  }
+  const Number* from = rows.data() + column;
+  Ahead ahead = ahead_of_all;
+  for (Index j = 0; j < rows.extent(0); ++j, from += stride) {
+    ahead.fetch<step_bytes>();
+    simd::Batch<S> value[Registers];
+#pragma GCC unroll 16
+    for (Index i = 0; i < Registers; ++i) {
+      value[i] = simd::load_as<S>(from + i * lanes, lane_count);
+    }
+#pragma GCC unroll 16
+    for (Index r = 0; r < Queries; ++r) {
+      const simd::Batch<S> weight = simd::broadcast(weights[r * p_row + j]);
+#pragma GCC unroll 16
+      for (Index i = 0; i < Registers; ++i) sum[r][i] = simd::fma<S>(weight, value[i], sum[r][i]);
+    }
+  }
+  ahead_of_all = ahead;
+#pragma GCC unroll 16
+  for (Index r = 0; r < Queries; ++r) {
+#pragma GCC unroll 16
+    for (Index i = 0; i < Registers; ++i) {
+      simd::store<S>(to + r * o_row + i * lanes, sum[r][i], lane_count);
+    }
+  }
+}
+
+/// o [R, V] += p rows, while `ahead` is fetched.
+template <class S, class Number>
+__attribute__((noinline)) void add_rows(const View<const S, 2>& p,
+                                        const View<const Number, 2>& rows, Ahead ahead,
+                                        const View<S, 2>& o) {
+  constexpr Index lanes = simd::lanes<S>;
+  constexpr std::integral_constant<Index, 4> wide;  // registers of columns
+  constexpr std::integral_constant<Index, 1> narrow;
+  Ahead nothing;
+  const auto add = [&](auto registers, Index column, auto lane_count) {
+    for_each_block_of_queries<queries_at_once<S>>(o.extent(0), [&](Index r, auto queries) {
+      add_block<S, queries, registers>(p.template slice<0>(r, queries), rows, column, lane_count,
+                                       r == 0 ? ahead : nothing, o.template slice<0>(r, queries));
+    });
   };
-  Index row = 0;
-  for (; row + 4 <= rows.extent(0); row += 4) dot(row, std::make_index_sequence<4>{});
-  for (; row < rows.extent(0); ++row) dot(row, std::make_index_sequence<1>{});
+  const Index width = o.extent(1);
+  Index column = 0;
+  for (; column + wide * lanes <= width; column += wide * lanes) {
+    add(wide, column, simd::Full<S>{});
+  }
+  for (; column < width; column += lanes) add(narrow, column, std::min(lanes, width - column));
 }
 
 /// One token of the query heads of a group on its way through the tiles of their keys: the
@@ -80,6 +232,8 @@ void dot_rows(const S* q, const View<const S, 2>& rows, S* products) {
 template <class S, class Mask, class Score>
 struct QueryToken {
   using Batch = simd::Batch<S>;
+  using Tile = CacheView<const S, 2>;
+  static constexpr Index lanes = simd::lanes<S>;
 
   const Mask& mask;
   const Score& score;
@@ -88,6 +242,7 @@ struct QueryToken {
   View<S, 2> q;        // [R, K], scaled
   View<S, 2> p;        // [R, attention_tile]
   View<S, 2> visible;  // [R, attention_tile], 1 or 0
+  View<S, 2> scales;   // [2, attention_tile], of keys and values in 8 bits
   View<S, 2> o;        // [R, V], sums of p v
   View<S, 1> maximum;  // [R], of the scores so far
   View<S, 1> sum;      // [R], of p
@@ -103,34 +258,38 @@ struct QueryToken {
     }
   }
 
-  /// Takes in the keys and values ([size, K or V]) of the positions in `tile`.
-  void visit(Span tile, const View<const S, 2>& tile_keys,
-             const View<const S, 2>& tile_values) const {
-    const auto add = [&](Span of_heads, Span of_keys) {
-      const auto weights = p.template slice<0>(of_heads.begin, of_heads.size());
-      tile_matmul<S>(weights.template slice<1>(of_keys.begin, of_keys.size()),
-                     tile_values.template slice<0>(of_keys.begin, of_keys.size()),
-                     o.template slice<0>(of_heads.begin, of_heads.size()), true);
+  /// Takes in the keys and values ([size, K or V]) of the positions in `tile`. What is needed next
+  /// is fetched meanwhile: the values, then `next`.
+  void visit(Span tile, const Tile& keys, const Tile& values, const Ahead& next) const {
+    keys.visit([&](const auto& rows) { dot_rows<S>(q, rows, Ahead(values), p); });
+    load_scales(keys, scales[0]), load_scales(values, scales[1]);
+    const auto add = [&](Span of_heads, Span of_keys, const Ahead& ahead) {
+      if (of_heads.size() == 0 || of_keys.size() == 0) return;
+      values.template slice<0>(of_keys.begin, of_keys.size()).visit([&](const auto& rows) {
+        add_rows<S>(p.template slice<0>(of_heads.begin, of_heads.size())
+                        .template slice<1>(of_keys.begin, of_keys.size()),
+                    rows, ahead, o.template slice<0>(of_heads.begin, of_heads.size()));
+      });
     };
     Span together;  // heads that see the whole tile
     for (Index r = 0; r < heads(); ++r) {
       const Visibility visibility =
           mask.of(row, first_head + r).visibility({position, position + 1}, tile);
-      if (visibility != Visibility::none) weigh(r, tile, visibility, tile_keys);
+      if (visibility != Visibility::none) weigh(r, tile, visibility, keys, values);
       if (visibility == Visibility::all) {
         together.end = r + 1;
         continue;
       }
-      add(together, {0, tile.size()});
+      add(together, {0, tile.size()}, {});
       together = {r + 1, r + 1};
       if (visibility == Visibility::none) continue;
       // A hidden value is not even multiplied by zero: an infinite or NaN one stays unseen.
       for (Index begin = 0, end = 0; begin < tile.size(); begin = end + 1) {
         for (end = begin; end < tile.size() && visible(r, end) != 0;) ++end;
-        add({r, r + 1}, {begin, end});
+        add({r, r + 1}, {begin, end}, {});
       }
     }
-    add(together, {0, tile.size()});
+    add(together, {0, tile.size()}, next);
   }
 
   /// Whether some head may see something of a tile.
@@ -146,24 +305,38 @@ struct QueryToken {
   PartialSoftmax<S> softmax(Index r) const { return {o[r], maximum[r], sum[r]}; }
 
  private:
-  /// Makes p of head r the weights of the keys of a tile, and `visible` whether they count.
-  void weigh(Index r, Span tile, Visibility visibility, const View<const S, 2>& tile_keys) const {
-    constexpr Index lanes = simd::lanes<S>;
+  static void load_scales(const Tile& entries, const View<S, 1>& to) {
+    if (entries.storage() != Storage::int8) return;
+    const auto& from = entries.scales();
+    for (Index i = 0; i < entries.extent(0); ++i) {
+      to[i] = static_cast<S>(static_cast<float>(from(i, 0)));
+    }
+  }
+
+  /// Turns the products of head r with the keys of a tile into p. Of a tile that it sees in part,
+  /// `visible` says which keys count.
+  void weigh(Index r, Span tile, Visibility visibility, const Tile& keys,
+             const Tile& values) const {
     const auto head_mask = narrowed(mask.of(row, first_head + r), {position, position + 1}, tile);
     const auto head_score = score.of(row, first_head + r);
+    const auto scaled = [&](const Batch& numbers, const Tile& entries, const S* by) {
+      return entries.storage() == Storage::int8 ? numbers * simd::load<S>(by) : numbers;
+    };
+    const bool partial = visibility == Visibility::partial;
     S* const weights = &p(r, 0);
-    dot_rows<S>(&q(r, 0), tile_keys, weights);
     Batch tile_maximum(minus_infinity<S>);
     for (Index i = 0; i < tile.size(); i += lanes) {
       const Pairs<S> pairs{tile.begin, simd::broadcast(static_cast<S>(position - tile.begin)),
                            counting_from<S>(i)};
-      auto shown = pairs.key < simd::broadcast(static_cast<S>(tile.size()));
-      if (visibility == Visibility::partial) shown = shown && head_mask.allows(pairs);
-      const Batch products = simd::load<S>(weights + i);
-      const Batch value = simd::select<S>(shown, head_score(products, pairs), minus_infinity<S>);
+      Batch value = head_score(scaled(simd::load<S>(weights + i), keys, &scales(0, i)), pairs);
+      if (partial || i + lanes > tile.size()) {
+        auto shown = pairs.key < simd::broadcast(static_cast<S>(tile.size()));
+        if (partial) shown = shown && head_mask.allows(pairs);
+        value = simd::select<S>(shown, value, minus_infinity<S>);
+        simd::store<S>(&visible(r, i),
+                       simd::select<S>(shown, simd::broadcast(S(1)), simd::broadcast(S(0))));
+      }
       simd::store<S>(weights + i, value);
-      simd::store<S>(&visible(r, i),
-                     simd::select<S>(shown, simd::broadcast(S(1)), simd::broadcast(S(0))));
       tile_maximum = simd::max<S>(tile_maximum, value);
     }
     const PartialSoftmax<S> whole = softmax(r);
@@ -172,7 +345,7 @@ struct QueryToken {
     Batch total(S(0));
     for (Index i = 0; i < tile.size(); i += lanes) {
       const Batch weight = simd::exp(simd::load<S>(weights + i) - offset);
-      simd::store<S>(weights + i, weight);
+      simd::store<S>(weights + i, scaled(weight, values, &scales(1, i)));
       total += weight;
     }
     whole.sum += simd::reduce_add(total);
@@ -231,9 +404,10 @@ void attend_one(const AttentionCall<S>& call, const Mask& mask, const Score& sco
                                              worker_scratch(R, K),
                                              worker_scratch(R, attention_tile),
                                              worker_scratch(R, attention_tile),
+                                             worker_scratch(2, attention_tile),
                                              part_o[slot],
-                                             part_maximum[slot],
-                                             part_sum[slot]};
+                                             worker_scratch(R),
+                                             worker_scratch(R)};
       token.begin(heads_of(call.q, stream));
       const auto keys = call.keys_of(b, group), values = call.values_of(b, group);
       auto collected_keys = worker_scratch(attention_tile, K);
@@ -244,8 +418,11 @@ void attend_one(const AttentionCall<S>& call, const Mask& mask, const Score& sco
       for (Index key = begin; key < limit; key += attention_tile) {
         const Span tile{key, std::min(limit, key + attention_tile)};
         if (!token.sees(tile)) continue;
-        token.visit(tile, keys.of(tile, collected_keys), values.of(tile, collected_values));
+        token.visit(tile, keys.stored(tile, collected_keys), values.stored(tile, collected_values),
+                    Ahead(keys.cached({tile.end, std::min(reach.end, tile.end + attention_tile)})));
       }
+      // Only now, since parts of other workers lie on the same cache lines.
+      copy(token.maximum, part_maximum[slot]), copy(token.sum, part_sum[slot]);
     };
     context.parallel_for(ceil_div(end - first, items_per_task), [&](Index task, Context& worker) {
       const Index begin = first + task * items_per_task;

@@ -47,17 +47,31 @@ bool expands_latents(const LatentHeads<S>& heads, Index tokens, Algorithm algori
 
 /// Every head on its own, with keys and values of its own.
 template <class S>
-void attend_expanded(const View<const S, 4>& q, const View<const S, 4>& cache,
+void attend_expanded(const View<const S, 4>& q, const CacheView<const S, 4>& cache,
                      const View<const Index, 1>& past, const LatentHeads<S>& heads, double scale,
                      const View<S, 4>& o, Context& context) {
   const Index H = heads.size(), T = q.extent(1), rank = heads.rank(), K = heads.head_k();
   const Index rotary = q.extent(3) - K;
+  auto numbers = context.scratch<S>();
+  const View<const S, 4> latents_of_all = [&]() -> View<const S, 4> {
+    if (cache.is_native()) return cache.native();
+    Index longest = 0;
+    for (Index b = 0; b < q.extent(0); ++b) longest = std::max(longest, past[b] + T);
+    auto loaded = numbers(q.extent(0), 1, longest, rank + rotary);
+    for (Index b = 0; b < q.extent(0); ++b) {
+      const auto valid = [&](const auto& view) {
+        return view.template slice<0>(b, 1).template slice<2>(0, past[b] + T);
+      };
+      load_entries<S>(cache.window(valid), valid(loaded));
+    }
+    return loaded;
+  }();
   context.parallel_for(q.extent(0) * H, [&](Index task, Context& worker) {
     const Index b = task / H, h = task % H, count = past[b] + T;
     auto scratch = worker.scratch<S>();
-    auto keys = scratch(1, 1, count, K + rotary);               // [1, 1, P + T, K + rotary]
-    auto values = scratch(1, 1, count, heads.head_v());         // [1, 1, P + T, V]
-    const auto entries = cache[b].template slice<1>(0, count);  // [1, P + T, r + rotary]
+    auto keys = scratch(1, 1, count, K + rotary);        // [1, 1, P + T, K + rotary]
+    auto values = scratch(1, 1, count, heads.head_v());  // [1, 1, P + T, V]
+    const auto entries = latents_of_all[b].template slice<1>(0, count);  // [1, P + T, r + rotary]
     const auto latents = entries.template slice<2>(0, rank);
     const auto index = static_cast<std::size_t>(h);
     matmul<S>(latents, heads.keys[index], keys[0].template slice<2>(0, K), worker);
@@ -72,7 +86,7 @@ void attend_expanded(const View<const S, 4>& q, const View<const S, 4>& cache,
 /// All heads on the cache as it lies: q_h · W_kh c = (W_khᵀ q_h) · c, and W_vh moves behind the
 /// sum.
 template <Form form, class S>
-void attend_absorbed(const View<const S, 4>& q, const View<const S, 4>& cache,
+void attend_absorbed(const View<const S, 4>& q, const CacheView<const S, 4>& cache,
                      const View<const Index, 1>& past, const LatentHeads<S>& heads, double scale,
                      const View<S, 4>& o, Context& context) {
   const Index B = q.extent(0), T = q.extent(1), H = heads.size();
@@ -111,8 +125,8 @@ void attend_absorbed(const View<const S, 4>& q, const View<const S, 4>& cache,
 /// long calls expand the cache once a head. `context.algorithm()` forces the parallel form: chunked
 /// expands, recurrent absorbs. DeepSeek-AI 2024, arXiv:2405.04434, eq. 9-19.
 template <Form form, class S>
-void latent_attention(In<S, 4> q, In<S, 4> cache, In<Index, 1> past, const LatentHeads<S>& heads,
-                      double scale, View<S, 4> o, Context& context) {
+void latent_attention(In<S, 4> q, CacheIn<S, 4> cache, In<Index, 1> past,
+                      const LatentHeads<S>& heads, double scale, View<S, 4> o, Context& context) {
   if (context.packed()) {
     return context.for_each_piece([&](const Piece& piece) {
       latent_attention<form, S>(q.template slice<1>(piece.first, piece.count),

@@ -246,7 +246,7 @@ View<T, Rank> every(const View<T, Rank>& view, Index first, Index step, Index co
 /// of one residue modulo the stride are a dense causal sequence of their own, and run as one: they
 /// are views on the same cache. Child et al. 2019, arXiv:1904.10509, section 4.3.
 template <Form form, class S>
-void strided_attention(In<S, 4> q, In<S, 4> keys, In<S, 4> values, In<Index, 1> past,
+void strided_attention(In<S, 4> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<Index, 1> past,
                        const SparsePatterns& patterns, double scale, View<S, 4> o,
                        Context& context) {
   if (context.packed()) {
@@ -266,10 +266,12 @@ void strided_attention(In<S, 4> q, In<S, 4> keys, In<S, 4> values, In<Index, 1> 
       const Index b = task / residues, first = task % residues;
       const Index position = past[b] + first, before = position / stride;
       const Index count = ceil_div(T - first, stride);
-      const auto entries = [&](const View<const S, 4>& cache) {
-        return detail::every<2>(
-            cache.template slice<0>(b, 1).template slice<1>(h / heads_per_group, 1),
-            position % stride, stride, before + count);
+      const auto entries = [&](const CacheView<const S, 4>& cache) {
+        return cache.window([&](const auto& view) {
+          return detail::every<2>(
+              view.template slice<0>(b, 1).template slice<1>(h / heads_per_group, 1),
+              position % stride, stride, before + count);
+        });
       };
       const auto tokens = [&](const auto& view) {
         return detail::every<1>(view.template slice<0>(b, 1).template slice<2>(h, 1), first, stride,

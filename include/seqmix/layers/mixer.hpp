@@ -224,8 +224,9 @@ class Mixer {
     run_documents(x, cu_seqlens, state, y, context, side);
   }
 
-  /// Continues `state` by one token a row, x [B, D], by the recurrent form. Once the context has
-  /// grown, nothing is allocated and, with a serial context, nothing is locked.
+  /// Continues `state` by one token a row, x [B, D], by the recurrent form, in fp32 at any
+  /// precision of the context. Once the context has grown, nothing is allocated and, with a serial
+  /// context, nothing is locked.
   void step(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, Context& context,
             const Side& side = {}) const requires continues {
     const auto token = x.template insert<1>();
@@ -233,6 +234,7 @@ class Mixer {
     check_views(token, out, side);
     check_state(state, token.extent(0), [](Index) { return Index{1}; });
     if (token.empty()) return;
+    const Context::PrecisionScope exact(context, Precision::fp32);
     run<Form::recurrent>(token, state, out, context, side);
   }
 
@@ -425,6 +427,14 @@ class Mixer {
                          shape.text() + ", expected " + std::to_string(wanted) + " on axis " +
                          std::to_string(axis));
       }
+      if constexpr (requires { state_tensor(member).storage(); }) {
+        const Storage got = state_tensor(member).storage();
+        const auto wanted = static_cast<Storage>(*expected++);
+        if (got == wanted) return;
+        throw ShapeError(std::string(name) + ": state " + member_name.text() + " is stored as " +
+                         std::string(to_string(got)) + ", expected " +
+                         std::string(to_string(wanted)));
+      }
     });
     Index past = 0, coming = 0;  // of the row that will be longest
     State::visit(state, [&]<class Member>(const Name&, Member& member) {
@@ -476,13 +486,17 @@ class Mixer {
         extents[extents.size() - shape.size() + static_cast<std::size_t>(Member::axis)] =
             any_extent;
       }
+      if constexpr (requires { state_tensor(member).storage(); }) {
+        extents.push_back(static_cast<Index>(state_tensor(member).storage()));
+      }
     });
     return extents;
   }
 
   Options options_;
   Definition definition_;
-  std::vector<Index> expected_extents_;  // of every state member, in the order of `visit`
+  // Of every state member in the order of `visit`, of a cache with its storage behind them.
+  std::vector<Index> expected_extents_;
 };
 
 SEQMIX_END_NAMESPACE

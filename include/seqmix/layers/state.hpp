@@ -40,6 +40,7 @@ struct StateMember {
   Index axis = 0;         // of an appended member or a ring: the one that counts tokens
   Index window = 0;       // of a ring: the positions that its layer looks back on
   Index number_size = 0;  // bytes of one number
+  Storage storage = Storage::native;
   bool integral = false;
   std::byte* data = nullptr;
 
@@ -79,15 +80,17 @@ class StateMembers {
   requires(!std::is_const_v<State>) explicit StateMembers(State& state) {
     State::visit(state, [&]<class Member>(const Name& name, Member& member) {
       using Kind = StateMember::Kind;
+      StateMember described;
+      described.name = name.text();
       if constexpr (requires { Member::axis; }) {
-        add(name.text(), Kind::appended, Member::axis, state_tensor(member));
+        described.kind = Kind::appended, described.axis = Member::axis;
       } else if constexpr (requires { Member::ring_axis; }) {
-        add(name.text(), Kind::ring, Member::ring_axis, state_tensor(member));
-        list_.back().window = member.window;
-      } else {
-        constexpr bool counts = std::same_as<Member, Position>;
-        add(name.text(), counts ? Kind::position : Kind::fixed, 0, state_tensor(member));
+        described.kind = Kind::ring, described.axis = Member::ring_axis;
+        described.window = member.window;
+      } else if constexpr (std::same_as<Member, Position>) {
+        described.kind = Kind::position;
       }
+      add(std::move(described), state_tensor(member));
     });
   }
   StateMembers() = default;
@@ -180,14 +183,15 @@ class StateMembers {
     for (std::size_t i = 0; same && i < list_.size(); ++i) {
       const StateMember &a = list_[i], &b = other.list_[i];
       same = a.name == b.name && a.kind == b.kind && a.number_size == b.number_size &&
-             a.shape.size() == b.shape.size() && a.axis == b.axis;
+             a.storage == b.storage && a.shape.size() == b.shape.size() && a.axis == b.axis;
       for (std::size_t axis = 1; same && axis < a.shape.size(); ++axis) {
         same = a.shape[axis] == b.shape[axis] ||
                (a.kind == StateMember::Kind::appended && static_cast<Index>(axis) == a.axis);
       }
     }
     if (!same) {
-      throw ShapeError("state of another layer: got " + other.text() + ", expected " + text());
+      throw ShapeError("state of another layer or storage: got " + other.text() + ", expected " +
+                       text());
     }
   }
 
@@ -200,21 +204,36 @@ class StateMembers {
         result += (axis == 0 ? "" : ", ") + std::to_string(member.shape[axis]);
       }
       result += "]";
+      if (member.storage != Storage::native) {
+        result.append(" ").append(to_string(member.storage));
+      }
     }
     return result + "}";
   }
 
  private:
   template <class T, Index Rank>
-  void add(std::string name, StateMember::Kind kind, Index axis, Tensor<T, Rank>& tensor) {
+  void add(StateMember member, Tensor<T, Rank>& tensor) {
     const auto& extents = tensor.shape().extents;
-    list_.push_back({.name = std::move(name),
-                     .kind = kind,
-                     .shape = std::vector<Index>(extents.begin(), extents.end()),
-                     .axis = axis,
-                     .number_size = static_cast<Index>(sizeof(T)),
-                     .integral = std::integral<T>,
-                     .data = reinterpret_cast<std::byte*>(tensor.data())});
+    member.shape.assign(extents.begin(), extents.end());
+    member.number_size = static_cast<Index>(sizeof(T));
+    member.integral = std::integral<T>;
+    member.data = reinterpret_cast<std::byte*>(tensor.data());
+    list_.push_back(std::move(member));
+  }
+  /// The numbers of a cache, then, of 8-bit ones, the scales as a member of their own.
+  template <class Scalar, Index Rank>
+  void add(StateMember member, Cache<Scalar, Rank>& cache) {
+    StateMember scales = member;
+    add(std::move(member), cache.bytes());
+    list_.back().shape.back() = cache.extent(Rank - 1);
+    list_.back().number_size = number_size<Scalar>(cache.storage());
+    list_.back().storage = cache.storage();
+    if (cache.storage() != Storage::int8) return;
+    scales.name += ".scales";
+    scales.storage = Storage::bf16;
+    add(std::move(scales), cache.scales());
+    list_.back().shape.pop_back();
   }
   const StateMember* find_position() const {
     for (const StateMember& member : list_) {

@@ -44,7 +44,10 @@ struct AttentionDefinition : AttentionHeads<S, AttentionConfig> {
 
   State make_state(Index batch, Index capacity, Memory memory) const {
     const Shape<4> cache{batch, c.n_kv_heads, capacity, c.head_dim};
-    return {.position = {batch, memory}, .keys = {cache, memory}, .values = {cache, memory}};
+    const Storage storage = memory.caches();
+    return {.position = {batch, memory},
+            .keys = {cache, memory, storage},
+            .values = {cache, memory, storage}};
   }
 
   template <Form form>

@@ -127,7 +127,10 @@ struct BlockSparseAttentionDefinition
                           std::to_string(capacity) + " is longer");
     }
     const Shape<4> cache{batch, c.n_kv_heads, capacity, c.head_dim};
-    return {.position = {batch, memory}, .keys = {cache, memory}, .values = {cache, memory}};
+    const Storage storage = memory.caches();
+    return {.position = {batch, memory},
+            .keys = {cache, memory, storage},
+            .values = {cache, memory, storage}};
   }
 
   template <Form form>

@@ -66,8 +66,8 @@ struct CrossAttentionDefinition {
   };
 
   struct State {
-    Tensor<Scalar, 4> keys;    // [B, G, S, K]
-    Tensor<Scalar, 4> values;  // [B, G, S, K]
+    Cache<Scalar, 4> keys;    // [B, G, S, K]
+    Cache<Scalar, 4> values;  // [B, G, S, K]
 
     static void visit(auto& self, auto&& tensor) {
       tensor("keys", self.keys), tensor("values", self.values);
@@ -80,13 +80,14 @@ struct CrossAttentionDefinition {
   State make_state(View<const Scalar, 3> source, Memory memory, Context& context) const {
     const Index B = source.extent(0), length = source.extent(1);
     const Shape<4> cache{B, c.n_kv_heads, length, c.head_dim};
-    State state{.keys = {cache, memory}, .values = {cache, memory}};
+    const Storage storage = memory.caches();
+    State state{.keys = {cache, memory, storage}, .values = {cache, memory, storage}};
     auto scratch = context.scratch<Scalar>();
     auto k = scratch(B, length, c.n_kv_heads, c.head_dim);  // [B, S, G, K]
     auto v = scratch(B, length, c.n_kv_heads, c.head_dim);  // [B, S, G, K]
     project(source, {{w.k_proj, k}, {w.v_proj, v}}, context);
-    copy(heads_first(k), state.keys.view());
-    copy(heads_first(v), state.values.view());
+    store_entries<Scalar>(heads_first(k), state.keys.view());
+    store_entries<Scalar>(heads_first(v), state.values.view());
     return state;
   }
 

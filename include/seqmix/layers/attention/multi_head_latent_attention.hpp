@@ -114,7 +114,7 @@ struct MultiHeadLatentAttentionDefinition {
 
   State make_state(Index batch, Index capacity, Memory memory) const {
     return {.position = {batch, memory},
-            .latent = {{batch, 1, capacity, c.kv_rank + c.rotary_dim}, memory}};
+            .latent = {{batch, 1, capacity, c.kv_rank + c.rotary_dim}, memory, memory.caches()}};
   }
 
   template <Form form>

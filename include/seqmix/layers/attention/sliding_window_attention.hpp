@@ -55,11 +55,11 @@ struct SlidingWindowAttentionDefinition : AttentionHeads<S, SlidingWindowAttenti
   static constexpr std::string_view name = "sliding_window_attention";
 
   struct State {
-    Position position;              // [B]
-    Ring<Scalar, 4, 2> keys;        // [B, G, rows, K], rotated
-    Ring<Scalar, 4, 2> values;      // [B, G, rows, K]
-    Tensor<Scalar, 4> sink_keys;    // [B, G, n_sinks, K], rotated; only where there are sinks
-    Tensor<Scalar, 4> sink_values;  // [B, G, n_sinks, K]
+    Position position;             // [B]
+    Ring<Scalar, 4, 2> keys;       // [B, G, rows, K], rotated
+    Ring<Scalar, 4, 2> values;     // [B, G, rows, K]
+    Cache<Scalar, 4> sink_keys;    // [B, G, n_sinks, K], rotated; only where there are sinks
+    Cache<Scalar, 4> sink_values;  // [B, G, n_sinks, K]
 
     static void visit(auto& self, auto&& tensor) {
       tensor("position", self.position), tensor("keys", self.keys), tensor("values", self.values);
@@ -79,11 +79,12 @@ struct SlidingWindowAttentionDefinition : AttentionHeads<S, SlidingWindowAttenti
   State make_state(Index batch, Index /*capacity*/, Memory memory) const {
     const Shape<4> ring{batch, c.n_kv_heads, c.ring_rows(), c.head_dim};
     const Shape<4> sinks{batch, c.n_kv_heads, c.n_sinks, c.head_dim};
+    const Storage storage = memory.caches();
     return {.position = {batch, memory},
-            .keys = {ring, c.reach(), memory},
-            .values = {ring, c.reach(), memory},
-            .sink_keys = {sinks, memory},
-            .sink_values = {sinks, memory}};
+            .keys = {ring, c.reach(), memory, storage},
+            .values = {ring, c.reach(), memory, storage},
+            .sink_keys = {sinks, memory, storage},
+            .sink_values = {sinks, memory, storage}};
   }
 
   template <Form form>
@@ -112,8 +113,8 @@ struct SlidingWindowAttentionDefinition : AttentionHeads<S, SlidingWindowAttenti
       copy(q, sink_q);
       this->rotate(sink_q, past, context, c.n_sinks + c.window - 1);
       this->rotate(q, past, context);
-      append_leading(k, past, state.sink_keys.view(), context);
-      append_leading(v, past, state.sink_values.view(), context);
+      append_leading<Scalar>(k, past, state.sink_keys.view(), context);
+      append_leading<Scalar>(v, past, state.sink_values.view(), context);
       this->with_score([&](auto score) {
         ring_attention<form>(q, k, v, past, Band::window(c.window, c.n_sinks), score,
                              state.keys.view(), state.values.view(), o, context, total);

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "seqmix/core/cache.hpp"
+#include "seqmix/kernels/cache.hpp"
 #include "seqmix/kernels/online_conv.hpp"
 #include "seqmix/kernels/short_conv.hpp"
 #include "seqmix/layers/mixer.hpp"
@@ -177,15 +177,15 @@ struct HyenaDefinition {
   void long_convolution(View<Scalar, 3> v, State& state, Index o, Context& context) const {
     const View<const Index, 1> past = state.position.tokens;
     const auto of_order = [o](View<Scalar, 4> numbers) { return numbers.template at<1>(o); };
-    const View<const Scalar, 3> history = of_order(state.history.view());
+    const View<const Scalar, 3> history = of_order(state.history.view().native());
     const LongFilter<Scalar>& filter = filters[static_cast<std::size_t>(o)];
     const bool spread = state.spread_sums.extent(1) > 0,
-               amortized = state.sums.view().extent(1) > 0;
+               amortized = state.sums.entries.extent(1) > 0;
     if constexpr (form == Form::parallel) {
       long_conv_continue<Scalar>(v, history, past, filter, v, context);
       if (amortized) {
-        online_conv_advance<Scalar>(history, past, v.extent(1), filter, of_order(state.sums.view()),
-                                    context);
+        online_conv_advance<Scalar>(history, past, v.extent(1), filter,
+                                    of_order(state.sums.view().native()), context);
       } else if (spread) {
         spread_conv_advance<Scalar>(history, past, v.extent(1),
                                     spread_filters[static_cast<std::size_t>(o)],
@@ -194,8 +194,8 @@ struct HyenaDefinition {
     } else {
       const auto token = v.template merge<0>();  // [B, D]
       if (amortized) {
-        online_conv_step<Scalar>(token, history, past, filter, of_order(state.sums.view()), token,
-                                 context);
+        online_conv_step<Scalar>(token, history, past, filter, of_order(state.sums.view().native()),
+                                 token, context);
       } else if (spread) {
         spread_conv_step<Scalar>(token, history, past, spread_filters[static_cast<std::size_t>(o)],
                                  of_order(state.spread_sums), token, context);

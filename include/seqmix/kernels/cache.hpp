@@ -1,0 +1,139 @@
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+
+#include "seqmix/core/cache.hpp"
+#include "seqmix/core/context.hpp"
+#include "seqmix/simd/convert.hpp"
+#include "seqmix/simd/map.hpp"
+
+// How entries come into caches, and out of them. What a cache gives back is stored again as the
+// same bits: a number of a narrow type is the nearest of its type to itself, and the scale of an
+// 8-bit entry has 8 bits, so that 127 of it is exact and gives the scale again.
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+namespace detail {
+
+/// The largest finite number of a narrow type.
+template <class Number>
+constexpr float largest_of = std::same_as<Number, float16> ? 65504.0F : 0x1.FEp127F;
+
+/// Writes x [K] to 8-bit integers and returns their scale, NaN where a number is not finite.
+template <class S>
+bfloat16 quantize(const View<const S, 1>& x, std::int8_t* to) {
+  simd::Batch<S> largest(S(0)), zero(S(0));  // zero stays so unless a number is not finite
+  simd::for_each_block<S>(x.extent(0), [&](Index i, auto lane_count) {
+    const simd::Batch<S> v = simd::load<S>(x.data() + i, lane_count);
+    largest = simd::max<S>(largest, simd::abs<S>(v));
+    zero = simd::fma<S>(v, simd::Batch<S>(S(0)), zero);
+  });
+  const S exact = simd::reduce_max(largest) / S(127) + simd::reduce_add(zero);
+  const bfloat16 scale(static_cast<float>(exact));
+  const auto rounded = static_cast<S>(static_cast<float>(scale));
+  const simd::Batch<S> divisor(rounded > 0 ? rounded : S(1));
+  simd::for_each_block<S>(x.extent(0), [&](Index i, auto lane_count) {
+    simd::store_as<S>(to + i, simd::load<S>(x.data() + i, lane_count) / divisor, lane_count);
+  });
+  return scale;
+}
+
+/// Writes the entry x [K], as the cache stores it. A number beyond the largest of a narrow type
+/// becomes that; an entry in 8 bits that is not finite becomes NaN.
+template <class S>
+void store_entry(const View<const S, 1>& x, const CacheView<S, 1>& to) {
+  to.visit([&]<class Number>(const View<Number, 1>& numbers) {
+    if constexpr (std::same_as<Number, S>) {
+      copy(x, numbers);
+    } else if constexpr (std::same_as<Number, std::int8_t>) {
+      *to.scales().data() = quantize<S>(x, numbers.data());
+    } else {
+      const simd::Batch<S> bound(static_cast<S>(largest_of<Number>));
+      simd::for_each_block<S>(x.extent(0), [&](Index i, auto lane_count) {
+        const simd::Batch<S> v = simd::load<S>(x.data() + i, lane_count);
+        const simd::Batch<S> bounded = simd::min<S>(simd::max<S>(v, -bound), bound);
+        simd::store_as<S>(numbers.data() + i, bounded, lane_count);
+      });
+    }
+  });
+}
+
+/// Reads an entry of a cache.
+template <class S>
+void load_entry(const CacheView<const S, 1>& x, const View<S, 1>& to) {
+  x.visit([&]<class Number>(const View<const Number, 1>& numbers) {
+    simd::Batch<S> scale(S(1));
+    if constexpr (std::same_as<Number, std::int8_t>) {
+      scale = simd::Batch<S>(static_cast<S>(static_cast<float>(*x.scales().data())));
+    }
+    simd::for_each_block<S>(to.extent(0), [&](Index i, auto lane_count) {
+      simd::store<S>(to.data() + i, simd::load_as<S>(numbers.data() + i, lane_count) * scale,
+                     lane_count);
+    });
+  });
+}
+
+}  // namespace detail
+
+/// Writes x, the last dimension contiguous, to a cache of its shape.
+template <class S, Index Rank>
+void store_entries(In<S, Rank> x, const CacheView<S, Rank>& cache) {
+  if (x.shape() != cache.shape()) {
+    throw ShapeError("cache: got " + x.shape().text() + ", expected " + cache.shape().text());
+  }
+  if constexpr (Rank == 1) {
+    detail::store_entry<S>(x, cache);
+  } else {
+    for (Index i = 0; i < x.extent(0); ++i) store_entries<S>(x[i], cache[i]);
+  }
+}
+
+/// Reads entries of a cache to numbers of its shape, the last dimension contiguous.
+template <class S, Index Rank>
+void load_entries(CacheIn<S, Rank> cache, const View<S, Rank>& to) {
+  if constexpr (Rank == 1) {
+    detail::load_entry<S>(cache, to);
+  } else {
+    for (Index i = 0; i < to.extent(0); ++i) load_entries<S>(cache[i], to[i]);
+  }
+}
+
+/// Makes `to` what a cache gives back that stores the entries x [B, T, G, K].
+template <class S>
+void round_entries(In<S, 4> x, Storage storage, const View<S, 4>& to, Context& context) {
+  const Index K = x.extent(3), bytes = number_size<S>(storage);
+  auto scratch = context.scratch<std::byte>();
+  bfloat16 scale;
+  const CacheView<S, 1> entry(storage, {scratch(K * bytes).data(), {K}, {bytes}},
+                              {&scale, {K}, {Index{0}}});
+  for (Index b = 0; b < x.extent(0); ++b) {
+    for (Index t = 0; t < x.extent(1); ++t) {
+      for (Index g = 0; g < x.extent(2); ++g) {
+        detail::store_entry<S>(x[b][t][g], entry);
+        detail::load_entry<S>(entry, to[b][t][g]);
+      }
+    }
+  }
+}
+
+/// Writes the heads x [B, T, G, K] behind the first `past` [B] entries of a cache [B, G, capacity,
+/// K].
+template <class S>
+void append(In<S, 4> x, In<Index, 1> past, CacheOut<S, 4> cache, Context& context) {
+  if (context.packed()) {
+    return context.for_each_piece([&](const Piece& piece) {
+      append<S>(x.template slice<1>(piece.first, piece.count), past.template slice<0>(piece.row, 1),
+                cache.template slice<0>(piece.row, 1), context);
+    });
+  }
+  for (Index row = 0; row < x.extent(0); ++row) {
+    for (Index t = 0; t < x.extent(1); ++t) {
+      store_entries<S>(x[row][t], cache[row].template at<1>(past[row] + t));
+    }
+  }
+}
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix
