@@ -438,6 +438,28 @@ TEST_CASE("linear_state: steps have the bits of the recurrence, cuts at blocks c
   }
 }
 
+TEST_CASE("linear_state: blocks of time are the recurrence and change no bit") {
+  constexpr Index T = 2 * detail::block_tokens + 37;
+  for (const Kind kind : kinds) {
+    const Problem<double> p(kind, {.B = 1, .T = T, .H = 2, .G = 2, .K = 7, .V = 9}, {.divisor = 1});
+    const Result<double> expected = literal<double>(p);
+    for (const Algorithm algorithm : algorithms) {
+      INFO(text(p.n, kind, algorithm));
+      Context context = poisoned(algorithm);
+      const Result<double> got = run(p, context);
+      CHECK(error(got.o, expected.o) <= 1e-12);
+      CHECK(error(got.state, expected.state) <= 1e-12);
+      Result<double> cut = fresh(p);
+      for (Index first = 0; first < T; first += 192) {
+        run_part<Form::parallel>(p, cut.state.view(), cut.o.view(), first,
+                                 std::min<Index>(192, T - first), context);
+      }
+      CHECK(same(cut.o, got.o));
+      CHECK(same(cut.state, got.state));
+    }
+  }
+}
+
 TEST_CASE("linear_state: strided operands, and nothing is written beside the outputs") {
   constexpr Index B = 2, T = 37, H = 4, G = 2, K = 17, V = 19;
   for (const Kind kind : kinds) {
@@ -643,6 +665,141 @@ TEST_CASE("linear_state: what is left of the past by constant factors keeps its 
         if (left < 1e-36) break;
         CHECK(std::abs(static_cast<double>(got.o(0, t, 0, 3)) / left - 1) < 4e-6);
       }
+    }
+  }
+}
+
+TEST_CASE("linear_state: matrix units keep what the precision promises") {
+  const bool units = simd::matrix_units();
+  for (const Precision precision : {Precision::bf16x3, Precision::bf16}) {
+    const double bound = !units ? 1e-6 : precision == Precision::bf16 ? 8e-3 : 2e-5;
+    for (const Kind kind : {Kind::none, Kind::scalar, Kind::none_after, Kind::scalar_after}) {
+      for (const Sizes n : {Sizes{.B = 1, .T = 200, .H = 4, .G = 1, .K = 128, .V = 64},
+                            Sizes{.B = 2, .T = 37, .H = 10, .G = 1, .K = 17, .V = 33},
+                            Sizes{.B = 1, .T = 129, .H = 3, .G = 3, .K = 64, .V = 5},
+                            Sizes{.B = 1, .T = 300, .H = 1, .G = 1, .K = 33, .V = 200},
+                            Sizes{.B = 1, .T = 64, .H = 2, .G = 2, .K = 1, .V = 1}}) {
+        for (const double reset : {0.0, -50.0, -infinity}) {
+          INFO(text(n, kind, Algorithm::chunked) + ", reset " + std::to_string(reset));
+          const Problem<float> p(kind, n, {.divisor = 16, .reset = reset});
+          const Result<double> expected = literal<double>(p);
+          Context context = poisoned(Algorithm::chunked);
+          const Result<float> plain = run(p, context);
+          context.set_precision(precision);
+          const Result<float> got = run(p, context);
+          CHECK(error(got.o, expected.o) <= bound);
+          CHECK(error(got.state, expected.state) <= bound);
+          CHECK(same(got.o, plain.o) != units);
+          context.set_algorithm(Algorithm::recurrent);
+          CHECK(same(run(p, context).o, run(p, Algorithm::recurrent).o));
+        }
+      }
+    }
+    // A decay a channel has no form on matrix units, nor have doubles.
+    const Sizes n{.B = 1, .T = 70, .H = 2, .G = 1, .K = 64, .V = 64};
+    Context context = poisoned(Algorithm::chunked);
+    context.set_precision(precision);
+    const Problem<float> by_channel(Kind::vector, n);
+    CHECK(same(run(by_channel, context).o, run(by_channel, Algorithm::chunked).o));
+    const Problem<double> wide(Kind::scalar, n);
+    CHECK(same(run(wide, context).o, run(wide, Algorithm::chunked).o));
+  }
+}
+
+TEST_CASE("linear_state: constant factors on matrix units") {
+  const float factors[] = {0, 1e-30F, 0.3F, 0.97F, 1 - 0x1p-12F, 1};
+  const Sizes n{.B = 1, .T = 300, .H = 6, .G = 2, .K = 40, .V = 48};
+  Problem<float> p(Kind::scalar, n);
+  Tensor<float, 1> kept({n.H});
+  for (Index h = 0; h < n.H; ++h) {
+    kept[h] = factors[h];
+    fill(p.head_log.view().slice<2>(h, 1), std::log(factors[h]));
+  }
+  const Result<double> expected = literal<double>(p);
+  Context context = poisoned(Algorithm::chunked);
+  context.set_precision(Precision::bf16x3);
+  Result<float> got = fresh(p);
+  linear_state<Form::parallel>(p.q, p.k, p.v, ConstantDecay<float>{kept}, p.scale, got.state.view(),
+                               got.o.view(), context);
+  CHECK(error(got.o, expected.o) <= 2e-5);
+  CHECK(error(got.state, expected.state) <= 2e-5);
+}
+
+TEST_CASE("linear_state: matrix units give the same bits for any threads, batch and cut at 64") {
+  for (const Kind kind : {Kind::none, Kind::scalar, Kind::scalar_after}) {
+    for (const Sizes n : {Sizes{.B = 3, .T = 331, .H = 10, .G = 1, .K = 64, .V = 65},
+                          Sizes{.B = 3, .T = 331, .H = 1, .G = 1, .K = 40, .V = 300}}) {
+      const Problem<float> p(kind, n);
+      for (const Algorithm algorithm : {Algorithm::automatic, Algorithm::chunked}) {
+        INFO(text(n, kind, algorithm));
+        Context serial = poisoned(algorithm);
+        serial.set_precision(Precision::bf16x3);
+        const Result<float> expected = run(p, serial);
+        for (const Index workers : {1, 2, 3}) {
+          support::ThreadExecutor executor(workers);
+          Context context(executor);
+          context.set_algorithm(algorithm), context.set_precision(Precision::bf16x3);
+          context.set_poison(true);
+          const Result<float> got = run(p, context);
+          CHECK(same(got.o, expected.o));
+          CHECK(same(got.state, expected.state));
+        }
+        Result<float> alone = fresh(p), cut = fresh(p);
+        for (Index b = 0; b < n.B; ++b) {
+          run_part<Form::parallel>(p, alone.state.view().slice<0>(b, 1),
+                                   alone.o.view().slice<0>(b, 1), 0, n.T, serial, b, 1);
+        }
+        CHECK(same(alone.o, expected.o));
+        CHECK(same(alone.state, expected.state));
+        for (Index first = 0; first < n.T; first += 64) {
+          run_part<Form::parallel>(p, cut.state.view(), cut.o.view(), first,
+                                   std::min<Index>(64, n.T - first), serial);
+        }
+        CHECK(same(cut.o, expected.o));
+        CHECK(same(cut.state, expected.state));
+      }
+    }
+  }
+}
+
+TEST_CASE("linear_state: packed documents are runs of their own at every precision") {
+  const Piece pieces[] = {{0, 0, 70}, {1, 70, 1}, {2, 71, 130}};
+  for (const Precision precision : {Precision::fp32, Precision::bf16x3}) {
+    for (const Algorithm algorithm : algorithms) {
+      const Problem<float> p(Kind::scalar, {.B = 1, .T = 201, .H = 2, .G = 1, .K = 40, .V = 24});
+      const Problem<float> states(Kind::scalar, {.B = 3, .T = 1, .H = 2, .G = 1, .K = 40, .V = 24});
+      Context context = poisoned(algorithm);
+      context.set_precision(precision);
+      Result<float> packed = fresh(p), alone = fresh(p);
+      packed.state = alone.state = states.state;
+      for (const Piece& piece : pieces) {
+        run_part<Form::parallel>(p, alone.state.view().slice<0>(piece.row, 1), alone.o.view(),
+                                 piece.first, piece.count, context);
+      }
+      const Context::PackedScope scope(context, pieces);
+      run_part<Form::parallel>(p, packed.state.view(), packed.o.view(), 0, p.n.T, context);
+      CHECK(same(packed.o, alone.o));
+      CHECK(same(packed.state, alone.state));
+    }
+  }
+}
+
+TEST_CASE("linear_state: a lone head is cut in columns and keeps its bits") {
+  for (const Kind kind : kinds) {
+    // Long enough to be cut, and its first half, which is not.
+    const Problem<float> p(kind, {.B = 1, .T = 256, .H = 1, .G = 1, .K = 64, .V = 72});
+    for (const Algorithm algorithm : algorithms) {
+      INFO(text(p.n, kind, algorithm));
+      support::ThreadExecutor executor(2);
+      Context context(executor), narrow = poisoned(algorithm);
+      context.set_algorithm(algorithm);
+      const Result<float> got = run(p, context);
+      Result<float> cut = fresh(p);
+      for (Index first = 0; first < p.n.T; first += 32) {
+        run_part<Form::parallel>(p, cut.state.view(), cut.o.view(), first, 32, narrow);
+      }
+      CHECK(same(got.o, cut.o));
+      CHECK(same(got.state, cut.state));
     }
   }
 }
