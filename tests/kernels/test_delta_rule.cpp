@@ -3,6 +3,8 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "seqmix/core/tensor.hpp"
@@ -270,13 +272,37 @@ TEST_CASE("delta_rule: threads and batch position change no bit, NaN stays in it
   }
 }
 
-TEST_CASE("delta_rule: wide keys take chunks, narrow ones the recurrence") {
+TEST_CASE("delta_rule: how heads and columns are shared out to tasks changes no bit") {
   for (const Kind kind : kinds) {
-    const Problem<float> wide(kind, {.B = 1, .T = 40, .H = 1, .G = 1, .K = 160, .V = 64});
-    CHECK(same(run(wide, Algorithm::automatic), run(wide, Algorithm::chunked)));
-    CHECK_FALSE(same(run(wide, Algorithm::automatic), run(wide, Algorithm::recurrent)));
-    const Problem<float> narrow(kind, {.B = 1, .T = 40, .H = 1, .G = 1, .K = 64, .V = 64});
-    CHECK(same(run(narrow, Algorithm::automatic), run(narrow, Algorithm::recurrent)));
+    const Problem<float> p(kind, {.B = 1, .T = 70, .H = 18, .G = 9, .K = 17, .V = 70});
+    for (const Algorithm algorithm : algorithms) {
+      INFO(text(p.n, kind, algorithm));
+      const Result<float> whole = run(p, algorithm);
+      for (const Index h : {0, 7, 17}) {
+        Problem<float> alone = p;
+        const auto take = [](auto& tensor, Index first) {
+          const auto part = tensor.view().template slice<2>(first, 1);
+          std::remove_reference_t<decltype(tensor)> own(part.shape());
+          copy(part, own.view()), tensor = std::move(own);
+        };
+        take(alone.q, h / 2), take(alone.k, h / 2), take(alone.v, h), take(alone.log, h);
+        take(alone.beta, h), take(alone.head_log, h);
+        alone.n.H = alone.n.G = 1;
+        alone.state = Tensor<float, 4>({1, 1, 17, 70});
+        copy(p.state.view().slice<1>(h, 1), alone.state.view());
+        const Result<float> got = run(alone, algorithm);
+        CHECK(same_bits(got.o.view(), whole.o.view().slice<2>(h, 1)));
+        CHECK(same_bits(got.state.view(), whole.state.view().slice<1>(h, 1)));
+      }
+    }
+  }
+}
+
+TEST_CASE("delta_rule: a sequence takes chunks unless the recurrence is asked for") {
+  for (const Kind kind : kinds) {
+    const Problem<float> p(kind, {.B = 1, .T = 40, .H = 1, .G = 1, .K = 64, .V = 64});
+    CHECK(same(run(p, Algorithm::automatic), run(p, Algorithm::chunked)));
+    CHECK_FALSE(same(run(p, Algorithm::automatic), run(p, Algorithm::recurrent)));
   }
 }
 

@@ -7,8 +7,8 @@
 
 #include "seqmix/core/context.hpp"
 #include "seqmix/kernels/linear_state.hpp"
-#include "seqmix/kernels/matmul.hpp"
 #include "seqmix/kernels/rows.hpp"
+#include "seqmix/kernels/state_sweep.hpp"
 #include "seqmix/simd/batch.hpp"
 #include "seqmix/simd/map.hpp"
 #include "seqmix/simd/math.hpp"
@@ -18,27 +18,23 @@ SEQMIX_BEGIN_NAMESPACE
 
 namespace detail {
 
-/// Whether chunks are faster than the recurrence (measured with AVX-512): from the key width on at
-/// which the columns that the recurrence takes at a time leave the first cache. A matter of the
-/// heads' shape alone, so that the cut of a sequence into calls changes no bit.
-constexpr bool delta_chunks_pay(Index K, Index V) { return K > 128 && V >= 64; }
-
-/// One unit of work: heads of one group in one batch row, V of their value columns.
+/// Value columns of one head in one batch row, over a block of time.
 template <class S, class Decay>
-struct DeltaRuleUnit {
+struct DeltaRuleBlock {
   View<const S, 2> q, k;  // [T, K]
-  View<const S, 3> v;     // [T, heads, V]
-  View<const S, 2> beta;  // [T, heads]
+  View<const S, 2> v;     // [T, columns]
+  View<const S, 1> beta;  // [T]
   const Decay& decay;
-  Index batch_row, first_head;
+  Index row, head, first;  // where it is in the call
   S scale;
-  View<S, 3> state;  // [heads, K, V]
-  View<S, 3> o;      // [T, heads, V]
+  View<S, 2> o;  // [T, columns]
 
-  Index heads() const { return v.extent(1); }
   Index tokens() const { return q.extent(0); }
   Index keys() const { return q.extent(1); }
-  Index values() const { return v.extent(2); }
+  Index values() const { return v.extent(1); }
+  void write_factors(S* a, Index stride) const {
+    decay.write_factors(row, head, first, tokens(), a, stride);
+  }
 };
 
 /// The registers of columns that the recurrence takes through the state at a time.
@@ -111,91 +107,166 @@ SEQMIX_ALWAYS_INLINE void delta_rule_token(const DeltaToken<S>& token, Index K, 
   }
 }
 
-/// The literal recurrence. A few columns of the state pass a block of time while they are in the
-/// first cache.
+/// The literal recurrence on a state [K, columns], a few of its columns after the other.
 template <class S, class Decay>
-void delta_rule_recurrent(const DeltaRuleUnit<S, Decay>& unit, Context& context) {
+void delta_rule_recurrent(const DeltaRuleBlock<S, Decay>& block, const View<S, 2>& state,
+                          Context& context) {
   constexpr bool by_channel = Decay::by_channel;
   constexpr Index L = simd::lanes<S>;
-  const Index T = unit.tokens(), K = unit.keys(), V = unit.values();
-  const Index block = std::min(T, packed_tokens);
+  const Index T = block.tokens(), K = block.keys(), V = block.values();
   const Index a_stride = by_channel ? round_up(K, L) : 1;
   auto scratch = context.scratch<S>();
-  S* const a = scratch(block, a_stride).data();                                // factors
-  S* const decayed = scratch(by_channel ? block : Index{0}, a_stride).data();  // factors ⊙ k
+  S* const a = scratch(T, a_stride).data();                                // factors
+  S* const decayed = scratch(by_channel ? T : Index{0}, a_stride).data();  // factors ⊙ k
   S* const copied = scratch(K, delta_width * L).data();
 
-  for (Index first = 0; first < T; first += block) {
-    const Index tokens = std::min(block, T - first);
-    for (Index h = 0; h < unit.heads(); ++h) {
-      unit.decay.write_factors(unit.batch_row, unit.first_head + h, first, tokens, a, a_stride);
-      for (Index t = 0; by_channel && t < tokens; ++t) {
-        simd::map<S>(
-            K, decayed + t * a_stride,
-            [](simd::Batch<S> x, simd::Batch<S> y) { return simd::flush_subnormal<S>(x * y); },
-            a + t * a_stride, &unit.k(first + t, 0));
-      }
-      const auto run = [&]<Index width>(std::integral_constant<Index, width>, Index column,
-                                        auto lane_count) {
-        const Index columns = std::min(width * L, V - column);
-        const View<S, 2> part = unit.state[h].template slice<1>(column, columns);
-        const bool copy = columns < width * L || tokens >= delta_tokens_to_copy;
-        if (copy) pack_padded<S>(part, copied, width * L);
-        S* const place = copy ? copied : part.data();
-        const Index stride = copy ? width * L : part.stride(0);
-        for (Index t = 0; t < tokens; ++t) {
-          const S* const k = &unit.k(first + t, 0);
-          const DeltaToken<S> token{.q = &unit.q(first + t, 0),
-                                    .k = k,
-                                    .k_decayed = by_channel ? decayed + t * a_stride : k,
-                                    .a = a + t * a_stride,
-                                    .beta = unit.beta(first + t, h),
-                                    .scale = unit.scale};
-          const S* const v = &unit.v(first + t, h, column);
-          S* const o = &unit.o(first + t, h, column);
-          if (t + 1 < tokens) {
-            delta_rule_token<width, Decay, false>(token, K, place, stride, v, o, lane_count);
-          } else {
-            delta_rule_token<width, Decay, true>(token, K, place, stride, v, o, lane_count);
-          }
-        }
-        if (copy) {
-          unpack_padded<S>(copied, stride, part, [](const simd::Batch<S>& x) { return x; });
-        }
-      };
-      Index column = 0;
-      for (; column + delta_width * L <= V; column += delta_width * L) {
-        run(std::integral_constant<Index, delta_width>{}, column, simd::Full<S>{});
-      }
-      for (; column + L <= V; column += L) {
-        run(std::integral_constant<Index, 1>{}, column, simd::Full<S>{});
-      }
-      if (column < V) run(std::integral_constant<Index, 1>{}, column, V - column);
-    }
+  block.write_factors(a, a_stride);
+  for (Index t = 0; by_channel && t < T; ++t) {
+    simd::map<S>(
+        K, decayed + t * a_stride,
+        [](simd::Batch<S> x, simd::Batch<S> y) { return simd::flush_subnormal<S>(x * y); },
+        a + t * a_stride, &block.k(t, 0));
   }
+  const auto run = [&]<Index width>(std::integral_constant<Index, width>, Index column,
+                                    auto lane_count) {
+    const Index columns = std::min(width * L, V - column);
+    const View<S, 2> part = state.template slice<1>(column, columns);
+    const bool copy = columns < width * L || T >= delta_tokens_to_copy;
+    if (copy) pack_padded<S>(part, copied, width * L);
+    S* const place = copy ? copied : part.data();
+    const Index stride = copy ? width * L : part.stride(0);
+    for (Index t = 0; t < T; ++t) {
+      const S* const k = &block.k(t, 0);
+      const DeltaToken<S> token{.q = &block.q(t, 0),
+                                .k = k,
+                                .k_decayed = by_channel ? decayed + t * a_stride : k,
+                                .a = a + t * a_stride,
+                                .beta = block.beta[t],
+                                .scale = block.scale};
+      const S* const v = &block.v(t, column);
+      S* const o = &block.o(t, column);
+      if (t + 1 < T) {
+        delta_rule_token<width, Decay, false>(token, K, place, stride, v, o, lane_count);
+      } else {
+        delta_rule_token<width, Decay, true>(token, K, place, stride, v, o, lane_count);
+      }
+    }
+    if (copy) unpack_padded<S>(copied, stride, part, [](const simd::Batch<S>& x) { return x; });
+  };
+  Index column = 0;
+  for (; column + delta_width * L <= V; column += delta_width * L) {
+    run(std::integral_constant<Index, delta_width>{}, column, simd::Full<S>{});
+  }
+  for (; column + L <= V; column += L) {
+    run(std::integral_constant<Index, 1>{}, column, simd::Full<S>{});
+  }
+  if (column < V) run(std::integral_constant<Index, 1>{}, column, V - column);
 }
 
-/// u_i = beta_i (u_i - found_i - Σ_{j<i} weights_ij u_j), by forward substitution; rows of `stride`
-/// numbers, a multiple of two registers.
+/// Tokens of a chunk: what a sweep keeps of them fits in the registers.
+inline constexpr Index delta_chunk = 4;
 template <class S>
-void solve_chunk(Index tokens, const S* weights, const S* beta, const S* found, S* u,
-                 Index stride) {
-  constexpr Index L = simd::lanes<S>;
-  for (Index c = 0; c < stride; c += 2 * L) {
-    for (Index i = 0; i < tokens; ++i) {
-      S* const row = u + i * stride + c;
-      const S* const known = found + i * stride + c;
-      simd::Batch<S> s0 = simd::load(row) - simd::load(known);
-      simd::Batch<S> s1 = simd::load(row + L) - simd::load(known + L);
-      for (Index j = 0; j < i; ++j) {
-        const simd::Batch<S> weight = simd::broadcast(weights[i * chunk_length + j]);
-        s0 = simd::fnma<S>(weight, simd::load(u + j * stride + c), s0);
-        s1 = simd::fnma<S>(weight, simd::load(u + j * stride + c + L), s1);
-      }
-      const simd::Batch<S> strength = simd::broadcast(beta[i]);
-      simd::store<S>(row, strength * s0), simd::store<S>(row + L, strength * s1);
-    }
-  }
+using DeltaSweep = StateSweep<S, 2 * delta_chunk, delta_chunk>;
+
+/// What the tokens of a chunk hand to each other, and their shares beta.
+template <class S>
+struct DeltaWeights {
+  static constexpr Index C = delta_chunk;
+  S sums[C * C], beta[C];
+
+  /// How much of what token j writes token i reads with its query, j <= i.
+  static constexpr Index read(Index i, Index j) { return i * C + j; }
+  /// And how much it finds with its key before it writes, j < i.
+  static constexpr Index found(Index i, Index j) { return j * C + i; }
+};
+
+/// The coefficients and weights of the `tokens` tokens of a chunk from `first` on, the rest of it
+/// zeros; a: its factors, ones behind. The keys of tokens that write decay from token to token, so
+/// that they are the writers after the last.
+template <class S, class Decay>
+void prepare_delta_chunk(const DeltaRuleBlock<S, Decay>& block, Index first, Index tokens,
+                         const S* a, Index a_stride, S* coefficients, DeltaWeights<S>& weights) {
+  using Batch = simd::Batch<S>;
+  constexpr Index C = delta_chunk, L = simd::lanes<S>;
+  const Batch zero = simd::broadcast(S(0));
+  using Weights = DeltaWeights<S>;
+  Batch sums[C * C];
+#pragma GCC unroll 16
+  for (Index i = 0; i < C * C; ++i) sums[i] = zero;
+  const auto add = [&](Index i, const Batch& x, const Batch& y) __attribute__((always_inline)) {
+    sums[i] = simd::fma<S>(x, y, sums[i]);
+  };
+  simd::for_each_block<S>(
+      block.keys(), [&](Index channel, auto lane_count) __attribute__((always_inline)) {
+        const auto load = [&](const View<const S, 2>& from, Index i) {
+          return i < tokens ? simd::load<S>(&from(first + i, channel), lane_count) : zero;
+        };
+        const auto put = [&](Index row, const Batch& x) {
+          simd::store<S>(coefficients + row * L, x);
+        };
+        Batch key[C];
+        DecayProduct<S> decay[C], since_start;
+#pragma GCC unroll 4
+        for (Index i = 0; i < C; ++i) {
+          const Batch query = load(block.q, i);
+          key[i] = load(block.k, i);
+          if constexpr (!std::is_same_v<Decay, NoDecay>) {
+            const Batch factor = simd::load(a + i * a_stride + (Decay::by_channel ? channel : 0));
+            since_start.multiply(factor);
+#pragma GCC unroll 4
+            for (Index j = 0; j < C; ++j) {
+              if (j < i) decay[j].multiply(factor);
+            }
+          }
+          put(i, query * since_start.value()), put(C + i, key[i] * since_start.value());
+#pragma GCC unroll 4
+          for (Index j = 0; j < C; ++j) {
+            if (j > i) continue;
+            const Batch writer = key[j] * decay[j].value();
+            add(Weights::read(i, j), query, writer);
+            if (j < i) add(Weights::found(i, j), key[i], writer);
+          }
+        }
+#pragma GCC unroll 4
+        for (Index j = 0; j < C; ++j) put(2 * C + j, key[j] * decay[j].value());
+        put(3 * C, since_start.value());
+        coefficients += DeltaSweep<S>::rows * L;
+      });
+  add_lanes<S, C * C>(sums, weights.sums);
+  for (Index i = 0; i < C; ++i) weights.beta[i] = i < tokens ? block.beta[first + i] : S(0);
+}
+
+/// Solves the triangular system of a chunk for some columns. found: [2 C, columns], by queries, by
+/// keys; u: [C, columns].
+template <class S>
+void solve_delta_chunk(const DeltaWeights<S>& weights, const S* found, const View<const S, 2>& v,
+                       S scale, S* u, const View<S, 2>& o) {
+  using Batch = simd::Batch<S>;
+  using Weights = DeltaWeights<S>;
+  constexpr Index C = delta_chunk, columns = DeltaSweep<S>::columns;
+  const Index tokens = v.extent(0);
+  simd::for_each_block<S>(
+      v.extent(1), [&](Index c, auto lane_count) __attribute__((always_inline)) {
+        Batch row[C];
+#pragma GCC unroll 4
+        for (Index i = 0; i < C; ++i) {
+          const Batch value =
+              i < tokens ? simd::load<S>(&v(i, c), lane_count) : simd::broadcast(S(0));
+          Batch write = value - simd::load(found + (C + i) * columns + c);
+          Batch read = simd::load(found + i * columns + c);
+#pragma GCC unroll 4
+          for (Index j = 0; j < C; ++j) {
+            if (j >= i) continue;
+            write =
+                simd::fnma<S>(simd::broadcast(weights.sums[Weights::found(i, j)]), row[j], write);
+            read = simd::fma<S>(simd::broadcast(weights.sums[Weights::read(i, j)]), row[j], read);
+          }
+          row[i] = simd::broadcast(weights.beta[i]) * write;
+          read = simd::fma<S>(simd::broadcast(weights.sums[Weights::read(i, i)]), row[i], read);
+          simd::store<S>(u + i * columns + c, row[i]);
+          if (i < tokens) simd::store<S>(&o(i, c), read * simd::broadcast(scale), lane_count);
+        }
+      });
 }
 
 /// The chunkwise form. Within a chunk of tokens that starts from the state S0 the rows u_i that the
@@ -205,88 +276,40 @@ void solve_chunk(Index tokens, const S* weights, const S* beta, const S* found, 
 ///   o_i = q_i (a_1 ... a_i) S0 + Σ_{j<=i} (q_i (a_{j+1} ... a_i) k_jᵀ) u_j
 ///   S   = (a_1 ... a_C) S0 + Σ_j (a_{j+1} ... a_C k_j)ᵀ u_j
 ///
-/// Decays are only ever multiplied from the older to the newer token. One of a head commutes with
-/// the state, so that the heads of a group share the products of q and k.
+/// Decays are only ever multiplied from the older to the newer token.
 /// Yang et al. 2024, arXiv:2406.06484, section 3; Yang et al. 2024, arXiv:2412.06464, section 3.3.
 template <class S, class Decay>
-void delta_rule_chunked(const DeltaRuleUnit<S, Decay>& unit, Context& context) {
-  constexpr Index C = chunk_length, L = simd::lanes<S>;
-  constexpr bool by_channel = Decay::by_channel, decays = !std::is_same_v<Decay, NoDecay>;
-  const Index T = unit.tokens(), K = unit.keys(), V = unit.values();
-  const Index k_stride = round_up(K, L), v_stride = round_up(V, 2 * L);
-  const Index a_stride = by_channel ? k_stride : L;
+void delta_rule_chunked(const DeltaRuleBlock<S, Decay>& block, S* slabs, Context& context) {
+  using Sweep = DeltaSweep<S>;
+  constexpr Index C = delta_chunk, L = simd::lanes<S>, columns = Sweep::columns;
+  const Index T = block.tokens(), K = block.keys(), V = block.values();
+  const Index chunks = ceil_div(T, C), size = Sweep::coefficients(K);
+  const Index a_stride = Decay::by_channel ? round_up(K, L) : L;
   auto scratch = context.scratch<S>();
-  S* const q = scratch(C, k_stride).data();
-  S* const k = scratch(C, k_stride).data();
-  S* const readers =
-      scratch(2 * C, k_stride).data();  // queries, then keys, decayed since the start
-  S* const last_k = by_channel ? scratch(C, k_stride).data() : k;  // keys, decayed until the end
-  S* const found = scratch(2 * C, v_stride).data();                // what the readers find in S0
-  S* const u = scratch(C, v_stride).data();
-  S* const last_u = by_channel || !decays ? u : scratch(C, v_stride).data();
-  S* const a = scratch(C, a_stride).data();
-  S* const total = scratch(a_stride).data();
-  S* const q_products = scratch(C, C).data();
-  S* const k_products = scratch(C, C).data();
-  S* const q_weights = scratch(C, C).data();
-  S* const k_weights = scratch(C, C).data();
-  S* const beta = scratch(C).data();
-  std::fill_n(q, C * k_stride, S(0)), std::fill_n(k, C * k_stride, S(0));
+  S* const a = scratch(chunks * C, a_stride).data();  // factors
+  S* const coefficients = scratch(chunks, size).data();
+  S* const found = scratch(Sweep::readers, columns).data();
+  S* const u = scratch(C, columns).data();
+  DeltaWeights<S> weights[packed_tokens / C];
+  std::fill_n(u, C * columns, S(0));
 
-  for (Index first = 0; first < T; first += C) {
-    const Index tokens = std::min(C, T - first);
-    S* const k_readers = readers + tokens * k_stride;
-    S* const found_by_k = found + tokens * v_stride;
-    pack_padded<S>(unit.q.template slice<0>(first, tokens), q, k_stride);
-    pack_padded<S>(unit.k.template slice<0>(first, tokens), k, k_stride);
-    if constexpr (!by_channel) {
-      chunk_products(tokens, q, k, k_stride, q_products);
-      chunk_products(tokens, k, k, k_stride, k_products);
-      std::copy_n(q, tokens * k_stride, readers), std::copy_n(k, tokens * k_stride, k_readers);
-    }
-    for (Index h = 0; h < unit.heads(); ++h) {
-      const View<S, 2> state = unit.state[h];
-      unit.decay.write_factors(unit.batch_row, unit.first_head + h, first, tokens, a, a_stride);
-      for (Index i = 0; i < tokens; ++i) beta[i] = unit.beta(first + i, h);
-      if constexpr (by_channel) {
-        weigh_by_channel(tokens, q, k, a, k_stride, q_weights);
-        weigh_by_channel(tokens, k, k, a, k_stride, k_weights);
-        decay_since_start(tokens, a, a_stride, q, readers, k_stride);
-        decay_since_start(tokens, a, a_stride, k, k_readers, k_stride);
-        decay_until_end(tokens, a, a_stride, k, last_k, k_stride, total);
-      } else {
-        weigh_by_head(tokens, q_products, a, a_stride, q_weights);
-        weigh_by_head(tokens, k_products, a, a_stride, k_weights);
-      }
-      tile_matmul<S>(View<const S, 2>(readers, {2 * tokens, K}, {k_stride, 1}), state,
-                     View<S, 2>(found, {2 * tokens, V}, {v_stride, 1}));
-      if constexpr (decays && !by_channel) {
-        decay_since_start(tokens, a, a_stride, found, found, v_stride);
-        decay_since_start(tokens, a, a_stride, found_by_k, found_by_k, v_stride);
-      }
-      pack_padded<S>(unit.v.template at<1>(h).template slice<0>(first, tokens), u, v_stride);
-      solve_chunk(tokens, k_weights, beta, found_by_k, u, v_stride);
-      tile_matmul<S>(View<const S, 2>(q_weights, {tokens, tokens}, {C, 1}),
-                     View<const S, 2>(u, {tokens, V}, {v_stride, 1}),
-                     View<S, 2>(found, {tokens, V}, {v_stride, 1}), true);
-      unpack_padded<S>(found, v_stride, unit.o.template at<1>(h).template slice<0>(first, tokens),
-                       [&](const simd::Batch<S>& x) { return x * simd::broadcast(unit.scale); });
-      if constexpr (decays && !by_channel) {
-        decay_until_end(tokens, a, a_stride, u, last_u, v_stride, total);
-      }
-      const auto replace = [&](auto&& f) {
-        for (Index r = 0; r < K; ++r) {
-          S* const row = &state(r, 0);
-          const simd::Batch<S> factor = simd::broadcast(decays ? total[by_channel ? r : 0] : S(1));
-          simd::map<S>(
-              V, row, [&](const simd::Batch<S>& x) { return f(x, factor); }, row);
-        }
+  const auto tokens = [&](Index n) { return std::min(C, T - n * C); };
+  block.write_factors(a, a_stride);
+  std::fill(a + T * a_stride, a + chunks * C * a_stride, S(1));
+  for (Index n = 0; n < chunks; ++n) {
+    prepare_delta_chunk(block, n * C, tokens(n), a + n * C * a_stride, a_stride,
+                        coefficients + n * size, weights[n]);
+  }
+  for (Index column = 0; column < V; column += columns) {
+    const auto solve = [&](Index n) {
+      const auto part = [&](const auto& view) {
+        return view.template slice<0>(n * C, tokens(n))
+            .template slice<1>(column, std::min(columns, V - column));
       };
-      if constexpr (decays) replace([](const auto& x, const auto& factor) { return x * factor; });
-      tile_matmul<S>(View<const S, 2>(last_k, {K, tokens}, {1, k_stride}),
-                     View<const S, 2>(last_u, {tokens, V}, {v_stride, 1}), state, true);
-      replace([](const auto& x, const auto&) { return simd::flush_subnormal<S>(x); });
-    }
+      solve_delta_chunk<S>(weights[n], found, part(block.v), block.scale, u, part(block.o));
+    };
+    Sweep::template run<!std::is_same_v<Decay, NoDecay>>(K, chunks, coefficients, found, u,
+                                                         slabs + column * K, solve);
   }
 }
 
@@ -301,10 +324,9 @@ void delta_rule_chunked(const DeltaRuleUnit<S, Decay>& unit, Context& context) {
 /// shares no number with the rest. The map of the state is a contraction where 0 <= beta |k|² <= 2.
 ///
 /// `Form::recurrent` is the literal recurrence: two passes over the state a token, four operations
-/// a number. `Form::parallel` is that too or takes chunks of `chunk_length` tokens, three
-/// operations a number, the products of a chunk and a triangular system, as the context's algorithm
-/// says; `automatic` is `delta_chunks_pay`. Both serve any T. The bits depend neither on threads
-/// nor on the batch, nor on a cut into calls of a multiple of `packed_tokens`.
+/// a number. `Form::parallel` takes chunks of `delta_chunk` tokens, 3.25 operations a number,
+/// unless the context's algorithm is the recurrence. Both serve any T. The bits depend neither on
+/// threads nor on the batch, nor on a cut into calls of a multiple of `packed_tokens`.
 template <Form form, class S, class Decay>
 void delta_rule(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<S, 3> beta, const Decay& decay, double scale,
                 Out<S, 4> state, View<S, 4> o, Context& context) {
@@ -340,32 +362,40 @@ void delta_rule(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<S, 3> beta, const Decay& 
   decay.check({B, T, H, K});
   if (o.empty()) return;
 
-  bool chunked = false;
-  if constexpr (form == Form::parallel) {
-    chunked = context.algorithm() == Algorithm::automatic
-                  ? detail::delta_chunks_pay(K, V)
-                  : context.algorithm() == Algorithm::chunked;
-  }
-  const auto run_unit = [&](const detail::StateUnit& at, Context& worker) {
-    const detail::DeltaRuleUnit<S, Decay> unit{
-        .q = q[at.row].template at<1>(at.group),
-        .k = k[at.row].template at<1>(at.group),
-        .v = at.values_of(v),
-        .beta = beta[at.row].template slice<1>(at.head, at.heads),
+  const auto block_of = [&](const detail::StatePart& part, Index head, Index first, Index tokens) {
+    const auto of_group = [&](const auto& view) {
+      return view[part.row].template at<1>(head / (H / G)).template slice<0>(first, tokens);
+    };
+    const auto of_head = [&](const auto& view) {
+      return view[part.row].template at<1>(head).template slice<0>(first, tokens);
+    };
+    return detail::DeltaRuleBlock<S, Decay>{
+        .q = of_group(q),
+        .k = of_group(k),
+        .v = of_head(v).template slice<1>(part.column, part.width),
+        .beta = of_head(beta),
         .decay = decay,
-        .batch_row = at.row,
-        .first_head = at.head,
+        .row = part.row,
+        .head = head,
+        .first = first,
         .scale = static_cast<S>(scale),
-        .state = at.state_of(state),
-        .o = at.values_of(o)};
-    if (chunked) {
-      detail::delta_rule_chunked(unit, worker);
-    } else {
-      detail::delta_rule_recurrent(unit, worker);
-    }
+        .o = of_head(o).template slice<1>(part.column, part.width)};
   };
-  detail::for_each_state_unit(state.shape(), G, T, detail::delta_width * simd::lanes<S>, context,
-                              run_unit);
+  if (form == Form::parallel && context.algorithm() != Algorithm::recurrent) {
+    detail::for_each_copied_block(state, T, detail::DeltaSweep<S>::columns, context,
+                                  [&](const detail::StatePart& part, Index head, Index first,
+                                      Index tokens, S* slabs, Context& worker) {
+                                    detail::delta_rule_chunked(block_of(part, head, first, tokens),
+                                                               slabs, worker);
+                                  });
+  } else {
+    detail::for_each_state_block(state, T, detail::delta_width * simd::lanes<S>, context,
+                                 [&](const detail::StatePart& part, Index head, Index first,
+                                     Index tokens, const View<S, 2>& of_head, Context& worker) {
+                                   detail::delta_rule_recurrent(block_of(part, head, first, tokens),
+                                                                of_head, worker);
+                                 });
+  }
 }
 
 /// x = rates ⊙ softplus(x + bias): the log decays of heads or channels, [B, T, D].

@@ -4,18 +4,13 @@
 #include <string>
 #include <string_view>
 
-#include "seqmix/kernels/delta_rule.hpp"
 #include "seqmix/kernels/linear_state.hpp"
+#include "seqmix/kernels/state_sweep.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
 namespace detail {
-
-/// Whether chunks are faster than the recurrence (measured with AVX-512): for heads of no shape.
-/// Over 2048 tokens, one thread, they take 21 ms against 14 for 16 heads of 64, 29 against 27 for 8
-/// of 128 and 57 against 50 for 4 of 256.
-inline constexpr bool dplr_chunks_pay = false;
 
 /// The columns of the state that go through time together: their sums fit in registers.
 template <class S>
@@ -23,14 +18,23 @@ inline constexpr Index dplr_registers = sizeof(simd::Batch<S>) >= 64 ? 4 : 2;
 template <class S>
 inline constexpr Index dplr_columns = dplr_registers<S>* simd::lanes<S>;
 
-/// One head in one batch row and some value columns; the recurrence takes `dplr_columns` at most.
+/// Value columns of one head in one batch row, over a block of time.
 template <class S>
-struct DplrUnit {
+struct DplrBlock {
   View<const S, 2> r, log_decay, k, a, b;  // [T, K]
   View<const S, 2> v;                      // [T, columns]
-  View<S, 2> state;                        // [K, columns]
   View<S, 2> o;                            // [T, columns]
+
+  Index tokens() const { return r.extent(0); }
+  Index keys() const { return r.extent(1); }
+  Index values() const { return v.extent(1); }
 };
+
+/// The factor of a log decay.
+template <class S>
+simd::Batch<S> dplr_factor(const simd::Batch<S>& log) {
+  return simd::flush_subnormal<S>(simd::exp(log));
+}
 
 /// One token: s = w s + bᵀ erased + kᵀ v, o = r s. Where a token follows, `erased` becomes a' s of
 /// its a', while s is in a register; where not, the state leaves without subnormal numbers.
@@ -69,104 +73,172 @@ void dplr_token(Index K, const S* r, const S* w, const S* k, const S* b, const S
   }
 }
 
-/// The recurrence on a state of whole registers, over blocks of time.
+/// The literal recurrence on a state [K, columns], `dplr_columns` of its columns after the other.
 template <class S>
-void dplr_recurrence(const DplrUnit<S>& unit, S* state, Index stride, Context& context) {
+void dplr_recurrent(const DplrBlock<S>& block, const View<S, 2>& state, Context& context) {
   using Batch = simd::Batch<S>;
   constexpr Index width = dplr_registers<S>, columns = dplr_columns<S>, L = simd::lanes<S>;
-  const Index T = unit.r.extent(0), K = unit.r.extent(1), block = std::min(T, packed_tokens);
-  const Index w_stride = round_up(K, L);
+  const Index T = block.tokens(), K = block.keys(), w_stride = round_up(K, L);
   auto scratch = context.scratch<S>();
-  S* const w = scratch(block, w_stride).data();
-  S* const v = scratch(block, columns).data();
-  S* const o = scratch(block, columns).data();
+  S* const w = scratch(T, w_stride).data();
+  S* const v = scratch(T, columns).data();
+  S* const o = scratch(T, columns).data();
+  S* const padded = scratch(K, columns).data();
 
-  for (Index first = 0; first < T; first += block) {
-    const Index tokens = std::min(block, T - first);
-    pack_padded<S>(unit.log_decay.template slice<0>(first, tokens), w, w_stride,
-                   [](const Batch& x) { return simd::flush_subnormal<S>(simd::exp(x)); });
-    pack_padded<S>(unit.v.template slice<0>(first, tokens), v, columns);
+  const auto same = [](const Batch& x) { return x; };
+  pack_padded<S>(block.log_decay, w, w_stride, dplr_factor<S>);
+  for (Index column = 0; column < block.values(); column += columns) {
+    const Index count = std::min(columns, block.values() - column);
+    const View<S, 2> part = state.template slice<1>(column, count);
+    const bool copy = count < columns;
+    if (copy) pack_padded<S>(part, padded, columns);
+    S* const place = copy ? padded : part.data();
+    const Index stride = copy ? columns : part.stride(0);
+    pack_padded<S>(block.v.template slice<1>(column, count), v, columns);
     Batch erased[width];
     for (Index c = 0; c < width; ++c) erased[c] = simd::broadcast(S(0));
     for (Index j = 0; j < K; ++j) {
-      const Batch erase = simd::broadcast(unit.a(first, j));
+      const Batch erase = simd::broadcast(block.a(0, j));
 #pragma GCC unroll 4
       for (Index c = 0; c < width; ++c) {
-        erased[c] = simd::fma<S>(erase, simd::load(state + j * stride + c * L), erased[c]);
+        erased[c] = simd::fma<S>(erase, simd::load(place + j * stride + c * L), erased[c]);
       }
     }
-    for (Index i = 0; i < tokens; ++i) {
-      const Index t = first + i;
+    for (Index t = 0; t < T; ++t) {
       const auto token = [&]<bool followed>(std::bool_constant<followed>) {
-        dplr_token<followed>(K, &unit.r(t, 0), w + i * w_stride, &unit.k(t, 0), &unit.b(t, 0),
-                             followed ? &unit.a(t + 1, 0) : nullptr, v + i * columns, erased, state,
-                             stride, o + i * columns);
+        dplr_token<followed>(K, &block.r(t, 0), w + t * w_stride, &block.k(t, 0), &block.b(t, 0),
+                             followed ? &block.a(t + 1, 0) : nullptr, v + t * columns, erased,
+                             place, stride, o + t * columns);
       };
-      i + 1 < tokens ? token(std::true_type{}) : token(std::false_type{});
+      t + 1 < T ? token(std::true_type{}) : token(std::false_type{});
     }
-    unpack_padded<S>(o, columns, unit.o.template slice<0>(first, tokens),
-                     [](const Batch& x) { return x; });
+    unpack_padded<S>(o, columns, block.o.template slice<1>(column, count), same);
+    if (copy) unpack_padded<S>(padded, columns, part, same);
   }
 }
 
+/// Tokens of a chunk: what a sweep keeps of them fits in the registers.
+inline constexpr Index dplr_chunk = 2;
 template <class S>
-void dplr_unit(const DplrUnit<S>& unit, Context& context) {
-  constexpr Index columns = dplr_columns<S>;
-  const View<S, 2>& state = unit.state;
-  if (state.extent(1) == columns) {
-    return dplr_recurrence(unit, state.data(), state.stride(0), context);
-  }
-  auto scratch = context.scratch<S>();
-  S* const padded = scratch(state.extent(0), columns).data();
-  pack_padded<S>(state, padded, columns);
-  dplr_recurrence(unit, padded, columns, context);
-  unpack_padded<S>(padded, columns, state, [](const simd::Batch<S>& x) { return x; });
-}
+using DplrSweep = StateSweep<S, 2 * dplr_chunk, 2 * dplr_chunk>;
 
-/// What the tokens of a chunk hand to each other, in rows of 2 C and of C numbers: how much of what
-/// token j writes token i reads with r (`read_k`, `read_b`, j <= i) and finds with a before it
-/// writes (`found_k`, `found_b`, j < i).
+/// What the tokens of a chunk hand to each other, through k and through b.
 template <class S>
 struct DplrWeights {
-  S *read_k, *read_b, *found_k, *found_b;
+  static constexpr Index C = dplr_chunk, count = round_up(2 * C * C, simd::lanes<S>);
+  S sums[count];
+
+  /// How much of what token j writes token i reads with r, j <= i.
+  static constexpr Index read_k(Index i, Index j) { return i * C + j; }
+  static constexpr Index read_b(Index i, Index j) { return C * C + i * C + j; }
+  /// And how much it finds with a before it writes, j < i.
+  static constexpr Index found_k(Index i, Index j) { return read_k(j, i); }
+  static constexpr Index found_b(Index i, Index j) { return read_b(j, i); }
 };
 
-/// Adds the shares of `width` registers of channels to the weights: the products of both rows with
-/// the factors between them.
-template <Index width, class S>
-void add_dplr_weights(Index tokens, const S* r, const S* a, const S* k, const S* b, const S* w,
-                      Index stride, const DplrWeights<S>& weights) {
+/// The coefficients and weights of the `tokens` tokens of a chunk from `first` on, the rest of it
+/// zeros. The k and b of tokens that write decay from token to token, so that they are the writers
+/// after the last.
+///
+/// A constant decay rounds its product in the same way in each chunk, which would add up over a
+/// slow memory: what the total of a channel lacks is `lost` [K], which the next total takes.
+template <class S>
+void prepare_dplr_chunk(const DplrBlock<S>& block, Index first, Index tokens, S* coefficients,
+                        S* lost, DplrWeights<S>& weights) {
   using Batch = simd::Batch<S>;
-  constexpr Index C = chunk_length, L = simd::lanes<S>;
-  for (Index j = 0; j < tokens; ++j) {
-    DecayProduct<S> decay[width];
-    Batch key[width], back[width];
+  constexpr Index C = dplr_chunk, L = simd::lanes<S>;
+  const Batch zero = simd::broadcast(S(0));
+  using Weights = DplrWeights<S>;
+  Batch sums[Weights::count];
+#pragma GCC unroll 16
+  for (Index i = 0; i < Weights::count; ++i) sums[i] = zero;
+  const auto add = [&](Index i, const Batch& x, const Batch& y) __attribute__((always_inline)) {
+    sums[i] = simd::fma<S>(x, y, sums[i]);
+  };
+  const auto add_channels = [&](Index channel, auto lane_count) __attribute__((always_inline)) {
+    const auto load = [&](const View<const S, 2>& from, Index i) {
+      return i < tokens ? simd::load<S>(&from(first + i, channel), lane_count) : zero;
+    };
+    const auto put = [&](Index row, const Batch& x) { simd::store<S>(coefficients + row * L, x); };
+    Batch key[C], back[C], factor[C];
+    DecayProduct<S> decay[C], since_start;
 #pragma GCC unroll 4
-    for (Index c = 0; c < width; ++c) {
-      key[c] = simd::load(k + j * stride + c * L), back[c] = simd::load(b + j * stride + c * L);
-    }
-    for (Index i = j; i < tokens; ++i) {
-      Batch read_k = simd::broadcast(S(0)), read_b = read_k, found_k = read_k, found_b = read_k;
+    for (Index i = 0; i < C; ++i) {
+      const Batch erase = load(block.a, i), query = load(block.r, i);
+      factor[i] = dplr_factor<S>(load(block.log_decay, i));
+      key[i] = load(block.k, i), back[i] = load(block.b, i);
+      put(C + i, erase * since_start.value());
 #pragma GCC unroll 4
-      for (Index c = 0; c < width; ++c) {
-        const Index at = i * stride + c * L;
-        if (i > j) {
-          const Batch erase = simd::load(a + at) * decay[c].value();
-          found_k = simd::fma<S>(erase, key[c], found_k);
-          found_b = simd::fma<S>(erase, back[c], found_b);
-          decay[c].multiply(simd::load(w + at));
-        }
-        const Batch query = simd::load(r + at) * decay[c].value();
-        read_k = simd::fma<S>(query, key[c], read_k);
-        read_b = simd::fma<S>(query, back[c], read_b);
+      for (Index j = 0; j < C; ++j) {
+        if (j >= i) continue;
+        const Batch found = erase * decay[j].value();
+        add(Weights::found_k(i, j), found, key[j]);
+        add(Weights::found_b(i, j), found, back[j]);
+        decay[j].multiply(factor[i]);
       }
-      weights.read_k[i * 2 * C + j] += simd::reduce_add<S>(read_k);
-      weights.read_b[i * 2 * C + j] += simd::reduce_add<S>(read_b);
-      if (i == j) continue;
-      weights.found_k[i * C + j] += simd::reduce_add<S>(found_k);
-      weights.found_b[i * C + j] += simd::reduce_add<S>(found_b);
+      since_start.multiply(factor[i]);
+      put(i, query * since_start.value());
+#pragma GCC unroll 4
+      for (Index j = 0; j < C; ++j) {
+        if (j > i) continue;
+        const Batch read = query * decay[j].value();
+        add(Weights::read_k(i, j), read, key[j]);
+        add(Weights::read_b(i, j), read, back[j]);
+      }
     }
-  }
+#pragma GCC unroll 4
+    for (Index j = 0; j < C; ++j) {
+      put(2 * C + j, key[j] * decay[j].value()), put(3 * C + j, back[j] * decay[j].value());
+    }
+    static_assert(C == 2);
+    const Batch product = since_start.value();
+    const Batch missing = simd::fma<S>(factor[0], factor[1], -product) + simd::load(lost + channel);
+    const Batch rest = simd::select<S>(product < simd::broadcast(S(0.5)), zero, missing);
+    const Batch total = product + rest;
+    simd::store<S>(lost + channel, (product - total) + rest);
+    put(4 * C, total);
+    coefficients += DplrSweep<S>::rows * L;
+  };
+  simd::for_each_block<S>(block.keys(), add_channels);
+  add_lanes<S, Weights::count>(sums, weights.sums);
+}
+
+/// Solves the triangular system of a chunk for some columns. found: [2 C, columns], by r, by a;
+/// written: [2 C, columns], v, then u.
+template <class S>
+void solve_dplr_chunk(const DplrWeights<S>& weights, const S* found, const View<const S, 2>& v,
+                      S* written, const View<S, 2>& o) {
+  using Batch = simd::Batch<S>;
+  using Weights = DplrWeights<S>;
+  constexpr Index C = dplr_chunk, columns = DplrSweep<S>::columns;
+  const Index tokens = v.extent(0);
+  const auto solve = [&](Index c, auto lane_count) __attribute__((always_inline)) {
+    Batch value[C], back[C];
+#pragma GCC unroll 4
+    for (Index i = 0; i < C; ++i) {
+      value[i] = i < tokens ? simd::load<S>(&v(i, c), lane_count) : simd::broadcast(S(0));
+      back[i] = simd::load(found + (C + i) * columns + c);
+      Batch read = simd::load(found + i * columns + c);
+#pragma GCC unroll 4
+      for (Index j = 0; j < C; ++j) {
+        if (j >= i) continue;
+        back[i] =
+            simd::fma<S>(simd::broadcast(weights.sums[Weights::found_k(i, j)]), value[j], back[i]);
+        back[i] =
+            simd::fma<S>(simd::broadcast(weights.sums[Weights::found_b(i, j)]), back[j], back[i]);
+      }
+#pragma GCC unroll 4
+      for (Index j = 0; j < C; ++j) {
+        if (j > i) continue;
+        read = simd::fma<S>(simd::broadcast(weights.sums[Weights::read_k(i, j)]), value[j], read);
+        read = simd::fma<S>(simd::broadcast(weights.sums[Weights::read_b(i, j)]), back[j], read);
+      }
+      simd::store<S>(written + i * columns + c, value[i]);
+      simd::store<S>(written + (C + i) * columns + c, back[i]);
+      if (i < tokens) simd::store<S>(&o(i, c), read, lane_count);
+    }
+  };
+  simd::for_each_block<S>(v.extent(1), solve);
 }
 
 /// The chunkwise form. Within a chunk of tokens that starts from the state S0 the rows u_i that the
@@ -177,86 +249,36 @@ void add_dplr_weights(Index tokens, const S* r, const S* a, const S* k, const S*
 ///   o_i = r_i (w_1 ... w_i) S0 + Σ_{j<=i} (r_i (w_{j+1} ... w_i) k_jᵀ) v_j, and b_j and u_j alike
 ///   S   = (w_1 ... w_C) S0 + Σ_j (w_{j+1} ... w_C k_j)ᵀ v_j + (w_{j+1} ... w_C b_j)ᵀ u_j
 ///
-/// It is the system of the delta rule for -a, no values and all shares 1. Decays are only ever
-/// multiplied from the older to the newer token.
+/// Decays are only ever multiplied from the older to the newer token.
 /// Yang et al. 2024, arXiv:2406.06484, section 3; fla/ops/generalized_delta_rule/dplr/naive.py.
 template <class S>
-void dplr_chunked(const DplrUnit<S>& unit, Context& context) {
-  using Batch = simd::Batch<S>;
-  constexpr Index C = chunk_length, L = simd::lanes<S>, width = 4;
-  const Index T = unit.r.extent(0), K = unit.r.extent(1), V = unit.v.extent(1);
-  const Index k_stride = round_up(K, L), v_stride = round_up(V, 2 * L);
-  const View<S, 2>& state = unit.state;
+void dplr_chunked(const DplrBlock<S>& block, S* slabs, Context& context) {
+  using Sweep = DplrSweep<S>;
+  constexpr Index C = dplr_chunk, columns = Sweep::columns;
+  const Index T = block.tokens(), K = block.keys(), V = block.values();
+  const Index chunks = ceil_div(T, C), size = Sweep::coefficients(K);
   auto scratch = context.scratch<S>();
-  S* const w = scratch(C, k_stride).data();                 // factors
-  S* const total = scratch(k_stride).data();                // their product
-  S* const readers = scratch(2 * C, k_stride).data();       // r, then -a
-  S* const readers_past = scratch(2 * C, k_stride).data();  // decayed since the start
-  S* const writers = scratch(2 * C, k_stride).data();       // k, then b
-  S* const writers_last = scratch(2 * C, k_stride).data();  // decayed until the end
-  S* const found = scratch(2 * C, v_stride).data();         // what the readers find
-  S* const written = scratch(2 * C, v_stride).data();       // v, then u
-  S* const read_weights = scratch(C, 2 * C).data();
-  S* const found_k = scratch(C, C).data();
-  S* const found_b = scratch(C, C).data();
-  S shares[C];
-  std::fill_n(shares, C, S(1));
-  const auto scale_rows = [&](auto&& f) {
-    for (Index j = 0; j < K; ++j) {
-      const Batch factor = simd::broadcast(total[j]);
-      simd::map<S>(
-          V, &state(j, 0), [&](const Batch& x) { return f(x, factor); }, &state(j, 0));
-    }
-  };
+  S* const coefficients = scratch(chunks, size).data();
+  S* const lost = scratch(round_up(K, simd::lanes<S>)).data();
+  S* const found = scratch(Sweep::readers, columns).data();
+  S* const written = scratch(Sweep::writers, columns).data();
+  DplrWeights<S> weights[packed_tokens / C];
+  std::fill_n(written, Sweep::writers * columns, S(0));
+  std::fill_n(lost, round_up(K, simd::lanes<S>), S(0));
 
-  for (Index first = 0; first < T; first += C) {
-    const Index tokens = std::min(C, T - first), second = tokens * k_stride;
-    const auto pack = [&](const View<const S, 2>& from, S* to, Index stride, auto&& f) {
-      pack_padded<S>(from.template slice<0>(first, tokens), to, stride, f);
+  const auto tokens = [&](Index n) { return std::min(C, T - n * C); };
+  for (Index n = 0; n < chunks; ++n) {
+    prepare_dplr_chunk(block, n * C, tokens(n), coefficients + n * size, lost, weights[n]);
+  }
+  for (Index column = 0; column < V; column += columns) {
+    const auto solve = [&](Index n) {
+      const auto part = [&](const auto& view) {
+        return view.template slice<0>(n * C, tokens(n))
+            .template slice<1>(column, std::min(columns, V - column));
+      };
+      solve_dplr_chunk<S>(weights[n], found, part(block.v), written, part(block.o));
     };
-    const auto same = [](const Batch& x) { return x; };
-    pack(unit.log_decay, w, k_stride,
-         [](const Batch& x) { return simd::flush_subnormal<S>(simd::exp(x)); });
-    pack(unit.r, readers, k_stride, same), pack(unit.k, writers, k_stride, same);
-    pack(unit.a, readers + second, k_stride, [](const Batch& x) { return -x; });
-    pack(unit.b, writers + second, k_stride, same);
-    pack(unit.v, written, v_stride, same);
-
-    std::fill_n(read_weights, tokens * 2 * C, S(0));
-    std::fill_n(found_k, tokens * C, S(0)), std::fill_n(found_b, tokens * C, S(0));
-    const DplrWeights<S> weights{read_weights, read_weights + tokens, found_k, found_b};
-    const auto weigh = [&]<Index registers>(std::integral_constant<Index, registers>, Index c) {
-      add_dplr_weights<registers>(tokens, readers + c, readers + second + c, writers + c,
-                                  writers + second + c, w + c, k_stride, weights);
-    };
-    Index c = 0;
-    for (; c + width * L <= k_stride; c += width * L) {
-      weigh(std::integral_constant<Index, width>{}, c);
-    }
-    for (; c < k_stride; c += L) weigh(std::integral_constant<Index, 1>{}, c);
-    decay_since_start(tokens, w, k_stride, readers, readers_past, k_stride);
-    decay_since_start<true>(tokens, w, k_stride, readers + second, readers_past + second, k_stride);
-    decay_until_end(tokens, w, k_stride, writers, writers_last, k_stride, total);
-    decay_until_end(tokens, w, k_stride, writers + second, writers_last + second, k_stride, total);
-
-    S* const found_by_a = found + tokens * v_stride;
-    S* const u = written + tokens * v_stride;
-    const auto rows = [&](S* data, Index count) {
-      return View<S, 2>(data, {count, V}, {v_stride, 1});
-    };
-    tile_matmul<S>(View<const S, 2>(readers_past, {2 * tokens, K}, {k_stride, 1}), state,
-                   rows(found, 2 * tokens));
-    tile_matmul<S>(View<const S, 2>(found_k, {tokens, tokens}, {C, 1}), rows(written, tokens),
-                   rows(found_by_a, tokens), true);
-    std::fill_n(u, tokens * v_stride, S(0));
-    solve_chunk(tokens, found_b, shares, found_by_a, u, v_stride);
-    tile_matmul<S>(View<const S, 2>(read_weights, {tokens, 2 * tokens}, {2 * C, 1}),
-                   rows(written, 2 * tokens), rows(found, tokens), true);
-    unpack_padded<S>(found, v_stride, unit.o.template slice<0>(first, tokens), same);
-    scale_rows([](const Batch& x, const Batch& factor) { return x * factor; });
-    tile_matmul<S>(View<const S, 2>(writers_last, {K, 2 * tokens}, {1, k_stride}),
-                   rows(written, 2 * tokens), state, true);
-    scale_rows([](const Batch& x, const Batch&) { return simd::flush_subnormal<S>(x); });
+    Sweep::template run<true>(K, chunks, coefficients, found, written, slabs + column * K, solve);
   }
 }
 
@@ -271,11 +293,10 @@ void dplr_chunked(const DplrUnit<S>& unit, Context& context) {
 ///
 /// `Form::recurrent` is the literal recurrence: five operations a token and number of the state,
 /// which stays in the first cache and is read and written once a token; sums are chains of fma over
-/// ascending channels. `Form::parallel` is that too or takes chunks of `chunk_length` tokens, four
-/// operations a number, the products of a chunk and a triangular system, as the context's algorithm
-/// says; `automatic` is `dplr_chunks_pay`. Numbers of the state below the smallest normal one
-/// become zero. The bits depend neither on threads nor on the batch, nor on a cut into calls of a
-/// multiple of `packed_tokens`.
+/// ascending channels. `Form::parallel` takes chunks of `dplr_chunk` tokens, 4.5 operations a
+/// number, unless the context's algorithm is the recurrence. Numbers of the state below the
+/// smallest normal one become zero. The bits depend neither on threads nor on the batch, nor on a
+/// cut into calls of a multiple of `packed_tokens`.
 template <Form form, class S>
 void dplr_state(In<S, 4> r, In<S, 4> log_decay, In<S, 4> k, In<S, 4> v, In<S, 4> a, In<S, 4> b,
                 Out<S, 4> state, View<S, 4> o, Context& context) {
@@ -303,44 +324,33 @@ void dplr_state(In<S, 4> r, In<S, 4> log_decay, In<S, 4> k, In<S, 4> v, In<S, 4>
   check("state", state, {B, H, K, V});
   if (o.empty()) return;
 
-  bool chunked = false;
-  if constexpr (form == Form::parallel) {
-    chunked = context.algorithm() == Algorithm::automatic
-                  ? detail::dplr_chunks_pay
-                  : context.algorithm() == Algorithm::chunked;
+  const auto block_of = [&](const detail::StatePart& part, Index head, Index first, Index tokens) {
+    const auto of_head = [&](const auto& view) {
+      return view[part.row].template at<1>(head).template slice<0>(first, tokens);
+    };
+    return detail::DplrBlock<S>{.r = of_head(r),
+                                .log_decay = of_head(log_decay),
+                                .k = of_head(k),
+                                .a = of_head(a),
+                                .b = of_head(b),
+                                .v = of_head(v).template slice<1>(part.column, part.width),
+                                .o = of_head(o).template slice<1>(part.column, part.width)};
+  };
+  if (form == Form::parallel && context.algorithm() != Algorithm::recurrent) {
+    detail::for_each_copied_block(state, T, detail::DplrSweep<S>::columns, context,
+                                  [&](const detail::StatePart& part, Index head, Index first,
+                                      Index tokens, S* slabs, Context& worker) {
+                                    detail::dplr_chunked(block_of(part, head, first, tokens), slabs,
+                                                         worker);
+                                  });
+  } else {
+    detail::for_each_state_block(state, T, detail::dplr_columns<S>, context,
+                                 [&](const detail::StatePart& part, Index head, Index first,
+                                     Index tokens, const View<S, 2>& of_head, Context& worker) {
+                                   detail::dplr_recurrent(block_of(part, head, first, tokens),
+                                                          of_head, worker);
+                                 });
   }
-  // Chunks take all value columns of a head or few panels of them, which share no weights.
-  const Index wide =
-      std::clamp<Index>(V / detail::panel_columns, 1, ceil_div(detail::enough_units, B * H));
-  const Index columns =
-      chunked ? round_up(ceil_div(V, wide), 2 * simd::lanes<S>) : detail::dplr_columns<S>;
-  const Index panels = ceil_div(V, columns), units = B * H * panels;
-  const Index updates = std::max<Index>(T * K * columns, 1);
-  const Index units_per_task = std::max<Index>(detail::updates_per_task / updates, 1);
-  context.parallel_for(ceil_div(units, units_per_task), [&](Index task, Context& worker) {
-    const Index end = std::min(units, (task + 1) * units_per_task);
-    for (Index i = task * units_per_task; i < end; ++i) {
-      const Index panel = i % panels, h = i / panels % H, row = i / (panels * H);
-      const Index column = panel * columns, width = std::min(columns, V - column);
-      const auto head = [&](const auto& view) { return view[row].template at<1>(h); };
-      const auto part = [&](const auto& view) {
-        return head(view).template slice<1>(column, width);
-      };
-      const detail::DplrUnit<S> unit{.r = head(r),
-                                     .log_decay = head(log_decay),
-                                     .k = head(k),
-                                     .a = head(a),
-                                     .b = head(b),
-                                     .v = part(v),
-                                     .state = state[row][h].template slice<1>(column, width),
-                                     .o = part(o)};
-      if (chunked) {
-        detail::dplr_chunked(unit, worker);
-      } else {
-        detail::dplr_unit(unit, worker);
-      }
-    }
-  });
 }
 
 SEQMIX_END_NAMESPACE

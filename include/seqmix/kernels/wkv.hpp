@@ -20,6 +20,9 @@ namespace detail {
 inline constexpr Index wkv_channels = 256;
 /// The registers of channels that go through time together.
 inline constexpr Index wkv_registers = 4;
+/// Tokens that all channels of a task pass before the next ones: their rows are streams that the
+/// processor follows, where a few channels of all tokens are pieces far apart.
+inline constexpr Index wkv_tokens = 8;
 
 /// The weights e^(a - max(a, b)) and e^(b - max(a, b)): one of them is 1.
 template <class S>
@@ -117,19 +120,24 @@ void wkv4(In<S, 3> k, In<S, 3> v, In<S, 1> w, In<S, 1> u, Out<S, 2> numerator,
     constexpr Index L = simd::lanes<S>, tile = detail::wkv_registers * L;
     const Index b = task / groups, first = task % groups * detail::wkv_channels;
     const Index end = std::min(D, first + detail::wkv_channels);
-    const auto run = [&]<Index Width>(std::integral_constant<Index, Width>, Index channel,
-                                      auto lane_count) {
-      detail::wkv4_channels<Width, S>(k[b], v[b], w.data(), u.data(), &numerator(b, 0),
-                                      &denominator(b, 0), &maximum(b, 0), o[b], channel,
-                                      lane_count);
-    };
-    Index channel = first;
-    for (; channel + tile <= end; channel += tile) {
-      run(std::integral_constant<Index, detail::wkv_registers>{}, channel, simd::Full<S>{});
+    for (Index t = 0; t < T; t += detail::wkv_tokens) {
+      const auto tokens = [&](const auto& view) {
+        return view[b].template slice<0>(t, std::min(detail::wkv_tokens, T - t));
+      };
+      const auto run = [&]<Index Width>(std::integral_constant<Index, Width>, Index channel,
+                                        auto lane_count) {
+        detail::wkv4_channels<Width, S>(tokens(k), tokens(v), w.data(), u.data(), &numerator(b, 0),
+                                        &denominator(b, 0), &maximum(b, 0), tokens(o), channel,
+                                        lane_count);
+      };
+      Index channel = first;
+      for (; channel + tile <= end; channel += tile) {
+        run(std::integral_constant<Index, detail::wkv_registers>{}, channel, simd::Full<S>{});
+      }
+      simd::for_each_block<S>(end - channel, [&](Index offset, auto lane_count) {
+        run(std::integral_constant<Index, 1>{}, channel + offset, lane_count);
+      });
     }
-    simd::for_each_block<S>(end - channel, [&](Index offset, auto lane_count) {
-      run(std::integral_constant<Index, 1>{}, channel + offset, lane_count);
-    });
   });
 }
 

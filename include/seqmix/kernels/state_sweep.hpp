@@ -1,0 +1,212 @@
+#pragma once
+
+#include <algorithm>
+
+#include "seqmix/core/context.hpp"
+#include "seqmix/core/view.hpp"
+#include "seqmix/kernels/linear_state.hpp"
+#include "seqmix/simd/batch.hpp"
+#include "seqmix/simd/math.hpp"
+#include "seqmix/simd/reduce.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+namespace detail {
+
+/// Short chunks of tokens in a row pass through some columns of a state [K, V]. What chunk n has to
+/// write depends on what it finds, so that the state is swept once between two chunks:
+///
+///   S = diag(total_n) S + Σ_w writer_wᵀ written_w,   then found_r = reader_r S for chunk n + 1
+///
+/// while each number of S is in a register. Four tokens that write one row and read two each cost
+/// 13 operations a number instead of the 16 of a recurrence, and a load and a store instead of
+/// eight and four: the sweep runs at the rate of the multiply-adds.
+///
+/// Readers, writers and the total decay are the coefficients of a chunk. They stand in panels of L
+/// key channels, [K / L, rows, L], at distances that the compiler knows.
+template <class S, Index chunk_readers, Index chunk_writers>
+struct StateSweep {
+  using Batch = simd::Batch<S>;
+  static constexpr Index L = simd::lanes<S>;
+  static constexpr Index readers = chunk_readers, writers = chunk_writers;
+  static constexpr Index rows = readers + writers + 1;
+  /// The registers of columns, of which all sums and all that is written stay in registers.
+  static constexpr Index width = 2 * (readers + writers) <= (sizeof(Batch) >= 64 ? 24 : 12) ? 2 : 1;
+  static constexpr Index columns = width * L;
+
+  /// The numbers of a chunk's coefficients.
+  static constexpr Index coefficients(Index K) { return ceil_div(K, L) * rows * L; }
+
+  /// `chunks` chunks on a state [K, columns], which they leave without subnormal numbers.
+  /// `solve(n)` turns `found` [readers, columns] of chunk n into `written` [writers, columns].
+  template <bool decays>
+  static void run(Index K, Index chunks, const S* coefficients_of, S* found, S* written, S* state,
+                  auto&& solve) {
+    const Index size = coefficients(K);
+    pass<false, true, decays>(K, nullptr, written, coefficients_of, found, state);
+    for (Index n = 0; n + 1 < chunks; ++n, coefficients_of += size) {
+      solve(n);
+      pass<true, true, decays>(K, coefficients_of, written, coefficients_of + size, found, state);
+    }
+    solve(chunks - 1);
+    pass<true, false, decays>(K, coefficients_of, written, nullptr, found, state);
+  }
+
+ private:
+  template <bool writes, bool reads, bool decays>
+  static void pass(Index K, const S* before, const S* written, const S* after, S* found, S* state) {
+    Batch sum[readers][width], value[writers][width];
+#pragma GCC unroll 2
+    for (Index c = 0; c < width; ++c) {
+#pragma GCC unroll 8
+      for (Index r = 0; r < readers; ++r) sum[r][c] = simd::broadcast(S(0));
+#pragma GCC unroll 8
+      for (Index w = 0; writes && w < writers; ++w) {
+        value[w][c] = simd::load(written + w * columns + c * L);
+      }
+    }
+    for (Index panel = 0; panel < K; panel += L) {
+      const Index channels = std::min(L, K - panel);
+      for (Index i = 0; i < channels; ++i, state += columns) {
+        Batch s[width];
+#pragma GCC unroll 2
+        for (Index c = 0; c < width; ++c) s[c] = simd::load(state + c * L);
+        if constexpr (writes) {
+          const Batch total = simd::broadcast(before[(rows - 1) * L + i]);
+#pragma GCC unroll 2
+          for (Index c = 0; decays && c < width; ++c) s[c] = s[c] * total;
+#pragma GCC unroll 8
+          for (Index w = 0; w < writers; ++w) {
+            const Batch writer = simd::broadcast(before[(readers + w) * L + i]);
+#pragma GCC unroll 2
+            for (Index c = 0; c < width; ++c) s[c] = simd::fma<S>(writer, value[w][c], s[c]);
+          }
+#pragma GCC unroll 2
+          for (Index c = 0; c < width; ++c) {
+            simd::store<S>(state + c * L, reads ? s[c] : simd::flush_subnormal<S>(s[c]));
+          }
+        }
+#pragma GCC unroll 8
+        for (Index r = 0; reads && r < readers; ++r) {
+          const Batch reader = simd::broadcast(after[r * L + i]);
+#pragma GCC unroll 2
+          for (Index c = 0; c < width; ++c) sum[r][c] = simd::fma<S>(reader, s[c], sum[r][c]);
+        }
+      }
+      if constexpr (writes) before += rows * L;
+      if constexpr (reads) after += rows * L;
+    }
+#pragma GCC unroll 8
+    for (Index r = 0; reads && r < readers; ++r) {
+#pragma GCC unroll 2
+      for (Index c = 0; c < width; ++c) simd::store<S>(found + r * columns + c * L, sum[r][c]);
+    }
+  }
+};
+
+/// to[i] = the sum of the lanes of sums[i]. `count` is a multiple of the lanes.
+template <class S, Index count>
+SEQMIX_ALWAYS_INLINE void add_lanes(const simd::Batch<S>* sums, S* to) {
+  static_assert(count % simd::lanes<S> == 0);
+  for (Index i = 0; i < count; i += simd::lanes<S>) {
+    simd::store<S>(to + i, simd::reduce_add_each<S>(sums + i));
+  }
+}
+
+/// What one task does of a state [B, H, K, V]: heads [head, head + heads) of a batch row, their
+/// value columns [column, column + width).
+struct StatePart {
+  Index row, head, heads, column, width;
+
+  template <class S>
+  View<S, 2> of_head(const View<S, 4>& state, Index h) const {
+    return state[row][h].template slice<1>(column, width);
+  }
+};
+
+/// Heads that one task takes through the same blocks of time: their rows of a token lie beside each
+/// other, where those of one head alone are short and far apart.
+inline constexpr Index heads_per_task = 4;
+/// Where there are fewer tasks than this, they take fewer heads, then fewer columns.
+inline constexpr Index enough_tasks = 4;
+
+/// Calls `body(part, worker)` for all parts of a state that T tokens pass through, in parallel; a
+/// cut between columns is a multiple of `slab`. Heads and columns share no sum, so that how a state
+/// is cut, a matter of its shape alone, changes no bit.
+template <class S>
+void for_each_state_part(const View<S, 4>& state, Index T, Index slab, Context& context,
+                         auto&& body) {
+  const Index B = state.extent(0), H = state.extent(1), K = state.extent(2), V = state.extent(3);
+  const Index heads = std::clamp<Index>(B * H / enough_tasks, 1, heads_per_task);
+  const Index blocks = ceil_div(H, heads), slabs = ceil_div(V, slab);
+  const Index panels = std::min(slabs, ceil_div(enough_tasks, B * blocks));
+  const Index columns = ceil_div(slabs, panels) * slab, per_block = ceil_div(V, columns);
+  const Index parts = B * blocks * per_block;
+  const Index updates = std::max<Index>(T * K * columns * heads, 1);
+  const Index parts_per_task = std::max<Index>(updates_per_task / updates, 1);
+  context.parallel_for(ceil_div(parts, parts_per_task), [&](Index task, Context& worker) {
+    const Index end = std::min(parts, (task + 1) * parts_per_task);
+    for (Index i = task * parts_per_task; i < end; ++i) {
+      const Index column = i % per_block * columns, head = i / per_block % blocks * heads;
+      body(StatePart{.row = i / (per_block * blocks),
+                     .head = head,
+                     .heads = std::min(heads, H - head),
+                     .column = column,
+                     .width = std::min(columns, V - column)},
+           worker);
+    }
+  });
+}
+
+/// Calls `body(head, first, tokens)` for the heads of a part and blocks of T tokens.
+void for_each_block_of_time(const StatePart& part, Index T, auto&& body) {
+  for (Index first = 0; first < T; first += packed_tokens) {
+    for (Index head = part.head; head < part.head + part.heads; ++head) {
+      body(head, first, std::min(packed_tokens, T - first));
+    }
+  }
+}
+
+/// Calls `body(part, head, first, tokens, of_head, worker)` for all parts of a state and blocks of
+/// time. `of_head` is the state [K, part.width] of the head.
+template <class S>
+void for_each_state_block(const View<S, 4>& state, Index T, Index slab, Context& context,
+                          auto&& body) {
+  for_each_state_part(state, T, slab, context, [&](const StatePart& part, Context& worker) {
+    for_each_block_of_time(part, T, [&](Index head, Index first, Index tokens) {
+      body(part, head, first, tokens, part.of_head(state, head), worker);
+    });
+  });
+}
+
+/// The same with a copy of the state of the head: its columns in slabs [K, slab] behind each other,
+/// padded with zeros. Rows at a distance of 4 KB would evict each other.
+template <class S>
+void for_each_copied_block(const View<S, 4>& state, Index T, Index slab, Context& context,
+                           auto&& body) {
+  for_each_state_part(state, T, slab, context, [&](const StatePart& part, Context& worker) {
+    const Index K = state.extent(2), size = K * round_up(part.width, slab);
+    auto scratch = worker.template scratch<S>();
+    S* const copies = scratch(part.heads, size).data();
+    const auto for_each_slab = [&](auto&& copy) {
+      for (Index h = 0; h < part.heads; ++h) {
+        const View<S, 2> of_head = part.of_head(state, part.head + h);
+        for (Index column = 0; column < part.width; column += slab) {
+          copy(of_head.template slice<1>(column, std::min(slab, part.width - column)),
+               copies + h * size + column * K);
+        }
+      }
+    };
+    for_each_slab([&](const View<S, 2>& from, S* to) { pack_padded<S>(from, to, slab); });
+    for_each_block_of_time(part, T, [&](Index head, Index first, Index tokens) {
+      body(part, head, first, tokens, copies + (head - part.head) * size, worker);
+    });
+    for_each_slab([&](const View<S, 2>& to, const S* from) {
+      unpack_padded<S>(from, slab, to, [](const simd::Batch<S>& x) { return x; });
+    });
+  });
+}
+
+}  // namespace detail
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix
