@@ -169,6 +169,28 @@ TEMPLATE_TEST_CASE("short_conv in place, strided, threaded and alone has the sam
   }
 }
 
+TEMPLATE_TEST_CASE("short_conv in place and threaded is the sum across chunks and groups",
+                   "[short_conv]", float, double) {
+  using S = TestType;
+  constexpr Index chunk = seqmix::detail::short_conv_chunk;
+  support::ThreadExecutor threads(3);
+  Context serial, threaded(threads);
+  const double epsilon = static_cast<double>(std::numeric_limits<S>::epsilon());
+  for (const Index T : {chunk - 1, chunk, chunk + 1, chunk + 2, 2 * chunk + 3}) {
+    for (const Index D : {Index{3}, seqmix::detail::short_conv_channels + 5}) {
+      const Case<S> c(2, T, D, 4);
+      const auto [y, history] = whole(c, serial);
+      CAPTURE(T, D);
+      CHECK(support::relative_error(y.view(), c.template expected<long double>().view()) <=
+            2 * epsilon);
+      Tensor<S, 3> x = c.x, carried = c.history;
+      c.run(x.view(), carried, x, threaded);
+      CHECK(same_bits(x.view(), y.view()));
+      CHECK(same_bits(carried.view(), history.view()));
+    }
+  }
+}
+
 TEST_CASE("NaN reaches only the tokens and the row that see it", "[short_conv]") {
   Context context;
   Case<float> c(2, 11, 19, 4);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 #include <string>
@@ -8,6 +9,7 @@
 #include "seqmix/core/context.hpp"
 #include "seqmix/kernels/fft.hpp"
 #include "seqmix/simd/map.hpp"
+#include "seqmix/simd/math.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -19,34 +21,97 @@ struct StateSpaceTerms {
   static constexpr Index diagonal_count = 6, low_rank_count = 10;
 };
 
-/// The impulse responses h_l = Re(C·F^l B) of diagonal systems, a Vandermonde product.
+namespace detail {
+
+template <class S>
+SEQMIX_ALWAYS_INLINE ComplexBatch<S> times(const ComplexBatch<S>& a, const ComplexBatch<S>& b) {
+  return {simd::fnma(a.im, b.im, a.re * b.re), simd::fma(a.re, b.im, a.im * b.re)};
+}
+
+/// The states whose powers are raised together, and the rows of a tile of sums: as many chains and
+/// sums as keep the arithmetic busy from registers.
+inline constexpr Index vandermonde_states = 8, vandermonde_tile = 4;
+/// The states of a few channels, a row of their powers.
+template <class S>
+using VandermondeRow = ComplexBatch<S>[vandermonde_states];
+template <class S>
+inline constexpr Index vandermonde_width = vandermonde_states* FftPlan<S>::width;
+
+/// Writes `power` ratio^i to the rows i < count; `power` becomes the one after them.
+template <class S>
+void write_powers(VandermondeRow<S>& power, const VandermondeRow<S>& ratio, Index count, S* rows) {
+  for (; count > 0; --count, rows += vandermonde_width<S>) {
+    unrolled<vandermonde_states>([&](auto n) __attribute__((always_inline)) {
+      power[n] = {simd::flush_subnormal<S>(power[n].re), simd::flush_subnormal<S>(power[n].im)};
+      store_complex<S>(rows + n * FftPlan<S>::width, power[n]);
+      power[n] = times<S>(power[n], ratio[n]);
+    });
+  }
+}
+
+/// sums[span j + i] += Re Σ_n far[j]_n near[i]_n for a tile of i and j.
+template <class S>
+void vandermonde_sums(const S* far, const S* near, Index span, S* sums) {
+  using Batch = simd::Batch<S>;
+  constexpr Index tile = vandermonde_tile, lanes = simd::lanes<S>, stride = vandermonde_width<S>;
+  Batch sum[tile][tile];
+  const auto each_sum = [&](auto&& body) __attribute__((always_inline)) {
+    unrolled<tile>([&](auto j) __attribute__((always_inline)) {
+      unrolled<tile>([&](auto i) __attribute__((always_inline)) {
+        body(sum[j][i], sums + (j * span + i) * lanes);
+      });
+    });
+  };
+  each_sum([](Batch& s, const S* from) { s = simd::load(from); });
+  for (Index n = 0; n < vandermonde_states; ++n, far += 2 * lanes, near += 2 * lanes) {
+    ComplexBatch<S> b[tile];
+    unrolled<tile>([&](auto i) { b[i] = load_complex<S>(near + i * stride); });
+    unrolled<tile>([&](auto j) {
+      const ComplexBatch<S> a = load_complex<S>(far + j * stride);
+      unrolled<tile>([&](auto i) { sum[j][i] = simd::fma(a.re, b[i].re, sum[j][i]); });
+      unrolled<tile>([&](auto i) { sum[j][i] = simd::fnma(a.im, b[i].im, sum[j][i]); });
+    });
+  }
+  each_sum([](const Batch& s, S* to) { simd::store<S>(to, s); });
+}
+
+}  // namespace detail
+
+/// The impulse responses h_l = Re(C·F^l B) of diagonal systems, a Vandermonde product: with
+/// l = span j + i, the sums of (C B F^(span j)) F^i over the states are a matrix product.
 ///
 /// terms: [N, 6, lanes] of as many channels as there are lanes. h: [L, lanes].
 template <class S>
 void vandermonde_taps(In<S, 3> terms, View<S, 2> h, Context& context) {
-  using Batch = simd::Batch<S>;
   using T = StateSpaceTerms;
-  const Index N = terms.extent(0);
+  constexpr Index span = 32, tile = detail::vandermonde_tile, states = detail::vandermonde_states;
+  constexpr Index lanes = simd::lanes<S>;
+  const Index N = terms.extent(0), rows = round_up(ceil_div(h.extent(0), span), tile);
   auto scratch = context.scratch<S>();
-  const auto powers = scratch(N, Index{2}, simd::lanes<S>);  // [N, 2, lanes], C F^l B
-  const auto at = [&](Index n, Index term) { return simd::load(&terms(n, term, 0)); };
-  for (Index n = 0; n < N; ++n) {
-    const Batch b_re = at(n, T::B), b_im = at(n, T::B + 1), c_re = at(n, T::C),
-                c_im = at(n, T::C + 1);
-    simd::store(&powers(n, 0, 0), simd::fnma(b_im, c_im, b_re * c_re));
-    simd::store(&powers(n, 1, 0), simd::fma(b_re, c_im, b_im * c_re));
-  }
-  for (Index l = 0; l < h.extent(0); ++l) {
-    Batch sum(S(0));
-    for (Index n = 0; n < N; ++n) {
-      const Batch re = simd::load(&powers(n, 0, 0)), im = simd::load(&powers(n, 1, 0));
-      const Batch f_re = at(n, T::F), f_im = at(n, T::F + 1);
-      sum = sum + re;
-      simd::store(&powers(n, 0, 0), simd::fnma(im, f_im, re * f_re));
-      simd::store(&powers(n, 1, 0), simd::fma(re, f_im, im * f_re));
+  const auto near = scratch(span, detail::vandermonde_width<S>);  // [span, states, 2, lanes]
+  const auto far = scratch(rows, detail::vandermonde_width<S>);   // [rows, states, 2, lanes]
+  const auto sums = scratch(rows * span, lanes);
+  fill(sums, 0);
+  for (Index first = 0; first < N; first += states) {
+    const simd::Batch<S> one(S(1)), zero(S(0));
+    detail::VandermondeRow<S> power, start, step;
+    detail::unrolled<states>([&](auto n) {
+      const auto term = [&](Index i) {
+        if (first + n >= N) return detail::ComplexBatch<S>{zero, zero};
+        return detail::load_complex<S>(&terms(first + n, i, 0));
+      };
+      power[n] = {one, zero}, step[n] = term(T::F);
+      start[n] = detail::times<S>(term(T::B), term(T::C));
+    });
+    detail::write_powers<S>(power, step, span, near.data());
+    detail::write_powers<S>(start, power, rows, far.data());
+    for (Index j = 0; j < rows; j += tile) {
+      for (Index i = 0; i < span; i += tile) {
+        detail::vandermonde_sums<S>(&far(j, 0), &near(i, 0), span, &sums(j * span + i, 0));
+      }
     }
-    simd::store(&h(l, 0), sum);
   }
+  copy(sums.template slice<0>(0, h.extent(0)), h);
 }
 
 /// The generating function Σ_{l < L} h_l ω_k^l of systems diag(F) - G M, ω_k = exp(-2πi k / L), for
@@ -83,10 +148,6 @@ void cauchy_spectrum(In<S, 3> terms, Index L, View<S, 3> spectrum, Context& cont
       simd::store(&numerators(n, 2 * i + 1, 0), simd::fma(im, f_im, re * f_re));
     });
   }
-  const auto times = [](const detail::ComplexBatch<S>& a, const detail::ComplexBatch<S>& b) {
-    return detail::ComplexBatch<S>{simd::fnma(a.im, b.im, a.re * b.re),
-                                   simd::fma(a.re, b.im, a.im * b.re)};
-  };
   const auto reciprocal = [](const detail::ComplexBatch<S>& a) {
     const Batch scale = Batch(S(1)) / simd::fma(a.im, a.im, a.re * a.re);
     return detail::ComplexBatch<S>{a.re * scale, -a.im * scale};
@@ -106,7 +167,7 @@ void cauchy_spectrum(In<S, 3> terms, Index L, View<S, 3> spectrum, Context& cont
                                          simd::fnma(w.re, f_im, -w.im * f_re)};
       const detail::ComplexBatch<S> right{simd::fnma(w.im, f_im, simd::fnma(w.re, f_re, one)),
                                           simd::fma(w.re, f_im, -w.im * f_re)};
-      const auto shared = reciprocal(times(left, right));
+      const auto shared = reciprocal(detail::times<S>(left, right));
       detail::unrolled<4>([&](auto i) {
         const Batch a = simd::load(&numerators(n, 2 * i, 0));
         const Batch b = simd::load(&numerators(n, 2 * i + 1, 0));
@@ -116,12 +177,12 @@ void cauchy_spectrum(In<S, 3> terms, Index L, View<S, 3> spectrum, Context& cont
     }
     detail::ComplexBatch<S> r[4];
     detail::unrolled<4>([&](auto i) {
-      const auto turned = times(w, second[i]);
+      const auto turned = detail::times<S>(w, second[i]);
       r[i] = {first[i].re - turned.re, first[i].im - turned.im};
     });
-    const auto turned = times(w, r[3]);
-    const auto correction =
-        times(times(w, times(r[1], r[2])), reciprocal({one + turned.re, turned.im}));
+    const auto turned = detail::times<S>(w, r[3]);
+    const auto correction = detail::times<S>(detail::times<S>(w, detail::times<S>(r[1], r[2])),
+                                             reciprocal({one + turned.re, turned.im}));
     simd::store(&spectrum(k, 0, 0), r[0].re - correction.re);
     simd::store(&spectrum(k, 1, 0), r[0].im - correction.im);
   }

@@ -9,19 +9,6 @@ namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 namespace detail {
 
-/// Σ f(in[i]...): lanes are summed in one fixed order that depends on `count` alone.
-template <class S>
-S sum_of(Index count, auto&& f, const auto*... in) {
-  using Batch = simd::Batch<S>;
-  Batch total(S(0));
-  Index i = 0;
-  for (; i + simd::lanes<S> <= count; i += simd::lanes<S>) {
-    total += f(simd::load<S>(in + i)...);
-  }
-  if (i < count) total += f(simd::load<S>(in + i, count - i)...);
-  return simd::reduce_add(total);
-}
-
 template <class S>
 S mean_square(const S* x, Index count) {
   return sum_of<S>(
@@ -141,6 +128,13 @@ void group_norm(In<S, Rank> x, In<S, 1> weight, In<S, 1> bias, Index group, doub
               group, out, [mean](auto v) { return v - mean; }, in);
           const S scale =
               S(1) / std::sqrt(detail::mean_square<S>(out, group) + static_cast<S>(eps));
+          if (weight.data() != nullptr && bias.data() != nullptr) {
+            const auto norm = [scale](auto v, auto w, auto c) {
+              return simd::fma(v * scale, w, c);
+            };
+            simd::map<S>(group, out, norm, out, weight.data() + first, bias.data() + first);
+            continue;
+          }
           simd::map<S>(
               group, out, [scale](auto v) { return v * scale; }, out);
           if (weight.data() != nullptr) {

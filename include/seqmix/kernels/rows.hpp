@@ -25,6 +25,24 @@ T* row_address(const View<T, Rank>& view, Index row) {
   return address;
 }
 
+/// Σ f(in[i]...), f(0...) = 0: lanes are summed in one fixed order that depends on `count` alone,
+/// by several chains, as one would wait for each of its sums.
+template <class S>
+S sum_of(Index count, auto&& f, const auto*... in) {
+  using Batch = simd::Batch<S>;
+  constexpr Index L = simd::lanes<S>;
+  const auto at = [&](Index i, auto lane_count) { return f(simd::load<S>(in + i, lane_count)...); };
+  const simd::Full<S> full;
+  Batch a(S(0)), b(S(0)), c(S(0)), d(S(0));
+  Index i = 0;
+  for (; i + 4 * L <= count; i += 4 * L) {
+    a += at(i, full), b += at(i + L, full), c += at(i + 2 * L, full), d += at(i + 3 * L, full);
+  }
+  for (; i + L <= count; i += L) a += at(i, full);
+  if (i < count) b += at(i, count - i);
+  return simd::reduce_add((a + b) + (c + d));
+}
+
 }  // namespace detail
 
 /// Calls `body(first.row, rest.row...)`, pointers to contiguous rows, for each row of the last

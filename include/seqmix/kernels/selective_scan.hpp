@@ -16,54 +16,61 @@ namespace detail {
 /// The tokens that are packed at a time: packed rows do not evict each other as rows at a distance
 /// of 4 KB do.
 inline constexpr Index selective_tokens = 32;
-/// The channels of one task.
-template <class S>
-inline constexpr Index selective_channels = 4 * simd::lanes<S>;
+/// The registers of channels of one task, at most: rows that are long enough to be read ahead.
+inline constexpr Index selective_registers = 16;
 /// The state numbers of a channel that stay in registers while a block of tokens passes.
 inline constexpr Index selective_states = 8;
 
-/// The block of one task, rows of `selective_channels` numbers filled up with zeros.
+/// Rows that the next block of tokens needs, fetched while this one is computed.
 template <class S>
-struct SelectiveBlock {
-  S *step, *input, *sum;        // [tokens, channels], dt, dt x and Σ C h
-  S *rates, *state;             // [N', channels], N' a multiple of selective_states
-  S *keys, *queries;            // [tokens, N']
-  Index tokens, padded_states;  // N'
+struct NextRows {
+  const S* row;
+  Index stride;
+  SEQMIX_ALWAYS_INLINE void fetch() { simd::prefetch(row), row += stride; }
 };
 
-/// The recurrence of `selective_states` state numbers of one register of channels.
+/// A block of tokens of one register of channels, all rows of `lanes` numbers.
 template <class S>
-void selective_register(const SelectiveBlock<S>& block, Index n, Index channel) {
+struct SelectiveBlock {
+  S *step, *input, *sum;     // [tokens, lanes], dt, dt x and skip x + Σ C h
+  S *rates, *state;          // [N', lanes], N' a multiple of selective_states
+  S *keys, *queries;         // [tokens, N']
+  Index tokens, all_states;  // N'
+};
+
+/// The recurrence of the state numbers [n, n + selective_states).
+template <class S>
+void selective_recurrence(const SelectiveBlock<S>& block, Index n, NextRows<S> one,
+                          NextRows<S> other) {
   using Batch = simd::Batch<S>;
-  constexpr Index columns = selective_channels<S>;
+  constexpr Index L = simd::lanes<S>;
   [&]<Index... i>(std::integer_sequence<Index, i...>) {
-    const S* const rates = block.rates + n * columns + channel;
-    S* const state = block.state + n * columns + channel;
-    Batch h[] = {simd::load(state + i * columns)...};
-    for (Index t = 0; t < block.tokens; ++t) {
-      const Batch dt = simd::load(block.step + t * columns + channel);
-      const Batch in = simd::load(block.input + t * columns + channel);
-      const S* const key = block.keys + t * block.padded_states + n;
-      const S* const query = block.queries + t * block.padded_states + n;
-      Batch sum = simd::load(block.sum + t * columns + channel);
-      ((h[i] = simd::fma<S>(simd::exp2_decay<S>(dt * simd::load(rates + i * columns)), h[i],
-                            in * simd::broadcast(key[i]))),
+    const S *step = block.step, *input = block.input, *const rates = block.rates + n * L;
+    const S *key = block.keys + n, *query = block.queries + n;
+    const Index all_states = block.all_states;
+    S *sums = block.sum, *const state = block.state + n * L, *const end = sums + block.tokens * L;
+    Batch h[] = {simd::load(state + i * L)...};
+    for (; sums != end; step += L, input += L, sums += L, key += all_states, query += all_states) {
+      one.fetch(), other.fetch();
+      const Batch dt = simd::load(step), in = simd::load(input);
+      Batch sum = simd::load(std::as_const(sums));
+      ((h[i] = simd::fma<S>(simd::exp2_decay<S>(dt * simd::load(rates + i * L)), h[i],
+                            in * simd::broadcast(key[i])),
+        sum = simd::fma<S>(h[i], simd::broadcast(query[i]), sum)),
        ...);
-      ((sum = simd::fma<S>(h[i], simd::broadcast(query[i]), sum)), ...);
-      simd::store<S>(block.sum + t * columns + channel, sum);
+      simd::store<S>(sums, sum);
     }
-    (simd::store<S>(state + i * columns, simd::flush_subnormal<S>(h[i])), ...);
+    (simd::store<S>(state + i * L, simd::flush_subnormal<S>(h[i])), ...);
   }
   (std::make_integer_sequence<Index, selective_states>{});
 }
 
-/// Copies the columns [first, first + width) of `from` to rows of `stride` numbers with zeros
-/// behind them.
+/// Copies rows of N numbers, filled up with zeros.
 template <class S>
-void pack_columns(const View<const S, 2>& from, Index first, Index width, S* to, Index stride) {
-  for (Index row = 0; row < from.extent(0); ++row, to += stride) {
-    std::fill(std::copy_n(from.data() + row * from.stride(0) + first, width, to), to + stride,
-              S(0));
+void pack_rows(const View<const S, 2>& from, const View<S, 2>& to) {
+  const Index N = from.extent(1);
+  for (Index row = 0; row < from.extent(0); ++row) {
+    std::fill(std::copy_n(&from(row, 0), N, &to(row, 0)), &to(row, 0) + to.extent(1), S(0));
   }
 }
 
@@ -103,58 +110,78 @@ void selective_scan(In<S, 3> x, In<S, 3> raw_dt, In<S, 2> rates, In<S, 3> keys, 
   check("state", state, Shape<3>{B, N, D});
   if (y.empty()) return;
 
-  constexpr Index columns = detail::selective_channels<S>, L = simd::lanes<S>;
-  const Index groups = ceil_div(D, columns), padded = round_up(N, detail::selective_states);
+  constexpr Index L = simd::lanes<S>, tasks = 8;  // at least, where there are as many registers
+  const Index all_registers = ceil_div(D, L), padded = round_up(N, detail::selective_states);
+  const Index per_task =
+      std::clamp<Index>(B * all_registers / tasks, 1, detail::selective_registers);
+  const Index groups = ceil_div(all_registers, per_task);
   context.parallel_for(B * groups, [&](Index task, Context& worker) {
-    const Index b = task / groups, first = task % groups * columns;
-    const Index width = std::min(columns, D - first), block = std::min(T, detail::selective_tokens);
+    const Index b = task / groups, first = task % groups * per_task * L;
+    const Index width = std::min(per_task * L, D - first), registers = ceil_div(width, L);
+    const Index block = std::min(T, detail::selective_tokens);
     auto scratch = worker.scratch<S>();
-    detail::SelectiveBlock<S> packed{.step = scratch(block, columns).data(),
-                                     .input = scratch(block, columns).data(),
-                                     .sum = scratch(block, columns).data(),
-                                     .rates = scratch(padded, columns).data(),
-                                     .state = scratch(padded, columns).data(),
-                                     .keys = scratch(block, padded).data(),
-                                     .queries = scratch(block, padded).data(),
-                                     .tokens = block,
-                                     .padded_states = padded};
-    std::fill_n(packed.rates + N * columns, (padded - N) * columns, S(0));
-    std::fill_n(packed.state + N * columns, (padded - N) * columns, S(0));
-    detail::pack_columns<S>(rates, first, width, packed.rates, columns);
-    detail::pack_columns<S>(state[b], first, width, packed.state, columns);
+    const auto steps = scratch(registers, block, L), inputs = scratch(registers, block, L);
+    const auto sums = scratch(registers, block, L);
+    const auto factors = scratch(registers, padded, L), states = scratch(registers, padded, L);
+    const auto key = scratch(block, padded), query = scratch(block, padded);
+    if (N < padded) fill(factors, 0), fill(states, 0);
+    for (Index n = 0; n < N; ++n) {
+      const S *const rate = &rates(n, first), *const last = &state(b, n, first);
+      simd::for_each_block<S>(width, [&](Index i, auto lane_count) {
+        const Index at = i * padded + n * L;
+        simd::store<S>(factors.data() + at, simd::load<S>(rate + i, lane_count));
+        simd::store<S>(states.data() + at, simd::load<S>(last + i, lane_count));
+      });
+    }
 
     for (Index start = 0; start < T; start += block) {
-      packed.tokens = std::min(block, T - start);
-      for (Index t = 0; t < packed.tokens; ++t) {
+      const Index tokens = std::min(block, T - start), next = std::min(start + block, T - block);
+      for (Index t = 0; t < tokens; ++t) {
         const S *const raw = &raw_dt(b, start + t, first), *const in = &x(b, start + t, first);
-        for (Index i = 0; i < columns; i += L) {
-          const Index count = std::clamp<Index>(width - i, 0, L), at = t * columns + i;
-          const Batch dt =
-              simd::softplus<S>(count == L ? simd::load(raw + i) : simd::load(raw + i, count));
-          const Batch now = count == L ? simd::load(in + i) : simd::load(in + i, count);
-          simd::store<S>(packed.step + at, dt), simd::store<S>(packed.input + at, dt * now);
-          simd::store<S>(packed.sum + at, simd::broadcast(S(0)));
-        }
+        S *const step = &steps(0, t, 0), *const input = &inputs(0, t, 0);
+        S* const sum = &sums(0, t, 0);
+        simd::for_each_block<S>(width, [&](Index i, auto lane_count) {
+          const Batch dt = simd::softplus<S>(simd::load<S>(raw + i, lane_count));
+          const Batch now = simd::load<S>(in + i, lane_count);
+          simd::store<S>(step + i * block, dt), simd::store<S>(input + i * block, dt * now);
+          simd::store<S>(sum + i * block, simd::load<S>(&skip(first) + i, lane_count) * now);
+        });
       }
-      detail::pack_columns<S>(keys[b].template slice<0>(start, packed.tokens), 0, N, packed.keys,
-                              padded);
-      detail::pack_columns<S>(queries[b].template slice<0>(start, packed.tokens), 0, N,
-                              packed.queries, padded);
-      for (Index channel = 0; channel < width; channel += L) {
-        for (Index n = 0; n < padded; n += detail::selective_states) {
-          detail::selective_register<S>(packed, n, channel);
-        }
-      }
-      for (Index t = 0; t < packed.tokens; ++t) {
-        const auto finish = [](Batch sum, Batch factor, Batch now, Batch by) {
-          return simd::fma<S>(factor, now, sum) * simd::silu<S>(by);
+      detail::pack_rows<S>(keys[b].template slice<0>(start, tokens), key);
+      detail::pack_rows<S>(queries[b].template slice<0>(start, tokens), query);
+      for (Index r = 0; r < registers; ++r) {
+        const auto ahead = [&](const View<const S, 3>& view) {
+          return detail::NextRows<S>{&view(b, next, first + r * L), view.stride(1)};
         };
-        simd::map<S>(width, &y(b, start + t, first), finish, packed.sum + t * columns,
-                     skip.data() + first, &x(b, start + t, first), &gate(b, start + t, first));
+        for (Index n = 0; n < padded; n += detail::selective_states) {
+          detail::selective_recurrence<S>({.step = &steps(r, 0, 0),
+                                           .input = &inputs(r, 0, 0),
+                                           .sum = &sums(r, 0, 0),
+                                           .rates = &factors(r, 0, 0),
+                                           .state = &states(r, 0, 0),
+                                           .keys = key.data(),
+                                           .queries = query.data(),
+                                           .tokens = tokens,
+                                           .all_states = padded},
+                                          n, ahead(n == 0 ? raw_dt : gate),
+                                          ahead(n == 0 ? x : gate));
+        }
+      }
+      for (Index t = 0; t < tokens; ++t) {
+        const S *const by = &gate(b, start + t, first), *const sum = &sums(0, t, 0);
+        S* const out = &y(b, start + t, first);
+        simd::for_each_block<S>(width, [&](Index i, auto lane_count) {
+          const Batch factor = simd::silu<S>(simd::load<S>(by + i, lane_count));
+          simd::store<S>(out + i, simd::load(sum + i * block) * factor, lane_count);
+        });
       }
     }
     for (Index n = 0; n < N; ++n) {
-      std::copy_n(packed.state + n * columns, width, &state(b, n, first));
+      S* const last = &state(b, n, first);
+      simd::for_each_block<S>(width, [&](Index i, auto lane_count) {
+        const S* const from = states.data() + i * padded + n * L;
+        simd::store<S>(last + i, simd::load(from), lane_count);
+      });
     }
   });
 }

@@ -17,8 +17,9 @@ enum class ShortConvActivation { none, silu };
 
 namespace detail {
 
-/// The channels that one task of `short_conv` handles.
-inline constexpr Index short_conv_channels = 512;
+/// The channels and the tokens that one task of `short_conv` handles: rows that are long enough to
+/// be read ahead, and few tokens before the task's own that must be kept.
+inline constexpr Index short_conv_channels = 1024, short_conv_chunk = 256;
 /// The tokens whose sums are formed together: each input is loaded once for all of them.
 inline constexpr Index short_conv_tokens = 4;
 
@@ -60,10 +61,10 @@ void short_conv_tile(Index width, Index first, auto&& row, const View<const S, 2
   });
 }
 
-/// All tokens of one batch row, the last first: then y may be x.
+/// All tokens of a chunk, the last first: then y may be x.
 template <Index Taps, bool Silu, class S>
-void short_conv_row(Index width, auto&& row, const View<const S, 2>& taps, const S* bias,
-                    const View<S, 2>& y) {
+void short_conv_chunk_of(Index width, auto&& row, const View<const S, 2>& taps, const S* bias,
+                         const View<S, 2>& y) {
   Index end = y.extent(0);
   for (; end >= short_conv_tokens; end -= short_conv_tokens) {
     short_conv_tile<Taps, Silu, short_conv_tokens>(width, end - short_conv_tokens, row, taps, bias,
@@ -106,28 +107,44 @@ void short_conv(In<S, 3> x, In<S, 2> taps, In<S, 1> bias, ShortConvActivation ac
   check("history", history, Shape<3>{B, W - 1, D});
   if (y.empty()) return;
 
+  // x may be gone when the next chunk needs the end of this one, or the history advances.
+  const Index chunks = ceil_div(T, detail::short_conv_chunk);
+  auto scratch = context.scratch<S>();
+  const auto kept = scratch(B, chunks, W - 1, D);
+  for (Index b = 0; b < B; ++b) {
+    for (Index chunk = 0; chunk < chunks; ++chunk) {
+      const Index end = std::min(T, (chunk + 1) * detail::short_conv_chunk);
+      for (Index w = 0; w < W - 1; ++w) {
+        const Index token = end - (W - 1) + w;
+        const S* const from = token < 0 ? &history(b, token + W - 1, 0) : &x(b, token, 0);
+        std::copy_n(from, D, &kept(b, chunk, w, 0));
+      }
+    }
+  }
   const Index groups = ceil_div(D, detail::short_conv_channels);
-  context.parallel_for(B * groups, [&](Index task, Context& worker) {
-    const Index b = task / groups, channel = task % groups * detail::short_conv_channels;
+  context.parallel_for(B * chunks * groups, [&](Index task, Context&) {
+    const Index b = task / groups / chunks, chunk = task / groups % chunks;
+    const Index channel = task % groups * detail::short_conv_channels;
     const Index width = std::min(detail::short_conv_channels, D - channel);
-    const View<const S, 2> input = x[b].template slice<1>(channel, width);
-    const View<S, 2> past = history[b].template slice<1>(channel, width);
-    const View<S, 2> output = y[b].template slice<1>(channel, width);
+    const Index first = chunk * detail::short_conv_chunk;
+    const auto part = [&](const auto& view) {
+      return view.template slice<0>(first, std::min(detail::short_conv_chunk, T - first))
+          .template slice<1>(channel, width);
+    };
+    const View<const S, 2> input = part(x[b]);
+    const View<S, 2> output = part(y[b]);
+    const View<const S, 2> past = chunk == 0 ? history[b] : kept[b][chunk - 1];
     const View<const S, 2> weights = taps.template slice<1>(channel, width);
     const S* start = bias.data() == nullptr ? nullptr : bias.data() + channel;
     const auto row = [&](Index s) -> const S* {
-      return s < 0 ? past.data() + (s + W - 1) * past.stride(0)
+      return s < 0 ? past.data() + (s + W - 1) * past.stride(0) + channel
                    : input.data() + s * input.stride(0);
     };
-    // The history is read until the end, and x may be gone by then.
-    auto scratch = worker.scratch<S>();
-    const auto kept = scratch(W - 1, width);
-    for (Index w = 0; w < W - 1; ++w) std::copy_n(row(T - (W - 1) + w), width, &kept(w, 0));
     const auto run = [&]<Index Taps>(std::integral_constant<Index, Taps>) {
       if (activation == ShortConvActivation::silu) {
-        detail::short_conv_row<Taps, true>(width, row, weights, start, output);
+        detail::short_conv_chunk_of<Taps, true>(width, row, weights, start, output);
       } else {
-        detail::short_conv_row<Taps, false>(width, row, weights, start, output);
+        detail::short_conv_chunk_of<Taps, false>(width, row, weights, start, output);
       }
     };
     switch (W) {
@@ -140,8 +157,8 @@ void short_conv(In<S, 3> x, In<S, 2> taps, In<S, 1> bias, ShortConvActivation ac
       default:
         run(std::integral_constant<Index, 0>{});
     }
-    for (Index w = 0; w < W - 1; ++w) std::copy_n(&kept(w, 0), width, &past(w, 0));
   });
+  for (Index b = 0; b < B; ++b) copy(kept[b][chunks - 1], history[b]);
 }
 
 SEQMIX_END_NAMESPACE

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include "seqmix/kernels/rows.hpp"
@@ -24,6 +25,18 @@ SEQMIX_ALWAYS_INLINE simd::Batch<S> inverse_or_zero(const simd::Batch<S>& sum) {
   return simd::select<S>(sum == zero, zero, one / sum);
 }
 
+/// The largest of the numbers that are not NaN, or -infinity.
+template <class S>
+S maximum_of(const S* x, Index count) {
+  simd::Batch<S> most(-std::numeric_limits<S>::infinity());
+  Index i = 0;
+  for (; i + simd::lanes<S> <= count; i += simd::lanes<S>)
+    most = simd::max(most, simd::load(x + i));
+  S maximum = simd::reduce_max(most);
+  for (; i < count; ++i) maximum = std::max(maximum, x[i]);
+  return maximum;
+}
+
 }  // namespace detail
 
 /// x = exp(x) / Σ exp(x) over the last axis. A row of -infinity alone becomes zeros; NaN fills its
@@ -35,16 +48,12 @@ void softmax(View<S, Rank> x, Context& context) {
   for_each_row(
       context,
       [&](S* row) {
-        S maximum = -std::numeric_limits<S>::infinity();
-        for (Index i = 0; i < width; ++i) maximum = std::max(maximum, row[i]);
-        const Batch offset = detail::softmax_offset(Batch(maximum));
+        const Batch offset = detail::softmax_offset(Batch(detail::maximum_of(row, width)));
         simd::map<S>(
             width, row, [&](const Batch& v) { return simd::exp(v - offset); }, row);
-        Batch sum(S(0));
-        simd::for_each_block<S>(width, [&](Index first, auto lane_count) {
-          sum += simd::load<S>(row + first, lane_count);
-        });
-        const Batch inverse = detail::inverse_or_zero(Batch(simd::reduce_add(sum)));
+        const S sum = detail::sum_of<S>(
+            width, [](auto v) { return v; }, row);
+        const Batch inverse = detail::inverse_or_zero(Batch(sum));
         simd::map<S>(
             width, row, [&](const Batch& v) { return v * inverse; }, row);
       },
