@@ -1,11 +1,13 @@
-// Checks layer files against the library: verify FILE..., verify --list for the layers' names, or
-// verify --law for how far the verbs of each layer are apart.
+// Checks layer files against the library: verify FILE..., verify --list for the layers' names,
+// verify --law for how far the verbs of each layer are apart, or verify --errors for what narrow
+// storage and lower precision cost each layer.
 // Exit status: 0 all ok, 1 a layer disagrees with its file, 2 a bad file or command.
 
 #include <algorithm>
 #include <exception>
 #include <iomanip>
 #include <iostream>
+#include <iterator>
 #include <map>
 #include <sstream>
 #include <string>
@@ -100,12 +102,67 @@ void print_law() {
   print("largest", largest_double, largest_float);
 }
 
+/// The relative error of forward against the same layer in plain float, the largest over the
+/// configs of its twin; 0 where nothing is stored or multiplied so.
+struct Errors {
+  double weights[3] = {}, caches[3] = {};  // bf16, f16, int8
+  double precision[2] = {};                // bf16x3, bf16
+};
+
+std::map<std::string, Errors> errors_of_layers() {
+  using seqmix::Options, seqmix::Precision, seqmix::Storage;
+  constexpr Storage storages[] = {Storage::bf16, Storage::f16, Storage::int8};
+  constexpr Precision precisions[] = {Precision::bf16x3, Precision::bf16};
+  std::map<std::string, Errors> result;
+  for (const reference::Twin& twin : reference::twins()) {
+    Errors& errors = result[twin.layer];
+    for (const std::string& config : twin.configs) {
+      const auto forward = [&](Options options, Precision precision) {
+        const support::LayerCase<float> layer(twin, config, 1, options);
+        const auto x = layer.random_input(2, 150, 61);
+        support::Context context;
+        context.set_precision(precision);
+        support::Tensor<float, 3> y(x.shape());
+        layer.forward(x, y, context);
+        return y;
+      };
+      const auto plain = forward({}, Precision::fp32);
+      const auto raise = [&](double& largest, const support::Tensor<float, 3>& y) {
+        largest = std::max(largest, support::relative_error(y.view(), plain.view()));
+      };
+      for (std::size_t i = 0; i < std::size(storages); ++i) {
+        raise(errors.weights[i], forward({storages[i], Storage::native}, Precision::fp32));
+        raise(errors.caches[i], forward({Storage::native, storages[i]}, Precision::fp32));
+      }
+      for (std::size_t i = 0; i < std::size(precisions); ++i) {
+        raise(errors.precision[i], forward({}, precisions[i]));
+      }
+    }
+  }
+  return result;
+}
+
+void print_errors() {
+  std::cout << "| layer | weights bf16 | f16 | int8 | caches bf16 | f16 | int8 | bf16x3 | bf16 |\n"
+               "|---|---|---|---|---|---|---|---|---|\n";
+  for (const auto& [name, errors] : errors_of_layers()) {
+    std::cout << "| `" << name << "` |";
+    const auto print = [](const auto& values) {
+      for (const double value : values) {
+        std::cout << " " << (value == 0 ? "-" : scientific(value)) << " |";
+      }
+    };
+    print(errors.weights), print(errors.caches), print(errors.precision);
+    std::cout << "\n";
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   if (arguments.empty()) {
-    std::cerr << "usage: verify FILE..., verify --list, or verify --law\n";
+    std::cerr << "usage: verify FILE..., verify --list, verify --law, or verify --errors\n";
     return 2;
   }
   if (arguments == std::vector<std::string>{"--list"}) {
@@ -114,6 +171,10 @@ int main(int argc, char** argv) {
   }
   if (arguments == std::vector<std::string>{"--law"}) {
     print_law();
+    return 0;
+  }
+  if (arguments == std::vector<std::string>{"--errors"}) {
+    print_errors();
     return 0;
   }
   int status = 0;

@@ -14,6 +14,7 @@
 #include "support/compare.hpp"
 #include "support/layer_case.hpp"
 #include "support/thread_executor.hpp"
+#include "support/verbs.hpp"
 
 namespace {
 
@@ -21,76 +22,6 @@ using namespace support;
 using seqmix::Algorithm;
 using seqmix::Shape;
 using seqmix::StateMembers;
-
-template <class S>
-constexpr S nan_of = std::numeric_limits<S>::quiet_NaN();
-
-/// A context whose scratch is NaN until it is written.
-Context poisoned() {
-  Context context;
-  context.set_poison(true);
-  return context;
-}
-
-template <class S>
-Tensor<S, 3> unwritten(Shape<3> shape) {
-  Tensor<S, 3> y(shape);
-  fill(y.view(), nan_of<S>);
-  return y;
-}
-
-template <class S>
-Tensor<S, 3> forward(const LayerCase<S>& layer, View<const S, 3> x, Context& context) {
-  auto y = unwritten<S>(x.shape());
-  layer.forward(x, y, context);
-  return y;
-}
-
-/// Continues `state` by x, by steps or by one prefill.
-template <class S>
-void advance(const LayerCase<S>& layer, View<const S, 3> x, AnyState& state, View<S, 3> y,
-             Context& context, bool by_steps) {
-  if (!by_steps) return layer.prefill(x, state, y, context);
-  for (Index t = 0; t < x.extent(1); ++t) {
-    layer.step(x.template at<1>(t), state, y.template at<1>(t), context);
-  }
-}
-
-/// All outputs of x by one verb.
-template <class S>
-Tensor<S, 3> run(const LayerCase<S>& layer, View<const S, 3> x, Context& context, Verb verb) {
-  if (verb == Verb::forward) return forward<S>(layer, x, context);
-  auto state = layer.make_state(x.extent(0), x.extent(1));
-  auto y = unwritten<S>(x.shape());
-  advance<S>(layer, x, state, y, context, verb == Verb::step);
-  return y;
-}
-template <class S>
-std::vector<Verb> verbs(const LayerCase<S>& layer) {
-  if (!layer.continues()) return {Verb::forward};
-  return {Verb::forward, Verb::prefill, Verb::step};
-}
-
-/// Calls `body(case)` for every config of every layer that has a state.
-template <class S>
-void for_each_continuing_layer(auto&& body) {
-  for_each_layer<S>([&](const LayerCase<S>& layer) {
-    if (layer.continues()) body(layer);
-  });
-}
-
-/// Continues `state` by x in random pieces, prefills and steps.
-template <class S>
-void advance_randomly(const LayerCase<S>& layer, View<const S, 3> x, AnyState& state, View<S, 3> y,
-                      Context& context, std::mt19937& random) {
-  for (Index first = 0; first < x.extent(1);) {
-    const auto longest = static_cast<unsigned>(random() % 2 == 0 ? 4 : 90);
-    const Index count = std::min<Index>(1 + random() % longest, x.extent(1) - first);
-    advance(layer, x.template slice<1>(first, count), state, y.template slice<1>(first, count),
-            context, random() % 2 == 0);
-    first += count;
-  }
-}
 
 /// The error of a state member. One that is still all zeros must be so exactly.
 template <class S, class T>

@@ -33,8 +33,7 @@ T side_value(Index i, Index width, auto&& token) {
 }  // namespace
 
 bool is_indirect(std::string_view layer) {
-  constexpr std::string_view layers[] = {"hyena", "s4", "delta_net", "gated_delta_net",
-                                         "kimi_delta_attention"};
+  constexpr std::string_view layers[] = {"hyena", "s4"};
   return std::find(std::begin(layers), std::end(layers), layer) != std::end(layers);
 }
 
@@ -60,11 +59,12 @@ SEQMIX_FOR_EACH_TEST_SCALAR(SEQMIX_INSTANTIATE)
 #undef SEQMIX_INSTANTIATE
 
 template <class S>
-LayerCase<S>::LayerCase(const reference::Twin& twin, const std::string& config, unsigned seed)
+LayerCase<S>::LayerCase(const reference::Twin& twin, const std::string& config, unsigned seed,
+                        seqmix::Options options)
     : twin_(twin) {
   input_.config = registry<S>().complete_config(twin.layer, seqmix::parse_json(config, twin.layer));
   const auto weights = random_layer_weights(registry<S>(), twin.layer, input_.config, seed);
-  mixer_ = registry<S>().make(twin.layer, input_.config, weights, "");
+  mixer_ = registry<S>().make(twin.layer, input_.config, weights, "", options);
   for (const std::string& name : weights.names()) {
     seqmix::StoredTensor flat = weights.entry(name);
     Array<double>& weight = input_.weights[name];
@@ -199,12 +199,23 @@ std::map<std::string, std::vector<double>> valid_numbers(AnyState& state) {
     const auto append = [&]<class T>(T, const std::byte* run, Index bytes) {
       std::vector<T> typed(static_cast<std::size_t>(bytes) / sizeof(T));
       std::memcpy(typed.data(), run, static_cast<std::size_t>(bytes));
-      numbers.insert(numbers.end(), typed.begin(), typed.end());
+      std::transform(typed.begin(), typed.end(), std::back_inserter(numbers), [](T value) {
+        if constexpr (std::is_arithmetic_v<T>)
+          return static_cast<double>(value);
+        else
+          return static_cast<double>(static_cast<float>(value));
+      });
     };
     for (Index row = 0; row < members.batch(); ++row) {
       member.for_each_run(row, members.tokens(row), [&](const std::byte* run, Index bytes) {
         if (member.integral) {
           append(std::int64_t{}, run, bytes);
+        } else if (member.storage == seqmix::Storage::bf16) {
+          append(seqmix::bfloat16{}, run, bytes);
+        } else if (member.storage == seqmix::Storage::f16) {
+          append(seqmix::float16{}, run, bytes);
+        } else if (member.storage == seqmix::Storage::int8) {
+          append(std::int8_t{}, run, bytes);
         } else if (member.number_size == sizeof(float)) {
           append(float{}, run, bytes);
         } else {

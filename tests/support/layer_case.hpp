@@ -45,7 +45,8 @@ class SideValues {
 template <class S>
 class LayerCase {
  public:
-  LayerCase(const reference::Twin& twin, const std::string& config, unsigned seed = 1);
+  LayerCase(const reference::Twin& twin, const std::string& config, unsigned seed = 1,
+            seqmix::Options options = {});
 
   const std::string& name() const { return twin_.layer; }
   std::string text() const { return twin_.layer + " " + input_.config.dump(); }
