@@ -17,6 +17,7 @@ constexpr double jamba_weights =
 }  // namespace
 
 int main(int argc, char** argv) {
+  const double exponential = bench::exponential();
   return bench::run_layers(
       argc, argv,
       {
@@ -25,19 +26,26 @@ int main(int argc, char** argv) {
                          "n_kv_heads": 1, "head_dim": 128, "rotary_dim": 64, "o_bias": true,
                          "window": 1024, "d_ff": 3072, "activation": "gelu_tanh", "gated": true,
                          "bias": true})",
-           .position = 2048,
-           .flops = [](double T) { return 2 * T * gemma_weights + 4 * T * gemma_window * D; },
-           .step_numbers = [](double) { return gemma_weights + 2 * gemma_window * 128; }},
+           .positions = {128, 2048, 8192},
+           .flops =
+               [exponential](double T) {
+                 return 2 * T * gemma_weights +
+                        bench::window_pairs(T, gemma_window) * (4 * D + 8 * exponential) +
+                        2 * 4 * T * D * exponential;
+               },
+           .step_numbers =
+               [](double t) { return gemma_weights + 2 * std::min(t + 1, gemma_window) * 128; }},
           {.layer = "jamba_block",
            .config = R"({"d_model": 1024, "norm_eps": 1e-6, "d_inner": 2048, "dt_rank": 64,
                          "norm": "weighted", "n_heads": 16, "n_kv_heads": 8, "head_dim": 64,
                          "d_ff": 1024, "gated": true, "n_experts": 8, "n_experts_per_token": 2,
                          "router": "softmax_then_top_k"})",
            .longest = 8192,
-           .position = 2048,
+           .positions = {128, 2048, 8192},
            .flops =
-               [](double T) {
-                 return 2 * T * jamba_weights + 7 * 6 * T * jamba_scan + 2 * T * T * D;
+               [exponential](double T) {
+                 return 2 * T * jamba_weights + 7 * T * jamba_scan * (6 + exponential) +
+                        T * T / 2 * (4 * D + 16 * exponential);
                },
            .step_numbers =
                [](double position) { return jamba_weights + 7 * jamba_scan + 2 * position * 512; }},

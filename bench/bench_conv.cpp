@@ -7,9 +7,9 @@ int main(int argc, char** argv) {
       argc, argv,
       {
           {.layer = "hyena",
-           .config = R"({"d_model": 1024, "order": 2, "max_length": 32768})",
+           .config = R"({"d_model": 1024, "order": 2, "max_length": 65536})",
            // Its tile is longer than that of 31 tokens in 32.
-           .position = 2015,
+           .positions = {2015},
            // The long convolution as three real transforms of length 2 T.
            .flops =
                [](double T) {
@@ -18,9 +18,9 @@ int main(int argc, char** argv) {
            // Sums, the tokens of a tile and where they go, and one token beside the weights.
            .step_numbers = [](double) { return 4 * 1024 * 1024 + (7 + 2 * 32 + 1) * 1024; }},
           {.layer = "hyena",
-           .config = R"({"d_model": 512, "order": 2, "max_length": 32768, "step_form": "spread"})",
+           .config = R"({"d_model": 512, "order": 2, "max_length": 65536, "step_form": "spread"})",
            .d_model = 512,
-           .position = 2048,
+           .positions = {2048},
            .flops =
                [](double T) {
                  return 2 * T * 4 * 512 * 512 + 3 * 2.5 * 2 * T * std::log2(2 * T) * 512;

@@ -1,9 +1,7 @@
 #include "support/layer_bench.hpp"
-#include "support/roofline.hpp"
 
 int main(int argc, char** argv) {
-  // An exponential counts as the floating-point operations that this machine does meanwhile.
-  const double exponential = bench::fma_peak() / bench::exp_rate();
+  const double exponential = bench::exponential();
   return bench::run_layers(
       argc, argv,
       {

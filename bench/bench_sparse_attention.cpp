@@ -16,6 +16,8 @@ double fixed_pairs(double T) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // What a pair of a query and a key costs, all 16 heads of 64 together.
+  const double exponential = bench::exponential(), pair = 4 * 1024 + 16 * exponential;
   return bench::run_layers(
       argc, argv,
       {
@@ -23,12 +25,12 @@ int main(int argc, char** argv) {
            .config = R"({"d_model": 1024, "n_heads": 16, "q_rank": 512, "kv_rank": 256,
                      "nope_dim": 64, "rotary_dim": 32, "head_v": 64})",
            .longest = 8192,
-           .position = 2048,
+           .positions = {128, 2048, 8192},
            .flops =
-               [](double T) {
+               [exponential](double T) {
                  const double weights =
                      512 * 1024 + 512 * 16 * 96 + 1024 * 288 + 256 * 16 * 128 + square;
-                 return 2 * T * weights + T * (T + 1) * 16 * (96 + 64);
+                 return 2 * T * weights + T * (T + 1) * 16 * (96 + 64 + exponential / 2);
                },
            .step_numbers =
                [](double t) {
@@ -38,20 +40,20 @@ int main(int argc, char** argv) {
           {.layer = "block_sparse_attention",
            .config = R"({"d_model": 1024, "n_heads": 16, "n_kv_heads": 16, "head_dim": 64,
                      "rotary_dim": 64, "pattern": "fixed", "block": 64, "span": 512})",
-           .position = 4096,
-           .flops = [](double T) { return 2 * T * 4 * square + 4 * fixed_pairs(T) * 1024; },
+           .positions = {128, 4096, 16384},
+           .flops = [pair](double T) { return 2 * T * 4 * square + fixed_pairs(T) * pair; },
            .step_numbers =
                [](double t) {
                  return 4 * square + 2 * 1024 * (fixed_pairs(t + 1) - fixed_pairs(t));
                }},
           {.layer = "longformer_attention",
            .config = R"({"d_model": 1024, "n_heads": 16, "window": 512, "n_global": 1})",
-           .flops = [](double T) { return 2 * T * 5 * square + 4 * T * (513 + 1) * 1024; },
+           .flops = [pair](double T) { return 2 * T * 5 * square + T * (513 + 1) * pair; },
            .step_numbers = {}},
           {.layer = "big_bird_attention",
            .config = R"({"d_model": 1024, "n_heads": 16, "block": 64, "n_random": 3,
-                     "n_blocks": 512})",
-           .flops = [](double T) { return 2 * T * 3 * square + 4 * T * (8 * 64 + 2 * 64) * 1024; },
+                     "n_blocks": 1024})",
+           .flops = [pair](double T) { return 2 * T * 3 * square + T * (8 * 64 + 2 * 64) * pair; },
            .step_numbers = {}},
       });
 }
