@@ -32,13 +32,6 @@ QUICK_RUNS = [
 KEPT = ("tokens_per_second", "of_limit", "state_bytes", "scratch_bytes")
 
 
-def up_to(longest: int) -> list:
-    """RUNS, without the forwards of more tokens."""
-    tokens = "|".join(str(1 << bits) for bits in range(9, longest.bit_length()))
-    (_, flags), steps = RUNS
-    return [(f"/(forward/B:1/T:({tokens})|forward_.*|prefill.*)/", flags), steps]
-
-
 def measured(program, runs: list) -> list:
     """The benchmarks of one program, medians of their repetitions, on one core."""
     rows, core = [], {min(os.sched_getaffinity(0))}
@@ -97,7 +90,7 @@ def measure(options, about: dict) -> list:
         if program.name in ("bench_compare", "bench_roofline"):
             continue
         print(f"{program.name} ...", flush=True)
-        for row in measured(program, QUICK_RUNS if options.quick else up_to(options.longest)):
+        for row in measured(program, QUICK_RUNS if options.quick else RUNS):
             if re.search(options.only, row["layer"]):
                 by_layer.setdefault(f"{row['layer']} D{row['D']}", []).append(row)
     kept = {key: about[key] for key in ("command", "date", "machine", "flags")}

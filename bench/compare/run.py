@@ -286,7 +286,6 @@ def command(options) -> str:
     """What was run, without the folders of this machine."""
     words = ["python3 bench/compare/run.py"]
     words += [f"--{flag}" for flag in ("quick", "layers") if getattr(options, flag)]
-    words += [f"--longest {options.longest}"] if options.longest != 65536 else []
     return " ".join(words + ([f"--only '{options.only}'"] if options.only else []))
 
 
@@ -301,7 +300,6 @@ def parse_options():
     add("--quick", action="store_true", help="one short round: a smoke run")
     add("--check", action="store_true", help="correctness only: nothing is timed or written")
     add("--layers", action="store_true", help="whole layers too, with the programs bench_<family>")
-    add("--longest", type=int, default=65536, help="the most tokens of a whole layer's forward")
     add("--out", type=pathlib.Path, default=HERE, help="the folder of the results")
     options = parser.parse_args()
     options.build = options.build.resolve()
