@@ -51,4 +51,16 @@
 #define SEQMIX_BEGIN_NAMESPACE inline namespace SEQMIX_ABI {
 #define SEQMIX_END_NAMESPACE }
 
+// Around functions on registers: intrinsics of g++ 12 start from a register that they call
+// undefined, and it warns about that where they are inlined (GCC bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#define SEQMIX_BEGIN_INTRINSICS                                                        \
+  _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wuninitialized\"") \
+      _Pragma("GCC diagnostic ignored \"-Wmaybe-uninitialized\"")
+#define SEQMIX_END_INTRINSICS _Pragma("GCC diagnostic pop")
+#else
+#define SEQMIX_BEGIN_INTRINSICS
+#define SEQMIX_END_INTRINSICS
+#endif
+
 #define SEQMIX_ALWAYS_INLINE inline __attribute__((always_inline))

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "seqmix/simd/batch.hpp"
+#include "seqmix/simd/transpose.hpp"
 
 // Products of bfloat16 matrices on the matrix units of x86 processors (AMX), with float sums.
 //
@@ -35,13 +36,7 @@
 #define SEQMIX_MATRIX_UNITS 0
 #endif
 
-// Intrinsics of g++ 12 start from a register that they call undefined, and it warns about that
-// where they are inlined (GCC bug 105593).
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
+SEQMIX_BEGIN_INTRINSICS
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -189,39 +184,11 @@ SEQMIX_ALWAYS_INLINE void cut_pairs(const Batch<float>& even, const Batch<float>
 
 /// Turns a tile of rows into one of pairs, or back, where it lies: 16 x 16 words of 32 bits.
 inline void transpose_tile(bfloat16* tile) {
-  __m512i a[16], b[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) a[i] = _mm512_load_si512(tile + i * tile_depth);
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-  }
-  // Quarter q of a[4 g + j] is now column 4 q + j of rows 4 g to 4 g + 3.
-  constexpr int even = 0x88, odd = 0xdd;
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    b[j] = _mm512_shuffle_i32x4(a[j], a[4 + j], even);
-    b[4 + j] = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], even);
-    b[8 + j] = _mm512_shuffle_i32x4(a[j], a[4 + j], odd);
-    b[12 + j] = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], odd);
-  }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    _mm512_store_si512(tile + j * tile_depth, _mm512_shuffle_i32x4(b[j], b[4 + j], even));
-    _mm512_store_si512(tile + (4 + j) * tile_depth,
-                       _mm512_shuffle_i32x4(b[8 + j], b[12 + j], even));
-    _mm512_store_si512(tile + (8 + j) * tile_depth, _mm512_shuffle_i32x4(b[j], b[4 + j], odd));
-    _mm512_store_si512(tile + (12 + j) * tile_depth,
-                       _mm512_shuffle_i32x4(b[8 + j], b[12 + j], odd));
-  }
+  Square<std::int32_t, tile_rows> words;
+  auto* const to = reinterpret_cast<std::int32_t*>(tile);
+  words.load(to, tile_rows);
+  words.transpose();
+  words.store(to, tile_rows);
 }
 
 /// Starts 32 x 32 sums from zero, or from C, whose rows are `stride` floats apart. What the steps
@@ -299,6 +266,4 @@ constexpr bool matrix_units() { return false; }
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
+SEQMIX_END_INTRINSICS

@@ -8,13 +8,7 @@
 
 #include "seqmix/simd/batch.hpp"
 
-// Intrinsics of g++ 12 start from a register that they call undefined, and it warns about that
-// where they are inlined (GCC bug 105593).
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
+SEQMIX_BEGIN_INTRINSICS
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -123,6 +117,4 @@ SEQMIX_ALWAYS_INLINE void store_as(To* to, const Batch<S>& value, Count count = 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
+SEQMIX_END_INTRINSICS

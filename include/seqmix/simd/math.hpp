@@ -13,12 +13,7 @@
 // depend on its neighbours, and each product that is rounded before a sum is an `fma`, which leaves
 // the compiler nothing to contract.
 
-// See batch.hpp.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
+SEQMIX_BEGIN_INTRINSICS
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -423,6 +418,4 @@ SEQMIX_ALWAYS_INLINE Batch<S> gelu(const Batch<S>& x) {
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
+SEQMIX_END_INTRINSICS
