@@ -13,6 +13,16 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
+/// Extents as they are read: "[2, 3]".
+inline std::string text_of_extents(std::span<const Index> extents) {
+  std::string result = "[";
+  for (const Index extent : extents) {
+    if (result.size() > 1) result += ", ";
+    result += std::to_string(extent);
+  }
+  return result + "]";
+}
+
 /// The extents of a view or tensor, outermost first.
 template <Index Rank>
 struct Shape {
@@ -36,14 +46,7 @@ struct Shape {
     }
     return product;
   }
-  std::string text() const {
-    std::string result = "[";
-    for (const Index extent : extents) {
-      if (result.size() > 1) result += ", ";
-      result += std::to_string(extent);
-    }
-    return result + "]";
-  }
+  std::string text() const { return text_of_extents(extents); }
 };
 
 /// A non-owning strided window on numbers. Strides count elements.

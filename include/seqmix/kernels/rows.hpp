@@ -1,7 +1,7 @@
 #pragma once
 
 #include <algorithm>
-#include <string>
+#include <span>
 
 #include "seqmix/core/context.hpp"
 #include "seqmix/simd/map.hpp"
@@ -13,6 +13,12 @@ SEQMIX_BEGIN_NAMESPACE
 inline constexpr Index numbers_per_task = Index{1} << 14;
 
 namespace detail {
+
+[[noreturn]] inline void refuse_rows(std::span<const Index> got, std::span<const Index> first) {
+  throw ShapeError("row-wise kernel: got " + text_of_extents(got) +
+                   ", expected contiguous rows and the leading extents of " +
+                   text_of_extents(first));
+}
 
 /// The address of row `row` of a view whose last axis is a row.
 template <class T, Index Rank>
@@ -54,11 +60,7 @@ void for_each_row(Context& context, auto&& body, const View<T, Rank>& first, con
   const auto check = [&](const auto& view) {
     bool same = view.extent(Rank - 1) <= 1 || view.stride(Rank - 1) == 1;
     for (Index axis = 0; axis + 1 < Rank; ++axis) same &= view.extent(axis) == first.extent(axis);
-    if (!same) {
-      throw ShapeError("row-wise kernel: got " + view.shape().text() +
-                       ", expected contiguous rows and the leading extents of " +
-                       first.shape().text());
-    }
+    if (!same) detail::refuse_rows(view.shape().extents, first.shape().extents);
   };
   check(first), (check(rest), ...);
   const Index width = std::max<Index>(first.extent(Rank - 1), 1);

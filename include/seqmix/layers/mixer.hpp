@@ -9,6 +9,7 @@
 
 #include "seqmix/core/cache.hpp"
 #include "seqmix/core/context.hpp"
+#include "seqmix/layers/checks.hpp"
 #include "seqmix/layers/state.hpp"
 #include "seqmix/layers/weights.hpp"
 
@@ -353,8 +354,8 @@ class Mixer {
 
   void check_views(const View<const Scalar, 3>& x, const View<Scalar, 3>& y,
                    const Side& side) const {
-    check_view("x", x.shape(), x.strides(), d_model());
-    check_view("y", y.shape(), y.strides(), d_model());
+    detail::check_view(name, "x", x.shape(), x.strides(), d_model());
+    detail::check_view(name, "y", y.shape(), y.strides(), d_model());
     if (x.shape() != y.shape()) {
       throw ShapeError(std::string(name) + ": y has shape " + y.shape().text() +
                        ", expected that of x, " + x.shape().text());
@@ -364,48 +365,19 @@ class Mixer {
     }
     Side::visit(side, definition_.c,
                 [&](std::string_view which, const View<Scalar, 3>& view, Index width, SideRole) {
-                  const Shape<3> expected{x.extent(0), x.extent(1), width};
-                  if (view.shape() != expected) {
-                    throw ShapeError(std::string(name) + ": side value " + std::string(which) +
-                                     " has shape " + view.shape().text() + ", expected " +
-                                     expected.text());
-                  }
-                  check_view(which, view.shape(), view.strides(), width);
+                  detail::check_side(name, which, view.shape(), view.strides(),
+                                     {x.extent(0), x.extent(1), width});
                 });
   }
-  void check_view(std::string_view which, const Shape<3>& shape, const Shape<3>& strides,
-                  Index width) const {
-    if (shape[0] < 0 || shape[1] < 0 || shape[2] != width) {
-      throw ShapeError(std::string(name) + ": " + std::string(which) + " has shape " +
-                       shape.text() + ", expected [B, T, " + std::to_string(width) + "]");
-    }
-    if (shape[2] > 1 && strides[2] != 1) {
-      throw ShapeError(std::string(name) + ": the last dimension of " + std::string(which) +
-                       " has stride " + std::to_string(strides[2]) + ", expected 1");
-    }
-  }
   void check_source(const View<const Scalar, 3>& source) const requires reads_source {
-    check_view("source", source.shape(), source.strides(), definition_.c.d_source);
+    detail::check_view(name, "source", source.shape(), source.strides(), definition_.c.d_source);
   }
   /// Returns the number of documents.
   Index check_documents(const View<const Scalar, 2>& x, const View<const Index, 1>& cu_seqlens,
                         const View<Scalar, 2>& y, const Side& side) const {
     check_views(x.template insert<0>(), y.template insert<0>(), side);
-    const Index offsets = cu_seqlens.extent(0);
-    const auto expect = [&](bool holds, Index i, const std::string& expected) {
-      if (holds) return;
-      throw ShapeError(std::string(name) + ": cu_seqlens[" + std::to_string(i) + "] is " +
-                       (i < offsets ? std::to_string(cu_seqlens[i]) : "missing") + ", expected " +
-                       expected);
-    };
-    expect(offsets > 0 && cu_seqlens[0] == 0, 0, "0");
-    for (Index i = 1; i < offsets; ++i) {
-      expect(cu_seqlens[i] >= cu_seqlens[i - 1], i,
-             "at least the offset before, " + std::to_string(cu_seqlens[i - 1]));
-    }
-    expect(cu_seqlens[offsets - 1] == x.extent(0), offsets - 1,
-           "the number of tokens, " + std::to_string(x.extent(0)));
-    return offsets - 1;
+    detail::check_offsets(name, cu_seqlens, x.extent(0));
+    return cu_seqlens.extent(0) - 1;
   }
   static Index longest_document(const View<const Index, 1>& cu_seqlens) {
     Index longest = 0;
@@ -417,23 +389,12 @@ class Mixer {
   /// Compares without allocating: the state of another config, batch or a full cache never runs.
   /// `tokens(row)` are about to come.
   void check_state(State& state, Index batch, auto&& tokens) const {
-    auto expected = expected_extents_.begin();
+    detail::StateCheck check(name, batch, expected_extents_);
     State::visit(state, [&]<class Member>(const Name& member_name, Member& member) {
-      const auto& shape = state_tensor(member).shape();
-      for (std::size_t axis = 0; axis < shape.extents.size(); ++axis, ++expected) {
-        const Index wanted = axis == 0 ? batch : *expected;
-        if (wanted == any_extent || shape.extents[axis] == wanted) continue;
-        throw ShapeError(std::string(name) + ": state " + member_name.text() + " has shape " +
-                         shape.text() + ", expected " + std::to_string(wanted) + " on axis " +
-                         std::to_string(axis));
-      }
-      if constexpr (requires { state_tensor(member).storage(); }) {
-        const Storage got = state_tensor(member).storage();
-        const auto wanted = static_cast<Storage>(*expected++);
-        if (got == wanted) return;
-        throw ShapeError(std::string(name) + ": state " + member_name.text() + " is stored as " +
-                         std::string(to_string(got)) + ", expected " +
-                         std::string(to_string(wanted)));
+      const auto& numbers = state_tensor(member);
+      check.check_extents(member_name, numbers.shape().extents);
+      if constexpr (requires { numbers.storage(); }) {
+        check.check_storage(member_name, numbers.storage());
       }
     });
     Index past = 0, coming = 0;  // of the row that will be longest
@@ -447,17 +408,12 @@ class Mixer {
     });
     State::visit(state, [&]<class Member>(const Name& member_name, Member& member) {
       if constexpr (requires { Member::axis; }) {
-        if (past + coming > member.capacity()) {
-          throw CapacityError(std::string(name) + ": state " + member_name.text() + " holds " +
-                              std::to_string(past) + " tokens, " + std::to_string(coming) +
-                              " more do not fit in its capacity of " +
-                              std::to_string(member.capacity()) + "; reserve more");
-        }
+        check.check_room(member_name, past, coming, member.capacity());
       }
     });
   }
 
-  static constexpr Index any_extent = -1;
+  static constexpr Index any_extent = detail::StateCheck::any_extent;
   std::vector<Index> list_expected_extents() const {
     std::vector<Index> extents;
     if constexpr (reads_source) {

@@ -199,11 +199,7 @@ class StateMembers {
     std::string result = "{";
     for (const StateMember& member : list_) {
       if (result.size() > 1) result += ", ";
-      result += member.name + " [";
-      for (std::size_t axis = 0; axis < member.shape.size(); ++axis) {
-        result += (axis == 0 ? "" : ", ") + std::to_string(member.shape[axis]);
-      }
-      result += "]";
+      result += member.name + " " + text_of_extents(member.shape);
       if (member.storage != Storage::native) {
         result.append(" ").append(to_string(member.storage));
       }

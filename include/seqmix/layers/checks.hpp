@@ -1,0 +1,100 @@
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "seqmix/core/numeric.hpp"
+#include "seqmix/core/view.hpp"
+#include "seqmix/layers/name.hpp"
+
+// What the verbs of a layer refuse. Nothing here depends on the layer's type, so that it is
+// compiled once for all layers, and nothing allocates unless it throws.
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+namespace detail {
+
+/// `which` is [B, T, width] with contiguous rows.
+inline void check_view(std::string_view layer, std::string_view which, const Shape<3>& shape,
+                       const Shape<3>& strides, Index width) {
+  if (shape[0] < 0 || shape[1] < 0 || shape[2] != width) {
+    throw ShapeError(std::string(layer) + ": " + std::string(which) + " has shape " + shape.text() +
+                     ", expected [B, T, " + std::to_string(width) + "]");
+  }
+  if (shape[2] > 1 && strides[2] != 1) {
+    throw ShapeError(std::string(layer) + ": the last dimension of " + std::string(which) +
+                     " has stride " + std::to_string(strides[2]) + ", expected 1");
+  }
+}
+
+/// The side value `which` has the expected shape [B, T, width] and contiguous rows.
+inline void check_side(std::string_view layer, std::string_view which, const Shape<3>& shape,
+                       const Shape<3>& strides, const Shape<3>& expected) {
+  if (shape != expected) {
+    throw ShapeError(std::string(layer) + ": side value " + std::string(which) + " has shape " +
+                     shape.text() + ", expected " + expected.text());
+  }
+  check_view(layer, which, shape, strides, expected[2]);
+}
+
+/// The offsets cut `tokens` tokens into documents.
+inline void check_offsets(std::string_view layer, const View<const Index, 1>& cu_seqlens,
+                          Index tokens) {
+  const Index offsets = cu_seqlens.extent(0);
+  const auto expect = [&](bool holds, Index i, const char* rule, Index number) {
+    if (holds) return;
+    throw ShapeError(std::string(layer) + ": cu_seqlens[" + std::to_string(i) + "] is " +
+                     (i < offsets ? std::to_string(cu_seqlens[i]) : "missing") + ", expected " +
+                     rule + std::to_string(number));
+  };
+  expect(offsets > 0 && cu_seqlens[0] == 0, 0, "", 0);
+  for (Index i = 1; i < offsets; ++i) {
+    expect(cu_seqlens[i] >= cu_seqlens[i - 1], i, "at least the offset before, ",
+           cu_seqlens[i - 1]);
+  }
+  expect(cu_seqlens[offsets - 1] == tokens, offsets - 1, "the number of tokens, ", tokens);
+}
+
+/// Compares the members of a state, in the order of `visit`, with what the layer makes: their
+/// extents, batch aside, and the storages of caches.
+class StateCheck {
+ public:
+  static constexpr Index any_extent = -1;
+
+  StateCheck(std::string_view layer, Index batch, std::span<const Index> expected)
+      : layer_(layer), batch_(batch), next_(expected.data()) {}
+
+  void check_extents(const Name& member, std::span<const Index> extents) {
+    for (std::size_t axis = 0; axis < extents.size(); ++axis, ++next_) {
+      const Index wanted = axis == 0 ? batch_ : *next_;
+      if (wanted == any_extent || extents[axis] == wanted) continue;
+      throw ShapeError(std::string(layer_) + ": state " + member.text() + " has shape " +
+                       text_of_extents(extents) + ", expected " + std::to_string(wanted) +
+                       " on axis " + std::to_string(axis));
+    }
+  }
+  void check_storage(const Name& member, Storage storage) {
+    const auto wanted = static_cast<Storage>(*next_++);
+    if (storage == wanted) return;
+    throw ShapeError(std::string(layer_) + ": state " + member.text() + " is stored as " +
+                     std::string(to_string(storage)) + ", expected " +
+                     std::string(to_string(wanted)));
+  }
+  void check_room(const Name& member, Index past, Index coming, Index capacity) const {
+    if (past + coming <= capacity) return;
+    throw CapacityError(std::string(layer_) + ": state " + member.text() + " holds " +
+                        std::to_string(past) + " tokens, " + std::to_string(coming) +
+                        " more do not fit in its capacity of " + std::to_string(capacity) +
+                        "; reserve more");
+  }
+
+ private:
+  std::string_view layer_;
+  Index batch_;
+  const Index* next_;
+};
+
+}  // namespace detail
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix
