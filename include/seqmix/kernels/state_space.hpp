@@ -175,14 +175,15 @@ SEQMIX_ALWAYS_INLINE void add_through(auto&& term, const simd::Batch<S>& re,
 }
 
 /// y += Re(C·x) over T tokens of one register of channels; states x [N, 2, lanes] advance.
-/// Few states at a time stay in registers while all tokens pass.
+/// Few states at a time stay in registers while all tokens pass: three hide the latency of their
+/// chains.
 template <Index States, class S>
-void diagonal_scan(const View<const S, 3>& terms, const S* u, Index T, S* x, S* y) {
+void diagonal_scan(const S* terms, const S* u, Index T, S* x, S* y) {
   using Batch = simd::Batch<S>;
-  constexpr Index lanes = simd::lanes<S>;
-  Batch term[States][6], re[States], im[States];
+  constexpr Index lanes = simd::lanes<S>, count = StateSpaceTerms::diagonal_count;
+  Batch term[States][count], re[States], im[States];
   unrolled<States>([&](auto i) {
-    unrolled<6>([&](auto j) { term[i][j] = simd::load(&terms(i, j, 0)); });
+    unrolled<count>([&](auto j) { term[i][j] = simd::load(terms + (i * count + j) * lanes); });
     re[i] = simd::load(x + 2 * i * lanes), im[i] = simd::load(x + (2 * i + 1) * lanes);
   });
   for (Index t = 0; t < T; ++t) {
@@ -294,12 +295,19 @@ template <class S>
 void state_space_scan(const StateSpace<S>& system, Index block, const S* u, Index T, S* x, S* y) {
   const View<const S, 3> terms = system.terms(block);  // [N, terms, lanes]
   if (system.low_rank()) return low_rank_scan<S>(terms, u, T, x, y);
-  Index n = 0;
-  for (; n + 2 <= terms.extent(0); n += 2) {
-    diagonal_scan<2, S>(terms.template slice<0>(n, 2), u, T, x + 2 * n * simd::lanes<S>, y);
-  }
-  if (n < terms.extent(0)) {
-    diagonal_scan<1, S>(terms.template slice<0>(n, 1), u, T, x + 2 * n * simd::lanes<S>, y);
+  const Index N = terms.extent(0);
+  for (Index n = 0, count = 0; n < N; n += count) {
+    const Index left = N - n;
+    count = left == 4 ? 2 : std::min<Index>(left, 3);
+    const S* const from = &terms(n, 0, 0);
+    S* const state = x + 2 * n * simd::lanes<S>;
+    if (count == 3) {
+      diagonal_scan<3, S>(from, u, T, state, y);
+    } else if (count == 2) {
+      diagonal_scan<2, S>(from, u, T, state, y);
+    } else {
+      diagonal_scan<1, S>(from, u, T, state, y);
+    }
   }
 }
 
