@@ -10,5 +10,6 @@ void add_blocks(seqmix::Registry<S>& registry) {
 }
 #define SEQMIX_INSTANTIATE(S) template void add_blocks(seqmix::Registry<S>&);
 SEQMIX_FOR_EACH_TEST_SCALAR(SEQMIX_INSTANTIATE)
+#undef SEQMIX_INSTANTIATE
 
 }  // namespace support

@@ -1,7 +1,6 @@
 #pragma once
 
 #include "seqmix/io/registry.hpp"
-#include "support/layers/instances.hpp"
 #include "support/scalars.hpp"
 
 // The families of layers, each compiled once, in a file of its own, for all tests of a SIMD width.

@@ -24,5 +24,6 @@ const seqmix::Registry<S>& registry() {
 }
 #define SEQMIX_INSTANTIATE(S) template const seqmix::Registry<S>& registry();
 SEQMIX_FOR_EACH_TEST_SCALAR(SEQMIX_INSTANTIATE)
+#undef SEQMIX_INSTANTIATE
 
 }  // namespace support
