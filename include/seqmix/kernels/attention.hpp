@@ -1,7 +1,7 @@
 #pragma once
 
 #include <algorithm>
-#include <string>
+#include <utility>
 
 #include "seqmix/kernels/attention_parallel.hpp"
 #include "seqmix/kernels/attention_recurrent.hpp"
@@ -10,21 +10,53 @@ namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 namespace detail {
 
-template <Form form, class S, class Mask, class Score>
-void attend(const AttentionCall<S>& call, const Mask& mask, const Score& score, Context& context) {
-  call.check(mask);
+template <Form form, class S>
+void attend(const AttentionCall<S>& call, Context& context) {
+  if (context.packed()) {
+    return context.for_each_piece(
+        [&](const Piece& piece) { attend<form>(call.of(piece), context); });
+  }
+  call.check();
   if (call.batch() * call.tokens() * call.heads() == 0) return;
   if constexpr (form == Form::parallel) {
-    attend_in_parallel<S>(call, mask, score, context);
+    attend_in_parallel(call, context);
   } else {
-    for (Index t = 0; t < call.tokens(); ++t) attend_one<S>(call, mask, score, t, context);
+    for (Index t = 0; t < call.tokens(); ++t) attend_one(call, t, context);
   }
 }
 
-/// `piece` of a view of one number for each token, or of no data.
-template <class S>
-View<S, 3> tokens_of(const View<S, 3>& view, const Piece& piece) {
-  return view.data() == nullptr ? view : view.template slice<1>(piece.first, piece.count);
+/// `attend` where the keys and values of the call are not in the caches, which are rings, yet: then
+/// they are put there.
+template <Form form, class S>
+void attend_to_rings(AttentionCall<S> call, const CacheView<S, 4>& keys,
+                     const CacheView<S, 4>& values, Context& context) {
+  if (context.packed()) {
+    return context.for_each_piece([&](const Piece& piece) {
+      attend_to_rings<form>(call.of(piece), keys.template slice<0>(piece.row, 1),
+                            values.template slice<0>(piece.row, 1), context);
+    });
+  }
+  const View<const S, 4> k = call.fresh_keys, v = call.fresh_values;
+  auto scratch = context.scratch<S>();
+  const auto as_stored = [&](const View<const S, 4>& x, Storage storage) -> View<const S, 4> {
+    if (storage == Storage::native) return x;
+    auto rounded = scratch(x.extent(0), x.extent(1), x.extent(2), x.extent(3));
+    round_entries<S>(x, storage, rounded, context);
+    return rounded;
+  };
+  call.fresh_keys = as_stored(k, keys.storage()),
+  call.fresh_values = as_stored(v, values.storage());
+  attend<form>(call, context);
+  const Index T = call.tokens();
+  for (Index b = 0; b < call.batch(); ++b) {
+    const auto put = [&](const View<const S, 4>& from, const CacheView<S, 4>& ring) {
+      const Index rows = ring.extent(2);
+      for (Index t = std::max<Index>(T - rows, 0); t < T; ++t) {
+        store_entries<S>(from[b][t], ring[b].template at<1>((call.past[b] + t) % rows));
+      }
+    };
+    put(k, keys), put(v, values);
+  }
 }
 
 }  // namespace detail
@@ -37,22 +69,15 @@ View<S, 3> tokens_of(const View<S, 3>& view, const Piece& piece) {
 /// Row b has past[b] entries from before this call, and its T new ones are already in the caches
 /// behind them: token t is at position past[b] + t. Query head h reads head h / (H / G). A query
 /// that sees no key gives zeros. log_sum_exp [B, T, H], if given, gets log Σ exp(score) (-infinity
-/// then). The last dimensions are contiguous, and o overlaps no input. To the policies each of
+/// then). The last dimensions are contiguous, and o overlaps no input. Shapes that do not fit are a
+/// `ShapeError`, tokens that do not fit in the caches a `CapacityError`. To the policies each of
 /// packed documents is row 0. Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Dao et al. 2022,
 /// arXiv:2205.14135.
 template <Form form, class S, class Mask = Causal, class Score = PlainScore>
 void attention(In<S, 4> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<Index, 1> past, Mask mask,
                Score score, View<S, 4> o, Context& context, Out<S, 3> log_sum_exp = {}) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& piece) {
-      attention<form, S>(
-          q.template slice<1>(piece.first, piece.count), keys.template slice<0>(piece.row, 1),
-          values.template slice<0>(piece.row, 1), past.template slice<0>(piece.row, 1), mask, score,
-          o.template slice<1>(piece.first, piece.count), context,
-          detail::tokens_of<S>(log_sum_exp, piece));
-    });
-  }
-  detail::attend<form, S>({q, keys, values, past, o, log_sum_exp}, mask, score, context);
+  const detail::PoliciesOf<S, Mask, Score> policies(std::move(mask), std::move(score));
+  detail::attend<form, S>({q, keys, values, past, o, log_sum_exp, policies}, context);
 }
 
 /// The same where the caches are rings of the last positions, [B, G, rows, K or V] with position p
@@ -63,37 +88,9 @@ template <Form form, class S, class Mask, class Score>
 void ring_attention(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<Index, 1> past, Mask mask, Score score,
                     CacheOut<S, 4> keys, CacheOut<S, 4> values, View<S, 4> o, Context& context,
                     Out<S, 3> log_sum_exp = {}) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& piece) {
-      const auto tokens = [&](const auto& view) {
-        return view.template slice<1>(piece.first, piece.count);
-      };
-      ring_attention<form, S>(tokens(q), tokens(k), tokens(v), past.template slice<0>(piece.row, 1),
-                              mask, score, keys.template slice<0>(piece.row, 1),
-                              values.template slice<0>(piece.row, 1), tokens(o), context,
-                              detail::tokens_of<S>(log_sum_exp, piece));
-    });
-  }
-  auto scratch = context.scratch<S>();
-  const auto as_stored = [&](const View<const S, 4>& x, Storage storage) -> View<const S, 4> {
-    if (storage == Storage::native) return x;
-    auto rounded = scratch(x.extent(0), x.extent(1), x.extent(2), x.extent(3));
-    round_entries<S>(x, storage, rounded, context);
-    return rounded;
-  };
-  detail::attend<form, S>({q, keys, values, past, o, log_sum_exp, as_stored(k, keys.storage()),
-                           as_stored(v, values.storage())},
-                          mask, score, context);
-  const Index T = q.extent(1);
-  for (Index b = 0; b < q.extent(0); ++b) {
-    const auto put = [&](const View<const S, 4>& from, const CacheView<S, 4>& ring) {
-      const Index rows = ring.extent(2);
-      for (Index t = std::max<Index>(T - rows, 0); t < T; ++t) {
-        store_entries<S>(from[b][t], ring[b].template at<1>((past[b] + t) % rows));
-      }
-    };
-    put(k, keys), put(v, values);
-  }
+  const detail::PoliciesOf<S, Mask, Score> policies(std::move(mask), std::move(score));
+  detail::attend_to_rings<form, S>({q, keys, values, past, o, log_sum_exp, policies, k, v}, keys,
+                                   values, context);
 }
 
 /// Writes the heads x [B, T, G, K] of the first positions of the stream to a cache of them alone,

@@ -1,76 +1,18 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
-#include <cstring>
 #include <limits>
-#include <span>
 #include <string>
 #include <string_view>
-#include <utility>
+#include <type_traits>
 
 #include "seqmix/core/context.hpp"
+#include "seqmix/kernels/attention_pairs.hpp"
 #include "seqmix/kernels/cache.hpp"
-#include "seqmix/kernels/matmul.hpp"
-#include "seqmix/kernels/softmax.hpp"
 #include "seqmix/simd/map.hpp"
-#include "seqmix/simd/math.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
-
-/// Positions [begin, end), counted from the start of the stream.
-struct Span {
-  Index begin = 0, end = 0;
-  Index size() const { return end - begin; }
-};
-
-/// How many pairs of a span of queries and a span of keys see each other. A policy that does not
-/// know may answer `partial`.
-enum class Visibility { none, partial, all };
-
-/// A register of (query, key) pairs. Their positions are origin + query and origin + key with an
-/// origin near the keys: whole numbers in S, so that policies compare and subtract them in
-/// registers. In float, distances above 2^24 are rounded.
-template <class S>
-struct Pairs {
-  Index origin;
-  simd::Batch<S> query, key;
-};
-
-/// A query sees the keys up to its own.
-///
-/// A mask is any type with these three members. It sees positions only, never how they are tiled.
-/// It may have a fourth, `Span reach(Span queries) const`, outside of which it hides every key: the
-/// tiles there are not even looked at. And a fifth, `narrowed(Span queries, Span keys) const`: a
-/// mask of its own type that agrees with it on these positions and may be cheaper to ask.
-struct Causal {
-  /// The mask of one batch row and query head.
-  Causal of(Index /*row*/, Index /*head*/) const { return *this; }
-  Visibility visibility(Span queries, Span keys) const {
-    if (keys.begin >= queries.end) return Visibility::none;
-    return keys.end <= queries.begin + 1 ? Visibility::all : Visibility::partial;
-  }
-  template <class S>
-  simd::Mask<S> allows(const Pairs<S>& pairs) const {
-    return pairs.key <= pairs.query;
-  }
-};
-
-/// scale · q · k, nothing more.
-///
-/// A score is any type with these members. It maps scaled products before the mask is applied, so
-/// that a cap or a bias never makes a hidden key visible.
-struct PlainScore {
-  double scale = 1;
-
-  /// The score of one batch row and query head.
-  PlainScore of(Index /*row*/, Index /*head*/) const { return *this; }
-  template <class S>
-  simd::Batch<S> operator()(const simd::Batch<S>& products, const Pairs<S>& /*pairs*/) const {
-    return products;
-  }
-};
 
 namespace detail {
 
@@ -91,20 +33,6 @@ inline constexpr Index attention_heads = 8;
 inline constexpr Index attention_task_numbers = Index{1} << 17;
 
 template <class S>
-inline constexpr S minus_infinity = -std::numeric_limits<S>::infinity();
-
-/// first, first + 1, ...
-template <class S>
-SEQMIX_ALWAYS_INLINE simd::Batch<S> counting_from(Index first) {
-  constexpr auto steps = [] {
-    std::array<S, static_cast<std::size_t>(simd::lanes<S>)> numbers{};
-    for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<S>(i);
-    return numbers;
-  }();
-  return simd::load<S>(steps.data()) + simd::broadcast(static_cast<S>(first));
-}
-
-template <class S>
 bool all_finite(const View<const S, 2>& rows) {
   // They stay zero unless a number is infinite or NaN. Four, since a chain would wait for itself.
   simd::Batch<S> zero[4] = {simd::Batch<S>(S(0)), simd::Batch<S>(S(0)), simd::Batch<S>(S(0)),
@@ -121,20 +49,6 @@ bool all_finite(const View<const S, 2>& rows) {
   }
   return simd::reduce_add((zero[0] + zero[1]) + (zero[2] + zero[3])) == 0;
 }
-
-/// The mask, or a cheaper one that is the same for these positions.
-template <class Mask>
-Mask narrowed(const Mask& mask, Span queries, Span keys) {
-  if constexpr (requires { mask.narrowed(queries, keys); }) {
-    return mask.narrowed(queries, keys);
-  } else {
-    return mask;
-  }
-}
-
-/// What a policy becomes for one row and head.
-template <class Policy>
-using OfHead = decltype(std::declval<const Policy&>().of(Index{}, Index{}));
 
 /// The keys or the values of one row and group, by position.
 template <class S>
@@ -159,8 +73,11 @@ struct Entries {
     }
     return to.template slice<0>(0, tile.size());
   }
-  /// The rows of a tile that lie behind each other in the cache, from its first on.
+  /// The rows of a tile that lie behind each other, from its first on, to fetch them ahead.
   CacheView<const S, 2> cached(Span tile) const {
+    if (fresh.data() != nullptr && tile.begin >= past) {
+      return fresh.template slice<0>(tile.begin - past, tile.size());
+    }
     const Index rows = cache.extent(0), slot = tile.begin % rows;
     return cache.template slice<0>(slot, std::min(tile.size(), rows - slot));
   }
@@ -183,6 +100,7 @@ struct AttentionCall {
   View<const Index, 1> past;     // [B]
   View<S, 4> o;                  // [B, T, H, V]
   View<S, 3> log_sum_exp;        // [B, T, H], or no data
+  const Policies<S>& policies;
   // Keys and values of this call where the caches, then rings, do not have them.
   View<const S, 4> fresh_keys = {};    // [B, T, G, K], or no data
   View<const S, 4> fresh_values = {};  // [B, T, G, V], or no data
@@ -201,22 +119,27 @@ struct AttentionCall {
   }
 
   /// The positions of the keys that some of the tokens and heads of row b may see.
-  template <class Mask>
-  Span reach(const Mask& mask, Index b, Span of_heads, Span tokens) const {
-    if constexpr (requires { mask.of(b, Index{}).reach(Span{}); }) {
-      Span whole{std::numeric_limits<Index>::max(), 0};
-      for (Index head = of_heads.begin; head < of_heads.end; ++head) {
-        const Span seen = mask.of(b, head).reach({past[b] + tokens.begin, past[b] + tokens.end});
-        whole = {std::min(whole.begin, seen.begin), std::max(whole.end, seen.end)};
-      }
-      return {std::min(whole.begin, whole.end), whole.end};
-    } else {
-      return {0, past[b] + this->tokens()};
+  Span reach(Index b, Span of_heads, Span of_tokens) const {
+    const Span queries{past[b] + of_tokens.begin, past[b] + of_tokens.end};
+    Span whole{std::numeric_limits<Index>::max(), 0};
+    for (Index head = of_heads.begin; head < of_heads.end; ++head) {
+      const Span seen = policies.reach({b, head}, queries, past[b] + tokens());
+      whole = {std::min(whole.begin, seen.begin), std::max(whole.end, seen.end)};
     }
+    return {std::min(whole.begin, whole.end), whole.end};
   }
 
-  template <class Mask>
-  void check(const Mask& mask) const {
+  /// The part of one of the packed documents.
+  AttentionCall of(const Piece& piece) const {
+    const auto row = [&](const auto& view) { return view.template slice<0>(piece.row, 1); };
+    const auto tokens = [&](const auto& view) {
+      return view.data() == nullptr ? view : view.template slice<1>(piece.first, piece.count);
+    };
+    return {tokens(q),           row(keys), row(values),        row(past),           tokens(o),
+            tokens(log_sum_exp), policies,  tokens(fresh_keys), tokens(fresh_values)};
+  }
+
+  void check() const {
     const auto expect = [](std::string_view what, const auto& view, const auto& shape) {
       if (view.shape() != shape) {
         throw ShapeError("attention: " + std::string(what) + " has shape " + view.shape().text() +
@@ -247,7 +170,7 @@ struct AttentionCall {
     if (log_sum_exp.data() != nullptr) expect("log_sum_exp", log_sum_exp, Shape<3>{B, T, H});
     for (Index b = 0; b < B; ++b) {
       if (T == 0 || H == 0 || (!cached && past[b] >= 0)) continue;
-      if (past[b] < 0 || reach(mask, b, {0, H}, {0, T}).end > capacity) {
+      if (past[b] < 0 || reach(b, {0, H}, {0, T}).end > capacity) {
         throw CapacityError("attention: " + std::to_string(T) + " tokens after " +
                             std::to_string(past[b]) + " do not fit in a cache of " +
                             std::to_string(capacity));

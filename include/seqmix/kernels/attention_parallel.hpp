@@ -36,15 +36,15 @@ using Strips = std::array<Strip, static_cast<std::size_t>(attention_tile / Produ
 /// Products are computed transposed, scoresᵀ = K qᵀ and oᵀ += Vᵀ pᵀ, so that each lane is one
 /// query: softmax needs no operation across lanes, the cache is read as it lies, and no query can
 /// touch the bits of another.
-template <class S, class Products, class Mask, class Score>
+template <class S, class Products>
 struct QueryPanel {
   using Batch = simd::Batch<S>;
-  static constexpr Index lanes = simd::lanes<S>;
+  static constexpr Index lanes = simd::lanes<S>, width = query_panel_width<S>;
 
   Products& products;
   Index number;  // of this panel among those of `products`
-  Mask mask;     // of this row and head
-  Score score;   // of this row and head
+  const Policies<S>& policies;
+  HeadOfRow head;
   Span queries;
   View<S, 2> o;          // [V, width], sums of p v
   View<S, 1> reference;  // [width], a score that no other one lies far above
@@ -53,7 +53,7 @@ struct QueryPanel {
   Index registers() const { return ceil_div(queries.size(), lanes); }
 
   void begin(const View<const S, 2>& from) const {
-    products.set_queries(number, from, static_cast<S>(score.scale));
+    products.set_queries(number, from, static_cast<S>(policies.scale(head)));
     const Index padded = round_up(queries.size(), lanes * Products::strip_registers);
     for (Index e = 0; e < o.extent(0); ++e) std::fill_n(&o(e, 0), padded, S(0));
     fill(reference, minus_infinity<S>), fill(sum, S(0));
@@ -97,14 +97,21 @@ struct QueryPanel {
   Span queries_of(Index r) const {
     return {queries.begin + r * lanes, std::min(queries.end, queries.begin + (r + 1) * lanes)};
   }
-  Pairs<S> pairs(Index r, Span tile, Index key) const {
-    return {tile.begin, counting_from<S>(queries.begin + r * lanes - tile.begin),
-            simd::broadcast(static_cast<S>(key))};
+  /// The pairs of a register of queries and the keys of a strip, a register each.
+  PairBlock<S> pairs(Index r, Span tile, const Strip& strip, S* numbers, Index stride) const {
+    return {.queries = queries_of(r),
+            .keys = {tile.begin + strip.first, tile.begin + strip.last},
+            .first = {tile.begin, simd::counting_from<S>(queries.begin + r * lanes - tile.begin),
+                      simd::broadcast(static_cast<S>(strip.first))},
+            .step = 1,
+            .numbers = numbers,
+            .stride = stride,
+            .count = strip.size()};
   }
 
   /// Lists what a tile asks for: all of it at once, or strips of the registers that see them.
   std::size_t cut(Span tile, Strips<Products>& strips) const {
-    const Visibility whole = mask.visibility(queries, tile);
+    const Visibility whole = policies.visibility(head, queries, tile);
     if (whole == Visibility::none) return 0;
     if (whole == Visibility::all) {
       strips[0] = {.last = tile.size(), .end = registers()};
@@ -118,7 +125,7 @@ struct QueryPanel {
       bool clear = true;
       for (Index r = 0; r < registers(); ++r) {
         const Span keys{tile.begin + first, tile.begin + last};
-        const Visibility visibility = mask.visibility(queries_of(r), keys);
+        const Visibility visibility = policies.visibility(head, queries_of(r), keys);
         if (visibility == Visibility::none) continue;
         strip.begin = std::min(strip.begin, r), strip.end = r + 1;
         clear &= visibility == Visibility::all;
@@ -200,44 +207,24 @@ struct QueryPanel {
 
   /// The highest score of a strip for the queries of a register. From here on masked scores stand
   /// where the products were.
-  Batch highest_score(Index r, Span tile, Strip strip) const {
+  Batch highest_score(Index r, Span tile, const Strip& strip) const {
+    if (strip.partial || !policies.is_plain()) return ask_policies(r, tile, strip);
+    return highest_product(r, strip);
+  }
+  Batch highest_product(Index r, const Strip& strip) const {
     const auto columns = products.columns_of(r);
-    if (strip.partial) {
-      const Mask here =
-          narrowed(mask, queries_of(r), {tile.begin + strip.first, tile.begin + strip.last});
-      return highest(strip, [&](Index key) {
-        const auto pair = pairs(r, tile, key);
-        S* const at = columns.score(key, 0);
-        const Batch value =
-            simd::select<S>(here.allows(pair), score(simd::load<S>(at), pair), minus_infinity<S>);
-        simd::store<S>(at, value);
-        return value;
-      });
-    }
-    return highest(strip, [&](Index key) {
-      S* const at = columns.score(key, 0);
-      const Batch product = simd::load<S>(at);
-      if constexpr (std::is_same_v<Score, PlainScore>) return product;
-      const Batch value = score(product, pairs(r, tile, key));
-      simd::store<S>(at, value);
-      return value;
-    });
+    return highest_of<S>(strip.size(),
+                         [&](Index i) { return simd::load<S>(columns.score(strip.first + i, 0)); });
+  }
+  __attribute__((noinline)) Batch ask_policies(Index r, Span tile, const Strip& strip) const {
+    const auto block = pairs(r, tile, strip, products.columns_of(r).score(strip.first, 0), width);
+    const bool masked =
+        strip.partial && policies.visibility(head, block.queries, block.keys) != Visibility::all;
+    if (!masked && policies.is_plain()) return highest_product(r, strip);
+    return policies.score(head, block, masked);
   }
 
-  /// The largest of value(key), over the keys of a strip.
-  static Batch highest(const Strip& strip, auto&& value) {
-    Batch result(minus_infinity<S>);
-    Index key = strip.first;
-    for (; key + 4 <= strip.last; key += 4) {  // a tree, since a chain would wait for itself
-      const Batch a = simd::max<S>(value(key), value(key + 1));
-      const Batch b = simd::max<S>(value(key + 2), value(key + 3));
-      result = simd::max<S>(result, simd::max<S>(a, b));
-    }
-    for (; key < strip.last; ++key) result = simd::max<S>(result, value(key));
-    return result;
-  }
-
-  void scale_sums(Index r, const Batch& factor) const {
+  __attribute__((noinline)) void scale_sums(Index r, const Batch& factor) const {
     for (Index e = 0; e < o.extent(0); ++e) {
       S* const at = &o(e, r * lanes);
       simd::store<S>(at, simd::load<S>(at) * factor);
@@ -247,15 +234,17 @@ struct QueryPanel {
   /// o += p v where the mask allows it: a hidden value is not even multiplied by zero, so that an
   /// infinite or NaN one stays unseen.
   void add_visible(const Strip& strip, Span tile, const View<const S, 2>& values) const {
+    alignas(alignment) std::array<S, static_cast<std::size_t>(attention_tile * lanes)> visible;
     for (Index r = strip.begin; r < strip.end; ++r) {
+      policies.show(head, pairs(r, tile, strip, visible.data(), lanes));
       for (Index key = strip.first; key < strip.last; ++key) {
-        const auto visible = mask.allows(pairs(r, tile, key));
-        const Batch weight = products.weight(key, r);
+        const Batch shown = simd::load<S>(visible.data() + (key - strip.first) * lanes);
+        const Batch weight = products.weight(key, r), zero(S(0));
         for (Index e = 0; e < values.extent(1); ++e) {
           const Batch value = simd::broadcast(values(key, e));
           S* const at = &o(e, r * lanes);
-          simd::store<S>(at, simd::fma<S>(simd::select<S>(visible, value, simd::broadcast(S(0))),
-                                          weight, simd::load<S>(at)));
+          simd::store<S>(at, simd::fma<S>(simd::select<S>(shown == zero, zero, value), weight,
+                                          simd::load<S>(at)));
         }
       }
     }
@@ -263,68 +252,83 @@ struct QueryPanel {
 };
 
 /// The parallel form of the heads `heads` of one group and the tokens `tokens` of row b.
-template <class Products, class S, class Mask, class Score>
-void attend_block(const AttentionCall<S>& call, const Mask& mask, const Score& score, Index b,
-                  Span heads, Span tokens, Context& worker) {
+template <class Products, class S>
+void attend_block(const AttentionCall<S>& call, Index b, Span heads, Span tokens, Context& worker) {
   const Index width = query_panel_width<S>, past = call.past[b];
   const Index before = positions_before<S>(past + tokens.begin, tokens.size());
   const Index panels_per_head = ceil_div(before + tokens.size(), width);
   const Index panels = heads.size() * panels_per_head;
   const Index group = heads.begin / call.heads_per_group();
   auto scratch = worker.scratch<S>();
-  auto o = scratch(panels, round_up(call.head_v(), Products::channels), width);
+  auto sums_of_values = scratch(panels, round_up(call.head_v(), Products::channels), width);
   auto reference = scratch(panels, width), sum = scratch(panels, width);
   auto collected_keys = scratch(attention_tile, call.head_k());
   auto collected_values = scratch(attention_tile, call.head_v());
   Products products(worker, panels, call.head_k(), call.head_v());
-  using Panel = QueryPanel<S, Products, OfHead<Mask>, OfHead<Score>>;
+  PanelsAhead ahead;
+  products.fetch_along(ahead);
+  using Panel = QueryPanel<S, Products>;
   const auto for_each_panel = [&](auto&& body) {
     for (Index i = 0; i < panels; ++i) {
       const Index head = heads.begin + i / panels_per_head;
       const Index begin = tokens.begin - before + i % panels_per_head * width;
-      const Index first = std::max(begin, tokens.begin);
-      const Index count = std::min(begin + width, tokens.end) - first;
-      body(Panel{products,
-                 i,
-                 mask.of(b, head),
-                 score.of(b, head),
-                 {past + first, past + first + count},
-                 o[i],
-                 reference[i],
-                 sum[i]},
-           head, first, count);
+      const Span queries{past + std::max(begin, tokens.begin),
+                         past + std::min(begin + width, tokens.end)};
+      body(Panel{
+          products, i, call.policies, {b, head}, queries, sums_of_values[i], reference[i], sum[i]});
     }
   };
-  const auto rows_of = [](const auto& view, Index row, Index head, Index first, Index count) {
-    return view[row].template at<1>(head).template slice<0>(first, count);
+  const auto rows_of = [&](const auto& view, const Panel& panel, Span queries) {
+    const auto of_head = view[b].template at<1>(panel.head.head);
+    return of_head.template slice<0>(queries.begin - past, queries.size());
   };
-  for_each_panel([&](const auto& panel, Index head, Index first, Index count) {
-    panel.begin(rows_of(call.q, b, head, first, count));
-  });
+  const auto begin = [&](const Panel& panel) {
+    panel.begin(rows_of(call.q, panel, panel.queries));
+    const Span next{panel.queries.end, std::min(panel.queries.end + width, past + tokens.end)};
+    ahead.q = RowsAhead(rows_of(call.q, panel, next));
+  };
+  const auto finish = [&](const Panel& panel) {
+    S* const log_sum_exp = call.log_sum_exp.data() == nullptr
+                               ? nullptr
+                               : &call.log_sum_exp(b, panel.queries.begin - past, panel.head.head);
+    panel.finish(rows_of(call.o, panel, panel.queries), log_sum_exp, call.log_sum_exp.stride(1));
+  };
+
   const auto keys = call.keys_of(b, group), values = call.values_of(b, group);
-  const Span reach = call.reach(mask, b, heads, tokens);
-  const Index begin = reach.begin / attention_tile * attention_tile;
-  for (Index first = begin; first < reach.end; first += attention_tile) {
-    const Span tile{first, std::min(reach.end, first + attention_tile)};
+  const Span reach = call.reach(b, heads, tokens);
+  if (reach.size() == 0) {
+    return for_each_panel([&](const Panel& panel) { begin(panel), finish(panel); });
+  }
+  const auto tile_of = [](Index position) { return position / attention_tile * attention_tile; };
+  const Index first_tile = tile_of(reach.begin), last_tile = tile_of(reach.end - 1);
+  for (Index at = first_tile; at <= last_tile; at += attention_tile) {
+    const Span tile{at, std::min(reach.end, at + attention_tile)};
+    const Span next{tile.end, std::min(reach.end, tile.end + attention_tile)};
     const auto tile_values = values.of(tile, collected_values);
     products.set_tile(keys.of(tile, collected_keys), tile_values);
-    for_each_panel([&](const auto& panel, Index, Index, Index) { panel.visit(tile, tile_values); });
+    ahead.keys = RowsAhead(keys.cached(next)), ahead.values = RowsAhead(values.cached(next));
+    for_each_panel([&](const Panel& panel) {
+      // It begins with the first tile that it may see and ends with the last one: what it reads and
+      // writes then is fetched while others are computed with.
+      const Span seen = call.policies.reach(panel.head, panel.queries, reach.end);
+      const Index last = std::clamp(tile_of(seen.end - 1), first_tile, last_tile);
+      const Index first = std::clamp(tile_of(seen.begin), first_tile, last);
+      if (at < first || at > last) return;
+      if (at == first) begin(panel);
+      if (at == last) ahead.o = RowsAhead(rows_of(call.o, panel, panel.queries));
+      panel.visit(tile, tile_values);
+      if (at == last) finish(panel);
+    });
   }
-  for_each_panel([&](const auto& panel, Index head, Index first, Index count) {
-    S* const log_sum_exp =
-        call.log_sum_exp.data() == nullptr ? nullptr : &call.log_sum_exp(b, first, head);
-    panel.finish(rows_of(call.o, b, head, first, count), log_sum_exp, call.log_sum_exp.stride(1));
-  });
 }
 
-template <class Products, class S, class Mask, class Score>
-void attend_in_blocks(const AttentionCall<S>& call, const Mask& mask, const Score& score,
-                      Context& context) {
+template <class Products, class S>
+void attend_in_blocks(const AttentionCall<S>& call, Context& context) {
   const Index heads = std::min(call.heads_per_group(), attention_heads);
   const Index sets = ceil_div(call.heads_per_group(), heads);  // of heads, in a group
   const Index pieces = ceil_div(parallel_tasks, call.batch() * call.groups() * sets);
   // No more queries of a head than keys that one may see: they would share no key.
-  const Index keys = call.reach(mask, 0, {0, 1}, {call.tokens() - 1, call.tokens()}).size();
+  const Index keys = call.reach(0, {0, 1}, {call.tokens() - 1, call.tokens()}).size();
   const Index queries = std::clamp(std::min(keys, ceil_div(call.tokens(), pieces)) * heads,
                                    least_queries, most_queries);
   const Index length = round_up(std::max<Index>(queries / heads, 1), query_panel_width<S>);
@@ -342,24 +346,21 @@ void attend_in_blocks(const AttentionCall<S>& call, const Mask& mask, const Scor
                           first + std::min(call.heads_per_group(), (set + 1) * heads)};
         const Index b = rest / sets / call.groups(), begin = block * length - before(b);
         const Span tokens{std::max<Index>(begin, 0), std::min(call.tokens(), begin + length)};
-        if (tokens.size() > 0) attend_block<Products>(call, mask, score, b, of_set, tokens, worker);
+        if (tokens.size() > 0) attend_block<Products>(call, b, of_set, tokens, worker);
       });
 }
 
 /// On matrix units where the context asks for them and the call has tokens enough for their tiles.
-template <class S, class Mask, class Score>
-void attend_in_parallel(const AttentionCall<S>& call, const Mask& mask, const Score& score,
-                        Context& context) {
+template <class S>
+void attend_in_parallel(const AttentionCall<S>& call, Context& context) {
 #if SEQMIX_MATRIX_UNITS
   if constexpr (std::is_same_v<S, float>) {
-    if (on_matrix_units(context)) {
-      return context.precision() == Precision::bf16
-                 ? attend_in_blocks<TileProducts<1>>(call, mask, score, context)
-                 : attend_in_blocks<TileProducts<2>>(call, mask, score, context);
+    if (matrix_precision<S>(context) != Precision::fp32) {
+      return attend_in_blocks<TileProducts>(call, context);
     }
   }
 #endif
-  attend_in_blocks<RegisterProducts<S>>(call, mask, score, context);
+  attend_in_blocks<RegisterProducts<S>>(call, context);
 }
 
 }  // namespace detail

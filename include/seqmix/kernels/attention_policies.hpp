@@ -92,27 +92,16 @@ inline std::vector<double> alibi_slopes(Index heads) {
   return slopes;
 }
 
-/// `ring_attention` where a query sees the last `width` of the tokens whose distance to it divides
-/// by `dilation`. The positions of each remainder are a stream of their own, in which their window
-/// has no gaps: distances that `score` sees count in dilations. The rows of the rings are a
-/// multiple of `dilation`.
-template <Form form, class S, class Score>
-void dilated_ring_attention(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<Index, 1> past, Index width,
-                            Index dilation, Score score, CacheOut<S, 4> keys, CacheOut<S, 4> values,
-                            View<S, 4> o, Context& context) {
-  if (dilation == 1) {
-    return ring_attention<form>(q, k, v, past, Band::window(width), score, keys, values, o,
-                                context);
-  }
+namespace detail {
+
+/// `attend_to_rings` for each remainder of the positions by `dilation`.
+template <Form form, class S>
+void attend_dilated(const AttentionCall<S>& call, Index dilation, const CacheView<S, 4>& keys,
+                    const CacheView<S, 4>& values, Context& context) {
   if (context.packed()) {
     return context.for_each_piece([&](const Piece& piece) {
-      const auto tokens = [&](const auto& view) {
-        return view.template slice<1>(piece.first, piece.count);
-      };
-      dilated_ring_attention<form>(tokens(q), tokens(k), tokens(v),
-                                   past.template slice<0>(piece.row, 1), width, dilation, score,
-                                   keys.template slice<0>(piece.row, 1),
-                                   values.template slice<0>(piece.row, 1), tokens(o), context);
+      attend_dilated<form>(call.of(piece), dilation, keys.template slice<0>(piece.row, 1),
+                           values.template slice<0>(piece.row, 1), context);
     });
   }
   const auto every = [&]<Index axis, class View4>(std::integral_constant<Index, axis>,
@@ -128,17 +117,43 @@ void dilated_ring_attention(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<Index, 1> pas
     constexpr std::integral_constant<Index, 2> slots;
     return ring.window([&](const auto& view) { return every(slots, view, row, first); });
   };
-  for (Index row = 0; row < q.extent(0); ++row) {
-    for (Index first = 0; first < std::min(dilation, q.extent(1)); ++first) {
-      const Index position = past[row] + first, remainder = position % dilation;
+  for (Index row = 0; row < call.batch(); ++row) {
+    for (Index first = 0; first < std::min(dilation, call.tokens()); ++first) {
+      const Index position = call.past[row] + first, remainder = position % dilation;
       const Index before = position / dilation;  // tokens of this stream that are in the ring
-      ring_attention<form>(every(tokens, q, row, first), every(tokens, k, row, first),
-                           every(tokens, v, row, first), View<const Index, 1>(&before, {1}),
-                           Band::window(width), score, every_slot(keys, row, remainder),
-                           every_slot(values, row, remainder), every(tokens, o, row, first),
-                           context);
+      const auto ring_keys = every_slot(keys, row, remainder);
+      const auto ring_values = every_slot(values, row, remainder);
+      attend_to_rings<form, S>({every(tokens, call.q, row, first),
+                                ring_keys,
+                                ring_values,
+                                View<const Index, 1>(&before, {1}),
+                                every(tokens, call.o, row, first),
+                                {},
+                                call.policies,
+                                every(tokens, call.fresh_keys, row, first),
+                                every(tokens, call.fresh_values, row, first)},
+                               ring_keys, ring_values, context);
     }
   }
+}
+
+}  // namespace detail
+
+/// `ring_attention` where a query sees the last `width` of the tokens whose distance to it divides
+/// by `dilation`. The positions of each remainder are a stream of their own, in which their window
+/// has no gaps: distances that `score` sees count in dilations. The rows of the rings are a
+/// multiple of `dilation`.
+template <Form form, class S, class Score>
+void dilated_ring_attention(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<Index, 1> past, Index width,
+                            Index dilation, Score score, CacheOut<S, 4> keys, CacheOut<S, 4> values,
+                            View<S, 4> o, Context& context) {
+  if (dilation == 1) {
+    return ring_attention<form>(q, k, v, past, Band::window(width), score, keys, values, o,
+                                context);
+  }
+  const detail::PoliciesOf<S, Band, Score> policies(Band::window(width), std::move(score));
+  detail::attend_dilated<form, S>({q, keys, values, past, o, {}, policies, k, v}, dilation, keys,
+                                  values, context);
 }
 
 SEQMIX_END_NAMESPACE

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
+#include <type_traits>
 
 #include "seqmix/kernels/attention_call.hpp"
 #include "seqmix/simd/transpose.hpp"
@@ -53,6 +55,43 @@ constexpr Index panel_rows(Index /*registers*/) { return 4; }
 template <class S>
 inline constexpr Index query_panel_width = simd::lanes<S>* panel_registers;
 
+/// Rows that are fetched from memory, a few at a time, while others are computed with.
+class RowsAhead {
+ public:
+  RowsAhead() = default;
+  template <class S>
+  explicit RowsAhead(const CacheView<const S, 2>& rows)
+      : next_(rows.bytes().data()),
+        stride_(rows.bytes().stride(0)),
+        row_bytes_(rows.extent(1) * number_size<S>(rows.storage())),
+        left_(rows.extent(0)) {}
+  template <class T>
+  explicit RowsAhead(const View<T, 2>& rows)
+      : RowsAhead(CacheView<const std::remove_const_t<T>, 2>(View<const T, 2>(rows))) {}
+  /// Fetches up to `count` rows, to be read or to be written.
+  template <bool written = false>
+  void fetch(Index count) {
+    for (; count > 0 && left_ > 0; --count, --left_, next_ += stride_) {
+      for (Index byte = 0; byte < row_bytes_; byte += alignment) {
+        __builtin_prefetch(next_ + byte, written, 2);
+      }
+    }
+  }
+
+ private:
+  const std::byte* next_ = nullptr;
+  Index stride_ = 0, row_bytes_ = 0, left_ = 0;
+};
+
+/// What a task needs next, fetched a bit with each tile of products.
+struct PanelsAhead {
+  RowsAhead keys, values;  // of the next tile
+  RowsAhead q;             // of the next panel
+  RowsAhead o;             // of the panel that ends next
+
+  void fetch() { keys.fetch(1), values.fetch(1), q.fetch(1), o.fetch<true>(2); }
+};
+
 /// C (+)= A B for `Rows` rows and a B and C of `Registers` registers a row: one chain of
 /// multiply-adds over ascending k for each number.
 template <class S, Index Rows, Index Registers>
@@ -93,25 +132,31 @@ __attribute__((noinline)) void multiply_panel_tile(const View<const S, 2>& a, In
 
 template <class S, Index Registers, Index Rows = panel_rows(Registers)>
 void multiply_panel_rows(const View<const S, 2>& a, const View<const S, 2>& b, const View<S, 2>& c,
-                         bool accumulate, Index row = 0) {
+                         bool accumulate, PanelsAhead& ahead, Index row = 0) {
   for (; row + Rows <= c.extent(0); row += Rows) {
+    ahead.fetch();
     multiply_panel_tile<S, Rows, Registers>(a, row, b, c, accumulate);
   }
   if constexpr (Rows > 1) {
-    multiply_panel_rows<S, Registers, Rows == 6 ? 4 : Rows / 2>(a, b, c, accumulate, row);
+    multiply_panel_rows<S, Registers, Rows == 6 ? 4 : Rows / 2>(a, b, c, accumulate, ahead, row);
   }
 }
 
 /// C (+)= A B where a row of B and C is whole registers, those of a panel at most. A may have any
 /// strides.
 template <class S>
-void multiply_panel(In<S, 2> a, In<S, 2> b, Out<S, 2> c, bool accumulate) {
-  const auto multiply = c.extent(1) == simd::lanes<S>       ? multiply_panel_rows<S, 1>
-                        : c.extent(1) == 2 * simd::lanes<S> ? multiply_panel_rows<S, 2>
-                        : c.extent(1) == 3 * simd::lanes<S>
-                            ? multiply_panel_rows<S, 3>
-                            : multiply_panel_rows<S, panel_registers>;
-  multiply(a, b, c, accumulate, 0);
+void multiply_panel(In<S, 2> a, In<S, 2> b, Out<S, 2> c, bool accumulate, PanelsAhead& ahead) {
+  // Calls, as g++ 12 chooses among addresses by a condition that it has overwritten.
+  const Index registers = c.extent(1) / simd::lanes<S>;
+  if (registers == 1) {
+    multiply_panel_rows<S, 1>(a, b, c, accumulate, ahead);
+  } else if (registers == 2) {
+    multiply_panel_rows<S, 2>(a, b, c, accumulate, ahead);
+  } else if (registers == 3) {
+    multiply_panel_rows<S, 3>(a, b, c, accumulate, ahead);
+  } else {
+    multiply_panel_rows<S, panel_registers>(a, b, c, accumulate, ahead);
+  }
 }
 
 /// Keys [first, last) of a tile against the registers [begin, end) of a panel.
@@ -141,6 +186,8 @@ class RegisterProducts {
         queries_(scratch_(panels, head_k, width)),
         scores_(scratch_(attention_tile, width)) {}
 
+  /// Products are to fetch `ahead` from now on.
+  void fetch_along(PanelsAhead& ahead) { ahead_ = &ahead; }
   /// The queries `from` [count, K] of a panel, times `scale`.
   void set_queries(Index panel, const View<const S, 2>& from, S scale) {
     const auto q = queries_[panel];
@@ -154,7 +201,7 @@ class RegisterProducts {
 
   void multiply_keys(Index panel, const Strip& strip) {
     multiply_panel<S>(keys_.template slice<0>(strip.first, strip.size()),
-                      columns(queries_[panel], strip), of(strip), false);
+                      columns(queries_[panel], strip), of(strip), false, *ahead_);
   }
   /// The registers of a panel from one on: their products, and what takes their weights.
   struct Columns {
@@ -172,7 +219,7 @@ class RegisterProducts {
   Batch weight(Index key, Index r) const { return simd::load<S>(&scores_(key, r * lanes)); }
   void add_values(const Strip& strip, const View<S, 2>& o) {
     const auto rows = values_.template slice<0>(strip.first, strip.size());
-    multiply_panel<S>(transposed(rows), of(strip), columns(o, strip), true);
+    multiply_panel<S>(transposed(rows), of(strip), columns(o, strip), true, *ahead_);
   }
 
  private:
@@ -187,6 +234,7 @@ class RegisterProducts {
   View<S, 3> queries_;              // [panels, K, width]
   View<S, 2> scores_;               // [attention_tile, width]
   View<const S, 2> keys_, values_;  // of the tile
+  PanelsAhead* ahead_ = nullptr;
 };
 
 }  // namespace detail

@@ -229,15 +229,14 @@ __attribute__((noinline)) void add_rows(const View<const S, 2>& p,
 
 /// One token of the query heads of a group on its way through the tiles of their keys: the
 /// recurrent form. Lanes are keys, then value channels.
-template <class S, class Mask, class Score>
+template <class S>
 struct QueryToken {
   using Batch = simd::Batch<S>;
   using Tile = CacheView<const S, 2>;
   static constexpr Index lanes = simd::lanes<S>;
 
-  const Mask& mask;
-  const Score& score;
-  Index row, first_head;  // the policies' view of it
+  const Policies<S>& policies;
+  HeadOfRow first_head;
   Index position;
   View<S, 2> q;        // [R, K], scaled
   View<S, 2> p;        // [R, attention_tile]
@@ -248,10 +247,11 @@ struct QueryToken {
   View<S, 1> sum;      // [R], of p
 
   Index heads() const { return q.extent(0); }
+  HeadOfRow head(Index r) const { return {first_head.row, first_head.head + r}; }
 
   void begin(const View<const S, 2>& from) const {
     for (Index r = 0; r < heads(); ++r) {
-      const Batch scale(static_cast<S>(score.of(row, first_head + r).scale));
+      const Batch scale(static_cast<S>(policies.scale(head(r))));
       simd::map<S>(
           q.extent(1), &q(r, 0), [&](const Batch& v) { return v * scale; }, &from(r, 0));
       softmax(r).clear();
@@ -273,9 +273,9 @@ struct QueryToken {
     };
     Span together;  // heads that see the whole tile
     for (Index r = 0; r < heads(); ++r) {
-      const Visibility visibility =
-          mask.of(row, first_head + r).visibility({position, position + 1}, tile);
-      if (visibility != Visibility::none) weigh(r, tile, visibility, keys, values);
+      const Visibility visibility = visibility_of(r, tile);
+      if (visibility != Visibility::none)
+        weigh(r, tile, visibility == Visibility::partial, keys, values);
       if (visibility == Visibility::all) {
         together.end = r + 1;
         continue;
@@ -295,9 +295,7 @@ struct QueryToken {
   /// Whether some head may see something of a tile.
   bool sees(Span tile) const {
     for (Index r = 0; r < heads(); ++r) {
-      const auto visibility =
-          mask.of(row, first_head + r).visibility({position, position + 1}, tile);
-      if (visibility != Visibility::none) return true;
+      if (visibility_of(r, tile) != Visibility::none) return true;
     }
     return false;
   }
@@ -305,6 +303,20 @@ struct QueryToken {
   PartialSoftmax<S> softmax(Index r) const { return {o[r], maximum[r], sum[r]}; }
 
  private:
+  Visibility visibility_of(Index r, Span tile) const {
+    return policies.visibility(head(r), {position, position + 1}, tile);
+  }
+  /// The pairs of this token and the keys of a tile, whole registers of them.
+  PairBlock<S> pairs(Span tile, S* numbers) const {
+    return {.queries = {position, position + 1},
+            .keys = tile,
+            .first = {tile.begin, simd::broadcast(static_cast<S>(position - tile.begin)),
+                      simd::counting_from<S>(0)},
+            .step = static_cast<S>(lanes),
+            .numbers = numbers,
+            .stride = lanes,
+            .count = ceil_div(tile.size(), lanes)};
+  }
   static void load_scales(const Tile& entries, const View<S, 1>& to) {
     if (entries.storage() != Storage::int8) return;
     const auto& from = entries.scales();
@@ -313,29 +325,24 @@ struct QueryToken {
     }
   }
 
+  static void scale_products(const Tile& entries, const View<S, 1>& by, S* numbers) {
+    if (entries.storage() != Storage::int8) return;
+    simd::map<S>(
+        entries.extent(0), numbers, [](const Batch& v, const Batch& scale) { return v * scale; },
+        numbers, by.data());
+  }
+
   /// Turns the products of head r with the keys of a tile into p. Of a tile that it sees in part,
   /// `visible` says which keys count.
-  void weigh(Index r, Span tile, Visibility visibility, const Tile& keys,
-             const Tile& values) const {
-    const auto head_mask = narrowed(mask.of(row, first_head + r), {position, position + 1}, tile);
-    const auto head_score = score.of(row, first_head + r);
-    const auto scaled = [&](const Batch& numbers, const Tile& entries, const S* by) {
-      return entries.storage() == Storage::int8 ? numbers * simd::load<S>(by) : numbers;
-    };
-    const bool partial = visibility == Visibility::partial;
+  void weigh(Index r, Span tile, bool partial, const Tile& keys, const Tile& values) const {
     S* const weights = &p(r, 0);
+    scale_products(keys, scales[0], weights);
+    if (partial) policies.show(head(r), pairs(tile, &visible(r, 0)));
+    if (partial || !policies.is_plain()) policies.score(head(r), pairs(tile, weights), partial);
     Batch tile_maximum(minus_infinity<S>);
     for (Index i = 0; i < tile.size(); i += lanes) {
-      const Pairs<S> pairs{tile.begin, simd::broadcast(static_cast<S>(position - tile.begin)),
-                           counting_from<S>(i)};
-      Batch value = head_score(scaled(simd::load<S>(weights + i), keys, &scales(0, i)), pairs);
-      if (partial || i + lanes > tile.size()) {
-        auto shown = pairs.key < simd::broadcast(static_cast<S>(tile.size()));
-        if (partial) shown = shown && head_mask.allows(pairs);
-        value = simd::select<S>(shown, value, minus_infinity<S>);
-        simd::store<S>(&visible(r, i),
-                       simd::select<S>(shown, simd::broadcast(S(1)), simd::broadcast(S(0))));
-      }
+      const auto there = simd::counting_from<S>(i) < simd::broadcast(static_cast<S>(tile.size()));
+      const Batch value = simd::select<S>(there, simd::load<S>(weights + i), minus_infinity<S>);
       simd::store<S>(weights + i, value);
       tile_maximum = simd::max<S>(tile_maximum, value);
     }
@@ -345,23 +352,23 @@ struct QueryToken {
     Batch total(S(0));
     for (Index i = 0; i < tile.size(); i += lanes) {
       const Batch weight = simd::exp(simd::load<S>(weights + i) - offset);
-      simd::store<S>(weights + i, scaled(weight, values, &scales(1, i)));
+      simd::store<S>(weights + i, weight);
       total += weight;
     }
+    scale_products(values, scales[1], weights);
     whole.sum += simd::reduce_add(total);
   }
 };
 
 /// The recurrent form: memory-bound, so that each span of keys is read once for all heads of its
 /// group. Spans run in parallel and are merged in their order.
-template <class S, class Mask, class Score>
-void attend_one(const AttentionCall<S>& call, const Mask& mask, const Score& score, Index t,
-                Context& context) {
+template <class S>
+void attend_one(const AttentionCall<S>& call, Index t, Context& context) {
   const Index B = call.batch(), G = call.groups(), R = call.heads_per_group();
   const Index K = call.head_k(), V = call.head_v();
   // Spans begin at multiples of their length; a row counts from the first that its heads reach.
   const auto reach_of = [&](Index b, Index group) {
-    const Span reach = call.reach(mask, b, {group * R, (group + 1) * R}, {t, t + 1});
+    const Span reach = call.reach(b, {group * R, (group + 1) * R}, {t, t + 1});
     return Span{reach.begin / attention_span * attention_span, reach.end};
   };
   Index longest = 0;
@@ -396,18 +403,16 @@ void attend_one(const AttentionCall<S>& call, const Mask& mask, const Score& sco
     const auto attend_item = [&](Index item, Context& worker) {
       const Index stream = item / spans, b = stream / G, group = stream % G, slot = item - first;
       auto worker_scratch = worker.scratch<S>();
-      const QueryToken<S, Mask, Score> token{mask,
-                                             score,
-                                             b,
-                                             group * R,
-                                             call.past[b] + t,
-                                             worker_scratch(R, K),
-                                             worker_scratch(R, attention_tile),
-                                             worker_scratch(R, attention_tile),
-                                             worker_scratch(2, attention_tile),
-                                             part_o[slot],
-                                             worker_scratch(R),
-                                             worker_scratch(R)};
+      const QueryToken<S> token{call.policies,
+                                {b, group * R},
+                                call.past[b] + t,
+                                worker_scratch(R, K),
+                                worker_scratch(R, attention_tile),
+                                worker_scratch(R, attention_tile),
+                                worker_scratch(2, attention_tile),
+                                part_o[slot],
+                                worker_scratch(R),
+                                worker_scratch(R)};
       token.begin(heads_of(call.q, stream));
       const auto keys = call.keys_of(b, group), values = call.values_of(b, group);
       auto collected_keys = worker_scratch(attention_tile, K);

@@ -60,19 +60,21 @@ void store_entry(const View<const S, 1>& x, const CacheView<S, 1>& to) {
   });
 }
 
-/// Reads an entry of a cache.
-template <class S>
-void load_entry(const CacheView<const S, 1>& x, const View<S, 1>& to) {
-  x.visit([&]<class Number>(const View<const Number, 1>& numbers) {
+/// Reads entries of a cache.
+template <class S, class Number>
+void load_rows(const CacheView<const S, 2>& x, const View<const Number, 2>& numbers,
+               const View<S, 2>& to) {
+  for (Index row = 0; row < to.extent(0); ++row) {
+    const Number* const from = numbers.data() + row * numbers.stride(0);
+    S* const result = to.data() + row * to.stride(0);
     simd::Batch<S> scale(S(1));
     if constexpr (std::same_as<Number, std::int8_t>) {
-      scale = simd::Batch<S>(static_cast<S>(static_cast<float>(*x.scales().data())));
+      scale = simd::Batch<S>(static_cast<S>(static_cast<float>(x.scales()(row, 0))));
     }
-    simd::for_each_block<S>(to.extent(0), [&](Index i, auto lane_count) {
-      simd::store<S>(to.data() + i, simd::load_as<S>(numbers.data() + i, lane_count) * scale,
-                     lane_count);
+    simd::for_each_block<S>(to.extent(1), [&](Index i, auto lane_count) {
+      simd::store<S>(result + i, simd::load_as<S>(from + i, lane_count) * scale, lane_count);
     });
-  });
+  }
 }
 
 }  // namespace detail
@@ -94,7 +96,12 @@ void store_entries(In<S, Rank> x, const CacheView<S, Rank>& cache) {
 template <class S, Index Rank>
 void load_entries(CacheIn<S, Rank> cache, const View<S, Rank>& to) {
   if constexpr (Rank == 1) {
-    detail::load_entry<S>(cache, to);
+    const auto row = []<class T>(const View<T, 1>& view) {
+      return View<T, 2>{view.data(), {1, view.extent(0)}, {view.extent(0), view.stride(0)}};
+    };
+    load_entries<S>(cache.window(row), row(to));
+  } else if constexpr (Rank == 2) {
+    cache.visit([&](const auto& numbers) { detail::load_rows<S>(cache, numbers, to); });
   } else {
     for (Index i = 0; i < to.extent(0); ++i) load_entries<S>(cache[i], to[i]);
   }
@@ -112,7 +119,7 @@ void round_entries(In<S, 4> x, Storage storage, const View<S, 4>& to, Context& c
     for (Index t = 0; t < x.extent(1); ++t) {
       for (Index g = 0; g < x.extent(2); ++g) {
         detail::store_entry<S>(x[b][t][g], entry);
-        detail::load_entry<S>(entry, to[b][t][g]);
+        load_entries<S>(entry, to[b][t][g]);
       }
     }
   }

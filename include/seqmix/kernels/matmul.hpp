@@ -10,8 +10,9 @@
 #include "seqmix/kernels/packed_matrix.hpp"
 #include "seqmix/kernels/rows.hpp"
 #include "seqmix/kernels/split_matmul.hpp"
+#include "seqmix/simd/transpose.hpp"
 
-// Matrix products: projections (packed weights) and the tiles of chunkwise forms.
+// Products of a sequence with packed weights: projections.
 //
 // One sum, one order: every output is one chain of `simd::fma` over ascending k that starts from
 // zero, from the bias, from what is accumulated to, or from the sum of the last two. Lanes are
@@ -58,9 +59,9 @@ struct Product {
   Index b_stride = 0;
   Index panel_stride = 0;
   const S* scales = nullptr;    // of the columns, if B is stored as integers
-  const char* ahead = nullptr;  // read soon: fetched to the L2 cache, a line for each k
-  Index ahead_stride = 0;
-  S* const* c = nullptr;  // C[row, column] at c[row][column]
+  const char* ahead = nullptr;  // fetched to the L2 cache, one address for each k: what is read
+  Index ahead_stride = 0;       // soon, or the panels' first line where nothing is known to be
+  S* const* c = nullptr;        // C[row, column] at c[row][column]
   Index columns = 0;
   const S* bias = nullptr;
   bool accumulate = false;
@@ -99,11 +100,10 @@ SEQMIX_ALWAYS_INLINE simd::Batch<S> load_weight(const Stored* from, const simd::
 }
 
 /// The micro-kernel: rows [row, row + Rows) of `Panels` panels from `panel` on. The first `skip`
-/// rows are computed but not stored. `Grouped`: the rows are packed as [k][Rows]. `Ahead`: fetches
-/// `product.ahead`.
+/// rows are computed but not stored. `Grouped`: the rows are packed as [k][Rows].
 ///
 /// Its loops over registers are unrolled by order, so that g++ keeps `sum` in registers.
-template <class S, Index Rows, Index Panels, bool Grouped, bool Ahead, class Stored>
+template <class S, Index Rows, Index Panels, bool Grouped, class Stored>
 __attribute__((noinline)) void multiply_tile(const Product<S, Stored>& product, Index row,
                                              Index panel, Index skip) {
   constexpr Index lanes = simd::lanes<S>, width = 2 * Panels;  // registers of a row
@@ -154,7 +154,7 @@ __attribute__((noinline)) void multiply_tile(const Product<S, Stored>& product, 
   for (Index k = 0; k < product.depth; ++k, a += a_stride, b += b_stride) {
     // Groups pass through the L1 cache once a panel.
     if constexpr (Grouped) __builtin_prefetch(a + 32 * Rows, 0, 3);
-    if constexpr (Ahead) __builtin_prefetch(ahead, 0, 2), ahead += ahead_stride;
+    __builtin_prefetch(ahead, 0, 2), ahead += ahead_stride;
     simd::Batch<S> weight[width];
 #pragma GCC unroll 16
     for (Index r = 0; r < width; ++r) {
@@ -194,26 +194,32 @@ inline Index next_tile(Index left, Index rows) {
   return tile;
 }
 
+/// One tile of `height` rows from `row` on, of which the first `skip` are not stored.
+template <class S>
+void multiply_tile_of(Index height, const Product<S>& product, Index row, Index panel, Index skip) {
+  const auto multiply = [&]<Index Rows>(std::integral_constant<Index, Rows>) {
+    multiply_tile<S, Rows, 1, false>(product, row, panel, skip);
+  };
+  // Calls, as g++ 12 chooses among addresses by a condition that it has overwritten.
+  if (height == tall_tile) {
+    multiply(std::integral_constant<Index, tall_tile>{});
+  } else if (height == medium_tile) {
+    multiply(std::integral_constant<Index, medium_tile>{});
+  } else if (height == low_tile) {
+    multiply(std::integral_constant<Index, low_tile>{});
+  } else if (height == 2) {
+    multiply(std::integral_constant<Index, 2>{});
+  } else {
+    multiply(std::integral_constant<Index, 1>{});
+  }
+}
+
 /// All rows of one panel of numbers to compute with.
-template <bool Ahead, class S>
+template <class S>
 void multiply_rows(Product<S> product, Index rows, Index panel) {
   for (Index row = 0; row < rows;) {
     const Index tile = next_tile(rows - row, rows), first = std::min(row, rows - tile);
-    const auto multiply = [&]<Index Rows>(std::integral_constant<Index, Rows>) {
-      multiply_tile<S, Rows, 1, false, Ahead>(product, first, panel, row - first);
-    };
-    // Calls, as g++ 12 chooses among addresses by a condition that it has overwritten.
-    if (tile == tall_tile) {
-      multiply(std::integral_constant<Index, tall_tile>{});
-    } else if (tile == medium_tile) {
-      multiply(std::integral_constant<Index, medium_tile>{});
-    } else if (tile == low_tile) {
-      multiply(std::integral_constant<Index, low_tile>{});
-    } else if (tile == 2) {
-      multiply(std::integral_constant<Index, 2>{});
-    } else {
-      multiply(std::integral_constant<Index, 1>{});
-    }
+    multiply_tile_of(tile, product, first, panel, row - first);
     row = first + tile;
     product.ahead += product.depth * product.ahead_stride;
   }
@@ -227,7 +233,7 @@ Index multiply_few(const Product<S, Stored>& product, Index rows, Index panel, I
   const auto multiply = [&]<Index Rows>(std::integral_constant<Index, Rows>) {
     constexpr Index at_once = 4 / Rows;
     for (; panel + at_once <= last_panel; panel += at_once) {
-      multiply_tile<S, Rows, at_once, false, false>(product, 0, panel, 0);
+      multiply_tile<S, Rows, at_once, false>(product, 0, panel, 0);
     }
   };
   if constexpr (!narrow || std::same_as<S, float>) {
@@ -240,7 +246,8 @@ Index multiply_few(const Product<S, Stored>& product, Index rows, Index panel, I
   return panel;
 }
 
-/// The part of the chains of a panel that begins at `k`. What lies behind its numbers is ahead.
+/// The part of the chains of a panel that begins at `k`. Where panels lie behind each other, the
+/// numbers behind its own are fetched, which hides the time that memory takes.
 template <class S, class Stored>
 Product<S, Stored> panel_slice(const Product<S, Stored>& product, Index panel, Index k,
                                Index count) {
@@ -271,9 +278,8 @@ Product<S> widened(const Product<S, Stored>& slice, Index panel, S* wide) {
 }
 
 /// All rows of panels [panel, last_panel), in slices of k if more than one tile of rows reads them
-/// or if they are stored anew, in `wide`. `Ahead`: the panels lie behind each other, and the next
-/// slice is fetched, which hides the time that memory takes.
-template <bool Ahead, class S, class Stored>
+/// or if they are stored anew, in `wide`.
+template <class S, class Stored>
 void multiply_panels(const Product<S, Stored>& product, Index rows, Index panel, Index last_panel,
                      S* wide = nullptr) {
   const bool once = std::same_as<Stored, S> && next_tile(rows, rows) == rows;
@@ -286,31 +292,38 @@ void multiply_panels(const Product<S, Stored>& product, Index rows, Index panel,
         slice.ahead = reinterpret_cast<const char*>(slice.b);
         slice.ahead_stride = slice.b_stride * static_cast<Index>(sizeof(S));
       }
-      multiply_rows<Ahead>(slice, rows, panel);
+      multiply_rows(slice, rows, panel);
     }
   }
 }
 
 template <class S, Index Rank>
-std::array<S*, row_block> row_addresses(const View<S, Rank>& view, Index first, Index count) {
-  std::array<S*, row_block> rows;
+std::array<S*, row_block + tall_tile> row_addresses(const View<S, Rank>& view, Index first,
+                                                    Index count) {
+  std::array<S*, row_block + tall_tile> rows;
   for (Index i = 0; i < count; ++i) {
     rows[static_cast<std::size_t>(i)] = row_address(view, first + i);
   }
   return rows;
 }
 
-/// [row][k] to [k][row], 16 k of a row at a time.
+/// [row][k] to [k][row], in squares that are transposed in registers; `rows` has addresses for all
+/// rows of the last square.
 template <class S>
-void pack_group(const S* const* rows, auto height, Index depth, S* __restrict to) {
-  constexpr Index block = 16;
+void pack_group(const S* const* rows, Index height, Index depth, S* to) {
+  constexpr Index side = simd::lanes<S>;
   Index k = 0;
-  for (; k + block <= depth; k += block) {
-    for (Index row = 0; row < height; ++row) {
-      const S* const from = rows[row] + k;
-      S* const group = to + k * height + row;
+  for (; k + side <= depth; k += side) {
+    for (Index row = 0; row < height; row += side) {
+      simd::Square<S, side> square;
 #pragma GCC unroll 16
-      for (Index i = 0; i < block; ++i) group[i * height] = from[i];
+      for (Index i = 0; i < side; ++i) square.load_row(i, rows[row + i] + k);
+      square.transpose();
+      const Index count = std::min(side, height - row);
+#pragma GCC unroll 16
+      for (Index i = 0; i < side; ++i) {
+        simd::store<S>(to + (k + i) * height + row, square.row(i), count);
+      }
     }
   }
   for (; k < depth; ++k) {
@@ -318,46 +331,51 @@ void pack_group(const S* const* rows, auto height, Index depth, S* __restrict to
   }
 }
 
+/// The height of the group of the last `left` rows. Like a tile, it reaches back over rows that
+/// other groups have, too.
+inline Index last_group(Index left) {
+  if (left > medium_tile) return tall_tile;
+  return left > low_tile ? medium_tile : low_tile;
+}
+
 /// Rows [first, last) of x [B, T, K], counted over B T, and k [k, k + depth) of them as groups
-/// [row / tall_tile][k][tall_tile]; the last group has as many rows as are left.
+/// [row / tall_tile][k][tall_tile]; `last` is at least the height of the last group.
 template <class S>
 void pack_rows(const View<const S, 3>& x, Index first, Index last, Index k, Index depth, S* to) {
   for (Index row = first; row < last; row += tall_tile) {
-    const Index rows = std::min(tall_tile, last - row);
-    const S* from[tall_tile];
-    for (Index i = 0; i < rows; ++i) from[i] = row_address(x, row + i) + k;
-    if (rows == tall_tile) {
-      pack_group<S>(from, std::integral_constant<Index, tall_tile>{}, depth, to);
-    } else {
-      pack_group<S>(from, rows, depth, to);
+    const Index height = last - row < tall_tile ? last_group(last - row) : tall_tile;
+    const Index top = std::min(row, last - height);
+    const S* from[round_up(tall_tile, simd::lanes<S>)];
+    for (Index i = 0; const S*& address : from) {
+      address = row_address(x, top + std::min(i++, height - 1)) + k;
     }
-    to += depth * rows;
+    pack_group<S>(from, height, depth, to);
+    to += depth * height;
   }
 }
 
-/// As `multiply_panels`, for rows that `pack_rows` has packed.
+/// As `multiply_panels`, for rows that `pack_rows` has packed; `product.c` has the addresses of the
+/// rows that the last group reaches back to.
 template <class S, class Stored>
 void multiply_packed(Product<S, Stored> product, Index rows, Index panel, Index last_panel,
                      S* wide) {
-  // The first tiles fetch the lines of the next slice.
   constexpr Index width = panel_width<S> * static_cast<Index>(sizeof(Stored));
-  constexpr Index fetching_rows = ceil_div(width, cache_line) * tall_tile;
   const Index grouped = rows / tall_tile * tall_tile, left = rows - grouped;
+  const Index height = last_group(left);
   product.a_row_stride = product.depth, product.a_stride = tall_tile;
   for (Index p = panel; p < last_panel; ++p) {
     for (Index k = 0; k == 0 || k < product.depth; k += depth_slice) {
       Product<S> slice = widened(panel_slice(product, p, k, depth_slice), p, wide);
+      // Each tile fetches its share of the next slice.
+      slice.ahead_stride = ceil_div(width, ceil_div(rows, tall_tile));
       for (Index row = 0; row < grouped; row += tall_tile) {
-        if (row < fetching_rows) {
-          multiply_tile<S, tall_tile, 1, true, true>(slice, row, p, 0);
-          slice.ahead += slice.depth * slice.ahead_stride;
-        } else {
-          multiply_tile<S, tall_tile, 1, true, false>(slice, row, p, 0);
-        }
+        multiply_tile<S, tall_tile, 1, true>(slice, row, p, 0);
+        slice.ahead += slice.depth * slice.ahead_stride;
       }
-      slice.a = product.a + grouped * product.depth + k * left, slice.c += grouped;
-      slice.a_row_stride = 1, slice.a_stride = left;
-      multiply_rows<true>(slice, left, p);
+      if (left == 0) continue;
+      slice.a = product.a + grouped * product.depth + k * height;
+      slice.a_row_stride = 1, slice.a_stride = height, slice.c += rows - height;
+      multiply_tile_of(height, slice, 0, p, height - left);
     }
   }
 }
@@ -397,8 +415,8 @@ void multiply_unpacked(const Product<S, Stored>& product, const View<const S, 3>
       }
       part.a = copied.data(), part.a_row_stride = depth;
     }
-    multiply_panels<true>(part, count, panel, std::min(panels, panel + task_panels),
-                          slice_scratch<S, Stored>(scratch));
+    multiply_panels(part, count, panel, std::min(panels, panel + task_panels),
+                    slice_scratch<S, Stored>(scratch));
   });
 }
 
@@ -409,13 +427,14 @@ void multiply_in_blocks(const Product<S, Stored>& product, const View<const S, 3
   const Index rows = x.extent(0) * x.extent(1), depth = product.depth;
   constexpr Index task_rows = 4 * tall_tile;
   auto scratch = context.scratch<S>();
-  S* const packed = scratch(std::min(rows, row_block), std::min(depth, depth_block)).data();
+  S* const packed =
+      scratch(round_up(std::min(rows, row_block), tall_tile), std::min(depth, depth_block)).data();
   for (Index row = 0; row < rows; row += row_block) {
-    const Index count = std::min(row_block, rows - row);
-    const auto c = row_addresses(y, row, count);
+    const Index count = std::min(row_block, rows - row), reach = std::min(row, tall_tile);
+    const auto c = row_addresses(y, row - reach, reach + count);
     for (Index k = 0; k == 0 || k < depth; k += depth_block) {
       Product<S, Stored> part = product.slice(k, depth_block);
-      part.a = packed, part.c = c.data();
+      part.a = packed, part.c = c.data() + reach;
       context.parallel_for(ceil_div(count, task_rows), [&](Index task, Context&) {
         const Index first = task * task_rows, last = std::min(count, first + task_rows);
         pack_rows<S>(x, row + first, row + last, k, part.depth, packed + first * part.depth);
@@ -464,7 +483,9 @@ void matmul(In<S, 3> x, const PackedMatrix<S>& w, View<S, 3> y, Context& context
 
 #if SEQMIX_MATRIX_UNITS
   if constexpr (std::is_same_v<S, float>) {
-    if (on_matrix_units(context)) return matmul_split(x, w, y, context, bias, accumulate);
+    if (matrix_precision<S>(context) != Precision::fp32) {
+      return matmul_split(x, w, y, context, bias, accumulate);
+    }
   }
 #endif
 
@@ -474,6 +495,7 @@ void matmul(In<S, 3> x, const PackedMatrix<S>& w, View<S, 3> y, Context& context
                                      .b_stride = panel_width<S>,
                                      .panel_stride = depth * panel_width<S>,
                                      .scales = w.scales(),
+                                     .ahead = reinterpret_cast<const char*>(panels.data()),
                                      .columns = outputs,
                                      .bias = bias,
                                      .accumulate = accumulate};
@@ -483,55 +505,6 @@ void matmul(In<S, 3> x, const PackedMatrix<S>& w, View<S, 3> y, Context& context
       multiply_in_blocks(product, x, panels.extent(0), y, context);
     }
   });
-}
-
-/// C = A B, or C += A B: A [M, K] with any strides (so that Aᵀ is a view), B [K, N] and C [M, N]
-/// with contiguous rows. C shares no number with A or B. For small products: nothing is allocated
-/// and nothing packed but the columns of B that do not fill a panel.
-template <class S>
-void tile_matmul(In<S, 2> a, In<S, 2> b, View<S, 2> c, bool accumulate = false) {
-  using namespace detail;
-  const Index rows = a.extent(0), depth = a.extent(1), columns = b.extent(1);
-  if (b.extent(0) != depth || c.shape() != Shape<2>{rows, columns}) {
-    throw ShapeError("tile_matmul: got " + a.shape().text() + " times " + b.shape().text() +
-                     " in " + c.shape().text() + ", expected [M, K] times [K, N] in [M, N]");
-  }
-  if (columns > 1 && (b.stride(1) != 1 || c.stride(1) != 1)) {
-    throw ShapeError("tile_matmul: the rows of B and C have strides " +
-                     std::to_string(b.stride(1)) + " and " + std::to_string(c.stride(1)) +
-                     ", expected 1");
-  }
-  constexpr Index width = panel_width<S>, tail_depth = 128;
-  const Index whole = columns / width;
-  for (Index row = 0; row < rows; row += row_block) {
-    const Index count = std::min(row_block, rows - row);
-    const auto c_rows = row_addresses(c, row, count);
-    Product<S> product{.depth = depth,
-                       .a = a.data() + row * a.stride(0),
-                       .a_row_stride = a.stride(0),
-                       .a_stride = a.stride(1),
-                       .b = b.data(),
-                       .b_stride = b.stride(0),
-                       .panel_stride = width,
-                       .c = c_rows.data(),
-                       .columns = columns,
-                       .accumulate = accumulate};
-    multiply_panels<false>(product, count, 0, whole);
-    if (columns == whole * width) continue;
-    alignas(alignment) S tail[tail_depth * width];
-    for (Index k = 0; k == 0 || k < depth; k += tail_depth) {
-      Product<S> part = product.slice(k, tail_depth);
-      for (Index j = 0; j < part.depth; ++j) {
-        const S* from = part.b + j * part.b_stride + whole * width;
-        const Index first = std::min(columns - whole * width, simd::lanes<S>);
-        simd::store<S>(tail + j * width, simd::load<S>(from, first));
-        simd::store<S>(tail + j * width + simd::lanes<S>,
-                       simd::load<S>(from + first, columns - whole * width - first));
-      }
-      part.b = tail, part.b_stride = width, part.panel_stride = 0;
-      multiply_panels<false>(part, count, whole, whole + 1);
-    }
-  }
 }
 
 SEQMIX_END_NAMESPACE

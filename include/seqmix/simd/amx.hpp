@@ -17,7 +17,8 @@
 //
 // The unit of work is a step: 32 rows of A by 32 columns of B over 32 k, added to four tiles of
 // 16 x 16 sums. A sum takes its k in ascending order and sees one row and one column, so that its
-// bits depend on nothing else. An operand of a step is a pair of tiles, [2][terms][16][32]:
+// bits depend on nothing else. An operand of a step is a pair of tiles, [2][terms][16][32], and
+// both may have their own number of terms:
 //
 //   A   rows:   [row of 16][k of 32]
 //   B   pairs:  [k / 2][column of 16][k mod 2]
@@ -80,8 +81,7 @@ inline bool matrix_units() {
 inline constexpr Index tile_rows = 16, tile_depth = 32, tile_size = tile_rows * tile_depth;
 /// Rows, columns and numbers of the pair of tiles that a step reads of an operand.
 inline constexpr Index pair_rows = 2 * tile_rows;
-template <Index terms>
-inline constexpr Index pair_size = 2 * terms* tile_size;
+constexpr Index pair_size(Index terms) { return 2 * terms * tile_size; }
 
 /// The tile registers of this thread: configured here, released at the end. One for each task:
 /// another library may have left another configuration. Scopes do not nest.
@@ -125,12 +125,11 @@ SEQMIX_ALWAYS_INLINE __m512i rounded(const Batch<float>& first, const Batch<floa
 }
 
 /// Calls `put(term, halves)` for each term of the 32 numbers of two registers.
-template <Index terms>
-SEQMIX_ALWAYS_INLINE void split(const Batch<float>& first, const Batch<float>& second, auto&& put) {
-  static_assert(terms == 1 || terms == 2);
+SEQMIX_ALWAYS_INLINE void split(const Batch<float>& first, const Batch<float>& second, Index terms,
+                                auto&& put) {
   const __m512i hi = rounded(first, second);
   put(0, hi);
-  if constexpr (terms == 2) {
+  if (terms == 2) {
     put(1,
         rounded(first - floats_of(half_order.lower, hi), second - floats_of(half_order.upper, hi)));
   }
@@ -139,19 +138,17 @@ SEQMIX_ALWAYS_INLINE void split(const Batch<float>& first, const Batch<float>& s
 }  // namespace detail
 
 /// One row of an A tile from 32 consecutive k, in two registers; each term to its own tile.
-template <Index terms>
 SEQMIX_ALWAYS_INLINE void split_row(const Batch<float>& first, const Batch<float>& second,
-                                    bfloat16* to) {
-  detail::split<terms>(first, second, [&](Index term, __m512i halves) {
+                                    Index terms, bfloat16* to) {
+  detail::split(first, second, terms, [&](Index term, __m512i halves) {
     _mm512_store_si512(to + term * tile_size, halves);
   });
 }
 
 /// One row of a B tile, two consecutive k of 16 columns; each term to its own tile.
-template <Index terms>
 SEQMIX_ALWAYS_INLINE void split_pairs(const Batch<float>& even, const Batch<float>& odd,
-                                      bfloat16* to) {
-  detail::split<terms>(even, odd, [&](Index term, __m512i halves) {
+                                      Index terms, bfloat16* to) {
+  detail::split(even, odd, terms, [&](Index term, __m512i halves) {
     _mm512_store_si512(to + term * tile_size,
                        detail::permuted(detail::half_order.by_turns, halves));
   });
@@ -159,27 +156,23 @@ SEQMIX_ALWAYS_INLINE void split_pairs(const Batch<float>& even, const Batch<floa
 
 /// As `split_pairs`, of numbers >= 0 and in fewer instructions: the first of two terms is cut off.
 /// The second is at most 2^-7 of the number then, and rounded.
-template <Index terms>
-SEQMIX_ALWAYS_INLINE void cut_pairs(const Batch<float>& even, const Batch<float>& odd,
+SEQMIX_ALWAYS_INLINE void cut_pairs(const Batch<float>& even, const Batch<float>& odd, Index terms,
                                     bfloat16* to) {
-  if constexpr (terms == 1) {
-    split_pairs<1>(even, odd, to);
-  } else {
-    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000U));
-    const __m512i half = _mm512_set1_epi32(0x8000);
-    constexpr int select_by_c = 0xe4;  // c ? a : b, bit by bit
-    const auto put = [&](const __m512i& first, const __m512i& second, bfloat16* at) {
-      _mm512_store_si512(
-          at, _mm512_ternarylogic_epi32(second, _mm512_srli_epi32(first, 16), upper, select_by_c));
-    };
-    const __m512i a = _mm512_castps_si512(even), b = _mm512_castps_si512(odd);
-    const auto rest = [&](const Batch<float>& x, const __m512i& bits) {
-      const Batch<float> first(_mm512_castsi512_ps(_mm512_and_si512(bits, upper)));
-      return _mm512_add_epi32(_mm512_castps_si512(x - first), half);
-    };
-    put(a, b, to);
-    put(rest(even, a), rest(odd, b), to + tile_size);
-  }
+  if (terms == 1) return split_pairs(even, odd, 1, to);
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000U));
+  const __m512i half = _mm512_set1_epi32(0x8000);
+  constexpr int select_by_c = 0xe4;  // c ? a : b, bit by bit
+  const auto put = [&](const __m512i& first, const __m512i& second, bfloat16* at) {
+    _mm512_store_si512(
+        at, _mm512_ternarylogic_epi32(second, _mm512_srli_epi32(first, 16), upper, select_by_c));
+  };
+  const __m512i a = _mm512_castps_si512(even), b = _mm512_castps_si512(odd);
+  const auto rest = [&](const Batch<float>& x, const __m512i& bits) {
+    const Batch<float> first(_mm512_castsi512_ps(_mm512_and_si512(bits, upper)));
+    return _mm512_add_epi32(_mm512_castps_si512(x - first), half);
+  };
+  put(a, b, to);
+  put(rest(even, a), rest(odd, b), to + tile_size);
 }
 
 /// Turns a tile of rows into one of pairs, or back, where it lies: 16 x 16 words of 32 bits.
@@ -220,7 +213,9 @@ SEQMIX_ALWAYS_INLINE void store_sums(float* c, Index stride) {
 
 namespace detail {
 
-/// One term of a pair of tiles of A, of B, and the products of what is loaded.
+/// One term of a pair of tiles of A, of B, and the products of what is loaded. Tiles of B leave the
+/// nearest cache to those of A, which the next blocks of B meet again: were both kept there,
+/// neither would be found.
 template <Index terms>
 SEQMIX_ALWAYS_INLINE void load_a(const bfloat16* pair, Index term) {
   _tile_loadd(4, pair + term * tile_size, 64);
@@ -228,8 +223,8 @@ SEQMIX_ALWAYS_INLINE void load_a(const bfloat16* pair, Index term) {
 }
 template <Index terms>
 SEQMIX_ALWAYS_INLINE void load_b(const bfloat16* pair, Index term) {
-  _tile_loadd(6, pair + term * tile_size, 64);
-  _tile_loadd(7, pair + (terms + term) * tile_size, 64);
+  _tile_stream_loadd(6, pair + term * tile_size, 64);
+  _tile_stream_loadd(7, pair + (terms + term) * tile_size, 64);
 }
 SEQMIX_ALWAYS_INLINE void multiply_loaded() {
   _tile_dpbf16ps(0, 4, 6);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <type_traits>
@@ -200,6 +201,17 @@ SEQMIX_ALWAYS_INLINE S reduce_add(const Batch<S>& a) {
 template <class S>
 SEQMIX_ALWAYS_INLINE S reduce_max(const Batch<S>& a) {
   return xsimd::reduce_max(a);
+}
+
+/// first, first + 1, ...
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> counting_from(Index first) {
+  constexpr auto steps = [] {
+    std::array<S, static_cast<std::size_t>(lanes<S>)> numbers{};
+    for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<S>(i);
+    return numbers;
+  }();
+  return load<S>(steps.data()) + broadcast(static_cast<S>(first));
 }
 
 }  // namespace simd

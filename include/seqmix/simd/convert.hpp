@@ -55,6 +55,23 @@ SEQMIX_ALWAYS_INLINE Batch<float> widened(const std::int8_t* from) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
 }
+template <>
+SEQMIX_ALWAYS_INLINE Batch<double> widened(const bfloat16* from) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  const __m256i words = _mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+  return _mm512_cvtps_pd(_mm256_castsi256_ps(words));
+}
+template <>
+SEQMIX_ALWAYS_INLINE Batch<double> widened(const float16* from) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  const __m512 floats = _mm512_cvtph_ps(_mm256_zextsi128_si256(bits));
+  return _mm512_cvtps_pd(_mm512_castps512_ps256(floats));
+}
+template <>
+SEQMIX_ALWAYS_INLINE Batch<double> widened(const std::int8_t* from) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  return _mm512_cvtepi32_pd(_mm256_cvtepi8_epi32(bytes));
+}
 #elif !defined(SEQMIX_SIMD_WIDTH) && defined(__AVX2__)
 template <>
 SEQMIX_ALWAYS_INLINE Batch<float> widened(const bfloat16* from) {
@@ -74,6 +91,24 @@ SEQMIX_ALWAYS_INLINE Batch<float> widened(const std::int8_t* from) {
 }
 #endif
 
+/// The numbers of a register at most.
+inline constexpr std::size_t most_lanes = 16;
+
+/// Copies `count` narrow numbers to the first of `to`. Reads nothing past them.
+template <class From>
+SEQMIX_ALWAYS_INLINE void copy_first(const From* from, Index count, From (&to)[most_lanes]) {
+#if !defined(SEQMIX_SIMD_WIDTH) && defined(__AVX512BW__) && defined(__AVX512VL__)
+  const auto mask = static_cast<__mmask16>(first_bits(count));
+  if constexpr (sizeof(From) == 1) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_maskz_loadu_epi8(mask, from));
+  } else {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_maskz_loadu_epi16(mask, from));
+  }
+#else
+  for (Index i = 0; i < count; ++i) to[i] = from[i];
+#endif
+}
+
 }  // namespace detail
 
 /// As `load`, from numbers that may be stored in a narrower type.
@@ -91,11 +126,9 @@ SEQMIX_ALWAYS_INLINE Batch<S> load_as(const From* from, Index count) {
   if constexpr (std::same_as<From, S>) {
     return simd::load<S>(from, count);
   } else {
-    From buffer[static_cast<std::size_t>(lanes<S>)] = {};
-    for (Index i = 0; i < lanes<S>; ++i) {
-      if (i < count) buffer[i] = from[i];
-    }
-    return simd::load_as<S>(buffer);
+    From buffer[detail::most_lanes] = {};
+    detail::copy_first(from, count, buffer);
+    return detail::widened<S>(static_cast<const From*>(buffer));
   }
 }
 

@@ -18,6 +18,36 @@ SEQMIX_BEGIN_INTRINSICS
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 namespace simd {
+
+/// The unevaluated sum hi + lo, |lo| at most half a unit in the last place of hi.
+template <class S>
+struct Pair {
+  Batch<S> hi, lo;
+};
+
+/// a + b, exactly (Knuth 1997, 4.2.2 theorem B).
+template <class S>
+SEQMIX_ALWAYS_INLINE Pair<S> exact_sum(const Batch<S>& a, const Batch<S>& b) {
+  const Batch<S> hi = a + b, from_b = hi - a;
+  return {hi, (a - (hi - from_b)) + (b - from_b)};
+}
+
+/// a b, exactly with fused multiply-adds, else to the last bit or two of `lo` (Dekker 1971).
+template <class S>
+SEQMIX_ALWAYS_INLINE Pair<S> exact_product(const Batch<S>& a, const Batch<S>& b) {
+  const Batch<S> hi = a * b;
+  if constexpr (has_fma) {
+    return {hi, simd::fma(a, b, -hi)};
+  } else {
+    using Bits = typename detail::Coefficients<S>::Bits;
+    constexpr int dropped =
+        (detail::Coefficients<S>::fraction_bits + 2) / 2;  // leaves half the digits
+    const Batch<S> mask(std::bit_cast<S>(~Bits{0} << dropped));
+    const Batch<S> a_hi = a & mask, b_hi = b & mask, a_lo = a - a_hi, b_lo = b - b_hi;
+    return {hi, ((a_hi * b_hi - hi) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo};
+  }
+}
+
 namespace detail {
 
 /// Σ c_i x^i by Horner's rule: the fewest instructions, each of which waits for the last.
@@ -49,34 +79,6 @@ SEQMIX_ALWAYS_INLINE Batch<S> polynomial(const Batch<S>& x, const S (&c)[N]) {
   };
   steps(std::make_index_sequence < N % 2 == 0 ? pairs : pairs - 1 > {});
   return simd::fma(sum, x, Batch<S>(c[0]));
-}
-
-/// The unevaluated sum hi + lo, |lo| at most half a unit in the last place of hi.
-template <class S>
-struct Pair {
-  Batch<S> hi, lo;
-};
-
-/// a + b, exactly (Knuth 1997, 4.2.2 theorem B).
-template <class S>
-SEQMIX_ALWAYS_INLINE Pair<S> exact_sum(const Batch<S>& a, const Batch<S>& b) {
-  const Batch<S> hi = a + b, from_b = hi - a;
-  return {hi, (a - (hi - from_b)) + (b - from_b)};
-}
-
-/// a b, exactly with fused multiply-adds, else to the last bit or two of `lo` (Dekker 1971).
-template <class S>
-SEQMIX_ALWAYS_INLINE Pair<S> exact_product(const Batch<S>& a, const Batch<S>& b) {
-  const Batch<S> hi = a * b;
-  if constexpr (has_fma) {
-    return {hi, simd::fma(a, b, -hi)};
-  } else {
-    using Bits = typename Coefficients<S>::Bits;
-    constexpr int dropped = (Coefficients<S>::fraction_bits + 2) / 2;  // leaves half the digits
-    const Batch<S> mask(std::bit_cast<S>(~Bits{0} << dropped));
-    const Batch<S> a_hi = a & mask, b_hi = b & mask, a_lo = a - a_hi, b_lo = b - b_hi;
-    return {hi, ((a_hi * b_hi - hi) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo};
-  }
 }
 
 /// 1.5 2^fraction_bits: a sum with it is rounded to an integer, which its low bits hold.
@@ -383,7 +385,7 @@ template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> quick_gelu(const Batch<S>& x) {
   constexpr S slope = static_cast<S>(-1.702), rest = static_cast<S>(-1.702L - slope);
   const Batch<S> v = detail::gate_bounded(x);
-  const detail::Pair<S> u = detail::exact_product(v, Batch<S>(slope));
+  const Pair<S> u = exact_product(v, Batch<S>(slope));
   return detail::gated(x, u.hi, simd::fma(v, Batch<S>(rest), u.lo));
 }
 
@@ -396,10 +398,10 @@ SEQMIX_ALWAYS_INLINE Batch<S> gelu_tanh(const Batch<S>& x) {
   constexpr S d = static_cast<S>(exact_d), d_rest = static_cast<S>(exact_d - d);
   // -v (c + d v²) to twice the precision: an error of it is a relative error of the result.
   const Batch<S> v = detail::gate_bounded(x);
-  const detail::Pair<S> square = detail::exact_product(v, v);
-  const detail::Pair<S> cubic = detail::exact_product(square.hi, Batch<S>(d));
-  const detail::Pair<S> slope = detail::exact_sum(cubic.hi, Batch<S>(c));
-  const detail::Pair<S> u = detail::exact_product(v, slope.hi);
+  const Pair<S> square = exact_product(v, v);
+  const Pair<S> cubic = exact_product(square.hi, Batch<S>(d));
+  const Pair<S> slope = exact_sum(cubic.hi, Batch<S>(c));
+  const Pair<S> u = exact_product(v, slope.hi);
   Batch<S> rest = simd::fma(square.hi, Batch<S>(d_rest), cubic.lo + Batch<S>(c_rest));
   rest = simd::fma(square.lo, Batch<S>(d), rest) + slope.lo;
   return detail::gated(x, u.hi, simd::fma(v, rest, u.lo));

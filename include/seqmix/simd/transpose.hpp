@@ -3,7 +3,7 @@
 #include <cstring>
 #include <utility>
 
-#include "seqmix/core/numeric.hpp"
+#include "seqmix/simd/batch.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -24,6 +24,9 @@ struct Square {
 #pragma GCC unroll 16
     for (Index i = 0; i < side; ++i) std::memcpy(to + i * stride, &rows[i], sizeof(Row));
   }
+  void load_row(Index i, const S* from) { std::memcpy(&rows[i], from, sizeof(Row)); }
+  /// Of a square as wide as a register.
+  Batch<S> row(Index i) const { return simd::load<S>(reinterpret_cast<const S*>(&rows[i])); }
   /// Rows i and i + side / 2 by turns, as often as there are bits in the number of a row.
   void transpose() { halves_by_turns(std::make_integer_sequence<int, side>{}); }
 

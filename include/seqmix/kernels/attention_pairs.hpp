@@ -1,0 +1,198 @@
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "seqmix/core/view.hpp"
+#include "seqmix/simd/math.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// Positions [begin, end), counted from the start of the stream.
+struct Span {
+  Index begin = 0, end = 0;
+  Index size() const { return end - begin; }
+};
+
+/// How many pairs of a span of queries and a span of keys see each other. A policy that does not
+/// know may answer `partial`.
+enum class Visibility { none, partial, all };
+
+/// A register of (query, key) pairs. Their positions are origin + query and origin + key with an
+/// origin near the keys: whole numbers in S, so that policies compare and subtract them in
+/// registers. In float, distances above 2^24 are rounded.
+template <class S>
+struct Pairs {
+  Index origin;
+  simd::Batch<S> query, key;
+};
+
+/// A query sees the keys up to its own.
+///
+/// A mask is any type with `of`, `visibility` and `allows`. It sees positions only, never how they
+/// are tiled. It may have `reach`, outside of which it hides every key: the tiles there are not
+/// even looked at. And `narrowed(Span queries, Span keys) const`: a mask of its own type that
+/// agrees with it on these positions and may be cheaper to ask.
+struct Causal {
+  /// The mask of one batch row and query head.
+  Causal of(Index /*row*/, Index /*head*/) const { return *this; }
+  Span reach(Span queries) const { return {0, queries.end}; }
+  Visibility visibility(Span queries, Span keys) const {
+    if (keys.begin >= queries.end) return Visibility::none;
+    return keys.end <= queries.begin + 1 ? Visibility::all : Visibility::partial;
+  }
+  template <class S>
+  simd::Mask<S> allows(const Pairs<S>& pairs) const {
+    return pairs.key <= pairs.query;
+  }
+};
+
+/// scale · q · k, nothing more.
+///
+/// A score is any type with these members. It maps scaled products before the mask is applied, so
+/// that a cap or a bias never makes a hidden key visible.
+struct PlainScore {
+  double scale = 1;
+
+  /// The score of one batch row and query head.
+  PlainScore of(Index /*row*/, Index /*head*/) const { return *this; }
+  template <class S>
+  simd::Batch<S> operator()(const simd::Batch<S>& products, const Pairs<S>& /*pairs*/) const {
+    return products;
+  }
+};
+
+namespace detail {
+
+template <class S>
+inline constexpr S minus_infinity = -std::numeric_limits<S>::infinity();
+
+/// The mask, or a cheaper one that is the same for these positions.
+template <class Mask>
+Mask narrowed(const Mask& mask, Span queries, Span keys) {
+  if constexpr (requires { mask.narrowed(queries, keys); }) {
+    return mask.narrowed(queries, keys);
+  } else {
+    return mask;
+  }
+}
+
+/// A query head of a batch row.
+struct HeadOfRow {
+  Index row, head;
+};
+
+/// Registers of pairs, `stride` numbers from each other, and what is known of all of them.
+template <class S>
+struct PairBlock {
+  Span queries, keys;
+  Pairs<S> first;  // of the first register
+  S step;          // from the keys of a register to those of the next
+  S* numbers;
+  Index stride, count;
+
+  S* at(Index i) const { return numbers + i * stride; }
+  Pairs<S> pairs(Index i) const {
+    return {first.origin, first.query, first.key + simd::broadcast(static_cast<S>(i) * step)};
+  }
+};
+
+/// The largest of value(i) for i < count.
+template <class S>
+SEQMIX_ALWAYS_INLINE simd::Batch<S> highest_of(Index count, auto&& value) {
+  simd::Batch<S> result(minus_infinity<S>);
+  Index i = 0;
+  for (; i + 4 <= count; i += 4) {  // a tree, since a chain would wait for itself
+    const simd::Batch<S> a = simd::max<S>(value(i), value(i + 1));
+    const simd::Batch<S> b = simd::max<S>(value(i + 2), value(i + 3));
+    result = simd::max<S>(result, simd::max<S>(a, b));
+  }
+  for (; i < count; ++i) result = simd::max<S>(result, value(i));
+  return result;
+}
+
+/// The mask and the score of a call as the kernels see them, which are so compiled once for all
+/// policies. Whoever computes products asks once a tile, not once a pair.
+template <class S>
+class Policies {
+ public:
+  /// `plain`: scores are the scaled products.
+  explicit Policies(bool plain) : plain_(plain) {}
+
+  bool is_plain() const { return plain_; }
+  virtual double scale(HeadOfRow of) const = 0;
+  /// Outside of this no query sees a key. `end` is that of the positions there are.
+  virtual Span reach(HeadOfRow of, Span queries, Index end) const = 0;
+  virtual Visibility visibility(HeadOfRow of, Span queries, Span keys) const = 0;
+  /// Makes products scores, -infinity where `masked` and the mask hides a key. Returns the highest
+  /// of each lane.
+  virtual simd::Batch<S> score(HeadOfRow of, const PairBlock<S>& block, bool masked) const = 0;
+  /// Writes 1 where a query sees a key, else 0.
+  virtual void show(HeadOfRow of, const PairBlock<S>& block) const = 0;
+
+ protected:
+  ~Policies() = default;
+
+ private:
+  bool plain_;
+};
+
+template <class S, class Mask, class Score>
+class PoliciesOf final : public Policies<S> {
+  using Batch = simd::Batch<S>;
+
+ public:
+  PoliciesOf(Mask mask, Score score)
+      : Policies<S>(std::is_same_v<Score, PlainScore>),
+        mask_(std::move(mask)),
+        score_(std::move(score)) {}
+
+  double scale(HeadOfRow of) const override { return score_of(of).scale; }
+  Span reach(HeadOfRow of, Span queries, Index end) const override {
+    if constexpr (requires { mask_of(of).reach(queries); }) {
+      return mask_of(of).reach(queries);
+    } else {
+      return {0, end};
+    }
+  }
+  Visibility visibility(HeadOfRow of, Span queries, Span keys) const override {
+    return mask_of(of).visibility(queries, keys);
+  }
+  Batch score(HeadOfRow of, const PairBlock<S>& block, bool masked) const override {
+    const auto score = [&, of_head = score_of(of)](Index i) {
+      return of_head(simd::load<S>(block.at(i)), block.pairs(i));
+    };
+    if (!masked) return each(block, score);
+    const auto mask = narrowed(mask_of(of), block.queries, block.keys);
+    return each(block, [&](Index i) {
+      return simd::select<S>(mask.allows(block.pairs(i)), score(i), minus_infinity<S>);
+    });
+  }
+  void show(HeadOfRow of, const PairBlock<S>& block) const override {
+    const auto mask = narrowed(mask_of(of), block.queries, block.keys);
+    const Batch zero(S(0)), one(S(1));
+    each(block, [&](Index i) { return simd::select<S>(mask.allows(block.pairs(i)), one, zero); });
+  }
+
+ private:
+  auto mask_of(HeadOfRow of) const { return mask_.of(of.row, of.head); }
+  auto score_of(HeadOfRow of) const { return score_.of(of.row, of.head); }
+
+  static Batch each(const PairBlock<S>& block, auto&& value) {
+    return highest_of<S>(block.count, [&](Index i) {
+      const Batch result = value(i);
+      simd::store<S>(block.at(i), result);
+      return result;
+    });
+  }
+
+  Mask mask_;
+  Score score_;
+};
+
+}  // namespace detail
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix
