@@ -5,7 +5,6 @@
 #include "seqmix/kernels/dplr.hpp"
 #include "seqmix/kernels/linear_state.hpp"
 #include "seqmix/kernels/selective_scan.hpp"
-#include "seqmix/kernels/wkv.hpp"
 
 namespace compare {
 namespace {
@@ -99,9 +98,8 @@ class Rwkv6 final : public Memory {
 
  private:
   void advance(Context& context) override {
-    using Decay = seqmix::ReadBefore<seqmix::VectorDecay<float>>;
-    seqmix::linear_state<Form::parallel, float>(q, k, v, Decay{{g_.view()}}, 1, state, y, context);
-    seqmix::add_bonus<float>(q, u_, k, v, y, context);
+    const seqmix::ReadBeforeWithBonus<float> decay{{{g_.view()}}, u_.view()};
+    seqmix::linear_state<Form::parallel, float>(q, k, v, decay, 1, state, y, context);
   }
   Tensor<float, 4> g_;
   Tensor<float, 2> u_;

@@ -190,8 +190,14 @@ std::string text(const Sizes& n, Kind kind, Algorithm algorithm) {
 }
 
 constexpr Index widths[] = {1, 3, 8, 16, 17, 64, 65, 128};
-const Index lengths[] = {
-    1, 2, detail::chunk_length - 1, detail::chunk_length, detail::chunk_length + 1, 37, 131, 300};
+const Index lengths[] = {1,
+                         2,
+                         detail::chunk_length - 1,
+                         detail::chunk_length + 1,
+                         detail::packed_tokens - 1,
+                         detail::packed_tokens + 1,
+                         131,
+                         300};
 
 /// Both algorithms against the double recurrence, and against what the problem itself may not be.
 void check_double(Kind kind, Sizes n, Gates gates) {
@@ -318,6 +324,43 @@ TEST_CASE("linear_state: a reset leaves nothing of the past") {
       }
     }
   }
+}
+
+bool finite(const Tensor<float, 4>& x) {
+  return std::all_of(x.data(), x.data() + x.size(),
+                     [](float number) { return std::isfinite(number); });
+}
+
+TEST_CASE("linear_state: a product that a reset hides may be infinite") {
+  const Index written = 33, reset = 34, read = 35;  // of one chunk
+  for (const Kind kind : decaying) {
+    Problem<float> p(kind, {.B = 1, .T = 70, .H = 1, .G = 1, .K = 8, .V = 4});
+    for (Index i = 0; i < p.n.K; ++i) {
+      p.k(0, written, 0, i) = p.q(0, read, 0, i) = 1e25F;
+      // A token that reads first does not see what it writes.
+      if (reads_before(kind)) p.q(0, written, 0, i) = 1e25F;
+      if (by_channel(kind)) p.log(0, reset, 0, i) = static_cast<float>(-infinity);
+    }
+    if (by_head(kind)) p.head_log(0, reset, 0) = static_cast<float>(-infinity);
+    for (const Algorithm algorithm : algorithms) {
+      for (const Precision precision : {Precision::fp32, Precision::bf16x3, Precision::bf16}) {
+        INFO(text(p.n, kind, algorithm) << ", precision " << static_cast<int>(precision));
+        Context context = poisoned(algorithm);
+        context.set_precision(precision);
+        const Result<float> result = run(p, context);
+        CHECK(finite(result.o));
+        CHECK(finite(result.state));
+      }
+    }
+  }
+  const Tensor<float, 1> nothing(Shape<1>{1});
+  Problem<float> p(Kind::none, {.B = 1, .T = 2, .H = 1, .G = 1, .K = 8, .V = 4});
+  for (Index i = 0; i < p.n.K; ++i) p.k(0, 0, 0, i) = p.q(0, 1, 0, i) = 1e25F;
+  Result<float> result = fresh(p);
+  Context context;
+  linear_state<Form::parallel>(p.q, p.k, p.v, ConstantDecay<float>(nothing), p.scale,
+                               result.state.view(), result.o.view(), context);
+  CHECK(finite(result.o));
 }
 
 TEST_CASE("linear_state: gates so strong that products leave the range of normal numbers") {
@@ -665,6 +708,44 @@ TEST_CASE("linear_state: what is left of the past by constant factors keeps its 
         if (left < 1e-36) break;
         CHECK(std::abs(static_cast<double>(got.o(0, t, 0, 3)) / left - 1) < 4e-6);
       }
+    }
+  }
+}
+
+TEST_CASE("linear_state: a bonus counts what a token reads of its own") {
+  for (const Index T : lengths) {
+    const Sizes n{.B = 2, .T = T, .H = 4, .G = 2, .K = 17, .V = 33};
+    const Problem<double> p(Kind::vector_after, n, {.divisor = 1, .reset = -50});
+    Tensor<double, 2> bonus({n.H, n.K});
+    for (Index i = 0; i < bonus.size(); ++i) bonus.data()[i] = std::sin(static_cast<double>(i));
+    Result<double> expected = literal<double>(p);
+    for (Index b = 0; b < n.B; ++b) {
+      for (Index t = 0; t < T; ++t) {
+        for (Index h = 0; h < n.H; ++h) {
+          double share = 0;
+          for (Index i = 0; i < n.K; ++i)
+            share += p.q(b, t, h / 2, i) * bonus(h, i) * p.k(b, t, h / 2, i);
+          for (Index j = 0; j < n.V; ++j)
+            expected.o(b, t, h, j) += p.scale * share * p.v(b, t, h, j);
+        }
+      }
+    }
+    const ReadBeforeWithBonus<double> decay{{{p.log}}, bonus};
+    for (const Algorithm algorithm : algorithms) {
+      INFO(text(n, p.kind, algorithm));
+      Context context = poisoned(algorithm);
+      Result<double> got = fresh(p), stepped = fresh(p);
+      linear_state<Form::parallel>(p.q, p.k, p.v, decay, p.scale, got.state.view(), got.o.view(),
+                                   context);
+      CHECK(error(got.o, expected.o) <= 1e-12);
+      CHECK(error(got.state, expected.state) <= 1e-12);
+      linear_state<Form::recurrent>(p.q, p.k, p.v, decay, p.scale, stepped.state.view(),
+                                    stepped.o.view(), context);
+      CHECK(error(stepped.o, expected.o) <= 1e-12);
+      const ReadBeforeWithBonus<double> narrow{{{p.log}}, bonus.view().slice<1>(1, n.K - 1)};
+      CHECK_THROWS_AS(linear_state<Form::parallel>(p.q, p.k, p.v, narrow, p.scale, got.state.view(),
+                                                   got.o.view(), context),
+                      ShapeError);
     }
   }
 }

@@ -6,7 +6,6 @@
 #include <type_traits>
 
 #include "seqmix/core/context.hpp"
-#include "seqmix/kernels/linear_state.hpp"
 #include "seqmix/kernels/rows.hpp"
 #include "seqmix/kernels/state_sweep.hpp"
 #include "seqmix/simd/batch.hpp"
@@ -151,7 +150,7 @@ void delta_rule_recurrent(const DeltaRuleBlock<S, Decay>& block, const View<S, 2
         delta_rule_token<width, Decay, true>(token, K, place, stride, v, o, lane_count);
       }
     }
-    if (copy) unpack_padded<S>(copied, stride, part, [](const simd::Batch<S>& x) { return x; });
+    if (copy) unpack_padded<S>(copied, stride, part);
   };
   Index column = 0;
   for (; column + delta_width * L <= V; column += delta_width * L) {
@@ -279,7 +278,8 @@ void solve_delta_chunk(const DeltaWeights<S>& weights, const S* found, const Vie
 /// Decays are only ever multiplied from the older to the newer token.
 /// Yang et al. 2024, arXiv:2406.06484, section 3; Yang et al. 2024, arXiv:2412.06464, section 3.3.
 template <class S, class Decay>
-void delta_rule_chunked(const DeltaRuleBlock<S, Decay>& block, S* slabs, Context& context) {
+void delta_rule_chunked(const DeltaRuleBlock<S, Decay>& block, LinesAhead<S>& ahead, S* slabs,
+                        Context& context) {
   using Sweep = DeltaSweep<S>;
   constexpr Index C = delta_chunk, L = simd::lanes<S>, columns = Sweep::columns;
   const Index T = block.tokens(), K = block.keys(), V = block.values();
@@ -308,8 +308,8 @@ void delta_rule_chunked(const DeltaRuleBlock<S, Decay>& block, S* slabs, Context
       };
       solve_delta_chunk<S>(weights[n], found, part(block.v), block.scale, u, part(block.o));
     };
-    Sweep::template run<!std::is_same_v<Decay, NoDecay>>(K, chunks, coefficients, found, u,
-                                                         slabs + column * K, solve);
+    Sweep::run(!std::is_same_v<Decay, NoDecay>, K, chunks, coefficients, found, u,
+               slabs + column * K, solve, ahead);
   }
 }
 
@@ -326,7 +326,7 @@ void delta_rule_chunked(const DeltaRuleBlock<S, Decay>& block, S* slabs, Context
 /// `Form::recurrent` is the literal recurrence: two passes over the state a token, four operations
 /// a number. `Form::parallel` takes chunks of `delta_chunk` tokens, 3.25 operations a number,
 /// unless the context's algorithm is the recurrence. Both serve any T. The bits depend neither on
-/// threads nor on the batch, nor on a cut into calls of a multiple of `packed_tokens`.
+/// threads nor on the batch, nor on a cut into calls of a multiple of 32 tokens.
 template <Form form, class S, class Decay>
 void delta_rule(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<S, 3> beta, const Decay& decay, double scale,
                 Out<S, 4> state, View<S, 4> o, Context& context) {
@@ -382,12 +382,20 @@ void delta_rule(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<S, 3> beta, const Decay& 
         .o = of_head(o).template slice<1>(part.column, part.width)};
   };
   if (form == Form::parallel && context.algorithm() != Algorithm::recurrent) {
-    detail::for_each_copied_block(state, T, detail::DeltaSweep<S>::columns, context,
-                                  [&](const detail::StatePart& part, Index head, Index first,
-                                      Index tokens, S* slabs, Context& worker) {
-                                    detail::delta_rule_chunked(block_of(part, head, first, tokens),
-                                                               slabs, worker);
-                                  });
+    const auto run_block = [&](const detail::StatePart& part, Index head, Index first, Index tokens,
+                               S* slabs, Context& worker) {
+      const auto [next, from] = part.next_block(head, first);
+      detail::LinesAhead<S> ahead;
+      if (from < T) {
+        const auto block = block_of(part, next, from, std::min(detail::packed_tokens, T - from));
+        for (const View<const S, 2>& rows :
+             {block.q, block.k, block.v, View<const S, 2>(block.o)}) {
+          ahead.add(rows);
+        }
+      }
+      detail::delta_rule_chunked(block_of(part, head, first, tokens), ahead, slabs, worker);
+    };
+    detail::for_each_copied_block(state, T, detail::DeltaSweep<S>::columns, context, run_block);
   } else {
     detail::for_each_state_block(state, T, detail::delta_width * simd::lanes<S>, context,
                                  [&](const detail::StatePart& part, Index head, Index first,

@@ -4,7 +4,6 @@
 #include <string>
 #include <string_view>
 
-#include "seqmix/kernels/linear_state.hpp"
 #include "seqmix/kernels/state_sweep.hpp"
 
 namespace seqmix {
@@ -85,7 +84,6 @@ void dplr_recurrent(const DplrBlock<S>& block, const View<S, 2>& state, Context&
   S* const o = scratch(T, columns).data();
   S* const padded = scratch(K, columns).data();
 
-  const auto same = [](const Batch& x) { return x; };
   pack_padded<S>(block.log_decay, w, w_stride, dplr_factor<S>);
   for (Index column = 0; column < block.values(); column += columns) {
     const Index count = std::min(columns, block.values() - column);
@@ -112,8 +110,8 @@ void dplr_recurrent(const DplrBlock<S>& block, const View<S, 2>& state, Context&
       };
       t + 1 < T ? token(std::true_type{}) : token(std::false_type{});
     }
-    unpack_padded<S>(o, columns, block.o.template slice<1>(column, count), same);
-    if (copy) unpack_padded<S>(padded, columns, part, same);
+    unpack_padded<S>(o, columns, block.o.template slice<1>(column, count));
+    if (copy) unpack_padded<S>(padded, columns, part);
   }
 }
 
@@ -252,7 +250,7 @@ void solve_dplr_chunk(const DplrWeights<S>& weights, const S* found, const View<
 /// Decays are only ever multiplied from the older to the newer token.
 /// Yang et al. 2024, arXiv:2406.06484, section 3; fla/ops/generalized_delta_rule/dplr/naive.py.
 template <class S>
-void dplr_chunked(const DplrBlock<S>& block, S* slabs, Context& context) {
+void dplr_chunked(const DplrBlock<S>& block, LinesAhead<S>& ahead, S* slabs, Context& context) {
   using Sweep = DplrSweep<S>;
   constexpr Index C = dplr_chunk, columns = Sweep::columns;
   const Index T = block.tokens(), K = block.keys(), V = block.values();
@@ -278,7 +276,7 @@ void dplr_chunked(const DplrBlock<S>& block, S* slabs, Context& context) {
       };
       solve_dplr_chunk<S>(weights[n], found, part(block.v), written, part(block.o));
     };
-    Sweep::template run<true>(K, chunks, coefficients, found, written, slabs + column * K, solve);
+    Sweep::run(true, K, chunks, coefficients, found, written, slabs + column * K, solve, ahead);
   }
 }
 
@@ -296,7 +294,7 @@ void dplr_chunked(const DplrBlock<S>& block, S* slabs, Context& context) {
 /// ascending channels. `Form::parallel` takes chunks of `dplr_chunk` tokens, 4.5 operations a
 /// number, unless the context's algorithm is the recurrence. Numbers of the state below the
 /// smallest normal one become zero. The bits depend neither on threads nor on the batch, nor on a
-/// cut into calls of a multiple of `packed_tokens`.
+/// cut into calls of a multiple of 32 tokens.
 template <Form form, class S>
 void dplr_state(In<S, 4> r, In<S, 4> log_decay, In<S, 4> k, In<S, 4> v, In<S, 4> a, In<S, 4> b,
                 Out<S, 4> state, View<S, 4> o, Context& context) {
@@ -337,12 +335,20 @@ void dplr_state(In<S, 4> r, In<S, 4> log_decay, In<S, 4> k, In<S, 4> v, In<S, 4>
                                 .o = of_head(o).template slice<1>(part.column, part.width)};
   };
   if (form == Form::parallel && context.algorithm() != Algorithm::recurrent) {
-    detail::for_each_copied_block(state, T, detail::DplrSweep<S>::columns, context,
-                                  [&](const detail::StatePart& part, Index head, Index first,
-                                      Index tokens, S* slabs, Context& worker) {
-                                    detail::dplr_chunked(block_of(part, head, first, tokens), slabs,
-                                                         worker);
-                                  });
+    const auto run_block = [&](const detail::StatePart& part, Index head, Index first, Index tokens,
+                               S* slabs, Context& worker) {
+      const auto [next, from] = part.next_block(head, first);
+      detail::LinesAhead<S> ahead;
+      if (from < T) {
+        const auto block = block_of(part, next, from, std::min(detail::packed_tokens, T - from));
+        for (const View<const S, 2>& rows : {block.r, block.log_decay, block.k, block.a, block.b,
+                                             block.v, View<const S, 2>(block.o)}) {
+          ahead.add(rows);
+        }
+      }
+      detail::dplr_chunked(block_of(part, head, first, tokens), ahead, slabs, worker);
+    };
+    detail::for_each_copied_block(state, T, detail::DplrSweep<S>::columns, context, run_block);
   } else {
     detail::for_each_state_block(state, T, detail::dplr_columns<S>, context,
                                  [&](const detail::StatePart& part, Index head, Index first,

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <string>
 
-#include "seqmix/kernels/linear_state.hpp"
+#include "seqmix/kernels/linear_state_unit.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE

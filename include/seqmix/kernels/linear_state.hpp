@@ -12,35 +12,15 @@ namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 namespace detail {
 
-/// Whether chunks are faster than the recurrence (measured with AVX-512), a matter of the heads'
-/// shape alone: were it one of T, the cut of a sequence into calls would change bits.
-///
-/// In plain arithmetic: where the products of q and k are shared by heads or small beside the
-/// state, with a constant decay too. With a decay a channel never: the products then cost what
-/// chunks save, and without decay never: the recurrence then has but two operations a number.
-///
-/// On matrix units (`units`), with decays by head, from heads of 32 on: 16 heads of 128 x 64 that
-/// share q and k take 5.6 ms for 2048 tokens in two terms and 3.6 in one against 9.7 in fp32, 8
-/// heads of 64 x 64 take 2.7 and 1.8 against 2.9. Without decay and with keys of their own, heads
-/// of 64 gain nothing in two terms.
+/// Whether chunks of float numbers with decays by head are faster on matrix units than in plain
+/// arithmetic (measured with AVX-512 and AMX), a matter of the heads' shape alone: were it one of
+/// T, the cut of a sequence into calls would change bits. Without decay and with keys of their own,
+/// heads of 64 gain nothing in two terms.
 template <class Decay>
-constexpr bool chunks_pay(Precision units, Index heads_per_group, Index K, Index V) {
+constexpr bool units_pay(Precision units, Index heads_per_group, Index K, Index V) {
   constexpr bool decays = !std::is_base_of_v<NoDecay, Decay>;
-  if (Decay::by_channel) return false;
-  if (units == Precision::bf16) return K >= 32 && V >= 32;
-  if (units == Precision::bf16x3) {
-    return V >= 32 && (decays ? K >= 32 : K >= 128 || (heads_per_group > 1 && K >= 64));
-  }
-  return decays && (heads_per_group > 1 ? K >= 64 : K >= 128 && V >= 128);
-}
-
-/// The precision at which `linear_state` may use matrix units.
-template <class S, class Decay>
-Precision matrix_precision(const Context& context) {
-  if constexpr (std::is_same_v<S, float> && !Decay::by_channel) {
-    if (simd::matrix_units()) return context.precision();
-  }
-  return Precision::fp32;
+  if (units == Precision::fp32 || K < 32 || V < 32) return false;
+  return units == Precision::bf16 || decays || K >= 128 || (heads_per_group > 1 && K >= 64);
 }
 
 /// Tokens that all heads take before the next: their rows share pages of memory, whose addresses
@@ -53,8 +33,7 @@ void linear_state_chunked_at([[maybe_unused]] Precision units,
                              const LinearStateUnit<S, Decay>& unit, Context& context) {
 #if SEQMIX_MATRIX_UNITS
   if constexpr (std::is_same_v<S, float> && !Decay::by_channel) {
-    if (units == Precision::bf16x3) return linear_state_on_tiles<2>(unit, context);
-    if (units == Precision::bf16) return linear_state_on_tiles<1>(unit, context);
+    if (units != Precision::fp32) return linear_state_on_tiles(unit, context);
   }
 #endif
   linear_state_chunked(unit, context);
@@ -62,19 +41,20 @@ void linear_state_chunked_at([[maybe_unused]] Precision units,
 
 }  // namespace detail
 
-/// S_t = diag(exp g_t) S_{t-1} + k_tᵀ v_t,  o_t = scale q_t S_t,  g_t <= 0 the log decay.
+/// S_t = diag(exp g_t) S_{t-1} + k_tᵀ v_t,  o_t = scale q_t S_t,  g_t <= 0 the log decay; what a
+/// token reads under `ReadBefore` and `ReadBeforeWithBonus` stands there.
 ///
 /// q, k: [B, T, G, K]; v, o: [B, T, H, V]; state: [B, H, K, V], read, then advanced by the T
 /// tokens. Head h reads group h / (H / G). Last dimensions are contiguous; o shares no number with
 /// the rest. Numbers of the state below the smallest normal one become zero.
 ///
 /// `Form::recurrent` is the literal recurrence: three operations a token and number of the state,
-/// two without decay, o_t summed by one chain of fma over ascending channels. `Form::parallel` is
-/// that too or takes chunks, two operations and the products of a chunk, as the context's algorithm
-/// says; `automatic` is `chunks_pay`. Chunks of float numbers with decays by head run on matrix
-/// units as the context's precision says. Both hold the state in registers or tiles and serve any
-/// T. The bits depend neither on threads nor on the batch, nor on a cut into calls of a multiple of
-/// 64 tokens.
+/// o_t summed by one chain of fma over ascending channels. `Form::parallel` takes chunks of
+/// 4 tokens, 2.25 operations a number, unless the context's algorithm is the
+/// recurrence. Those of float numbers with decays by head run on matrix units as the context's
+/// precision says. Both serve any T. The bits depend neither on threads nor on the batch, nor on a
+/// cut into calls of a multiple of 64 tokens. A shape that does not fit is a `ShapeError`. Yang et
+/// al. 2023, arXiv:2312.06635, section 4; Dao & Gu 2024, arXiv:2405.21060, section 6.
 template <Form form, class S, class Decay>
 void linear_state(In<S, 4> q, In<S, 4> k, In<S, 4> v, const Decay& decay, double scale,
                   Out<S, 4> state, View<S, 4> o, Context& context) {
@@ -112,23 +92,22 @@ void linear_state(In<S, 4> q, In<S, 4> k, In<S, 4> v, const Decay& decay, double
     return;
   }
 
-  const Precision units = detail::matrix_precision<S, Decay>(context);
-  bool chunked = false;
-  if constexpr (form == Form::parallel) {
-    chunked = context.algorithm() == Algorithm::automatic
-                  ? detail::chunks_pay<Decay>(units, H / G, K, V)
-                  : context.algorithm() == Algorithm::chunked;
+  Precision units = detail::matrix_precision<S>(context);
+  if (context.algorithm() == Algorithm::automatic &&
+      !detail::units_pay<Decay>(units, H / G, K, V)) {
+    units = Precision::fp32;
   }
+  const bool chunked = form == Form::parallel && context.algorithm() != Algorithm::recurrent;
   const auto run_unit = [&](const detail::StateUnit& at, Context& worker) {
-    const detail::LinearStateUnit<S, Decay> unit{.q = q[at.row].template at<1>(at.group),
-                                                 .k = k[at.row].template at<1>(at.group),
-                                                 .v = at.values_of(v),
-                                                 .decay = decay,
-                                                 .batch_row = at.row,
-                                                 .first_head = at.head,
-                                                 .scale = static_cast<S>(scale),
-                                                 .state = at.state_of(state),
-                                                 .o = at.values_of(o)};
+    const detail::LinearStateUnit<S, Decay> unit{{.q = q[at.row].template at<1>(at.group),
+                                                  .k = k[at.row].template at<1>(at.group),
+                                                  .v = at.values_of(v),
+                                                  .state = at.state_of(state),
+                                                  .o = at.values_of(o),
+                                                  .scale = static_cast<S>(scale)},
+                                                 decay,
+                                                 at.row,
+                                                 at.head};
     if (chunked) {
       linear_state_chunked_at(units, unit, worker);
     } else {

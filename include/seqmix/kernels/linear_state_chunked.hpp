@@ -1,173 +1,214 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
+#include <type_traits>
 
 #include "seqmix/kernels/linear_state_unit.hpp"
-#include "seqmix/kernels/matmul.hpp"
+#include "seqmix/kernels/state_sweep.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 namespace detail {
 
-/// products[i, j] = q_i k_jᵀ for j <= i, in rows of `chunk_length`; the rest is anything.
 template <class S>
-void chunk_products(Index tokens, const S* q, const S* k, Index k_stride, S* products) {
-  constexpr Index side = 4;
-  for (Index i = 0; i < tokens; i += side) {
-    for (Index j = 0; j <= i; j += side) {
-      simd::Batch<S> sums[side][side];
+using LinearSweep = StateSweep<S, chunk_length, chunk_length>;
+
+/// The products of the factors of a chunk from one token to another.
+template <class S>
+class FactorSpans {
+ public:
+  using Batch = simd::Batch<S>;
+
+  /// Of rows of factors that lie `stride` apart.
+  SEQMIX_ALWAYS_INLINE FactorSpans(const S* factors, Index stride) {
 #pragma GCC unroll 4
-      for (Index x = 0; x < side; ++x) {
+    for (Index first = 0; first < C; ++first) {
+      spans_[first][first] = simd::load(factors + first * stride);
+      DecayProduct<S> product(spans_[first][first]);
 #pragma GCC unroll 4
-        for (Index y = 0; y < side; ++y) sums[x][y] = simd::broadcast(S(0));
+      for (Index last = 0; last < C; ++last) {
+        if (last <= first) continue;
+        product.multiply(simd::load(factors + last * stride));
+        spans_[first][last] = product.value();
       }
-      for (Index c = 0; c < k_stride; c += simd::lanes<S>) {
+    }
+  }
+
+  /// From token `first` to token `last`; one where none lies between.
+  SEQMIX_ALWAYS_INLINE Batch operator()(Index first, Index last) const {
+    return first > last ? simd::broadcast(S(1)) : spans_[first][last];
+  }
+  /// x times that.
+  SEQMIX_ALWAYS_INLINE Batch decayed(const Batch& x, Index first, Index last) const {
+    return first > last ? x : x * spans_[first][last];
+  }
+
+  /// The product of all. A constant decay rounds it in the same way in each chunk, which would add
+  /// up over a slow memory: what it lacks is `lost`, which the next total of the block takes. The
+  /// next block starts anew, so that a cut between blocks changes no bit.
+  SEQMIX_ALWAYS_INLINE Batch total(S* lost) const {
+    Batch missing = simd::broadcast(S(0));
 #pragma GCC unroll 4
-        for (Index x = 0; x < side; ++x) {
-          const simd::Batch<S> qx = simd::load(q + (i + x) * k_stride + c);
+    for (Index i = 1; i < C; ++i) {
+      const Batch factor = spans_[i][i];
+      const Batch rounding = simd::exact_product<S>(spans_[0][i - 1], factor).lo;
+      missing = simd::fma<S>(missing, factor, rounding);
+    }
+    const Batch product = spans_[0][C - 1];
+    const Batch rest = simd::select<S>(product < simd::broadcast(S(0.5)), simd::broadcast(S(0)),
+                                       missing + simd::load(lost));
+    const Batch total = product + rest;
+    simd::store<S>(lost, (product - total) + rest);
+    return total;
+  }
+
+ private:
+  static constexpr Index C = chunk_length;
+  Batch spans_[C][C];
+};
+
+/// What the tokens of a chunk hand to each other: token i reads read[i, j] of what token j <= i
+/// writes and `since[i]` of what it finds in the state before the chunk; `until[j]` of what token j
+/// writes is left behind the chunk.
+template <class S>
+struct ChunkWeights {
+  static constexpr Index C = chunk_length;
+  S read[C * C], since[C], until[C];
+};
+
+/// The queries and keys of a chunk, [tokens, K]; tokens behind them count as zeros.
+template <class S>
+struct ChunkRows {
+  View<const S, 2> q, k;
+
+  SEQMIX_ALWAYS_INLINE static simd::Batch<S> load(const View<const S, 2>& rows, Index token,
+                                                  Index channel, auto lane_count) {
+    return token < rows.extent(0) ? simd::load<S>(&rows(token, channel), lane_count)
+                                  : simd::broadcast(S(0));
+  }
+};
+
+/// Queries read and keys write as they are, for decays by head: the coefficients of a chunk but the
+/// total decay, and products[i, j] = q_i k_jᵀ for j <= i, else 0.
+template <class S>
+void prepare_rows(const ChunkRows<S>& rows, S* coefficients, S* products) {
+  using Batch = simd::Batch<S>;
+  constexpr Index C = chunk_length, L = simd::lanes<S>;
+  Batch sums[C * C];
+#pragma GCC unroll 16
+  for (Index i = 0; i < C * C; ++i) sums[i] = simd::broadcast(S(0));
+  const auto add = [&](Index channel, auto lane_count) __attribute__((always_inline)) {
+    Batch key[C];
 #pragma GCC unroll 4
-          for (Index y = 0; y < side; ++y) {
-            sums[x][y] = simd::fma<S>(qx, simd::load(k + (j + y) * k_stride + c), sums[x][y]);
+    for (Index i = 0; i < C; ++i) {
+      const Batch query = rows.load(rows.q, i, channel, lane_count);
+      key[i] = rows.load(rows.k, i, channel, lane_count);
+      simd::store<S>(coefficients + i * L, query);
+      simd::store<S>(coefficients + (C + i) * L, key[i]);
+#pragma GCC unroll 4
+      for (Index j = 0; j < C; ++j) {
+        if (j <= i) sums[i * C + j] = simd::fma<S>(query, key[j], sums[i * C + j]);
+      }
+    }
+    coefficients += LinearSweep<S>::rows * L;
+  };
+  simd::for_each_block<S>(rows.q.extent(1), add);
+  add_lanes<S, C * C>(sums, products);
+}
+
+/// The weights of a chunk with the factors `a` of a head, and its total decay as a coefficient.
+template <class S>
+void weigh_products(const S* products, bool reads_before, const S* a, S scale, Index K,
+                    S* coefficients, S* lost, ChunkWeights<S>& weights) {
+  constexpr Index C = chunk_length, L = simd::lanes<S>;
+  const FactorSpans<S> spans(a, L);
+  S span[C + 1][C + 1][L];  // [first, last + 1], the same number in all lanes
+#pragma GCC unroll 5
+  for (Index first = 0; first <= C; ++first) {
+#pragma GCC unroll 5
+    for (Index end = 0; end <= C; ++end) simd::store<S>(span[first][end], spans(first, end - 1));
+  }
+  for (Index i = 0; i < C; ++i) {
+    const Index end = reads_before ? i : i + 1;
+    weights.since[i] = span[0][end][0] * scale, weights.until[i] = span[i + 1][C][0];
+    for (Index j = 0; j < C; ++j) {
+      const S left = j < end ? span[j + 1][end][0] * scale : S(0);
+      // A product may be infinite that a reset hides.
+      weights.read[i * C + j] = left != 0 ? products[i * C + j] * left : S(0);
+    }
+  }
+  const simd::Batch<S> total = spans.total(lost);
+  for (Index c = 0; c < K; c += L, coefficients += LinearSweep<S>::rows * L) {
+    simd::store<S>(coefficients + 2 * C * L, total);
+  }
+}
+
+/// The coefficients and weights of a chunk with factors a channel, `a` [C, a_stride]. Queries take
+/// what decays since the start of the chunk, keys what does until its end.
+template <bool reads_before, class S>
+void prepare_by_channel(const ChunkRows<S>& rows, const S* bonus, const S* a, Index a_stride,
+                        S scale, S* coefficients, S* lost, ChunkWeights<S>& weights) {
+  using Batch = simd::Batch<S>;
+  constexpr Index C = chunk_length, L = simd::lanes<S>;
+  Batch sums[C * C];
+#pragma GCC unroll 16
+  for (Index i = 0; i < C * C; ++i) sums[i] = simd::broadcast(S(0));
+  const auto add = [&](Index channel, auto lane_count) __attribute__((always_inline)) {
+    const FactorSpans<S> spans(a + channel, a_stride);
+    Batch key[C];
+#pragma GCC unroll 4
+    for (Index i = 0; i < C; ++i) {
+      const Index last = reads_before ? i - 1 : i;
+      const Batch query = rows.load(rows.q, i, channel, lane_count);
+      key[i] = rows.load(rows.k, i, channel, lane_count);
+      simd::store<S>(coefficients + i * L, spans.decayed(query, 0, last));
+      simd::store<S>(coefficients + (C + i) * L, spans.decayed(key[i], i + 1, C - 1));
+#pragma GCC unroll 4
+      for (Index j = 0; j < C; ++j) {
+        if (j > last) continue;
+        const Batch left = spans.decayed(key[j], j + 1, last);
+        sums[i * C + j] = simd::fma<S>(query, left, sums[i * C + j]);
+      }
+      if (reads_before && bonus != nullptr) {
+        const Batch own = key[i] * simd::load<S>(bonus + channel, lane_count);
+        sums[i * C + i] = simd::fma<S>(query, own, sums[i * C + i]);
+      }
+    }
+    simd::store<S>(coefficients + 2 * C * L, spans.total(lost + channel));
+    coefficients += LinearSweep<S>::rows * L;
+  };
+  simd::for_each_block<S>(rows.q.extent(1), add);
+  add_lanes<S, C * C>(sums, weights.read);
+  for (S& weight : weights.read) weight *= scale;
+  std::fill_n(weights.since, C, scale), std::fill_n(weights.until, C, S(1));
+}
+
+/// The outputs of the `tokens` tokens of a chunk and what it writes, in `count` columns.
+template <class S>
+void read_and_write(const ChunkWeights<S>& weights, Index tokens, Index count, const S* found,
+                    const S* v, Index v_stride, S* written, S* o, Index o_stride) {
+  using Batch = simd::Batch<S>;
+  constexpr Index C = chunk_length, columns = LinearSweep<S>::columns;
+  simd::for_each_block<S>(
+      count, [&](Index c, auto lane_count) __attribute__((always_inline)) {
+        Batch value[C];
+#pragma GCC unroll 4
+        for (Index i = 0; i < C; ++i) {
+          // Behind the last token its value again, which a key of zeros writes.
+          value[i] = simd::load<S>(v + std::min(i, tokens - 1) * v_stride + c, lane_count);
+          simd::store<S>(written + i * columns + c, value[i] * simd::broadcast(weights.until[i]));
+          Batch read = simd::load(found + i * columns + c) * simd::broadcast(weights.since[i]);
+#pragma GCC unroll 4
+          for (Index j = 0; j < C; ++j) {
+            if (j > i) continue;
+            read = simd::fma<S>(simd::broadcast(weights.read[i * C + j]), value[j], read);
           }
+          if (i < tokens) simd::store<S>(o + i * o_stride + c, read, lane_count);
         }
-      }
-#pragma GCC unroll 4
-      for (Index x = 0; x < side; ++x) {
-#pragma GCC unroll 4
-        for (Index y = 0; y < side; ++y) {
-          products[(i + x) * chunk_length + j + y] = simd::reduce_add<S>(sums[x][y]);
-        }
-      }
-    }
-  }
+      });
 }
 
-/// weights[i, j] = products[i, j] a_{j+1} ... a_i for j <= i, or where tokens read `before` they
-/// write, products[i, j] a_{j+1} ... a_{i-1} for j < i; else 0.
-template <bool before = false, Index C = chunk_length, class S>
-void weigh_by_head(Index tokens, const S* products, const S* a, Index a_stride, S* weights) {
-  constexpr Index L = simd::lanes<S>;
-  static_assert(C % L == 0);
-  S counted[L];
-  for (Index i = 0; i < L; ++i) counted[i] = static_cast<S>(i);
-  for (Index c = 0; c < C; c += L) {
-    const simd::Batch<S> column = simd::load(counted) + simd::broadcast(static_cast<S>(c));
-    DecayProduct<S> decay;
-    for (Index i = 0; i < std::min(c, tokens); ++i) {
-      simd::store<S>(weights + i * C + c, simd::broadcast(S(0)));
-    }
-    for (Index i = c; i < tokens; ++i) {
-      const simd::Batch<S> row = simd::broadcast(static_cast<S>(i));
-      const simd::Batch<S> factor = simd::load(a + i * a_stride);
-      if (!before) decay.multiply(factor, column < row);
-      const simd::Batch<S> weight = simd::load(products + i * C + c) * decay.value();
-      const simd::Mask<S> counts = before ? column < row : column <= row;
-      simd::store<S>(weights + i * C + c, simd::select<S>(counts, weight, simd::broadcast(S(0))));
-      if (before) decay.multiply(factor, column < row);
-    }
-  }
-}
-
-/// weights[i, j] += Σ_c q_ic k_jc a_{j+1,c} ... a_ic for j <= i, or with `before` up to a_{i-1,c}
-/// for j < i, c in `width` registers.
-template <Index width, bool before, class S>
-void add_channel_weights(Index tokens, const S* q, const S* k, const S* a, Index k_stride,
-                         S* weights) {
-  constexpr Index L = simd::lanes<S>;
-  for (Index j = 0; j < tokens; ++j) {
-    DecayProduct<S> decay[width];
-    simd::Batch<S> key[width];
-#pragma GCC unroll 4
-    for (Index c = 0; c < width; ++c) key[c] = simd::load(k + j * k_stride + c * L);
-    for (Index i = before ? j + 1 : j; i < tokens; ++i) {
-      const Index last = before ? i - 1 : i;  // the last factor that counts
-      simd::Batch<S> sum = simd::broadcast(S(0));
-#pragma GCC unroll 4
-      for (Index c = 0; c < width; ++c) {
-        if (last > j) decay[c].multiply(simd::load(a + last * k_stride + c * L));
-        sum = simd::fma<S>(simd::load(q + i * k_stride + c * L) * decay[c].value(), key[c], sum);
-      }
-      weights[i * chunk_length + j] += simd::reduce_add<S>(sum);
-    }
-  }
-}
-
-/// weights[i, j] = Σ_c q_ic k_jc a_{j+1,c} ... a_ic for j <= i, or with `before` up to a_{i-1,c}
-/// for j < i; else 0.
-template <bool before = false, class S>
-void weigh_by_channel(Index tokens, const S* q, const S* k, const S* a, Index k_stride,
-                      S* weights) {
-  constexpr Index width = 4, L = simd::lanes<S>;
-  std::fill_n(weights, tokens * chunk_length, S(0));
-  Index c = 0;
-  for (; c + width * L <= k_stride; c += width * L) {
-    add_channel_weights<width, before>(tokens, q + c, k + c, a + c, k_stride, weights);
-  }
-  for (; c < k_stride; c += L) {
-    add_channel_weights<1, before>(tokens, q + c, k + c, a + c, k_stride, weights);
-  }
-}
-
-/// to_i = (a_1 ... a_i) from_i, with `before` up to a_{i-1}: what decays since the start of a
-/// chunk. The factors of a row are `period` numbers, over and over.
-template <bool before = false, class S>
-void decay_since_start(Index tokens, const S* a, Index period, const S* from, S* to, Index stride) {
-  for (Index c = 0; c < stride; c += simd::lanes<S>) {
-    DecayProduct<S> decay;
-    for (Index i = 0; i < tokens; ++i) {
-      const simd::Batch<S> factor = simd::load(a + i * period + c % period);
-      if (!before) decay.multiply(factor);
-      const Index at = i * stride + c;
-      simd::store<S>(to + at, simd::load(from + at) * decay.value());
-      if (before) decay.multiply(factor);
-    }
-  }
-}
-
-/// to_j = (a_{j+1} ... a_C) from_j: what decays until the end of a chunk; total = a_1 ... a_C.
-template <class S>
-void decay_until_end(Index tokens, const S* a, Index period, const S* from, S* to, Index stride,
-                     S* total) {
-  for (Index c = 0; c < stride; c += simd::lanes<S>) {
-    DecayProduct<S> decay;
-    for (Index j = tokens - 1; j >= 0; --j) {
-      const Index at = j * stride + c;
-      simd::store<S>(to + at, simd::load(from + at) * decay.value());
-      decay.multiply(simd::load(a + j * period + c % period));
-    }
-    simd::store<S>(total + c % period, decay.value());
-  }
-}
-
-/// weights[i, j] = products[i, j] γ^(i-j) for j <= i, or with `before` γ^(i-1-j) for j < i; else 0.
-/// powers(n) is γ^n, γ^(n-1), ..., 1.
-template <bool before = false, Index C = chunk_length, class S>
-void weigh_by_powers(Index tokens, const S* products, auto&& powers, S* weights) {
-  constexpr Index L = simd::lanes<S>;
-  for (Index i = 0; i < tokens; ++i) {
-    const Index count = before ? i : i + 1;
-    const S* const decays = powers(std::max<Index>(count - 1, 0));
-    for (Index c = 0; c < C; c += L) {
-      const Index at = i * C + c;
-      const simd::Batch<S> counted = simd::load(products + at, std::clamp<Index>(count - c, 0, L));
-      simd::store<S>(weights + at, counted * simd::load(decays + c));
-    }
-  }
-}
-
-/// to_i = factor(i) from_i, rows of `stride` numbers.
-template <class S>
-void multiply_rows(Index tokens, auto&& factor, const S* from, S* to, Index stride) {
-  for (Index i = 0; i < tokens; ++i, from += stride, to += stride) {
-    const simd::Batch<S> by = simd::broadcast(factor(i));
-    for (Index c = 0; c < stride; c += simd::lanes<S>) {
-      simd::store<S>(to + c, simd::load(from + c) * by);
-    }
-  }
-}
-
-/// The chunkwise form. Within a chunk of tokens that starts from the state S0:
+/// The chunkwise form of one unit of work. Within a chunk of tokens that starts from the state S0:
 ///
 ///   o_i = q_i (a_1 ... a_i) S0 + Σ_{j<=i} (q_i (a_{j+1} ... a_i) k_jᵀ) v_j
 ///   S   = (a_1 ... a_C) S0 + Σ_j (a_{j+1} ... a_C k_j)ᵀ v_j
@@ -176,103 +217,150 @@ void multiply_rows(Index tokens, auto&& factor, const S* from, S* to, Index stri
 /// Decays are only ever multiplied from the older to the newer token. One of a head commutes with
 /// the state and goes to o and v, so that the heads of a group share q, k and their products.
 /// Yang et al. 2023, arXiv:2312.06635, section 4; Dao & Gu 2024, arXiv:2405.21060, section 6.
-template <class S, class Decay>
-void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, Context& context) {
-  constexpr Index C = chunk_length;
-  constexpr bool by_channel = Decay::by_channel, before = reads_before<Decay>;
-  const Index T = unit.tokens();
-  const Index block = std::min(round_up(T, C), packed_tokens);
-  const Index k_stride = unit.key_stride(), v_stride = unit.value_stride();
-  const Index a_stride = unit.factor_stride();
-  auto scratch = context.scratch<S>();
-  S* const q = scratch(block, k_stride).data();
-  S* const k = scratch(block, k_stride).data();
-  S* const v = scratch(block, v_stride).data();
-  S* const o = scratch(block, v_stride).data();
-  S* const a = scratch(block, a_stride).data();
-  S* const total = scratch(block / C, a_stride).data();
-  S* const products = scratch(block, C).data();
-  S* const weights = scratch(block, C).data();
-  S* const decayed_q = by_channel ? scratch(block, k_stride).data() : q;
-  S* const decayed_k = by_channel ? scratch(block, k_stride).data() : k;
-  S* const decayed_v = by_channel ? v : scratch(block, v_stride).data();
-  std::fill_n(q, block * k_stride, S(0)), std::fill_n(k, block * k_stride, S(0));
+template <class S>
+class LinearChunks {
+ public:
+  /// `by_channel`: whether the factors of a token are one a channel or one number in all lanes.
+  LinearChunks(const StateRows<S>& unit, bool by_channel, Context::Scratch<S>& scratch)
+      : unit_(unit),
+        a_stride_(by_channel ? round_up(unit.keys(), L) : L),
+        slabs_(unit.keys() * round_up(unit.values(), columns)),
+        states_(scratch(unit.heads(), slabs_).data()),
+        factors_(scratch(packed_tokens, a_stride_).data()),
+        lost_(scratch(a_stride_).data()),
+        coefficients_(scratch(most_chunks, size_).data()),
+        products_(scratch(most_chunks, C * C).data()),
+        found_(scratch(Sweep::readers, columns).data()),
+        written_(scratch(Sweep::writers, columns).data()) {
+    std::fill_n(written_, Sweep::writers * columns, S(0));
+    for_each_slab([](const View<S, 2>& from, S* to) { pack_padded<S>(from, to, columns); });
+  }
+  void store_states() const {
+    for_each_slab([](const View<S, 2>& to, const S* from) { unpack_padded<S>(from, columns, to); });
+  }
 
-  for (Index first = 0; first < T; first += block) {
-    const Index tokens = std::min(block, T - first);
-    const auto for_each_chunk = [&](auto&& body) {
-      for (Index t = 0; t < tokens; t += C) body(t, std::min(C, tokens - t));
-    };
-    pack_padded<S>(unit.q.template slice<0>(first, tokens), q, k_stride);
-    pack_padded<S>(unit.k.template slice<0>(first, tokens), k, k_stride);
-    if constexpr (!by_channel) {
-      for_each_chunk([&](Index t, Index count) {
-        chunk_products(count, q + t * k_stride, k + t * k_stride, k_stride, products + t * C);
-      });
-    }
-    for (Index h = 0; h < unit.heads(); ++h) {
-      const Index head = unit.first_head + h;
-      if constexpr (!by_powers<Decay>) {
-        unit.decay.write_factors(unit.batch_row, head, first, tokens, a, a_stride);
-      }
-      pack_padded<S>(unit.v.template at<1>(h).template slice<0>(first, tokens), v, v_stride);
-      for_each_chunk([&](Index t, Index count) {
-        const S* const factors = a + t * a_stride;
-        S* const last = total + t / C * a_stride;
-        if constexpr (by_channel) {
-          const Index at = t * k_stride;
-          weigh_by_channel<before>(count, q + at, k + at, factors, k_stride, weights + t * C);
-          decay_since_start<before>(count, factors, a_stride, q + at, decayed_q + at, k_stride);
-          decay_until_end(count, factors, a_stride, k + at, decayed_k + at, k_stride, last);
-        } else if constexpr (by_powers<Decay>) {
-          const Index at = t * v_stride;
-          const auto powers = [&](Index n) { return unit.decay.powers(head, n); };
-          weigh_by_powers<before>(count, products + t * C, powers, weights + t * C);
-          const S* const until_end = powers(count - 1);
-          multiply_rows(
-              count, [&](Index j) { return until_end[j]; }, v + at, decayed_v + at, v_stride);
-        } else {
-          const Index at = t * v_stride;
-          weigh_by_head<before>(count, products + t * C, factors, a_stride, weights + t * C);
-          decay_until_end(count, factors, a_stride, v + at, decayed_v + at, v_stride, last);
-        }
-      });
-      std::fill_n(o, tokens * v_stride, S(0));
-      for_each_tile(unit.state[h], [&](S* place, Index stride, Index row, Index column) {
-        StateTile<S> tile(place, stride);
-        for_each_chunk([&](Index t, Index count) {
-          for (Index i = t; i < t + count; ++i) {
-            tile.read(decayed_q + i * k_stride + row, o + i * v_stride + column);
-          }
-          if constexpr (by_powers<Decay>) {
-            tile.decay(unit.decay.split_power(head, count));
-          } else {
-            tile.template decay<by_channel>(total + t / C * a_stride + (by_channel ? row : 0));
-          }
-          for (Index i = t; i < t + count; ++i) {
-            tile.write(decayed_k + i * k_stride + row, decayed_v + i * v_stride + column);
-          }
-        });
-        tile.store(place, stride);
-      });
-      for_each_chunk([&](Index t, Index count) {
-        const Index at = t * v_stride;
-        if constexpr (by_powers<Decay>) {
-          const auto since_start = [&](Index i) {
-            return *unit.decay.powers(head, before ? i : i + 1);
-          };
-          multiply_rows(count, since_start, o + at, o + at, v_stride);
-        } else if constexpr (!by_channel) {
-          decay_since_start<before>(count, a + t * a_stride, a_stride, o + at, o + at, v_stride);
-        }
-        const View<const S, 2> scores(weights + t * C, {count, count}, {C, 1});
-        const View<const S, 2> values(v + at, {count, v_stride});
-        tile_matmul<S>(scores, values, View<S, 2>(o + at, {count, v_stride}), true);
-      });
-      unpack_padded<S>(o, v_stride, unit.o.template at<1>(h).template slice<0>(first, tokens),
-                       [&](const simd::Batch<S>& x) { return x * simd::broadcast(unit.scale); });
+  S* factors() const { return factors_; }
+  Index factor_stride() const { return a_stride_; }
+
+  /// Starts the block of `tokens` tokens from `first` on.
+  void start(Index first, Index tokens) { first_ = first, tokens_ = tokens; }
+  /// What the heads share where decays are by head.
+  void prepare_shared() {
+    for (Index n = 0; n < chunks(); ++n) {
+      prepare_rows<S>(rows_of(n), coefficients_ + n * size_, products_ + n * C * C);
     }
   }
+  /// The next head, whose factors are written.
+  void weigh_by_head(bool reads_before) {
+    end_factors();
+    for (Index n = 0; n < chunks(); ++n) {
+      weigh_products(products_ + n * C * C, reads_before, factors_of(n), unit_.scale, unit_.keys(),
+                     coefficients_ + n * size_, lost_, weights_[n]);
+    }
+  }
+  template <bool reads_before>
+  void weigh_by_channel(const S* bonus) {
+    end_factors();
+    for (Index n = 0; n < chunks(); ++n) {
+      prepare_by_channel<reads_before, S>(rows_of(n), bonus, factors_of(n), a_stride_, unit_.scale,
+                                          coefficients_ + n * size_, lost_, weights_[n]);
+    }
+  }
+  /// Sweeps the tokens through the state of head h while `ahead` comes nearer.
+  void sweep(Index h, bool decays, LinesAhead<S>& ahead) {
+    const Index K = unit_.keys(), V = unit_.values();
+    for (Index column = 0; column < V; column += columns) {
+      const auto solve = [&](Index n) {
+        const Index token = first_ + n * C;
+        read_and_write<S>(weights_[n], std::min(C, tokens_ - n * C), std::min(columns, V - column),
+                          found_, &unit_.v(token, h, column), unit_.v.stride(0), written_,
+                          &unit_.o(token, h, column), unit_.o.stride(0));
+      };
+      Sweep::run(decays, K, chunks(), coefficients_, found_, written_,
+                 states_ + h * slabs_ + column * K, solve, ahead);
+    }
+  }
+
+ private:
+  using Sweep = LinearSweep<S>;
+  static constexpr Index C = chunk_length, L = simd::lanes<S>, columns = Sweep::columns;
+  static constexpr Index most_chunks = packed_tokens / C;
+
+  Index chunks() const { return ceil_div(tokens_, C); }
+  const S* factors_of(Index n) const { return factors_ + n * C * a_stride_; }
+  ChunkRows<S> rows_of(Index n) const {
+    const auto of_chunk = [&](const View<const S, 2>& rows) {
+      return rows.template slice<0>(first_ + n * C, std::min(C, tokens_ - n * C));
+    };
+    return {of_chunk(unit_.q), of_chunk(unit_.k)};
+  }
+  /// Tokens behind the last forget nothing.
+  void end_factors() const {
+    std::fill(factors_ + tokens_ * a_stride_, factors_ + chunks() * C * a_stride_, S(1));
+    std::fill_n(lost_, a_stride_, S(0));
+  }
+  /// The columns of a state stand in slabs [K, columns] behind each other, padded with zeros: rows
+  /// at a distance of 4 KB would evict each other.
+  void for_each_slab(auto&& copy) const {
+    const Index V = unit_.values();
+    for (Index h = 0; h < unit_.heads(); ++h) {
+      for (Index column = 0; column < V; column += columns) {
+        copy(unit_.state[h].template slice<1>(column, std::min(columns, V - column)),
+             states_ + h * slabs_ + column * unit_.keys());
+      }
+    }
+  }
+
+  const StateRows<S>& unit_;
+  const Index a_stride_, slabs_, size_ = Sweep::coefficients(unit_.keys());
+  S *const states_, *const factors_, *const lost_, *const coefficients_, *const products_;
+  S *const found_, *const written_;
+  ChunkWeights<S> weights_[most_chunks];
+  Index first_ = 0, tokens_ = 0;  // of the block
+};
+
+/// Tokens that a head takes before the next. Decays by channel fill the nearest cache sooner.
+template <class Decay>
+inline constexpr Index tokens_per_block = Decay::by_channel ? packed_tokens / 2 : packed_tokens;
+
+/// The rows that a unit takes after those of head h in the block of tokens from `first` on.
+template <class S, class Decay>
+LinesAhead<S> lines_ahead(const LinearStateUnit<S, Decay>& unit, Index h, Index first) {
+  constexpr Index block = tokens_per_block<Decay>;
+  const bool last = h + 1 == unit.heads();
+  const Index next = last ? 0 : h + 1, from = last ? first + block : first;
+  LinesAhead<S> ahead;
+  if (from >= unit.tokens()) return ahead;
+  const auto add = [&](const View<const S, 2>& rows) {
+    ahead.add(rows.template slice<0>(from, std::min(block, unit.tokens() - from)));
+  };
+  if (last) add(unit.q), add(unit.k);
+  if constexpr (Decay::by_channel) add(unit.decay.of_head(unit.batch_row, unit.first_head + next));
+  add(unit.v.template at<1>(next)), add(unit.o.template at<1>(next));
+  return ahead;
+}
+
+template <class S, class Decay>
+void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, Context& context) {
+  constexpr Index block = tokens_per_block<Decay>;
+  auto scratch = context.scratch<S>();
+  LinearChunks<S> chunks(unit, Decay::by_channel, scratch);
+  for (Index first = 0; first < unit.tokens(); first += block) {
+    const Index tokens = std::min(block, unit.tokens() - first);
+    chunks.start(first, tokens);
+    if constexpr (!Decay::by_channel) chunks.prepare_shared();
+    for (Index h = 0; h < unit.heads(); ++h) {
+      unit.write_factors(h, first, tokens, chunks.factors(), chunks.factor_stride());
+      if constexpr (Decay::by_channel) {
+        chunks.template weigh_by_channel<reads_before<Decay>>(unit.bonus(h));
+      } else {
+        chunks.weigh_by_head(reads_before<Decay>);
+      }
+      LinesAhead<S> ahead = lines_ahead(unit, h, first);
+      chunks.sweep(h, !std::is_base_of_v<NoDecay, Decay>, ahead);
+    }
+  }
+  chunks.store_states();
 }
 
 }  // namespace detail

@@ -1,107 +1,144 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
-#include <type_traits>
 
 #include "seqmix/kernels/linear_state_unit.hpp"
-#include "seqmix/kernels/matmul.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 namespace detail {
 
-/// Rows that memory brings nearer while a block of tokens is computed: each pass of the tokens
-/// through a tile fetches one line of two of them.
+/// A tile of the state in registers.
 template <class S>
-class RowsAhead {
+class StateTile {
  public:
-  struct Line {
-    const S* first;  // of token 0
-    Index stride;    // between tokens
-  };
+  static constexpr Index rows = state_tile_rows<S>, columns = state_tile_columns<S>;
 
-  void add(const View<const S, 2>& rows) { rows_[count_++] = rows; }
-  /// The next two lines. When all are fetched the last ones come again, from the nearest cache.
-  std::array<Line, 2> next() { return {next_line(), next_line()}; }
-  SEQMIX_ALWAYS_INLINE void fetch(const std::array<Line, 2>& lines, Index token) const {
-    __builtin_prefetch(lines[0].first + token * lines[0].stride, 0, 2);
-    __builtin_prefetch(lines[1].first + token * lines[1].stride, 0, 2);
+  SEQMIX_ALWAYS_INLINE StateTile(const S* state, Index stride) {
+#pragma GCC unroll 8
+    for (Index r = 0; r < rows; ++r) {
+      s_[r][0] = simd::load(state + r * stride), s_[r][1] = simd::load(state + r * stride + lanes);
+    }
+  }
+  SEQMIX_ALWAYS_INLINE void store(S* state, Index stride) const {
+#pragma GCC unroll 8
+    for (Index r = 0; r < rows; ++r) {
+      simd::store<S>(state + r * stride, simd::flush_subnormal<S>(s_[r][0]));
+      simd::store<S>(state + r * stride + lanes, simd::flush_subnormal<S>(s_[r][1]));
+    }
+  }
+  /// s = a s + kᵀ v, by rows.
+  SEQMIX_ALWAYS_INLINE void decay_and_write(const S* a, const S* k, const S* v) {
+    const Batch v0 = simd::load(v), v1 = simd::load(v + lanes);
+#pragma GCC unroll 8
+    for (Index r = 0; r < rows; ++r) {
+      const Batch factor = simd::broadcast(a[r]), key = simd::broadcast(k[r]);
+      s_[r][0] = simd::fma<S>(key, v0, factor * s_[r][0]);
+      s_[r][1] = simd::fma<S>(key, v1, factor * s_[r][1]);
+    }
+  }
+  /// o += q s.
+  SEQMIX_ALWAYS_INLINE void read(const S* q, S* o) const {
+    Batch o0 = simd::load(o), o1 = simd::load(o + lanes);
+#pragma GCC unroll 8
+    for (Index r = 0; r < rows; ++r) {
+      const Batch query = simd::broadcast(q[r]);
+      o0 = simd::fma<S>(query, s_[r][0], o0), o1 = simd::fma<S>(query, s_[r][1], o1);
+    }
+    simd::store<S>(o, o0), simd::store<S>(o + lanes, o1);
   }
 
  private:
-  Line next_line() {
-    const View<const S, 2>& rows = rows_[at_];
-    const Line line{rows.data() + column_, rows.stride(0)};
-    column_ += alignment / static_cast<Index>(sizeof(S));  // a line of the cache
-    if (column_ >= rows.extent(1) && at_ + 1 < count_) ++at_, column_ = 0;
-    column_ = std::min(column_, rows_[at_].extent(1) - 1);
-    return line;
-  }
-
-  std::array<View<const S, 2>, 5> rows_;
-  std::size_t count_ = 0, at_ = 0;
-  Index column_ = 0;
+  using Batch = simd::Batch<S>;
+  static constexpr Index lanes = simd::lanes<S>;
+  Batch s_[rows][2];
 };
 
-/// What is written of head h in the block of tokens from `first` on, and read in the next one.
-template <class S, class Decay>
-RowsAhead<S> rows_ahead(const LinearStateUnit<S, Decay>& unit, Index h, Index first, Index block) {
-  RowsAhead<S> ahead;
-  ahead.add(unit.o.template at<1>(h).template slice<0>(first, block));
-  if (first + 2 * block > unit.tokens()) return ahead;
-  const auto next = [&](const View<const S, 2>& rows) {
-    ahead.add(rows.template slice<0>(first + block, block));
-  };
-  next(unit.q), next(unit.k), next(unit.v.template at<1>(h));
-  if constexpr (Decay::by_channel) next(unit.decay.of_head(unit.batch_row, unit.first_head + h));
-  return ahead;
+/// Calls `advance(place, stride, row, column)` for the place of each tile of `state` [K, V]. A tile
+/// that the edge cuts is padded with zeros elsewhere.
+template <class S>
+void for_each_tile(const View<S, 2>& state, auto&& advance) {
+  constexpr Index tile_rows = StateTile<S>::rows, tile_columns = StateTile<S>::columns;
+  const Index K = state.extent(0), V = state.extent(1);
+  for (Index row = 0; row < K; row += tile_rows) {
+    for (Index column = 0; column < V; column += tile_columns) {
+      const Index rows = std::min(tile_rows, K - row), columns = std::min(tile_columns, V - column);
+      if (rows == tile_rows && columns == tile_columns) {
+        S* const place = state.data() + row * state.stride(0) + column;
+        advance(place, state.stride(0), row, column);
+      } else {
+        alignas(alignment) S padded[tile_rows * tile_columns] = {};
+        const View<S, 2> rest =
+            state.template slice<0>(row, rows).template slice<1>(column, columns);
+        pack_padded<S>(rest, padded, tile_columns);
+        advance(padded, tile_columns, row, column);
+        unpack_padded<S>(padded, tile_columns, rest);
+      }
+    }
+  }
 }
 
-/// The literal recurrence, tile by tile over blocks of time.
+/// Packed rows of a block of tokens of one head: q, k, a (factors) of `key_stride` numbers, v and o
+/// of `value_stride`.
+template <class S>
+struct PackedRows {
+  Index tokens, key_stride, value_stride;
+  S *q, *k, *a, *v, *o;
+};
+
+/// The literal recurrence on the state [K, V] of one head, tile by tile.
+template <class S>
+void recur(const PackedRows<S>& rows, bool reads_before, const View<S, 2>& state) {
+  const Index key_stride = rows.key_stride, value_stride = rows.value_stride;
+  std::fill_n(rows.o, rows.tokens * value_stride, S(0));
+  for_each_tile(state, [&](S* place, Index stride, Index row, Index column) {
+    StateTile<S> tile(place, stride);
+    for (Index t = 0; t < rows.tokens; ++t) {
+      const S* const query = rows.q + t * key_stride + row;
+      S* const o = rows.o + t * value_stride + column;
+      if (reads_before) tile.read(query, o);
+      tile.decay_and_write(rows.a + t * key_stride + row, rows.k + t * key_stride + row,
+                           rows.v + t * value_stride + column);
+      if (!reads_before) tile.read(query, o);
+    }
+    tile.store(place, stride);
+  });
+}
+
+/// The literal recurrence over blocks of time.
 template <class S, class Decay>
 void linear_state_recurrent(const LinearStateUnit<S, Decay>& unit, Context& context) {
-  constexpr bool by_channel = Decay::by_channel;
-  const Index T = unit.tokens();
-  const Index block = std::min(T, packed_tokens);
-  const Index k_stride = unit.key_stride(), v_stride = unit.value_stride();
-  const Index a_stride = unit.factor_stride();
+  const Index T = unit.tokens(), block = std::min(T, packed_tokens);
+  const Index key_stride = round_up(unit.keys(), std::max(state_tile_rows<S>, simd::lanes<S>));
+  const Index value_stride = round_up(unit.values(), state_tile_columns<S>);
   auto scratch = context.scratch<S>();
-  S* const q = scratch(block, k_stride).data();
-  S* const k = scratch(block, k_stride).data();
-  S* const a = scratch(block, a_stride).data();
-  S* const v = scratch(block, v_stride).data();
-  S* const o = scratch(block, v_stride).data();
+  PackedRows<S> rows{.tokens = block,
+                     .key_stride = key_stride,
+                     .value_stride = value_stride,
+                     .q = scratch(block, key_stride).data(),
+                     .k = scratch(block, key_stride).data(),
+                     .a = scratch(block, key_stride).data(),
+                     .v = scratch(block, value_stride).data(),
+                     .o = scratch(block, value_stride).data()};
 
   for (Index first = 0; first < T; first += block) {
-    const Index tokens = std::min(block, T - first);
-    pack_padded<S>(unit.q.template slice<0>(first, tokens), q, k_stride);
-    pack_padded<S>(unit.k.template slice<0>(first, tokens), k, k_stride);
+    rows.tokens = std::min(block, T - first);
+    pack_padded<S>(unit.q.template slice<0>(first, rows.tokens), rows.q, key_stride);
+    pack_padded<S>(unit.k.template slice<0>(first, rows.tokens), rows.k, key_stride);
     for (Index h = 0; h < unit.heads(); ++h) {
-      const View<S, 2> state = unit.state[h];
-      unit.decay.write_factors(unit.batch_row, unit.first_head + h, first, tokens, a, a_stride);
-      pack_padded<S>(unit.v.template at<1>(h).template slice<0>(first, tokens), v, v_stride);
-      std::fill_n(o, tokens * v_stride, S(0));
-      RowsAhead<S> ahead = rows_ahead(unit, h, first, block);
-      for_each_tile(state, [&](S* place, Index stride, Index row, Index column) {
-        StateTile<S> tile(place, stride);
-        const auto lines = ahead.next();
-        for (Index t = 0; t < tokens; ++t) {
-          ahead.fetch(lines, t);
-          if (reads_before<Decay>) tile.read(q + t * k_stride + row, o + t * v_stride + column);
-          const S* const key = k + t * k_stride + row;
-          const S* const value = v + t * v_stride + column;
-          if constexpr (std::is_base_of_v<NoDecay, Decay>) {
-            tile.write(key, value);
-          } else {
-            const S* const factors = a + t * a_stride + (by_channel ? row : 0);
-            tile.template decay_and_write<by_channel>(factors, key, value);
-          }
-          if (!reads_before<Decay>) tile.read(q + t * k_stride + row, o + t * v_stride + column);
-        }
-        tile.store(place, stride);
-      });
-      unpack_padded<S>(o, v_stride, unit.o.template at<1>(h).template slice<0>(first, tokens),
+      const auto of_head = [&](const auto& view) {
+        return view.template at<1>(h).template slice<0>(first, rows.tokens);
+      };
+      unit.write_factors(h, first, rows.tokens, rows.a, key_stride);
+      pack_padded<S>(of_head(unit.v), rows.v, value_stride);
+      recur<S>(rows, reads_before<Decay>, unit.state[h]);
+      const S* const bonus = unit.bonus(h);
+      for (Index t = 0; bonus != nullptr && t < rows.tokens; ++t) {
+        add_own_share<S>(unit.keys(), value_stride, rows.q + t * key_stride, bonus,
+                         rows.k + t * key_stride, rows.v + t * value_stride,
+                         rows.o + t * value_stride);
+      }
+      unpack_padded<S>(rows.o, value_stride, of_head(unit.o),
                        [&](const simd::Batch<S>& x) { return x * simd::broadcast(unit.scale); });
     }
   }

@@ -5,8 +5,9 @@
 #include <limits>
 
 #include "seqmix/core/numeric.hpp"
-#include "seqmix/kernels/linear_state_chunked.hpp"
-#include "seqmix/simd/amx.hpp"
+#include "seqmix/kernels/linear_state_unit.hpp"
+#include "seqmix/kernels/linear_state_weights.hpp"
+#include "seqmix/kernels/tile_operand.hpp"
 
 // The chunkwise form of `linear_state` on matrix units, for decays by head.
 
@@ -15,16 +16,6 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 namespace detail {
-
-/// 16 numbers of a row, zeros beyond the matrix.
-SEQMIX_ALWAYS_INLINE simd::Batch<float> load_padded(const View<const float, 2>& x, Index row,
-                                                    Index column) {
-  constexpr Index L = simd::lanes<float>;
-  const float* const from = x.data() + row * x.stride(0) + column;
-  const bool inside = row < x.extent(0);
-  if (inside && column + L <= x.extent(1)) return simd::load(from);
-  return simd::load(from, inside ? std::clamp<Index>(x.extent(1) - column, 0, L) : 0);
-}
 
 /// Stores what of 16 numbers lies inside the matrix.
 SEQMIX_ALWAYS_INLINE void store_inside(const View<float, 2>& x, Index row, Index column,
@@ -39,78 +30,17 @@ SEQMIX_ALWAYS_INLINE void store_inside(const View<float, 2>& x, Index row, Index
   }
 }
 
-/// An operand of products on matrix units: blocks of 32 rows (of a left one) or 32 columns (of a
-/// right one), each a pair of tiles for every 32 of the depth that the products sum over. Filled up
-/// with zeros.
-template <Index terms>
-class TileOperand {
- public:
-  TileOperand(Context::Scratch<bfloat16>& scratch, Index blocks, Index depth)
-      : steps_(ceil_div(depth, simd::tile_depth)),
-        tiles_(scratch(blocks * steps_, simd::pair_size<terms>).data()) {}
-
-  Index steps() const { return steps_; }
-  bfloat16* pair(Index block, Index step) const {
-    return tiles_ + (block * steps_ + step) * simd::pair_size<terms>;
-  }
-
-  /// The left operand x, [rows, depth].
-  void pack_rows(const View<const float, 2>& x) const {
-    constexpr Index side = simd::pair_rows, height = simd::tile_rows, width = simd::tile_depth;
-    for (Index row = 0; row < round_up(x.extent(0), side); ++row) {
-      const Index tile = row % side / height * terms * simd::tile_size;
-      bfloat16* to = pair(row / side, 0) + tile + row % height * width;
-      for (Index c = 0; c < x.extent(1); c += width, to += simd::pair_size<terms>) {
-        simd::split_row<terms>(load_padded(x, row, c), load_padded(x, row, c + width / 2), to);
-      }
-    }
-  }
-  /// The right operand x, [depth, columns], in blocks from `block` on.
-  void pack_columns(const View<const float, 2>& x, Index block = 0) const {
-    for (Index c = 0; c < x.extent(1); c += simd::pair_rows, ++block) {
-      for (Index row = 0; row < round_up(x.extent(0), simd::tile_depth); row += 2) {
-        put_rows(block, row, [&](Index half) {
-          const Index column = c + half * simd::tile_rows;
-          return std::array{load_padded(x, row, column), load_padded(x, row + 1, column)};
-        });
-      }
-    }
-  }
-  /// Rows [row, row + 2) of a block of a right operand: numbers(half) are 16 columns of both.
-  SEQMIX_ALWAYS_INLINE void put_rows(Index block, Index row, auto&& numbers) const {
-    constexpr Index width = simd::tile_depth;
-    bfloat16* const to = pair(block, row / width) + row % width / 2 * width;
-#pragma GCC unroll 2
-    for (Index half = 0; half < 2; ++half) {
-      const std::array<simd::Batch<float>, 2> rows = numbers(half);
-      simd::split_pairs<terms>(rows[0], rows[1], to + half * terms * simd::tile_size);
-    }
-  }
-  /// Makes the first blocks of a right operand those of a left one that is its transpose, and back.
-  void transpose(Index blocks) const {
-    for (Index i = 0; i < blocks * steps_ * 2 * terms; ++i) {
-      simd::transpose_tile(tiles_ + i * simd::tile_size);
-    }
-  }
-
- private:
-  Index steps_;
-  bfloat16* tiles_;
-};
-
 /// sums (+)= block i of `a` times block j of `b` over the first `steps` of depth.
-template <bool accumulate = false, Index terms>
-SEQMIX_ALWAYS_INLINE void multiply_block(const TileOperand<terms>& a, Index i,
-                                         const TileOperand<terms>& b, Index j, Index steps,
-                                         float* sums, Index stride = simd::pair_rows) {
+template <bool accumulate = false>
+SEQMIX_ALWAYS_INLINE void multiply_block(const TileOperand& a, Index i, const TileOperand& b,
+                                         Index j, Index steps, float* sums,
+                                         Index stride = simd::pair_rows) {
   if (accumulate) {
     simd::load_sums(sums, stride);
   } else {
     simd::zero_sums();
   }
-  for (Index k = 0; k < steps; ++k) {
-    simd::multiply_pairs<terms, terms>(a.pair(i, k), b.pair(j, k));
-  }
+  multiply_steps(a, i, b, j, 0, steps);
   simd::store_sums(sums, stride);
 }
 
@@ -155,11 +85,11 @@ struct ChunkDecays {
 /// Σ_j weights_ij v_j and S = a_1 ... a_C S0 + Kᵀ (a_{j+1} ... a_C v_j), by blocks of 32 x 32 sums
 /// that stay in the nearest cache. Only the operands of products are rounded to bfloat16: states,
 /// decays and sums are float. The heads share q, k and their products.
-template <Index terms, class Decay>
+template <class Decay>
 class TileChunks {
  public:
-  TileChunks(const LinearStateUnit<float, Decay>& unit, Context::Scratch<float>& floats,
-             Context::Scratch<bfloat16>& halves)
+  TileChunks(const LinearStateUnit<float, Decay>& unit, Index terms,
+             Context::Scratch<float>& floats, Context::Scratch<bfloat16>& halves)
       : unit_(unit),
         key_blocks_(ceil_div(unit.keys(), side)),
         value_blocks_(ceil_div(unit.values(), side)),
@@ -167,13 +97,13 @@ class TileChunks {
         products_(floats(C, C).data()),
         weights_(floats(C, C).data()),
         sums_(floats(side, side).data()),
-        queries_(halves, C / side, unit.keys()),
-        keys_(halves, C / side, unit.keys()),
-        writers_(halves, key_blocks_, C),
-        scores_(halves, C / side, C),
-        values_(halves, value_blocks_, C),
-        last_values_(halves, value_blocks_, C),
-        states_(halves, unit.heads() * value_blocks_, unit.keys()) {}
+        queries_(halves, C / side, unit.keys(), terms),
+        keys_(halves, C / side, unit.keys(), terms),
+        writers_(halves, key_blocks_, C, terms),
+        scores_(halves, C / side, C, terms),
+        values_(halves, value_blocks_, C, terms),
+        last_values_(halves, value_blocks_, C, terms),
+        states_(halves, unit.heads() * value_blocks_, unit.keys(), terms) {}
 
   void run() {
     const simd::TileScope scope;
@@ -264,7 +194,7 @@ class TileChunks {
       for (Index j = 0; j < value_blocks_; ++j) {
         multiply_block(queries_, i, states_, h * value_blocks_ + j, states_.steps(), sums_);
         const auto since = [&](Index row) { return decays_.since[i * side + row]; };
-        multiply_rows(side, since, sums_, sums_, side);
+        scale_rows(side, since, sums_, sums_, side);
         multiply_block<true>(scores_, i, values_, j, i + 1, sums_);
         for (Index row = 0; row < side; ++row) {
           for (Index c = 0; c < side; c += L) {
@@ -305,16 +235,16 @@ class TileChunks {
   const LinearStateUnit<float, Decay>& unit_;
   Index key_blocks_, value_blocks_;
   float *factors_, *products_, *weights_, *sums_;
-  TileOperand<terms> queries_, keys_, writers_, scores_, values_, last_values_, states_;
+  TileOperand queries_, keys_, writers_, scores_, values_, last_values_, states_;
   ChunkDecays decays_;
   Index first_ = 0, count_ = 0, blocks_ = 0;  // of the chunk
 };
 
-template <Index terms, class Decay>
+template <class Decay>
 void linear_state_on_tiles(const LinearStateUnit<float, Decay>& unit, Context& context) {
   auto floats = context.scratch<float>();
   auto halves = context.scratch<bfloat16>();
-  TileChunks<terms, Decay>(unit, floats, halves).run();
+  TileChunks<Decay>(unit, split_terms(context), floats, halves).run();
 }
 
 }  // namespace detail

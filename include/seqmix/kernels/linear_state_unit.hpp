@@ -1,11 +1,10 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 
 #include "seqmix/kernels/state_decay.hpp"
 
-// What the forms of `linear_state` share: units of work and tiles of the state.
+// What the forms of `linear_state` share: units of work.
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -26,126 +25,40 @@ inline constexpr Index state_tile_rows = sizeof(simd::Batch<S>) >= 64 ? 8 : 4;
 template <class S>
 inline constexpr Index state_tile_columns = 2 * simd::lanes<S>;
 
-/// One unit of work: heads of one group in one batch row, V of their value columns.
-template <class S, class Decay>
-struct LinearStateUnit {
+/// The operands of one unit of work: heads of one group in one batch row, V of their value columns.
+template <class S>
+struct StateRows {
   View<const S, 2> q, k;  // [T, K]
   View<const S, 3> v;     // [T, heads, V]
-  const Decay& decay;
-  Index batch_row, first_head;
+  View<S, 3> state;       // [heads, K, V]
+  View<S, 3> o;           // [T, heads, V]
   S scale;
-  View<S, 3> state;  // [heads, K, V]
-  View<S, 3> o;      // [T, heads, V]
 
   Index heads() const { return v.extent(1); }
   Index tokens() const { return q.extent(0); }
   Index keys() const { return q.extent(1); }
   Index values() const { return v.extent(2); }
-  /// The length of a row of packed keys, of packed values, and of a row of factors.
-  Index key_stride() const {
-    return round_up(keys(), std::max(state_tile_rows<S>, simd::lanes<S>));
-  }
-  Index value_stride() const { return round_up(values(), state_tile_columns<S>); }
-  Index factor_stride() const { return Decay::by_channel ? key_stride() : simd::lanes<S>; }
 };
 
-/// A tile of the state in registers.
-template <class S>
-class StateTile {
- public:
-  static constexpr Index rows = state_tile_rows<S>, columns = state_tile_columns<S>;
+/// The same with how their state forgets.
+template <class S, class Decay>
+struct LinearStateUnit : StateRows<S> {
+  const Decay& decay;
+  Index batch_row, first_head;
 
-  SEQMIX_ALWAYS_INLINE StateTile(const S* state, Index stride) {
-#pragma GCC unroll 8
-    for (Index r = 0; r < rows; ++r) {
-      s_[r][0] = simd::load(state + r * stride), s_[r][1] = simd::load(state + r * stride + lanes);
+  /// The factors of `count` tokens of head h of the unit, in rows of `stride` numbers.
+  void write_factors(Index h, Index first, Index count, S* rows, Index stride) const {
+    decay.write_factors(batch_row, first_head + h, first, count, rows, stride);
+  }
+  /// [K], or null where a token's own share has none.
+  const S* bonus(Index h) const {
+    if constexpr (requires { decay.bonus; }) {
+      return decay.bonus.data() + (first_head + h) * decay.bonus.stride(0);
+    } else {
+      return nullptr;
     }
   }
-  SEQMIX_ALWAYS_INLINE void store(S* state, Index stride) const {
-#pragma GCC unroll 8
-    for (Index r = 0; r < rows; ++r) {
-      simd::store<S>(state + r * stride, simd::flush_subnormal<S>(s_[r][0]));
-      simd::store<S>(state + r * stride + lanes, simd::flush_subnormal<S>(s_[r][1]));
-    }
-  }
-  /// s = a s, by rows.
-  template <bool by_row>
-  SEQMIX_ALWAYS_INLINE void decay(const S* a) {
-#pragma GCC unroll 8
-    for (Index r = 0; r < rows; ++r) {
-      const Batch factor = simd::broadcast(a[by_row ? r : 0]);
-      s_[r][0] = s_[r][0] * factor, s_[r][1] = s_[r][1] * factor;
-    }
-  }
-  /// s = a s by a factor that is split in two, rounded once where the first is 0 or 1.
-  SEQMIX_ALWAYS_INLINE void decay(const std::array<S, 2>& a) {
-    const Batch whole = simd::broadcast(a[0]), rest = simd::broadcast(a[1]);
-#pragma GCC unroll 8
-    for (Index r = 0; r < rows; ++r) {
-      s_[r][0] = simd::fma<S>(rest, s_[r][0], whole * s_[r][0]);
-      s_[r][1] = simd::fma<S>(rest, s_[r][1], whole * s_[r][1]);
-    }
-  }
-  /// s += kᵀ v.
-  SEQMIX_ALWAYS_INLINE void write(const S* k, const S* v) {
-    const Batch v0 = simd::load(v), v1 = simd::load(v + lanes);
-#pragma GCC unroll 8
-    for (Index r = 0; r < rows; ++r) {
-      const Batch key = simd::broadcast(k[r]);
-      s_[r][0] = simd::fma<S>(key, v0, s_[r][0]), s_[r][1] = simd::fma<S>(key, v1, s_[r][1]);
-    }
-  }
-  /// s = a s + kᵀ v: where a is one, the bits of `write`.
-  template <bool by_row>
-  SEQMIX_ALWAYS_INLINE void decay_and_write(const S* a, const S* k, const S* v) {
-    const Batch v0 = simd::load(v), v1 = simd::load(v + lanes);
-#pragma GCC unroll 8
-    for (Index r = 0; r < rows; ++r) {
-      const Batch factor = simd::broadcast(a[by_row ? r : 0]), key = simd::broadcast(k[r]);
-      s_[r][0] = simd::fma<S>(key, v0, factor * s_[r][0]);
-      s_[r][1] = simd::fma<S>(key, v1, factor * s_[r][1]);
-    }
-  }
-  /// o += q s.
-  SEQMIX_ALWAYS_INLINE void read(const S* q, S* o) const {
-    Batch o0 = simd::load(o), o1 = simd::load(o + lanes);
-#pragma GCC unroll 8
-    for (Index r = 0; r < rows; ++r) {
-      const Batch query = simd::broadcast(q[r]);
-      o0 = simd::fma<S>(query, s_[r][0], o0), o1 = simd::fma<S>(query, s_[r][1], o1);
-    }
-    simd::store<S>(o, o0), simd::store<S>(o + lanes, o1);
-  }
-
- private:
-  using Batch = simd::Batch<S>;
-  static constexpr Index lanes = simd::lanes<S>;
-  Batch s_[rows][2];
 };
-
-/// Calls `advance(place, stride, row, column)` for the place of each tile of `state` [K, V]. A tile
-/// that the edge cuts is padded with zeros elsewhere.
-template <class S>
-void for_each_tile(const View<S, 2>& state, auto&& advance) {
-  constexpr Index tile_rows = StateTile<S>::rows, tile_columns = StateTile<S>::columns;
-  const Index K = state.extent(0), V = state.extent(1);
-  for (Index row = 0; row < K; row += tile_rows) {
-    for (Index column = 0; column < V; column += tile_columns) {
-      const Index rows = std::min(tile_rows, K - row), columns = std::min(tile_columns, V - column);
-      if (rows == tile_rows && columns == tile_columns) {
-        S* const place = state.data() + row * state.stride(0) + column;
-        advance(place, state.stride(0), row, column);
-      } else {
-        alignas(alignment) S padded[tile_rows * tile_columns] = {};
-        const View<S, 2> rest =
-            state.template slice<0>(row, rows).template slice<1>(column, columns);
-        pack_padded<S>(rest, padded, tile_columns);
-        advance(padded, tile_columns, row, column);
-        unpack_padded<S>(padded, tile_columns, rest, [](const simd::Batch<S>& x) { return x; });
-      }
-    }
-  }
-}
 
 /// What one task does of a state [B, H, K, V]: `heads` heads of one group from `head` on, and their
 /// value columns [column, column + width).

@@ -11,6 +11,7 @@
 
 #include "seqmix/core/context.hpp"
 #include "seqmix/core/parameter.hpp"
+#include "seqmix/kernels/rows.hpp"
 #include "seqmix/simd/batch.hpp"
 #include "seqmix/simd/map.hpp"
 #include "seqmix/simd/math.hpp"
@@ -22,13 +23,13 @@ SEQMIX_BEGIN_NAMESPACE
 
 namespace detail {
 
-/// Tokens of a chunk in plain arithmetic. A larger one costs more products a token and saves only
-/// decays of the state.
-inline constexpr Index chunk_length = 16;
+/// Tokens of a chunk in plain arithmetic: what a sweep over the state keeps of them fits in the
+/// registers.
+inline constexpr Index chunk_length = 4;
 /// Tokens of a chunk on matrix units, where products cost less than what surrounds them.
 inline constexpr Index tile_chunk_length = 64;
-/// Tokens that are packed at a time and pass through a tile of the state while it is in registers.
-inline constexpr Index packed_tokens = 2 * chunk_length;
+/// Tokens that are prepared at a time, then pass through a piece of the state that stays near.
+inline constexpr Index packed_tokens = 8 * chunk_length;
 
 /// Throws unless `view` has the expected shape and a contiguous last dimension.
 template <class T, Index Rank>
@@ -50,6 +51,10 @@ void check_operand(std::string_view name, const View<T, Rank>& view,
 template <class S>
 class DecayProduct {
  public:
+  DecayProduct() = default;
+  SEQMIX_ALWAYS_INLINE explicit DecayProduct(const simd::Batch<S>& factor)
+      : scaled_(factor * simd::broadcast(1 / std::numeric_limits<S>::min())) {}
+
   SEQMIX_ALWAYS_INLINE void multiply(const simd::Batch<S>& factor) {
     const simd::Batch<S> product = scaled_ * factor;
     scaled_ = simd::select<S>(product < simd::broadcast(S(1)), simd::broadcast(S(0)), product);
@@ -94,12 +99,24 @@ void unpack_padded(const S* from, Index stride, const View<S, 2>& to, auto&& f) 
     simd::map<S>(to.extent(1), to.data() + row * to.stride(0), f, from);
   }
 }
+template <class S>
+void unpack_padded(const S* from, Index stride, const View<S, 2>& to) {
+  unpack_padded<S>(from, stride, to, [](const simd::Batch<S>& x) { return x; });
+}
 
 }  // namespace detail
 
-/// How a state forgets: a type whose `write_factors` writes the factors exp(log) in [0, 1] of
-/// `count` tokens of a head, a row of `stride` numbers a token: a factor for each key channel
-/// (`by_channel`), else the head's factor in all places; `of` is the decay of a packed piece.
+/// How a state forgets: a type with
+///
+///   by_channel       whether each key channel of a head has its own factor
+///   check(keys)      throws `ShapeError` unless it fits keys of the shape [B, T, H, K]
+///   of(piece)        the decay of a packed piece
+///   write_factors    writes the factors exp(log) in [0, 1] of `count` tokens of a head, a row of
+///                    `stride` numbers a token, the head's own in all places
+///   of_head(b, h)    where `by_channel`: what `write_factors` reads, [T, K]
+///
+/// `ReadBefore`, its `bonus` and the powers of `ConstantDecay` are the only things more that
+/// kernels ask for.
 ///
 /// The state forgets nothing.
 struct NoDecay {
@@ -161,10 +178,10 @@ struct VectorDecay {
 };
 
 /// One factor γ a head in [0, 1], the same for each token: factors [H]. Made once, as it computes
-/// the powers of γ that a chunk takes.
+/// the powers of γ that a chunk on matrix units takes.
 ///
-/// Each power is rounded once. But the state takes γ^C at every chunk, and its rounding would be
-/// the same error each time and add up over the memory of a slow head: it is split into 0 or 1,
+/// Each power is rounded once. But the state takes γ^C at every such chunk, and its rounding would
+/// be the same error each time and add up over the memory of a slow head: it is split into 0 or 1,
 /// which is nearer, and a rest, which is small where the head is slow, and so is its rounding.
 template <class S>
 class ConstantDecay {
@@ -235,7 +252,7 @@ struct VectorFactors {
   }
 };
 
-/// A decay that comes after the read: o_t = scale q_t S_{t-1}, as RWKV-6 has it.
+/// A decay that comes after the read: o_t = scale q_t S_{t-1}.
 template <class Decay>
 struct ReadBefore : Decay {
   using ReadsBefore = void;
@@ -243,7 +260,32 @@ struct ReadBefore : Decay {
   ReadBefore of(const Piece& piece) const { return {Decay::of(piece)}; }
 };
 
+/// Where what a token reads of its own counts by `bonus` too, as RWKV-6 has it:
+/// o_t = scale (q_t S_{t-1} + (Σ_j q_tj bonus_j k_tj) v_t).
+template <class S>
+struct ReadBeforeWithBonus : ReadBefore<VectorDecay<S>> {
+  View<const S, 2> bonus;  // [H, K]
+
+  void check(const Shape<4>& keys) const {
+    VectorDecay<S>::check(keys);
+    detail::check_operand("the bonus", bonus, {keys[2], keys[3]});
+  }
+  ReadBeforeWithBonus of(const Piece& piece) const {
+    return {ReadBefore<VectorDecay<S>>::of(piece), bonus};
+  }
+};
+
 namespace detail {
+
+/// o += (Σ_j r_j bonus_j k_j) v of one token, K keys and V values: its own share.
+template <class S>
+void add_own_share(Index K, Index V, const S* r, const S* bonus, const S* k, const S* v, S* o) {
+  using Batch = simd::Batch<S>;
+  const auto product = [](Batch a, Batch b, Batch c) { return a * b * c; };
+  const Batch share(sum_of<S>(K, product, r, bonus, k));
+  simd::map<S>(
+      V, o, [share](Batch sum, Batch x) { return simd::fma<S>(share, x, sum); }, o, v);
+}
 
 /// Whether a token reads the state that it finds.
 template <class Decay>

@@ -1,10 +1,11 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 
 #include "seqmix/core/context.hpp"
 #include "seqmix/core/view.hpp"
-#include "seqmix/kernels/linear_state.hpp"
+#include "seqmix/kernels/linear_state_unit.hpp"
 #include "seqmix/simd/batch.hpp"
 #include "seqmix/simd/math.hpp"
 #include "seqmix/simd/reduce.hpp"
@@ -12,6 +13,41 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 namespace detail {
+
+/// Rows of tokens that memory brings nearer while a state is swept, a line of the cache at a time.
+template <class S>
+class LinesAhead {
+ public:
+  /// A line of tokens `stride` apart.
+  struct Line {
+    const S* at;
+    Index stride;
+  };
+
+  /// [tokens, columns]
+  void add(const View<const S, 2>& rows) {
+    if (!rows.empty()) rows_[count_++] = rows;
+  }
+  /// The next line of `count` tokens: where fewer are left one of them again and again.
+  Line next(Index count) {
+    if (at_ == count_) return {nothing_, 0};
+    const View<const S, 2>& rows = rows_[at_];
+    const bool whole = token_ + count <= rows.extent(0);
+    const Line line{rows.data() + token_ * rows.stride(0) + column_, whole ? rows.stride(0) : 0};
+    token_ += count;
+    if (token_ >= rows.extent(0)) {
+      token_ = 0, column_ += alignment / static_cast<Index>(sizeof(S));
+      if (column_ >= rows.extent(1)) column_ = 0, ++at_;
+    }
+    return line;
+  }
+
+ private:
+  std::array<View<const S, 2>, 7> rows_;
+  std::size_t count_ = 0, at_ = 0;
+  Index token_ = 0, column_ = 0;
+  S nothing_[1] = {};
+};
 
 /// Short chunks of tokens in a row pass through some columns of a state [K, V]. What chunk n has to
 /// write depends on what it finds, so that the state is swept once between two chunks:
@@ -39,22 +75,30 @@ struct StateSweep {
 
   /// `chunks` chunks on a state [K, columns], which they leave without subnormal numbers.
   /// `solve(n)` turns `found` [readers, columns] of chunk n into `written` [writers, columns].
-  template <bool decays>
-  static void run(Index K, Index chunks, const S* coefficients_of, S* found, S* written, S* state,
-                  auto&& solve) {
+  /// Meanwhile memory brings the rows of `ahead` nearer, a line of L tokens a panel of channels.
+  static void run(bool decays, Index K, Index chunks, const S* coefficients_of, S* found,
+                  S* written, S* state, auto&& solve, LinesAhead<S>& ahead) {
     const Index size = coefficients(K);
-    pass<false, true, decays>(K, nullptr, written, coefficients_of, found, state);
-    for (Index n = 0; n + 1 < chunks; ++n, coefficients_of += size) {
+    pass<false, true, false>(K, nullptr, written, coefficients_of, found, state, ahead);
+    for (Index n = 0; n < chunks; ++n, coefficients_of += size) {
       solve(n);
-      pass<true, true, decays>(K, coefficients_of, written, coefficients_of + size, found, state);
+      if (n + 1 == chunks) {
+        pass<true, false, true>(K, coefficients_of, written, nullptr, found, state, ahead);
+      } else if (decays) {
+        pass<true, true, true>(K, coefficients_of, written, coefficients_of + size, found, state,
+                               ahead);
+      } else {
+        pass<true, true, false>(K, coefficients_of, written, coefficients_of + size, found, state,
+                                ahead);
+      }
     }
-    solve(chunks - 1);
-    pass<true, false, decays>(K, coefficients_of, written, nullptr, found, state);
   }
 
  private:
   template <bool writes, bool reads, bool decays>
-  static void pass(Index K, const S* before, const S* written, const S* after, S* found, S* state) {
+  __attribute__((noinline)) static void pass(Index K, const S* before, const S* written,
+                                             const S* after, S* found, S* state,
+                                             LinesAhead<S>& ahead) {
     Batch sum[readers][width], value[writers][width];
 #pragma GCC unroll 2
     for (Index c = 0; c < width; ++c) {
@@ -67,7 +111,9 @@ struct StateSweep {
     }
     for (Index panel = 0; panel < K; panel += L) {
       const Index channels = std::min(L, K - panel);
-      for (Index i = 0; i < channels; ++i, state += columns) {
+      auto [fetched, stride] = ahead.next(L);
+      for (Index i = 0; i < channels; ++i, state += columns, fetched += stride) {
+        simd::prefetch(fetched);
         Batch s[width];
 #pragma GCC unroll 2
         for (Index c = 0; c < width; ++c) s[c] = simd::load(state + c * L);
@@ -118,6 +164,11 @@ SEQMIX_ALWAYS_INLINE void add_lanes(const simd::Batch<S>* sums, S* to) {
 struct StatePart {
   Index row, head, heads, column, width;
 
+  /// The head and the first token of the block that follows the one of head h from `first` on.
+  std::array<Index, 2> next_block(Index h, Index first) const {
+    const bool last = h + 1 == head + heads;
+    return {last ? head : h + 1, last ? first + packed_tokens : first};
+  }
   template <class S>
   View<S, 2> of_head(const View<S, 4>& state, Index h) const {
     return state[row][h].template slice<1>(column, width);
@@ -201,9 +252,7 @@ void for_each_copied_block(const View<S, 4>& state, Index T, Index slab, Context
     for_each_block_of_time(part, T, [&](Index head, Index first, Index tokens) {
       body(part, head, first, tokens, copies + (head - part.head) * size, worker);
     });
-    for_each_slab([&](const View<S, 2>& to, const S* from) {
-      unpack_padded<S>(from, slab, to, [](const simd::Batch<S>& x) { return x; });
-    });
+    for_each_slab([&](const View<S, 2>& to, const S* from) { unpack_padded<S>(from, slab, to); });
   });
 }
 

@@ -5,6 +5,7 @@
 
 #include "seqmix/kernels/norm.hpp"
 #include "seqmix/kernels/rows.hpp"
+#include "seqmix/kernels/state_decay.hpp"
 #include "seqmix/simd/map.hpp"
 #include "seqmix/simd/math.hpp"
 
@@ -145,7 +146,6 @@ void wkv4(In<S, 3> k, In<S, 3> v, In<S, 1> w, In<S, 1> u, Out<S, 2> numerator,
 /// u: [H, N].
 template <class S>
 void add_bonus(In<S, 4> r, In<S, 2> u, In<S, 4> k, In<S, 4> v, View<S, 4> o, Context& context) {
-  using Batch = simd::Batch<S>;
   const Index B = o.extent(0), T = o.extent(1), H = o.extent(2), N = o.extent(3);
   if (u.shape() != Shape<2>{H, N}) {
     throw ShapeError("add_bonus: u has shape " + u.shape().text() + ", expected " +
@@ -155,11 +155,7 @@ void add_bonus(In<S, 4> r, In<S, 2> u, In<S, 4> k, In<S, 4> v, View<S, 4> o, Con
   for_each_row(
       context,
       [N](S* out, const S* receptance, const S* weight, const S* key, const S* value) {
-        const auto product = [](Batch a, Batch b, Batch c) { return a * b * c; };
-        const Batch share(detail::sum_of<S>(N, product, receptance, weight, key));
-        simd::map<S>(
-            N, out, [share](Batch sum, Batch x) { return simd::fma<S>(share, x, sum); }, out,
-            value);
+        detail::add_own_share<S>(N, N, receptance, weight, key, value, out);
       },
       o, r, weights, k, v);
 }

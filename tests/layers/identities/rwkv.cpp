@@ -5,6 +5,7 @@
 
 #include "seqmix/kernels/delta_rule.hpp"
 #include "seqmix/kernels/dplr.hpp"
+#include "seqmix/kernels/linear_state.hpp"
 #include "seqmix/kernels/wkv.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"

@@ -6,7 +6,6 @@
 
 #include "seqmix/kernels/linear_state.hpp"
 #include "seqmix/kernels/norm.hpp"
-#include "seqmix/kernels/wkv.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/rwkv/block.hpp"
 
@@ -169,9 +168,8 @@ struct Rwkv6Definition {
     project(mixed_for(of_v), {{w.value, v}}, context);
     project(mixed_for(of_r), {{w.receptance, r}}, context);
     project(mixed_for(of_g), {{w.gate, gate}}, context);
-    linear_state<form>(r, k, v, ReadBefore<VectorDecay<Scalar>>{{decay}}, 1, state.memory, o,
+    linear_state<form>(r, k, v, ReadBeforeWithBonus<Scalar>{{{decay}}, w.bonus}, 1, state.memory, o,
                        context);
-    add_bonus(r, w.bonus, k, v, o, context);
     auto merged = o.template merge<2>();  // [B, T, D]
     group_norm(merged, w.ln_x, w.ln_x_bias, N, c.head_norm_eps, merged, context);
     activate_gated(Activation::silu, merged, gate.template merge<2>(), context);
