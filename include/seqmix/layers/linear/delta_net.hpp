@@ -37,8 +37,7 @@ struct DeltaNetConfig {
 ///   y_t = W_o (rms_norm(K^{-1/2} q_t S_t) (⊙ silu(W_g x_t)))
 ///
 /// forward: O(T (D² + D K)); step: O(D² + D K). State: H K V accumulators and W - 1 inputs of the
-/// short convolutions a stream, whatever T. Agrees to 1e-10 in double where chunks are taken, as a
-/// triangular system stands between.
+/// short convolutions a stream, whatever T.
 /// Source: Yang et al. 2024, arXiv:2406.06484, sections 2.2 and 3; Grazzi et al. 2024,
 /// arXiv:2411.12537 (negative eigenvalues); fla/layers/delta_net.py.
 template <class S>

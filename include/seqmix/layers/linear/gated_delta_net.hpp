@@ -49,8 +49,7 @@ struct GatedDeltaNetConfig {
 /// (q | k | v | z) and (b | a) of each behind each other.
 ///
 /// forward: O(T (D² + D K)); step: O(D² + D K). State: H K V accumulators and W - 1 inputs of the
-/// short convolution a stream, whatever T. Agrees to 1e-10 in double where chunks are taken, as a
-/// triangular system stands between.
+/// short convolution a stream, whatever T.
 /// Source: Yang et al. 2024, arXiv:2412.06464, section 3.1; HF transformers Qwen3NextGatedDeltaNet.
 template <class S>
 struct GatedDeltaNetDefinition {

@@ -38,8 +38,7 @@ struct KimiDeltaAttentionConfig {
 ///   y_t = W_o (rms_norm(K^{-1/2} q_t S_t) ⊙ σ(W_gb W_ga x_t + b))
 ///
 /// forward: O(T (D² + D K)); step: O(D² + D K). State: H K V accumulators and W - 1 inputs of the
-/// short convolutions a stream, whatever T. Agrees to 1e-10 in double where chunks are taken, as a
-/// triangular system stands between.
+/// short convolutions a stream, whatever T.
 /// Source: Kimi Team 2025, arXiv:2510.26692, section 3 and 4; names of the checkpoint
 /// Kimi-Linear-48B-A3B; fla/layers/kda.py.
 template <class S>
