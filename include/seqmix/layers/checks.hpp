@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-#include "seqmix/core/numeric.hpp"
+#include "seqmix/core/named_enum.hpp"
 #include "seqmix/core/view.hpp"
 #include "seqmix/layers/name.hpp"
 
