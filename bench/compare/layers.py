@@ -32,27 +32,33 @@ QUICK_RUNS = [
 KEPT = ("tokens_per_second", "of_limit", "state_bytes", "scratch_bytes")
 
 
-def measured(program, runs: list) -> list:
-    """The benchmarks of one program, medians of their repetitions, on one core."""
+def measured(program, layer: str, runs: list) -> list:
+    """The benchmarks of one layer, medians of their repetitions, on one core, in a process of their
+    own: what other layers leave of the memory's pages is no matter."""
     rows, core = [], {min(os.sched_getaffinity(0))}
     for pattern, flags in runs:
-        command = [program, "--benchmark_format=json", f"--benchmark_filter={pattern}", *flags]
         run = subprocess.run(
-            command,
+            [program, "--benchmark_format=json", f"--benchmark_filter=^{layer}{pattern}", *flags],
             capture_output=True,
             text=True,
             preexec_fn=lambda: os.sched_setaffinity(0, core),
         )
         if run.returncode != 0:
-            print(f"{program.name} failed: {run.stderr.strip()[-200:]}")
+            print(f"{layer} failed: {run.stderr.strip()[-200:]}")
             continue
-        for one in json.loads(run.stdout)["benchmarks"]:
+        for one in json.loads(run.stdout or '{"benchmarks": []}')["benchmarks"]:
             if one.get("aggregate_name", "median") == "median":
-                layer, verb, _, tokens, width = one["run_name"].split("/")[:5]
+                _, verb, _, tokens, width = one["run_name"].split("/")[:5]
                 row = {"layer": layer, "verb": verb, "T": int(tokens[2:]), "D": int(width[2:])}
                 row |= {"ms": one["real_time"], **{key: one[key] for key in KEPT if key in one}}
                 rows.append(row)
     return rows
+
+
+def layers_of(program) -> list:
+    """The names of the layers that a program measures."""
+    listed = subprocess.run([program, "--benchmark_list_tests"], capture_output=True, text=True)
+    return list(dict.fromkeys(line.split("/")[0] for line in listed.stdout.split()))
 
 
 def judged(case: str, ours: float, floor: float, goal: float) -> dict:
@@ -89,10 +95,12 @@ def measure(options, about: dict) -> list:
     for program in sorted((options.build / "bin").glob("bench_*")):
         if program.name in ("bench_compare", "bench_roofline"):
             continue
-        print(f"{program.name} ...", flush=True)
-        for row in measured(program, QUICK_RUNS if options.quick else RUNS):
-            if re.search(options.only, row["layer"]):
-                by_layer.setdefault(f"{row['layer']} D{row['D']}", []).append(row)
+        for layer in layers_of(program):
+            if not re.search(options.only, layer):
+                continue
+            print(f"{layer} ...", flush=True)
+            for row in measured(program, layer, QUICK_RUNS if options.quick else RUNS):
+                by_layer.setdefault(f"{layer} D{row['D']}", []).append(row)
     kept = {key: about[key] for key in ("command", "date", "machine", "flags")}
     data = {**kept, "rows": [row for rows in by_layer.values() for row in rows]}
     (options.out / "layers.json").write_text(json.dumps(data, indent=1) + "\n")

@@ -330,9 +330,10 @@ def main() -> int:
     contestants.stop()
     if not options.check:
         options.out.mkdir(parents=True, exist_ok=True)
+        report.write({**results, "rows": rows}, options.out)  # not lost if a layer's program fails
         if options.layers:
             rows += layers.measure(options, results)
-        report.write({**results, "rows": rows}, options.out)
+            report.write({**results, "rows": rows}, options.out)
     return 1 if any(OURS in row["refused"] for row in rows) else 0
 
 
