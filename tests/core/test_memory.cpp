@@ -55,6 +55,25 @@ TEST_CASE("a tensor in an arena is copied to the heap") {
   CHECK(kept[5] == 2);
 }
 
+TEST_CASE("a tensor is assigned in place where shapes agree, and may have a shape alone") {
+  Tensor<float, 2> from({3, 5}), to({3, 5});
+  from(2, 4) = 7;
+  const float* const numbers = to.data();
+  const auto before = allocations();
+  to = from;
+  CHECK(allocations() == before);
+  CHECK(to.data() == numbers);
+  CHECK(to(2, 4) == 7);
+  to = Tensor<float, 2>({2, 2});
+  CHECK(to.shape() == Shape<2>{2, 2});
+
+  const Index large = Index{1} << 40;
+  const Tensor<float, 2> shape_alone({large, 5}, Memory::shapes_only());
+  CHECK(shape_alone.shape() == Shape<2>{large, 5});
+  CHECK(shape_alone.data() == nullptr);
+  CHECK_THROWS_AS((Tensor<float, 2>({large, large}, Memory::shapes_only())), ShapeError);
+}
+
 TEST_CASE("scratch never moves while it is in use") {
   Context context;
   auto outer = context.scratch<float>();

@@ -127,12 +127,19 @@ class Arena {
   Index users_ = 0;
 };
 
-/// Where a tensor's numbers live, the heap (the default) or an arena that outlives it, and how the
-/// caches of a state are stored there.
+/// Where a tensor's numbers live, the heap (the default), an arena that outlives it or nowhere, and
+/// how the caches of a state are stored there.
 class Memory {
  public:
   Memory() = default;
   explicit Memory(Arena& arena) : arena_(&arena) {}
+  /// Tensors that have a shape and no numbers: what a state would be.
+  static Memory shapes_only() {
+    Memory memory;
+    memory.is_none_ = true;
+    return memory;
+  }
+  bool is_none() const { return is_none_; }
 
   Storage caches() const { return caches_; }
   Memory with_caches(Storage caches) const {
@@ -154,6 +161,7 @@ class Memory {
 
  private:
   Arena* arena_ = nullptr;
+  bool is_none_ = false;
   Storage caches_ = Storage::native;
 };
 

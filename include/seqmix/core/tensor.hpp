@@ -11,7 +11,8 @@ SEQMIX_BEGIN_NAMESPACE
 
 /// Owned row-major numbers at a 64-byte aligned address, zero at the start.
 ///
-/// A tensor converts to views; a copy owns heap memory of its own.
+/// A tensor converts to views; a copy owns heap memory of its own. One of `Memory::shapes_only()`
+/// has none: it is there to be asked for its shape.
 template <class T, Index Rank>
 class Tensor {
   static_assert(std::is_trivially_copyable_v<T>);
@@ -26,14 +27,25 @@ class Tensor {
   explicit Tensor(std::initializer_list<Index> extent) requires(Rank == 1)
       : Tensor(Shape<1>{extent.size() == 1 ? *extent.begin() : -1}) {}
   Tensor(Shape<Rank> shape, Memory memory) : memory_(memory), size_(shape.size()) {
-    data_ =
-        static_cast<T*>(memory_.allocate(checked_product(size_, static_cast<Index>(sizeof(T)))));
-    std::uninitialized_fill_n(data_, size_, T{});
+    const Index bytes = checked_product(size_, static_cast<Index>(sizeof(T)));
+    if (!memory.is_none()) {
+      data_ = static_cast<T*>(memory_.allocate(bytes));
+      std::uninitialized_fill_n(data_, size_, T{});
+    }
     view_ = {data_, shape};
   }
   Tensor(const Tensor& other) : Tensor(other.shape()) { std::copy_n(other.data_, size_, data_); }
   Tensor(Tensor&& other) noexcept { swap(other); }
-  Tensor& operator=(Tensor other) noexcept {
+  /// Numbers of the same shape go where this tensor's are; nothing is allocated then.
+  Tensor& operator=(const Tensor& other) {
+    if (data_ != nullptr && shape() == other.shape()) {
+      if (this != &other) std::copy_n(other.data_, size_, data_);
+    } else {
+      *this = Tensor(other);
+    }
+    return *this;
+  }
+  Tensor& operator=(Tensor&& other) noexcept {
     swap(other);
     return *this;
   }
