@@ -68,6 +68,29 @@ TEST_CASE("the Eigen thread pool runs every task once") {
   }
 }
 
+TEST_CASE("an executor whose workers are not what it said is refused") {
+  struct Liar final : Executor {
+    Index said = 2, used = 0;
+    Index workers() const override { return said; }
+    void run(Index count, FunctionRef<void(Index, Index)> body) override {
+      for (Index task = 0; task < count; ++task) body(task, used);
+    }
+  } liar;
+  Context context(liar);
+  Index ran = 0;
+  const auto run = [&](Index worker) {
+    liar.used = worker;
+    context.parallel_for(3, [&](Index, Context&) { ++ran; });
+  };
+  run(1);
+  CHECK(ran == 3);
+  CHECK_THROWS_AS(run(2), Error);
+  CHECK_THROWS_AS(run(-1), Error);
+  CHECK(ran == 3);
+  liar.said = 0;
+  CHECK_THROWS_AS(Context(liar), Error);
+}
+
 TEST_CASE("the tests' own executor runs every task once") {
   support::ThreadExecutor executor(3);
   check_executor(executor);

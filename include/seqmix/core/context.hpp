@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
@@ -83,6 +84,10 @@ class Context {
   /// Serial unless an executor is given, which must outlive the context.
   Context() = default;
   explicit Context(Executor& executor) : executor_(&executor) {
+    if (executor.workers() < 1) {
+      throw Error("executor: has " + std::to_string(executor.workers()) +
+                  " workers, expected at least 1");
+    }
     for (Index worker = 0; worker < executor.workers(); ++worker) {
       workers_.push_back(std::make_unique<Context>());
     }
@@ -134,6 +139,10 @@ class Context {
       worker->poison_ = poison_, worker->algorithm_ = algorithm_, worker->precision_ = precision_;
     }
     executor_->run(count, [&](Index task, Index worker) {
+      if (worker < 0 || worker >= std::ssize(workers_)) {
+        throw Error("executor: worker " + std::to_string(worker) + ", expected one of " +
+                    std::to_string(workers_.size()) + " as it had when the context was made");
+      }
       body(task, *workers_[static_cast<std::size_t>(worker)]);
     });
   }
