@@ -35,13 +35,14 @@ LinearBlock::Config linear_block() {
   return config;
 }
 
-LanguageModel<double> small_model() {
+LanguageModel<double> small_model(bool attention_last = false) {
   LanguageModel<double>::Parts parts;
   parts.embedding = random_tensor<double, 2>({17, 12}, 1);
   parts.blocks = {
       Mixer<AttentionBlock>(attention_block(),
                             random_weights<AttentionBlock::Weights>(attention_block(), 10)),
       Mixer<LinearBlock>(linear_block(), random_weights<LinearBlock::Weights>(linear_block(), 50))};
+  if (attention_last) std::swap(parts.blocks[0], parts.blocks[1]);
   parts.norm = random_tensor<double, 1>({12}, 2);
   parts.head.weight = Parameter<double, 2>(random_tensor<double, 2>({17, 12}, 3));
   return LanguageModel<double>(std::move(parts));
@@ -144,4 +145,29 @@ TEST_CASE("a language model scores and steps alike") {
   CHECK_THROWS_AS(model.forward(tokens, one, context), ShapeError);
   LanguageModel<double>::State none;
   CHECK_THROWS_AS(model.prefill(tokens, none, logits, context), ShapeError);
+}
+
+TEST_CASE("a language model whose later block refuses has changed no block") {
+  const auto model = small_model(true);  // a block that takes any number of tokens, one that ends
+  const auto tokens = random_tokens(2, 12);
+  const auto first = tokens.view().slice<1>(0, 6), later = tokens.view().slice<1>(6, 6);
+  Context context;
+  Tensor<double, 3> expected({2, 12, 17}), logits({2, 6, 17});
+  model.forward(tokens, expected, context);
+  auto state = model.make_state(2, 6);
+  model.prefill(first, state, logits, context);
+  CHECK_THROWS_AS(model.prefill(later, state, logits, context), CapacityError);
+  Tensor<double, 2> one({2, 17});
+  CHECK_THROWS_AS(model.step(later.at<1>(0), state, one, context), CapacityError);
+  const View<double, 3> same_row(logits.data(), {2, 6, 17}, {0, 17, 1});
+  CHECK_THROWS_AS(model.prefill(later, state, same_row, context), ShapeError);
+
+  auto larger = model.make_state(2, 12);
+  for (std::size_t l = 0; l < 2; ++l) {
+    for (const Index row : {0, 1}) {
+      larger.blocks[l].members().copy_row(state.blocks[l].members(), row, row);
+    }
+  }
+  model.prefill(later, larger, logits, context);
+  CHECK(relative_error(logits.view(), expected.view().slice<1>(6, 6)) < 1e-12);
 }

@@ -123,3 +123,20 @@ TEST_CASE("std::mdspan and views share numbers") {
   CHECK(to_view(span) == numbers.view().slice<1>(1, 2));
 }
 #endif
+
+TEST_CASE("a view whose indices share numbers overlaps itself") {
+  const auto overlaps = [](Shape<3> shape, Shape<3> strides) {
+    return overlaps_itself(shape, strides);
+  };
+  CHECK_FALSE(overlaps({2, 3, 4}, {12, 4, 1}));
+  CHECK_FALSE(overlaps({2, 3, 4}, {4, 8, 1}));     // token first
+  CHECK_FALSE(overlaps({2, 3, 4}, {-12, -4, 1}));  // backwards
+  CHECK_FALSE(overlaps({2, 3, 4}, {1, 2, 6}));     // transposed
+  CHECK_FALSE(overlaps({1, 3, 4}, {0, 4, 1}));     // an axis of one element goes nowhere
+  CHECK_FALSE(overlaps({2, 0, 4}, {0, 0, 0}));     // nothing at all
+  CHECK(overlaps({2, 3, 4}, {0, 4, 1}));
+  CHECK(overlaps({2, 3, 4}, {12, 0, 1}));
+  CHECK(overlaps({2, 3, 4}, {12, 3, 1}));
+  CHECK(overlaps({2, 3, 4}, {11, 4, 1}));
+  CHECK(overlaps({2, 3, 4}, {12, 4, 0}));
+}

@@ -62,7 +62,7 @@ ExampleState<S> example(const std::vector<Index>& tokens, Index capacity, unsign
 template <class State>
 std::vector<std::byte> bytes_of(State& state) {
   std::vector<std::byte> bytes;
-  for (const StateMember& member : StateMembers(state).list()) {
+  for (const StateMember& member : ConstStateMembers(state).list()) {
     bytes.insert(bytes.end(), member.data, member.data + member.size() * member.number_size);
   }
   return bytes;
@@ -212,14 +212,21 @@ TEST_CASE("a state file that does not fit is named, and the state stays as it wa
   CHECK_THAT(error([](EditedFile& file) {
                file.tensors["position.1"] = one_number("position.1", std::int64_t{-1});
              }),
-             ContainsSubstring("tensor \"position.1\": negative position; got -1"));
+             ContainsSubstring("tensor \"position.1\": not a count of tokens; got -1"));
   CHECK_THAT(
       error([](EditedFile& file) { file.tensors["position.1"] = one_number("position.1", 4.0F); }),
       ContainsSubstring("tensor \"position.1\": not a position"));
   CHECK_THAT(error([](EditedFile& file) { file.tensors["position.1"].shape = {1}; }),
              ContainsSubstring("tensor \"position.1\": not a position; got [1]"));
-  for (const std::int64_t tokens : {std::int64_t{3}, std::int64_t{5}, std::int64_t{1} << 62,
-                                    std::numeric_limits<std::int64_t>::max()}) {
+  constexpr std::int64_t largest = std::numeric_limits<std::int64_t>::max();
+  for (const std::int64_t tokens : {max_tokens + 1, std::int64_t{1} << 62, largest - 1, largest}) {
+    CHECK_THAT(error([&](EditedFile& file) {
+                 file.tensors["position.1"] = one_number("position.1", tokens);
+               }),
+               ContainsSubstring("tensor \"position.1\": not a count of tokens; got " +
+                                 std::to_string(tokens) + ", expected 0 to 9007199254740992"));
+  }
+  for (const std::int64_t tokens : {std::int64_t{3}, std::int64_t{5}, max_tokens}) {
     CHECK_THAT(error([&](EditedFile& file) {
                  file.tensors["position.1"] = one_number("position.1", tokens);
                }),
@@ -323,6 +330,84 @@ TEMPLATE_TEST_CASE("narrow caches are saved as they are stored, and refused by a
           error_of<ShapeError>([&] { StateMembers(target).copy_row(StateMembers(saved), 0, 0); }),
           ContainsSubstring("storage"));
       CHECK(bytes_of(target) == before);
+    }
+  }
+}
+
+/// A ring of 5 rows whose layer looks back on 3.
+struct RingState {
+  Position position;       // [B]
+  Ring<float, 3, 1> keys;  // [B, 5, 2]
+
+  static void visit(auto& self, auto&& tensor) {
+    tensor("position", self.position), tensor("keys", self.keys);
+  }
+};
+RingState ring_state() { return {{2}, {{2, 5, 2}, 3}}; }
+
+/// Counts that are no position.
+struct CountState {
+  Tensor<Index, 2> counts{{2, 2}};  // [B, 2]
+
+  static void visit(auto& self, auto&& tensor) { tensor("counts", self.counts); }
+};
+
+TEST_CASE("what a ring has overwritten is part of a state file") {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "ring.state", edited_path = folder.path() / "edited.state";
+  RingState saved = ring_state();
+  StateMembers(saved).set_tokens(0, 20), StateMembers(saved).set_tokens(1, 4);
+  StateMembers(saved).rewind(0, 18);
+  save_state(path, ConstStateMembers(std::as_const(saved)));
+
+  RingState loaded = ring_state();
+  load_state(path, StateMembers(loaded));
+  CHECK(loaded.keys.reached[0] == 20);
+  CHECK_THROWS_AS(StateMembers(loaded).rewind(0, 17), CapacityError);
+  StateMembers(loaded).rewind(1, 0);
+
+  // A file from before rings had marks: nothing was taken back.
+  EditedFile older(path);
+  for (const char* const name : {"keys.reached.0", "keys.reached.1"}) older.tensors.erase(name);
+  older.write(edited_path);
+  load_state(edited_path, StateMembers(loaded));
+  CHECK(loaded.keys.reached[0] == 0);
+  StateMembers(loaded).rewind(0, 16);
+  CHECK_THROWS_AS(StateMembers(loaded).rewind(0, 15), CapacityError);
+
+  const auto before = bytes_of(loaded);
+  const auto error = [&](const std::string& name, std::int64_t number) {
+    EditedFile file(path);
+    file.tensors[name] = one_number(name, number);
+    file.write(edited_path);
+    const auto text =
+        error_of<CheckpointError>([&] { load_state(edited_path, StateMembers(loaded)); });
+    CHECK(bytes_of(loaded) == before);
+    return text;
+  };
+  CHECK_THAT(error("keys.reached.0", 21), ContainsSubstring("keys.reached.0\": a ring that has"));
+  CHECK_THAT(error("keys.reached.0", -1), ContainsSubstring("not a count of tokens; got -1"));
+  CHECK_THAT(error("keys.reached.0", std::int64_t{1} << 62), ContainsSubstring("not a count"));
+  CHECK_THAT(error("position.0", std::numeric_limits<std::int64_t>::max() - 1),
+             ContainsSubstring("position.0\": not a count of tokens"));
+}
+
+TEST_CASE("counts in a state file have bounds") {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "counts.state";
+  for (const std::int64_t count : {std::int64_t{-1}, std::int64_t{7}, max_tokens + 1}) {
+    CountState saved, loaded;
+    saved.counts(1, 0) = count;
+    save_state(path, StateMembers(saved));
+    const auto load = [&] { load_state(path, StateMembers(loaded)); };
+    if (count == 7) {
+      load();
+      CHECK(loaded.counts(1, 0) == 7);
+    } else {
+      CHECK_THAT(
+          error_of<CheckpointError>(load),
+          ContainsSubstring("counts.1\": not a count of tokens; got " + std::to_string(count)));
+      CHECK(loaded.counts(1, 0) == 0);
     }
   }
 }

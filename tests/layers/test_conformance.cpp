@@ -468,8 +468,8 @@ TEMPLATE_LIST_TEST_CASE("tokens are taken back where the past is kept entry by e
     bool can = state.members().tokens(0) == T;
     for (const auto& member : state.members().list()) {
       can = can && member.kind != Kind::fixed &&
-            (member.kind != Kind::ring || T <= member.capacity() ||
-             T - kept <= member.capacity() - member.window);
+            (member.kind != Kind::ring || T <= member.capacity ||
+             T - kept <= member.capacity - member.window);
     }
     if (!can) {
       CHECK_THROWS_AS(state.members().rewind(0, kept), seqmix::Error);

@@ -8,9 +8,11 @@
 namespace {
 
 std::atomic<std::int64_t> count = 0;
+std::atomic<std::int64_t> left = -1;  // before one fails; negative: none does
 
 void* allocate(std::size_t bytes, std::size_t alignment) {
   ++count;
+  if (left >= 0 && left-- == 0) throw std::bad_alloc();
   const std::size_t size = (bytes + alignment - 1) / alignment * alignment;
   void* memory = std::aligned_alloc(alignment, size == 0 ? alignment : size);
   if (memory == nullptr) throw std::bad_alloc();
@@ -22,6 +24,7 @@ void* allocate(std::size_t bytes, std::size_t alignment) {
 namespace support {
 
 std::int64_t allocations() { return count; }
+void fail_allocation_after(std::int64_t succeeding) { left = succeeding; }
 
 }  // namespace support
 

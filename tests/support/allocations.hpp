@@ -6,5 +6,7 @@ namespace support {
 
 /// The number of calls of any global `operator new` so far, on any thread.
 std::int64_t allocations();
+/// Makes the allocation after `succeeding` more fail, on any thread, and no other; negative: none.
+void fail_allocation_after(std::int64_t succeeding);
 
 }  // namespace support

@@ -194,7 +194,8 @@ SEQMIX_FOR_EACH_TEST_SCALAR(SEQMIX_INSTANTIATE)
 std::map<std::string, std::vector<double>> valid_numbers(AnyState& state) {
   const seqmix::StateMembers members = state.members();
   std::map<std::string, std::vector<double>> result;
-  for (const seqmix::StateMember& member : members.list()) {
+  for (const seqmix::NamedStateMember& member : members.list()) {
+    if (member.kind == seqmix::StateMember::Kind::mark) continue;  // twins never go back
     std::vector<double>& numbers = result[member.name];
     const auto append = [&]<class T>(T, const std::byte* run, Index bytes) {
       std::vector<T> typed(static_cast<std::size_t>(bytes) / sizeof(T));
@@ -207,7 +208,10 @@ std::map<std::string, std::vector<double>> valid_numbers(AnyState& state) {
       });
     };
     for (Index row = 0; row < members.batch(); ++row) {
-      member.for_each_run(row, members.tokens(row), [&](const std::byte* run, Index bytes) {
+      const seqmix::ByteRuns runs = member.runs(row, members.tokens(row));
+      for (Index i = 0; i < runs.count; ++i) {
+        const std::byte* const run = runs.first + i * runs.stride;
+        const Index bytes = runs.length;
         if (member.integral) {
           append(std::int64_t{}, run, bytes);
         } else if (member.storage == seqmix::Storage::bf16) {
@@ -221,7 +225,7 @@ std::map<std::string, std::vector<double>> valid_numbers(AnyState& state) {
         } else {
           append(double{}, run, bytes);
         }
-      });
+      }
     }
   }
   return result;

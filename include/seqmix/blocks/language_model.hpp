@@ -18,7 +18,8 @@ SEQMIX_BEGIN_NAMESPACE
 ///   logits = z, or c tanh(z / c) with a cap c
 ///
 /// Its verbs are those of a mixer, from tokens [B, T] to logits [B, T, V]. Side values go from the
-/// block that gives them to the later ones that take them.
+/// block that gives them to the later ones that take them. All blocks are checked before one runs:
+/// a verb that throws a `seqmix::Error` has changed the state of none.
 template <class Scalar>
 class LanguageModel {
  public:
@@ -34,15 +35,15 @@ class LanguageModel {
     std::vector<AnyState> blocks;
 
     /// The bytes that the tokens so far need.
-    Index used_bytes() {
+    Index used_bytes() const {
       Index bytes = 0;
-      for (AnyState& block : blocks) bytes += block.members().used_bytes();
+      for (const AnyState& block : blocks) bytes += block.members().used_bytes();
       return bytes;
     }
     /// The bytes that are held.
-    Index reserved_bytes() {
+    Index reserved_bytes() const {
       Index bytes = 0;
-      for (AnyState& block : blocks) bytes += block.members().reserved_bytes();
+      for (const AnyState& block : blocks) bytes += block.members().reserved_bytes();
       return bytes;
     }
   };
@@ -97,6 +98,7 @@ class LanguageModel {
 
   /// Logits [B, T, V] of whole sequences of tokens [B, T] from the initial state.
   void forward(View<const Index, 2> tokens, View<Scalar, 3> logits, Context& context) const {
+    check(tokens, logits);
     run(tokens, logits, context, [&](std::size_t l, View<Scalar, 3> h, Sides sides) {
       parts_.blocks[l].forward(h, h, context, sides);
     });
@@ -104,7 +106,8 @@ class LanguageModel {
   /// Continues `state` by tokens [B, T], by the parallel form.
   void prefill(View<const Index, 2> tokens, State& state, View<Scalar, 3> logits,
                Context& context) const {
-    check_state(state);
+    check(tokens, logits);
+    check(state, tokens);
     run(tokens, logits, context, [&](std::size_t l, View<Scalar, 3> h, Sides sides) {
       parts_.blocks[l].prefill(h, state.blocks[l], h, context, sides);
     });
@@ -112,13 +115,15 @@ class LanguageModel {
   /// Continues `state` by one token a row, [B], by the recurrent form.
   void step(View<const Index, 1> tokens, State& state, View<Scalar, 2> logits,
             Context& context) const {
-    check_state(state);
+    const auto column = tokens.template insert<1>();
+    const auto out = logits.template insert<1>();
+    check(column, out);
+    check(state, column);
     const Context::PrecisionScope exact(context, Precision::fp32);
-    run(tokens.template insert<1>(), logits.template insert<1>(), context,
-        [&](std::size_t l, View<Scalar, 3> h, Sides sides) {
-          const auto token = h.template merge<0>();
-          parts_.blocks[l].step(token, state.blocks[l], token, context, sides);
-        });
+    run(column, out, context, [&](std::size_t l, View<Scalar, 3> h, Sides sides) {
+      const auto token = h.template merge<0>();
+      parts_.blocks[l].step(token, state.blocks[l], token, context, sides);
+    });
   }
 
  private:
@@ -127,17 +132,6 @@ class LanguageModel {
   void run(View<const Index, 2> tokens, View<Scalar, 3> logits, Context& context,
            auto&& run_block) const {
     const Index B = tokens.extent(0), T = tokens.extent(1);
-    if (logits.shape() != Shape<3>{B, T, vocabulary()}) {
-      throw ShapeError("language model: logits have shape " + logits.shape().text() +
-                       ", expected " + Shape<3>{B, T, vocabulary()}.text());
-    }
-    for (Index b = 0; b < B; ++b) {
-      for (Index t = 0; t < T; ++t) {
-        if (tokens(b, t) >= 0 && tokens(b, t) < vocabulary()) continue;
-        throw ShapeError("language model: token " + std::to_string(tokens(b, t)) +
-                         " is not in the vocabulary of " + std::to_string(vocabulary()));
-      }
-    }
     auto scratch = context.scratch<Scalar>();
     auto h = scratch(B, T, d_model());  // [B, T, D]
     for (Index b = 0; b < B; ++b) {
@@ -159,10 +153,32 @@ class LanguageModel {
           context, [cap](auto z) { return simd::tanh(z / cap) * cap; }, logits, logits);
     }
   }
-  void check_state(const State& state) const {
+  void check(View<const Index, 2> tokens, View<Scalar, 3> logits) const {
+    const Index B = tokens.extent(0), T = tokens.extent(1);
+    if (logits.shape() != Shape<3>{B, T, vocabulary()}) {
+      throw ShapeError("language model: logits have shape " + logits.shape().text() +
+                       ", expected " + Shape<3>{B, T, vocabulary()}.text());
+    }
+    if (logits.extent(2) > 1 && logits.stride(2) != 1) {
+      throw ShapeError("language model: the last dimension of logits has stride " +
+                       std::to_string(logits.stride(2)) + ", expected 1");
+    }
+    detail::check_output("language model", "logits", logits.shape(), logits.strides());
+    for (Index b = 0; b < B; ++b) {
+      for (Index t = 0; t < T; ++t) {
+        if (tokens(b, t) >= 0 && tokens(b, t) < vocabulary()) continue;
+        throw ShapeError("language model: token " + std::to_string(tokens(b, t)) +
+                         " is not in the vocabulary of " + std::to_string(vocabulary()));
+      }
+    }
+  }
+  void check(const State& state, View<const Index, 2> tokens) const {
     if (state.blocks.size() != parts_.blocks.size()) {
       throw ShapeError("language model: the state has " + std::to_string(state.blocks.size()) +
                        " blocks, expected " + std::to_string(parts_.blocks.size()));
+    }
+    for (std::size_t l = 0; l < state.blocks.size(); ++l) {
+      parts_.blocks[l].check(state.blocks[l], tokens.extent(0), tokens.extent(1));
     }
   }
 

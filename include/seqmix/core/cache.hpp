@@ -139,8 +139,8 @@ class Cache {
     return {storage_, with_shape(bytes_.view()), with_shape(scales_.view())};
   }
   /// [..., bytes of an entry] and [..., 1 or 0].
-  Tensor<std::byte, Rank>& bytes() { return bytes_; }
-  Tensor<bfloat16, Rank>& scales() { return scales_; }
+  const Tensor<std::byte, Rank>& bytes() const { return bytes_; }
+  const Tensor<bfloat16, Rank>& scales() const { return scales_; }
 
  private:
   Shape<Rank> with_last(Index extent) const {
@@ -161,6 +161,9 @@ class Cache {
   Tensor<std::byte, Rank> bytes_;
   Tensor<bfloat16, Rank> scales_;
 };
+
+/// A row of a state sees at most so many tokens: positions are numbers that a double holds.
+inline constexpr Index max_tokens = Index{1} << 53;
 
 /// The number of tokens that each batch row of a state has seen, [B]. The mixer advances it.
 struct Position {
@@ -192,17 +195,20 @@ struct Appended {
 /// The last entries of a stream, batch first: position p lies in slot p mod rows along `Axis`.
 ///
 /// A layer looks back on `window` positions. Of what the other rows hold, that many tokens can be
-/// taken back. Slots that no token has reached are undefined.
+/// taken back from the most that the row has ever seen, which later ones have not overwritten: the
+/// state's position, or `reached` where some were taken back since. Slots that no token has reached
+/// are undefined.
 template <class Scalar, Index Rank, Index Axis>
 struct Ring {
   static_assert(Axis > 0 && Axis < Rank);
   static constexpr Index ring_axis = Axis;
   Cache<Scalar, Rank> entries;
   Index window = 0;
+  Tensor<Index, 1> reached;  // [B], the most tokens before some were taken back
 
   Ring() = default;
   Ring(Shape<Rank> shape, Index visible, Memory memory = {}, Storage storage = Storage::native)
-      : entries(shape, memory, storage), window(visible) {}
+      : entries(shape, memory, storage), window(visible), reached({shape[0]}, memory) {}
   Index rows() const { return entries.extent(Axis); }
   CacheView<Scalar, Rank> view() { return entries.view(); }
   CacheView<const Scalar, Rank> view() const { return entries.view(); }

@@ -237,6 +237,27 @@ constexpr bool disjoint(const View<T, 3>& x, const View<U, 3>& y) {
                       : -offset >= y.extent(2) && x.extent(2) - offset <= pitch);
 }
 
+/// Whether two indices of a view with these strides may be one number: whether the elements along
+/// one axis lie within the reach of those along axes of smaller strides.
+template <Index Rank>
+constexpr bool overlaps_itself(const Shape<Rank>& shape, const Shape<Rank>& strides) {
+  const auto size = [](Index stride) { return stride < 0 ? -stride : stride; };
+  std::array<bool, static_cast<std::size_t>(Rank)> done{};
+  for (Index reach = 0, round = 0; round < Rank; ++round) {
+    Index next = -1;
+    for (Index axis = 0; axis < Rank; ++axis) {
+      if (shape[axis] == 0) return false;
+      if (shape[axis] == 1 || done[static_cast<std::size_t>(axis)]) continue;
+      if (next < 0 || size(strides[axis]) < size(strides[next])) next = axis;
+    }
+    if (next < 0) return false;
+    if (size(strides[next]) <= reach) return true;
+    reach += (shape[next] - 1) * size(strides[next]);
+    done[static_cast<std::size_t>(next)] = true;
+  }
+  return false;
+}
+
 /// Copies numbers between views of one shape.
 template <class T, class U, Index Rank>
 void copy(const View<T, Rank>& from, const View<U, Rank>& to) {

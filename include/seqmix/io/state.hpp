@@ -29,26 +29,133 @@ inline DType state_dtype(const StateMember& member) {
   return member.number_size == 4 ? DType::f32 : DType::f64;
 }
 
-/// The shape that row `row` of a member has in a file.
+/// The shape that a row of a member has in a file.
 inline std::vector<Index> row_shape(const StateMember& member, Index tokens) {
-  std::vector<Index> shape(member.shape.begin() + 1, member.shape.end());
-  const auto axis = static_cast<std::size_t>(member.axis - 1);
-  if (member.kind == StateMember::Kind::appended) shape[axis] = tokens;
-  if (member.kind == StateMember::Kind::ring) shape[axis] = std::min(tokens, shape[axis]);
+  const auto row = member.shape().subspan(1);
+  std::vector<Index> shape(row.begin(), row.end());
+  if (member.is_cache()) {
+    const bool is_ring = member.kind == StateMember::Kind::ring;
+    shape[static_cast<std::size_t>(member.axis - 1)] =
+        is_ring ? std::min(tokens, member.capacity) : tokens;
+  }
   return shape;
 }
+
+/// A state file beside the state that it is to fill.
+class StateFile {
+ public:
+  StateFile(const std::filesystem::path& path, const StateMembers& state)
+      : file_(Safetensors::open(path, FileAccess::copied)), state_(state) {
+    expect_metadata("format", std::string(state_format));
+    expect_metadata("rows", std::to_string(state.batch()));
+    read_positions();
+    for_each_tensor([&](const NamedStateMember& member, Index row, const StoredTensor& tensor) {
+      check_tensor(member, row, tensor);
+    });
+    file_.expect_no_others(known_);
+  }
+  void fill() {
+    const Index none = 0;
+    for (const NamedStateMember& member : members_) {
+      for (Index row = 0; row < member.batch() && member.kind == StateMember::Kind::mark; ++row) {
+        state_.fill_row(member, row, 0, reinterpret_cast<const std::byte*>(&none));
+      }
+    }
+    for_each_tensor([&](const NamedStateMember& member, Index row, const StoredTensor& tensor) {
+      state_.fill_row(member, row, tokens_of(row), tensor.bytes.data());
+    });
+  }
+
+ private:
+  void expect_metadata(const std::string& key, const std::string& expected) const {
+    const auto found = file_.metadata().find(key);
+    const std::string got = found == file_.metadata().end() ? "nothing" : found->second;
+    if (got == expected) return;
+    throw CheckpointError(file_.source() + ": metadata " + key + " is " + got + ", expected " +
+                          expected);
+  }
+  Index& tokens_of(Index row) { return tokens_[static_cast<std::size_t>(row)]; }
+  /// Calls `body(member, row, tensor)`; a file from before rings had marks has none of them.
+  void for_each_tensor(auto&& body) {
+    for (const NamedStateMember& member : members_) {
+      for (Index row = 0; row < member.batch(); ++row) {
+        const std::string name = member.name + "." + std::to_string(row);
+        if (member.kind == StateMember::Kind::mark && !file_.contains(name)) continue;
+        body(member, row, file_.entry(name));
+      }
+    }
+  }
+  /// The one integer of a tensor that counts tokens.
+  static Index count_of(const StoredTensor& tensor) {
+    if (tensor.dtype != DType::i64 || !tensor.shape.empty()) {
+      tensor.fail("not a position", shape_text(tensor.shape), "one I64 number");
+    }
+    check_counts(tensor);
+    return static_cast<Index>(tensor.integers()[0]);
+  }
+  static void check_counts(const StoredTensor& tensor) {
+    const auto numbers = tensor.integers();
+    for (Index i = 0; i < numbers.size(); ++i) {
+      if (numbers[i] >= 0 && numbers[i] <= max_tokens) continue;
+      tensor.fail("not a count of tokens", std::to_string(numbers[i]),
+                  "0 to " + std::to_string(max_tokens));
+    }
+  }
+  void read_positions() {
+    for_each_tensor([&](const NamedStateMember& member, Index row, const StoredTensor& tensor) {
+      if (member.kind == StateMember::Kind::position) tokens_of(row) = count_of(tensor);
+    });
+  }
+  void check_tensor(const NamedStateMember& member, Index row, const StoredTensor& tensor) {
+    using Kind = StateMember::Kind;
+    const Index seen = tokens_of(row);
+    known_.insert(tensor.name);
+    if (tensor.dtype != state_dtype(member)) {
+      tensor.fail("wrong dtype", to_string(tensor.dtype), to_string(state_dtype(member)));
+    }
+    const std::vector<Index> expected = row_shape(member, seen);
+    if (tensor.shape != expected) {
+      tensor.fail("wrong shape", shape_text(tensor.shape), shape_text(expected));
+    }
+    if (member.kind == Kind::appended && seen > member.capacity) {
+      throw CapacityError(file_.source() + ": " + tensor.name + " holds " + std::to_string(seen) +
+                          " tokens, more than the state's capacity of " +
+                          std::to_string(member.capacity));
+    }
+    if (member.integral) check_counts(tensor);
+    if (member.kind == Kind::position && count_of(tensor) != seen) {
+      tensor.fail("positions disagree", std::to_string(count_of(tensor)), std::to_string(seen));
+    }
+    if (member.kind == Kind::mark) {
+      const Index reached = std::max(count_of(tensor), seen);
+      if (!member.can_go_back(reached, seen)) {
+        tensor.fail("a ring that has overwritten what its layer looks back on",
+                    std::to_string(reached) + " tokens, taken back to " + std::to_string(seen),
+                    "at most " + std::to_string(member.capacity - member.window) + " taken back");
+      }
+    }
+  }
+
+  const Safetensors file_;
+  const StateMembers state_;
+  const std::vector<NamedStateMember> members_ = state_.list();
+  std::vector<Index> tokens_ = std::vector<Index>(static_cast<std::size_t>(state_.batch()), 0);
+  std::set<std::string, std::less<>> known_;
+};
 
 }  // namespace detail
 
 /// Writes a state, its valid entries only.
-inline void save_state(const std::filesystem::path& path, const StateMembers& state) {
+inline void save_state(const std::filesystem::path& path, const ConstStateMembers& state) {
   std::vector<StoredTensor> tensors;
-  for (const StateMember& member : state.list()) {
+  for (const NamedStateMember& member : state.list()) {
     for (Index row = 0; row < state.batch(); ++row) {
+      const ByteRuns runs = member.runs(row, state.tokens(row));
       auto bytes = std::make_shared<std::vector<std::byte>>();
-      member.for_each_run(row, state.tokens(row), [&](const std::byte* run, Index count) {
-        bytes->insert(bytes->end(), run, run + count);
-      });
+      for (Index i = 0; i < runs.count; ++i) {
+        const std::byte* const run = runs.first + i * runs.stride;
+        bytes->insert(bytes->end(), run, run + runs.length);
+      }
       tensors.push_back({.name = member.name + "." + std::to_string(row),
                          .dtype = detail::state_dtype(member),
                          .shape = detail::row_shape(member, state.tokens(row)),
@@ -64,71 +171,11 @@ inline void save_state(const std::filesystem::path& path, const StateMembers& st
 
 /// Fills a state that the same layer made for as many rows from a file; capacities may differ.
 ///
-/// Throws `CheckpointError` on a file of another layer, batch, number type or storage and
-/// `CapacityError` where a cache is too small; the state is then as it was.
+/// Throws `CheckpointError` on a file of another layer, batch, number type or storage and on counts
+/// of tokens that no state has, and `CapacityError` where a cache is too small; the state is then
+/// as it was.
 inline void load_state(const std::filesystem::path& path, const StateMembers& state) {
-  const Safetensors file = Safetensors::open(path, FileAccess::copied);
-  const auto expect = [&](const std::string& key, const std::string& expected) {
-    const auto found = file.metadata().find(key);
-    const std::string got = found == file.metadata().end() ? "nothing" : found->second;
-    if (got == expected) return;
-    throw CheckpointError(file.source() + ": metadata " + key + " is " + got + ", expected " +
-                          expected);
-  };
-  expect("format", std::string(detail::state_format));
-  expect("rows", std::to_string(state.batch()));
-
-  const auto tensor_of = [&](const StateMember& member, Index row) -> const StoredTensor& {
-    return file.entry(member.name + "." + std::to_string(row));
-  };
-  std::vector<Index> tokens(static_cast<std::size_t>(state.batch()), 0);
-  for (const StateMember& member : state.list()) {
-    if (member.kind != StateMember::Kind::position) continue;
-    for (Index row = 0; row < state.batch(); ++row) {
-      const StoredTensor& tensor = tensor_of(member, row);
-      if (tensor.dtype != DType::i64 || !tensor.shape.empty()) {
-        tensor.fail("not a position", detail::shape_text(tensor.shape), "one I64 number");
-      }
-      const Index seen = static_cast<Index>(tensor.integers()[0]);
-      if (seen < 0) tensor.fail("negative position", std::to_string(seen), "at least 0");
-      tokens[static_cast<std::size_t>(row)] = seen;
-    }
-  }
-  std::set<std::string, std::less<>> known;
-  for (const StateMember& member : state.list()) {
-    for (Index row = 0; row < state.batch(); ++row) {
-      const Index seen = tokens[static_cast<std::size_t>(row)];
-      const StoredTensor& tensor = tensor_of(member, row);
-      known.insert(tensor.name);
-      const std::vector<Index> expected = detail::row_shape(member, seen);
-      if (tensor.dtype != detail::state_dtype(member)) {
-        tensor.fail("wrong dtype", to_string(tensor.dtype), to_string(detail::state_dtype(member)));
-      }
-      if (tensor.shape != expected) {
-        tensor.fail("wrong shape", detail::shape_text(tensor.shape), detail::shape_text(expected));
-      }
-      if (member.kind == StateMember::Kind::position && tensor.integers()[0] != seen) {
-        tensor.fail("positions disagree", std::to_string(tensor.integers()[0]),
-                    std::to_string(seen));
-      }
-      if (member.kind == StateMember::Kind::appended && seen > member.capacity()) {
-        throw CapacityError(file.source() + ": " + tensor.name + " holds " + std::to_string(seen) +
-                            " tokens, more than the state's capacity of " +
-                            std::to_string(member.capacity()));
-      }
-    }
-  }
-  file.expect_no_others(known);
-  for (const StateMember& member : state.list()) {
-    for (Index row = 0; row < state.batch(); ++row) {
-      const std::byte* from = tensor_of(member, row).bytes.data();
-      member.for_each_run(row, tokens[static_cast<std::size_t>(row)],
-                          [&](std::byte* run, Index count) {
-                            std::memcpy(run, from, static_cast<std::size_t>(count));
-                            from += count;
-                          });
-    }
-  }
+  detail::StateFile(path, state).fill();
 }
 
 SEQMIX_END_NAMESPACE

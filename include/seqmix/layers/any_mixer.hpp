@@ -23,14 +23,21 @@ class AnyState {
   AnyState(const AnyState& other)
       : held_(other.held_ == nullptr ? nullptr : other.held_->clone()) {}
   AnyState(AnyState&&) noexcept = default;
-  AnyState& operator=(AnyState other) noexcept {
-    held_ = std::move(other.held_);
+  AnyState& operator=(AnyState&&) noexcept = default;
+  /// Takes over a state of the same shapes in place; nothing is allocated then.
+  AnyState& operator=(const AnyState& other) {
+    if (held_ == nullptr || other.held_ == nullptr || !held_->assign(*other.held_)) {
+      *this = AnyState(other);
+    }
     return *this;
   }
   ~AnyState() = default;
 
   /// The members with their types erased: what saving, loading and copying rows work on.
   StateMembers members() { return held_ == nullptr ? StateMembers() : held_->members(); }
+  ConstStateMembers members() const {
+    return held_ == nullptr ? ConstStateMembers() : held_->members();
+  }
 
  private:
   template <class Scalar>
@@ -39,7 +46,10 @@ class AnyState {
   struct Held {
     virtual ~Held() = default;
     virtual std::unique_ptr<Held> clone() const = 0;
+    /// Whether `other` holds the same type, whose value is then taken over.
+    virtual bool assign(const Held& other) = 0;
     virtual StateMembers members() = 0;
+    virtual ConstStateMembers members() const = 0;
     virtual const std::type_info& type() const = 0;
   };
   template <class State>
@@ -47,7 +57,13 @@ class AnyState {
     State state;
     explicit Holder(State value) : state(std::move(value)) {}
     std::unique_ptr<Held> clone() const override { return std::make_unique<Holder>(*this); }
+    bool assign(const Held& other) override {
+      if (other.type() != type()) return false;
+      state = static_cast<const Holder&>(other).state;
+      return true;
+    }
     StateMembers members() override { return StateMembers(state); }
+    ConstStateMembers members() const override { return ConstStateMembers(state); }
     const std::type_info& type() const override { return typeid(State); }
   };
 
@@ -59,10 +75,14 @@ class AnyState {
   }
   template <class State>
   State& get(std::string_view layer) {
+    return const_cast<State&>(std::as_const(*this).template get<State>(layer));
+  }
+  template <class State>
+  const State& get(std::string_view layer) const {
     if (held_ == nullptr || held_->type() != typeid(State)) {
       throw ShapeError(std::string(layer) + ": got the state of another layer");
     }
-    return static_cast<Holder<State>&>(*held_).state;
+    return static_cast<const Holder<State>&>(*held_).state;
   }
 
   std::unique_ptr<Held> held_;
@@ -90,54 +110,61 @@ class AnyMixer {
   using Sides = std::span<const NamedView<Scalar>>;
 
   AnyMixer() = default;
+  /// Whether it holds a layer; one that does not throws `Error` from each member.
+  explicit operator bool() const { return held_ != nullptr; }
   template <class Definition>
   requires std::same_as<typename Definition::Scalar, Scalar> AnyMixer(Mixer<Definition> mixer)
       : held_(std::make_shared<const Holder<Definition>>(std::move(mixer))) {}
 
-  std::string_view name() const { return held_->name(); }
-  Index d_model() const { return held_->d_model(); }
+  std::string_view name() const { return held().name(); }
+  Index d_model() const { return held().d_model(); }
   /// Whether the layer has a state: else `forward` is its only verb.
-  bool continues() const { return held_->continues(); }
+  bool continues() const { return held().continues(); }
   /// The width of the source that states are made from; 0 where there is none.
-  Index d_source() const { return held_->d_source(); }
-  std::vector<SideDescription> sides() const { return held_->sides(); }
+  Index d_source() const { return held().d_source(); }
+  std::vector<SideDescription> sides() const { return held().sides(); }
 
   AnyState make_state(Index batch, Index capacity = 0) const {
-    return held_->make_state(batch, capacity);
+    return held().make_state(batch, capacity);
   }
   AnyState make_state(View<const Scalar, 3> source, Context& context) const {
-    return held_->make_state(source, context);
+    return held().make_state(source, context);
   }
   void forward(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context,
                Sides sides = {}) const {
-    held_->forward(x, y, context, sides);
+    held().forward(x, y, context, sides);
   }
   void forward(View<const Scalar, 3> x, View<const Scalar, 3> source, View<Scalar, 3> y,
                Context& context, Sides sides = {}) const {
-    held_->forward(x, source, y, context, sides);
+    held().forward(x, source, y, context, sides);
   }
   void forward_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens,
                          View<Scalar, 2> y, Context& context, Sides sides = {}) const {
-    held_->forward_documents(x, cu_seqlens, y, context, sides);
+    held().forward_documents(x, cu_seqlens, y, context, sides);
   }
   void prefill(View<const Scalar, 3> x, AnyState& state, View<Scalar, 3> y, Context& context,
                Sides sides = {}) const {
-    held_->prefill(x, state, y, context, sides);
+    held().prefill(x, state, y, context, sides);
   }
   void prefill_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens, AnyState& state,
                          View<Scalar, 2> y, Context& context, Sides sides = {}) const {
-    held_->prefill_documents(x, cu_seqlens, state, y, context, sides);
+    held().prefill_documents(x, cu_seqlens, state, y, context, sides);
   }
   void step(View<const Scalar, 2> x, AnyState& state, View<Scalar, 2> y, Context& context,
             Sides sides = {}) const {
-    held_->step(x, state, y, context, sides);
+    held().step(x, state, y, context, sides);
   }
-  void reset(AnyState& state, Index row) const { held_->reset(state, row); }
-  void reserve(AnyState& state, Index capacity) const { held_->reserve(state, capacity); }
-  void reserve(Context& context, Index batch) const { held_->reserve(context, batch); }
+  /// Throws what continuing `state` by `tokens` tokens of each of `batch` rows would throw: what a
+  /// stack of mixers asks of all before one of them runs.
+  void check(const AnyState& state, Index batch, Index tokens) const {
+    held().check(state, batch, tokens);
+  }
+  void reset(AnyState& state, Index row) const { held().reset(state, row); }
+  void reserve(AnyState& state, Index capacity) const { held().reserve(state, capacity); }
+  void reserve(Context& context, Index batch) const { held().reserve(context, batch); }
 
   /// The number of weights.
-  Index parameters() const { return held_->parameters(); }
+  Index parameters() const { return held().parameters(); }
 
  private:
   struct Held {
@@ -159,6 +186,7 @@ class AnyMixer {
     virtual void prefill_documents(View<const Scalar, 2>, View<const Index, 1> cu_seqlens,
                                    AnyState&, View<Scalar, 2>, Context&, Sides) const = 0;
     virtual void step(View<const Scalar, 2>, AnyState&, View<Scalar, 2>, Context&, Sides) const = 0;
+    virtual void check(const AnyState&, Index batch, Index tokens) const = 0;
     virtual void reset(AnyState&, Index row) const = 0;
     virtual void reserve(AnyState&, Index capacity) const = 0;
     virtual void reserve(Context&, Index batch) const = 0;
@@ -245,6 +273,10 @@ class AnyMixer {
         layer.step(x, held, y, context, find(sides));
       });
     }
+    void check(const AnyState& state, Index batch, Index tokens) const override {
+      with_state(state,
+                 [&](const auto& layer, const auto& held) { layer.check(held, batch, tokens); });
+    }
     void reset(AnyState& state, Index row) const override {
       with_state(state, [&](const auto& layer, auto& held) {
         if constexpr (M::reads_source) {
@@ -269,7 +301,7 @@ class AnyMixer {
       throw Error(std::string(Definition::name) + " has no " + std::string(what));
     }
     // `body` takes the mixer too: what depends on it is checked only where there is a state.
-    void with_state(AnyState& state, auto&& body) const {
+    void with_state(auto& state, auto&& body) const {
       if constexpr (M::continues) {
         body(mixer, state.template get<State>(Definition::name));
       } else {
@@ -288,6 +320,11 @@ class AnyMixer {
       return result;
     }
   };
+
+  const Held& held() const {
+    if (held_ == nullptr) throw Error("AnyMixer: holds no layer; it was made by its default");
+    return *held_;
+  }
 
   std::shared_ptr<const Held> held_;
 };

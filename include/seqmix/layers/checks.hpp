@@ -4,6 +4,7 @@
 #include <string>
 #include <string_view>
 
+#include "seqmix/core/cache.hpp"
 #include "seqmix/core/named_enum.hpp"
 #include "seqmix/core/view.hpp"
 #include "seqmix/layers/name.hpp"
@@ -25,6 +26,15 @@ inline void check_view(std::string_view layer, std::string_view which, const Sha
   if (shape[2] > 1 && strides[2] != 1) {
     throw ShapeError(std::string(layer) + ": the last dimension of " + std::string(which) +
                      " has stride " + std::to_string(strides[2]) + ", expected 1");
+  }
+}
+
+/// No number of `which` belongs to two tokens.
+inline void check_output(std::string_view layer, std::string_view which, const Shape<3>& shape,
+                         const Shape<3>& strides) {
+  if (overlaps_itself(shape, strides)) {
+    throw ShapeError(std::string(layer) + ": " + std::string(which) + " overlaps itself; shape " +
+                     shape.text() + " has strides " + strides.text());
   }
 }
 
@@ -80,6 +90,14 @@ class StateCheck {
     throw ShapeError(std::string(layer_) + ": state " + member.text() + " is stored as " +
                      std::string(to_string(storage)) + ", expected " +
                      std::string(to_string(wanted)));
+  }
+  /// Position `row` of a state that anybody may have written to.
+  void check_position(const Name& member, Index row, Index past, Index coming) const {
+    if (past >= 0 && past <= max_tokens && coming <= max_tokens - past) return;
+    throw CapacityError(std::string(layer_) + ": state " + member.text() + " of row " +
+                        std::to_string(row) + " is " + std::to_string(past) + " and " +
+                        std::to_string(coming) + " tokens are to come, expected 0 to " +
+                        std::to_string(max_tokens) + " in all");
   }
   void check_room(const Name& member, Index past, Index coming, Index capacity) const {
     if (past + coming <= capacity) return;

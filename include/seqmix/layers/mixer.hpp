@@ -114,9 +114,13 @@ Index block_rows(const Definition& definition) {
 /// A layer: immutable after construction, so that many streams and threads share one.
 ///
 /// The three verbs agree: for any split of a sequence into prefill pieces and steps, outputs and
-/// final state are those of one `forward`. Each checks shapes first and throws before anything is
-/// written. x and y are the same view or disjoint; their last dimension is contiguous. `side` holds
-/// the side values of a layer that declares some, [B, T, width] each; all others have none.
+/// final state are those of one `forward`. x and y are the same view or disjoint, no number of y
+/// belongs to two tokens, and their last dimension is contiguous. `side` holds the side values of a
+/// layer that declares some, [B, T, width] each; all others have none.
+///
+/// A verb that throws a `seqmix::Error` has written nothing: it checks first. After any other
+/// exception (no memory, an executor's own) the state is valid and its numbers are unspecified:
+/// `reset` and assigning a copy make it good again.
 template <MixerDefinition Definition>
 class Mixer {
  public:
@@ -149,7 +153,7 @@ class Mixer {
       throw ShapeError(std::string(name) + ": make_state(" + std::to_string(batch) + ", " +
                        std::to_string(capacity) + "), expected sizes of at least 0");
     }
-    return definition_.make_state(batch, capacity, Memory{}.with_caches(options_.caches));
+    return start(batch, capacity, Memory{});
   }
   /// The state before the first token of rows that read `source` [B, S, d_source].
   State make_state(View<const Scalar, 3> source, Context& context) const requires reads_source {
@@ -164,7 +168,7 @@ class Mixer {
     if (x.empty()) return;
     if constexpr (continues) {
       auto scope = context.scratch<Scalar>();
-      State state = definition_.make_state(x.extent(0), x.extent(1), scratch_memory(context));
+      State state = start(x.extent(0), x.extent(1), Memory(context.arena()));
       run_blocks(x, state, y, context, side);
     } else {
       definition_.run(x, y, context);
@@ -181,7 +185,8 @@ class Mixer {
     }
     if (x.empty()) return;
     auto scope = context.scratch<Scalar>();
-    State state = definition_.make_state(source, scratch_memory(context), context);
+    State state = definition_.make_state(
+        source, Memory(context.arena()).with_caches(options_.caches), context);
     run_blocks(x, state, y, context, side);
   }
   /// Documents packed behind each other: y [T, D] of x [T, D], where document i is the tokens from
@@ -195,7 +200,7 @@ class Mixer {
     if (x.empty()) return;
     if constexpr (continues) {
       auto scope = context.scratch<Scalar>();
-      State state = definition_.make_state(documents, longest, scratch_memory(context));
+      State state = start(documents, longest, Memory(context.arena()));
       run_documents(x, cu_seqlens, state, y, context, side);
     } else {
       for (Index i = 0; i < documents; ++i) {
@@ -258,15 +263,20 @@ class Mixer {
     step(x, state, x, context, side);
   }
 
-  /// Sets batch row `row` back to the state before its first token.
+  /// Throws what continuing `state` by `tokens` tokens of each of `batch` rows would throw.
+  void check(const State& state, Index batch, Index tokens) const requires continues {
+    check_state(state, batch, [&](Index) { return tokens; });
+  }
+
+  /// Sets batch row `row` back to the state before its first token. Allocates nothing.
   void reset(State& state, Index row) const requires(continues && !reads_source) {
-    State fresh = make_state(1, 0);
-    StateMembers(state).copy_row(StateMembers(fresh), 0, row);
+    ConstStateMembers(state).check_row("reset", row);
+    start_row(state, row);
   }
 
   /// Gives the caches of `state` room for `capacity` tokens; what they hold is kept.
   void reserve(State& state, Index capacity) const requires(continues && !reads_source) {
-    const StateMembers members(state);
+    const ConstStateMembers members(state);
     State larger = make_state(members.batch(), capacity);
     const StateMembers larger_members(larger);
     for (Index row = 0; row < members.batch(); ++row) larger_members.copy_row(members, row, row);
@@ -274,8 +284,15 @@ class Mixer {
   }
 
  private:
-  Memory scratch_memory(Context& context) const {
-    return Memory(context.arena()).with_caches(options_.caches);
+  /// The state before the first token, in any memory.
+  State start(Index batch, Index capacity, Memory memory) const {
+    State state = definition_.make_state(batch, capacity, memory.with_caches(options_.caches));
+    State::visit(state, []<class Member>(const Name&, Member& member, auto... starts_at) {
+      (std::fill_n(member.data(), member.size(),
+                   static_cast<typename Member::value_type>(starts_at.value)),
+       ...);
+    });
+    return state;
   }
 
   static Definition define(Config config, Weights weights, Options options) {
@@ -341,7 +358,7 @@ class Mixer {
     } else {
       definition_.template run<form>(x, state, side, y, context);
     }
-    State::visit(state, [&]<class Member>(const Name&, Member& member) {
+    State::visit(state, [&]<class Member>(const Name&, Member& member, auto...) {
       if constexpr (std::same_as<Member, Position>) {
         if (context.packed()) {
           for (const Piece& piece : context.pieces()) member[piece.row] += piece.count;
@@ -363,11 +380,16 @@ class Mixer {
     if (!(x == View<const Scalar, 3>(y)) && !disjoint(x, y)) {
       throw ShapeError(std::string(name) + ": x and y overlap; they must be one view or disjoint");
     }
-    Side::visit(side, definition_.c,
-                [&](std::string_view which, const View<Scalar, 3>& view, Index width, SideRole) {
-                  detail::check_side(name, which, view.shape(), view.strides(),
-                                     {x.extent(0), x.extent(1), width});
-                });
+    detail::check_output(name, "y", y.shape(), y.strides());
+    Side::visit(
+        side, definition_.c,
+        [&](std::string_view which, const View<Scalar, 3>& view, Index width, SideRole role) {
+          detail::check_side(name, which, view.shape(), view.strides(),
+                             {x.extent(0), x.extent(1), width});
+          if (role == SideRole::output) {
+            detail::check_output(name, which, view.shape(), view.strides());
+          }
+        });
   }
   void check_source(const View<const Scalar, 3>& source) const requires reads_source {
     detail::check_view(name, "source", source.shape(), source.strides(), definition_.c.d_source);
@@ -388,25 +410,29 @@ class Mixer {
   }
   /// Compares without allocating: the state of another config, batch or a full cache never runs.
   /// `tokens(row)` are about to come.
-  void check_state(State& state, Index batch, auto&& tokens) const {
+  void check_state(const State& state, Index batch, auto&& tokens) const {
     detail::StateCheck check(name, batch, expected_extents_);
-    State::visit(state, [&]<class Member>(const Name& member_name, Member& member) {
+    State::visit(state, [&]<class Member>(const Name& member_name, const Member& member, auto...) {
       const auto& numbers = state_tensor(member);
       check.check_extents(member_name, numbers.shape().extents);
       if constexpr (requires { numbers.storage(); }) {
         check.check_storage(member_name, numbers.storage());
       }
+      if constexpr (requires { member.reached; }) {
+        check.check_extents(member_name, member.reached.shape().extents);
+      }
     });
     Index past = 0, coming = 0;  // of the row that will be longest
-    State::visit(state, [&]<class Member>(const Name&, Member& member) {
+    State::visit(state, [&]<class Member>(const Name& member_name, const Member& member, auto...) {
       if constexpr (std::same_as<Member, Position>) {
         for (Index row = 0; row < batch; ++row) {
+          check.check_position(member_name, row, member[row], tokens(row));
           if (member[row] + tokens(row) <= past + coming) continue;
           past = member[row], coming = tokens(row);
         }
       }
     });
-    State::visit(state, [&]<class Member>(const Name& member_name, Member& member) {
+    State::visit(state, [&]<class Member>(const Name& member_name, const Member& member, auto...) {
       if constexpr (requires { Member::axis; }) {
         check.check_room(member_name, past, coming, member.capacity());
       }
@@ -424,7 +450,8 @@ class Mixer {
         if (extents[i] != longer[i]) extents[i] = any_extent;
       }
     } else if constexpr (continues) {
-      extents = extents_of(definition_.make_state(1, 1, Memory{}.with_caches(options_.caches)));
+      extents = extents_of(
+          definition_.make_state(1, 1, Memory::shapes_only().with_caches(options_.caches)));
     }
     return extents;
   }
@@ -433,9 +460,9 @@ class Mixer {
     return extents_of(definition_.make_state(Tensor<Scalar, 3>({1, length, definition_.c.d_source}),
                                              Memory{}.with_caches(options_.caches), context));
   }
-  static std::vector<Index> extents_of(State fresh) {
+  static std::vector<Index> extents_of(const State& fresh) {
     std::vector<Index> extents;
-    State::visit(fresh, [&]<class Member>(const Name&, Member& member) {
+    State::visit(fresh, [&]<class Member>(const Name&, const Member& member, auto...) {
       const auto& shape = state_tensor(member).shape().extents;
       extents.insert(extents.end(), shape.begin(), shape.end());
       if constexpr (requires { Member::axis; }) {
@@ -445,13 +472,15 @@ class Mixer {
       if constexpr (requires { state_tensor(member).storage(); }) {
         extents.push_back(static_cast<Index>(state_tensor(member).storage()));
       }
+      if constexpr (requires { member.reached; }) extents.push_back(1);
     });
     return extents;
   }
 
   Options options_;
   Definition definition_;
-  // Of every state member in the order of `visit`, of a cache with its storage behind them.
+  // Of every state member in the order of `visit`, of a cache with its storage behind them, of a
+  // ring with the extent of its marks, too.
   std::vector<Index> expected_extents_;
 };
 

@@ -1,13 +1,16 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "seqmix/core/cache.hpp"
+#include "seqmix/core/context.hpp"
 #include "seqmix/layers/name.hpp"
 
 namespace seqmix {
@@ -21,7 +24,7 @@ struct NoState {
 /// The numbers behind a member of a state, whatever its kind.
 template <class Member>
 auto& state_tensor(Member& member) {
-  if constexpr (std::same_as<Member, Position>) {
+  if constexpr (std::same_as<std::remove_const_t<Member>, Position>) {
     return member.tokens;
   } else if constexpr (requires { member.entries; }) {
     return member.entries;
@@ -30,221 +33,377 @@ auto& state_tensor(Member& member) {
   }
 }
 
+/// Sets one batch row back to what it was before its first token. Allocates nothing.
+template <class State>
+void start_row(State& state, Index row) {
+  State::visit(state, [&]<class Member>(const Name&, Member& member, auto... starts_at) {
+    if constexpr (std::same_as<Member, Position>) {
+      member[row] = 0;
+    } else if constexpr (requires { member.reached; }) {
+      member.reached[row] = 0;
+    } else if constexpr (!requires { state_tensor(member).storage(); }) {
+      using Number = typename Member::value_type;
+      const Index numbers = member.extent(0) == 0 ? 0 : member.size() / member.extent(0);
+      const Number first = (Number{} + ... + static_cast<Number>(starts_at.value));
+      std::fill_n(member.data() + row * numbers, numbers, first);
+    }
+  });
+}
+
+/// Bytes that lie in runs of one length at one distance.
+struct ByteRuns {
+  const std::byte* first = nullptr;
+  Index count = 0, stride = 0, length = 0;
+
+  Index size() const { return count * length; }
+};
+
 /// One member of a state with its type erased; the numbers are row-major, batch first.
 struct StateMember {
-  enum class Kind { fixed, appended, ring, position };
+  /// `fixed`: all of it is remembered. `mark`: of a ring, the most tokens that each row had seen
+  /// before some were taken back.
+  enum class Kind { fixed, appended, ring, position, mark };
 
-  std::string name;
   Kind kind = Kind::fixed;
-  std::vector<Index> shape;
-  Index axis = 0;         // of an appended member or a ring: the one that counts tokens
-  Index window = 0;       // of a ring: the positions that its layer looks back on
+  std::array<Index, 8> extents{};
+  Index rank = 0;
+  Index axis = 0;         // of a cache: the one that counts tokens
+  Index capacity = 0;     // of a cache and its mark: the tokens that there is room for
+  Index window = 0;       // of a ring and its mark: the positions that its layer looks back on
   Index number_size = 0;  // bytes of one number
   Storage storage = Storage::native;
   bool integral = false;
-  std::byte* data = nullptr;
+  const std::byte* data = nullptr;
 
-  Index size() const {
-    Index product = 1;
-    for (const Index extent : shape) product *= extent;
-    return product;
+  std::span<const Index> shape() const { return {extents.data(), static_cast<std::size_t>(rank)}; }
+  Index extent(Index i) const { return extents[static_cast<std::size_t>(i)]; }
+  Index batch() const { return extents.front(); }
+  Index size() const { return product(0, rank); }
+  bool is_cache() const { return kind == Kind::appended || kind == Kind::ring; }
+
+  /// Where the bytes lie that batch row `row` remembers of `tokens` tokens: of a cache the entries
+  /// that are there, else everything.
+  ByteRuns runs(Index row, Index tokens) const {
+    const Index row_bytes = product(1, rank) * number_size;
+    const std::byte* const first = data + row * row_bytes;
+    if (!is_cache()) return {first, 1, row_bytes, row_bytes};
+    const Index entry = product(axis + 1, rank) * number_size;
+    return {first, product(1, axis), capacity * entry, std::min(tokens, capacity) * entry};
   }
-  Index capacity() const { return shape[static_cast<std::size_t>(axis)]; }
+  /// Whether the row can go back from `reached` tokens to `tokens`: whether what the layer would
+  /// look back on has not been overwritten.
+  bool can_go_back(Index reached, Index tokens) const {
+    return reached <= capacity || reached - tokens <= capacity - window;
+  }
 
-  /// Calls `body(first byte, bytes)` for each run of bytes that holds what batch row `row`
-  /// remembers of `tokens` tokens, in order: of a cache the entries that are there, else
-  /// everything.
-  void for_each_run(Index row, Index tokens, auto&& body) const {
-    const Index row_bytes = shape[0] == 0 ? 0 : size() / shape[0] * number_size;
-    std::byte* first = data + row * row_bytes;
-    if (kind != Kind::appended && kind != Kind::ring) {
-      if (row_bytes > 0) body(first, row_bytes);
-      return;
-    }
-    if (kind == Kind::ring) tokens = std::min(tokens, capacity());
-    Index outer = 1, inner = number_size;
-    for (Index i = 1; i < axis; ++i) outer *= shape[static_cast<std::size_t>(i)];
-    for (std::size_t i = static_cast<std::size_t>(axis) + 1; i < shape.size(); ++i) {
-      inner *= shape[i];
-    }
-    for (Index i = 0; i < outer && tokens > 0; ++i) {
-      body(first + i * capacity() * inner, tokens * inner);
-    }
+ private:
+  Index product(Index from, Index to) const {
+    Index result = 1;
+    for (Index i = from; i < to; ++i) result *= extent(i);
+    return result;
   }
 };
+struct NamedStateMember : StateMember {
+  std::string name;
+};
 
-/// The members of a state, in the order in which its `visit` names them.
-class StateMembers {
+/// What a state holds, for reading: its members in the order in which its `visit` names them. The
+/// state must outlive it. Nothing here allocates but texts and `list`.
+class ConstStateMembers {
  public:
+  ConstStateMembers() = default;
   template <class State>
-  requires(!std::is_const_v<State>) explicit StateMembers(State& state) {
-    State::visit(state, [&]<class Member>(const Name& name, Member& member) {
-      using Kind = StateMember::Kind;
-      StateMember described;
-      described.name = name.text();
-      if constexpr (requires { Member::axis; }) {
-        described.kind = Kind::appended, described.axis = Member::axis;
-      } else if constexpr (requires { Member::ring_axis; }) {
-        described.kind = Kind::ring, described.axis = Member::ring_axis;
-        described.window = member.window;
-      } else if constexpr (std::same_as<Member, Position>) {
-        described.kind = Kind::position;
-      }
-      add(std::move(described), state_tensor(member));
-    });
-  }
-  StateMembers() = default;
+  requires(!std::derived_from<State, ConstStateMembers>) explicit ConstStateMembers(
+      const State& state)
+      : state_(&state), visit_(&visit_state<State>) {}
 
-  const std::vector<StateMember>& list() const& { return list_; }
-  std::vector<StateMember> list() && { return std::move(list_); }
-  Index batch() const { return list_.empty() ? 0 : list_.front().shape.front(); }
+  using Body = FunctionRef<void(const Name&, const StateMember&)>;
+  void for_each(Body body) const {
+    if (visit_ != nullptr) visit_(state_, body);
+  }
+  std::vector<NamedStateMember> list() const {
+    std::vector<NamedStateMember> result;
+    for_each([&](const Name& name, const StateMember& member) {
+      result.push_back({member, name.text()});
+    });
+    return result;
+  }
+  bool empty() const {
+    bool none = true;
+    for_each([&](const Name&, const StateMember&) { none = false; });
+    return none;
+  }
+  Index batch() const {
+    Index rows = 0;
+    for_each([&](const Name&, const StateMember& member) { rows = member.batch(); });
+    return rows;
+  }
   /// The number of tokens that `row` has seen; 0 where the state does not count them.
   Index tokens(Index row) const {
-    const StateMember* position = find_position();
-    if (position == nullptr) return 0;
-    Index value = 0;
-    std::memcpy(&value, position->data + row * position->number_size, sizeof(value));
-    return value;
-  }
-  void set_tokens(Index row, Index value) const {
-    for (const StateMember& member : list_) {
-      if (member.kind != StateMember::Kind::position) continue;
-      std::memcpy(member.data + row * member.number_size, &value, sizeof(value));
-    }
-  }
-
-  /// Takes back the last tokens of `row`, so that it has seen `tokens`. Only what keeps its past
-  /// entry by entry can do so: a state with any other member throws, and a ring that has
-  /// overwritten what its layer would look back on. Then go back to a copy instead.
-  void rewind(Index row, Index tokens) const {
-    check_row("rewound", *this, row);
-    const Index seen = this->tokens(row), back = seen - tokens;
-    if (find_position() == nullptr || back < 0 || tokens < 0) {
-      throw ShapeError("rewind: row " + std::to_string(row) + " has seen " + std::to_string(seen) +
-                       " tokens, it cannot go back to " + std::to_string(tokens));
-    }
-    for (const StateMember& member : list_) {
-      if (member.kind == StateMember::Kind::fixed) {
-        throw ShapeError("rewind: state " + member.name + " does not keep its past; copy the row");
-      }
-      if (member.kind == StateMember::Kind::ring && seen > member.capacity() &&
-          back > member.capacity() - member.window) {
-        throw CapacityError("rewind: state " + member.name + " can take back " +
-                            std::to_string(member.capacity() - member.window) + " tokens, not " +
-                            std::to_string(back));
-      }
-    }
-    set_tokens(row, tokens);
+    check_row("tokens", row);
+    return position_of(row);
   }
 
   /// The bytes that the tokens so far need, and the bytes that are held.
   Index used_bytes() const {
     Index bytes = 0;
-    for (const StateMember& member : list_) {
-      for (Index row = 0; row < batch(); ++row) {
-        member.for_each_run(row, tokens(row), [&](std::byte*, Index run) { bytes += run; });
-      }
+    for (Index row = 0; row < batch(); ++row) {
+      const Index tokens = position_of(row);
+      for_each([&](const Name&, const StateMember& member) {
+        bytes += member.runs(row, tokens).size();
+      });
     }
     return bytes;
   }
   Index reserved_bytes() const {
     Index bytes = 0;
-    for (const StateMember& member : list_) bytes += member.size() * member.number_size;
+    for_each([&](const Name&, const StateMember& member) {
+      bytes += member.size() * member.number_size;
+    });
     return bytes;
   }
 
-  /// Copies batch row `from_row` of `from` to `to_row` of this state; capacities may differ.
-  void copy_row(const StateMembers& from, Index from_row, Index to_row) const {
-    check_same_layer(from);
-    if (list_.empty()) return;
-    check_row("source", from, from_row);
-    check_row("target", *this, to_row);
-    const Index tokens = from.tokens(from_row);
-    for (const StateMember& member : list_) {
-      if (member.kind == StateMember::Kind::appended && tokens > member.capacity()) {
-        throw CapacityError("state " + member.name + ": a row of " + std::to_string(tokens) +
-                            " tokens does not fit in a capacity of " +
-                            std::to_string(member.capacity()));
-      }
-    }
-    for (std::size_t i = 0; i < list_.size(); ++i) {
-      std::vector<std::byte*> targets;
-      list_[i].for_each_run(to_row, tokens, [&](std::byte* run, Index) { targets.push_back(run); });
-      std::size_t next = 0;
-      from.list_[i].for_each_run(from_row, tokens, [&](std::byte* run, Index bytes) {
-        std::memmove(targets[next++], run, static_cast<std::size_t>(bytes));
-      });
-    }
-  }
-
   /// Throws `ShapeError` unless both states have the same members, batch and capacities aside.
-  void check_same_layer(const StateMembers& other) const {
-    bool same = list_.size() == other.list_.size();
-    for (std::size_t i = 0; same && i < list_.size(); ++i) {
-      const StateMember &a = list_[i], &b = other.list_[i];
-      same = a.name == b.name && a.kind == b.kind && a.number_size == b.number_size &&
-             a.storage == b.storage && a.shape.size() == b.shape.size() && a.axis == b.axis;
-      for (std::size_t axis = 1; same && axis < a.shape.size(); ++axis) {
-        same = a.shape[axis] == b.shape[axis] ||
-               (a.kind == StateMember::Kind::appended && static_cast<Index>(axis) == a.axis);
-      }
+  void check_same_layer(const ConstStateMembers& other) const {
+    Index members = 0, others = 0;
+    for_each([&](const Name&, const StateMember&) { ++members; });
+    other.for_each([&](const Name&, const StateMember&) { ++others; });
+    bool same = members == others && (visit_ == other.visit_ || names() == other.names());
+    if (same) {
+      for_each_pair(other, [&](const Name&, const StateMember& a, const StateMember& b) {
+        same = same && a.kind == b.kind && a.number_size == b.number_size &&
+               a.storage == b.storage && a.rank == b.rank && a.axis == b.axis;
+        for (Index i = 1; same && i < a.rank; ++i) {
+          const bool is_capacity = a.kind == StateMember::Kind::appended && i == a.axis;
+          same = is_capacity || a.extent(i) == b.extent(i);
+        }
+      });
     }
     if (!same) {
       throw ShapeError("state of another layer or storage: got " + other.text() + ", expected " +
                        text());
     }
   }
+  /// Throws `ShapeError` unless there is such a batch row; a state without members has any.
+  void check_row(std::string_view verb, Index row) const {
+    if ((row >= 0 && row < batch()) || empty()) return;
+    throw ShapeError(std::string(verb) + ": row is " + std::to_string(row) + ", expected one of " +
+                     std::to_string(batch()));
+  }
 
   std::string text() const {
     std::string result = "{";
-    for (const StateMember& member : list_) {
+    for_each([&](const Name& name, const StateMember& member) {
       if (result.size() > 1) result += ", ";
-      result += member.name + " " + text_of_extents(member.shape);
+      result += name.text() + " " + text_of_extents(member.shape());
       if (member.storage != Storage::native) {
         result.append(" ").append(to_string(member.storage));
       }
-    }
+    });
     return result + "}";
   }
 
+ protected:
+  /// Calls `body(name, member, other member)` for the members of two states side by side.
+  void for_each_pair(const ConstStateMembers& other, auto&& body) const {
+    std::array<StateMember, 32> others;  // as many at a time
+    const auto stretch = static_cast<Index>(others.size());
+    for (Index first = 0, found = stretch; found == stretch; first += stretch) {
+      Index at = found = 0;
+      other.for_each([&](const Name&, const StateMember& member) {
+        if (at++ >= first && found < stretch) others[static_cast<std::size_t>(found++)] = member;
+      });
+      at = 0;
+      for_each([&](const Name& name, const StateMember& member) {
+        const Index i = at++ - first;
+        if (i >= 0 && i < found) body(name, member, others[static_cast<std::size_t>(i)]);
+      });
+    }
+  }
+  Index position_of(Index row) const {
+    Index tokens = 0;
+    for_each([&](const Name&, const StateMember& member) {
+      if (member.kind == StateMember::Kind::position) tokens = number(member, row);
+    });
+    return tokens;
+  }
+  /// The number of one row of a member [B].
+  static Index number(const StateMember& member, Index row) {
+    Index value = 0;
+    std::memcpy(&value, member.data + row * member.number_size, sizeof(value));
+    return value;
+  }
+
  private:
+  std::vector<std::string> names() const {
+    std::vector<std::string> result;
+    for_each([&](const Name& name, const StateMember&) { result.push_back(name.text()); });
+    return result;
+  }
+
+  template <class State>
+  static void visit_state(const void* state, Body body) {
+    State::visit(*static_cast<const State*>(state),
+                 [&]<class Member>(const Name& name, const Member& member, auto...) {
+                   describe(name, member, body);
+                 });
+  }
+  template <class Member>
+  static void describe(const Name& name, const Member& member, Body body) {
+    using Kind = StateMember::Kind;
+    StateMember described;
+    if constexpr (std::same_as<Member, Position>) {
+      described.kind = Kind::position;
+    } else if constexpr (requires { member.reached; }) {
+      described.kind = Kind::ring, described.axis = Member::ring_axis;
+      described.capacity = member.rows();
+      described.window = member.window;
+    } else if constexpr (requires { Member::axis; }) {
+      described.kind = Kind::appended, described.axis = Member::axis;
+      described.capacity = member.capacity();
+    }
+    const auto& numbers = state_tensor(member);
+    if constexpr (requires { numbers.storage(); }) {
+      describe_cache(name, described, numbers, body);
+    } else {
+      body(name, of_tensor(described, numbers));
+    }
+    if constexpr (requires { member.reached; }) {
+      described.kind = Kind::mark, described.axis = 0;
+      const Name mark("reached");
+      body(mark.within(name), of_tensor(described, member.reached));
+    }
+  }
   template <class T, Index Rank>
-  void add(StateMember member, Tensor<T, Rank>& tensor) {
-    const auto& extents = tensor.shape().extents;
-    member.shape.assign(extents.begin(), extents.end());
+  static StateMember of_tensor(StateMember member, const Tensor<T, Rank>& tensor) {
+    static_assert(Rank <= static_cast<Index>(std::tuple_size_v<decltype(member.extents)>));
+    std::copy_n(tensor.shape().extents.begin(), Rank, member.extents.begin());
+    member.rank = Rank;
     member.number_size = static_cast<Index>(sizeof(T));
     member.integral = std::integral<T>;
-    member.data = reinterpret_cast<std::byte*>(tensor.data());
-    list_.push_back(std::move(member));
+    member.data = reinterpret_cast<const std::byte*>(tensor.data());
+    return member;
   }
   /// The numbers of a cache, then, of 8-bit ones, the scales as a member of their own.
   template <class Scalar, Index Rank>
-  void add(StateMember member, Cache<Scalar, Rank>& cache) {
-    StateMember scales = member;
-    add(std::move(member), cache.bytes());
-    list_.back().shape.back() = cache.extent(Rank - 1);
-    list_.back().number_size = number_size<Scalar>(cache.storage());
-    list_.back().storage = cache.storage();
+  static void describe_cache(const Name& name, const StateMember& described,
+                             const Cache<Scalar, Rank>& cache, Body body) {
+    StateMember numbers = of_tensor(described, cache.bytes());
+    numbers.extents[Rank - 1] = cache.extent(Rank - 1);
+    numbers.number_size = number_size<Scalar>(cache.storage());
+    numbers.storage = cache.storage();
+    body(name, numbers);
     if (cache.storage() != Storage::int8) return;
-    scales.name += ".scales";
+    StateMember scales = of_tensor(described, cache.scales());
+    scales.rank = Rank - 1;
     scales.storage = Storage::bf16;
-    add(std::move(scales), cache.scales());
-    list_.back().shape.pop_back();
-  }
-  const StateMember* find_position() const {
-    for (const StateMember& member : list_) {
-      if (member.kind == StateMember::Kind::position) return &member;
-    }
-    return nullptr;
-  }
-  static void check_row(std::string_view which, const StateMembers& state, Index row) {
-    if (row < 0 || row >= state.batch()) {
-      throw ShapeError("copy_row: " + std::string(which) + " row is " + std::to_string(row) +
-                       ", expected one of " + std::to_string(state.batch()));
-    }
+    const Name suffix("scales");
+    body(suffix.within(name), scales);
   }
 
-  std::vector<StateMember> list_;
+  const void* state_ = nullptr;
+  void (*visit_)(const void*, Body) = nullptr;
 };
+
+/// The same of a state that may be changed. Nothing here allocates unless it throws.
+class StateMembers : public ConstStateMembers {
+ public:
+  StateMembers() = default;
+  template <class State>
+  requires(!std::is_const_v<State> &&
+           !std::derived_from<State, ConstStateMembers>) explicit StateMembers(State& state)
+      : ConstStateMembers(state) {}
+
+  /// Says that `row` has seen `value` tokens; that the entries are theirs is the caller's word.
+  void set_tokens(Index row, Index value) const {
+    check_row("set_tokens", row);
+    if (value < 0 || value > max_tokens) {
+      throw ShapeError("set_tokens: got " + std::to_string(value) + " tokens, expected 0 to " +
+                       std::to_string(max_tokens));
+    }
+    check_room("set_tokens", *this, value);
+    for_each([&](const Name&, const StateMember& member) {
+      if (member.kind == StateMember::Kind::position) set_number(member, row, value);
+      if (member.kind == StateMember::Kind::mark) set_number(member, row, 0);
+    });
+  }
+
+  /// Takes back the last tokens of `row`, so that it has seen `tokens`. Only what keeps its past
+  /// entry by entry can do so: a state with any other member throws, and a ring that has
+  /// overwritten what its layer would look back on. Then go back to a copy instead.
+  void rewind(Index row, Index tokens) const {
+    check_row("rewind", row);
+    const Index seen = position_of(row);
+    bool counts = false;
+    for_each([&](const Name& name, const StateMember& member) {
+      counts = counts || member.kind == StateMember::Kind::position;
+      if (member.kind == StateMember::Kind::fixed) {
+        throw ShapeError("rewind: state " + name.text() +
+                         " does not keep its past; go back to a copy of the row");
+      }
+    });
+    if (!counts) throw ShapeError("rewind: the state does not count tokens");
+    if (tokens < 0 || tokens > seen) {
+      throw ShapeError("rewind: row " + std::to_string(row) + " has seen " + std::to_string(seen) +
+                       " tokens, it cannot go back to " + std::to_string(tokens));
+    }
+    for_each([&](const Name& name, const StateMember& member) {
+      if (member.kind != StateMember::Kind::mark) return;
+      const Index reached = std::max(seen, number(member, row));
+      if (member.can_go_back(reached, tokens)) return;
+      throw CapacityError("rewind: state " + name.text() + " is " + std::to_string(reached) +
+                          " tokens in row " + std::to_string(row) + ", it can go back to " +
+                          std::to_string(reached - (member.capacity - member.window)) +
+                          ", not to " + std::to_string(tokens));
+    });
+    for_each([&](const Name&, const StateMember& member) {
+      if (member.kind == StateMember::Kind::position) set_number(member, row, tokens);
+      if (member.kind == StateMember::Kind::mark) {
+        set_number(member, row, std::max(seen, number(member, row)));
+      }
+    });
+  }
+
+  /// Copies batch row `from_row` of `from` to `to_row` of this state; capacities may differ.
+  void copy_row(const ConstStateMembers& from, Index from_row, Index to_row) const {
+    check_same_layer(from);
+    from.check_row("copy_row: source", from_row);
+    check_row("copy_row: target", to_row);
+    const Index tokens = from.tokens(from_row);
+    check_room("copy_row", *this, tokens);
+    for_each_pair(from, [&](const Name&, const StateMember& to, const StateMember& source) {
+      const ByteRuns bytes = source.runs(from_row, tokens);
+      for (Index i = 0; i < bytes.count; ++i) {
+        write_run(to.runs(to_row, tokens), i, bytes.first + i * bytes.stride);
+      }
+    });
+  }
+
+  /// Fills what `row` remembers of `tokens` tokens in one member from bytes behind each other.
+  void fill_row(const StateMember& member, Index row, Index tokens, const std::byte* bytes) const {
+    const ByteRuns runs = member.runs(row, tokens);
+    for (Index i = 0; i < runs.count; ++i) write_run(runs, i, bytes + i * runs.length);
+  }
+
+ private:
+  static void check_room(std::string_view verb, const StateMembers& state, Index tokens) {
+    state.for_each([&](const Name& name, const StateMember& member) {
+      if (member.kind != StateMember::Kind::appended || tokens <= member.capacity) return;
+      throw CapacityError(std::string(verb) + ": state " + name.text() + ": a row of " +
+                          std::to_string(tokens) + " tokens does not fit in a capacity of " +
+                          std::to_string(member.capacity));
+    });
+  }
+  // The state of this class is one that may be changed: see its constructor.
+  static void write_run(const ByteRuns& to, Index i, const std::byte* bytes) {
+    if (to.length == 0) return;
+    std::memmove(const_cast<std::byte*>(to.first) + i * to.stride, bytes,
+                 static_cast<std::size_t>(to.length));
+  }
+  static void set_number(const StateMember& member, Index row, Index value) {
+    write_run(member.runs(row, 0), 0, reinterpret_cast<const std::byte*>(&value));
+  }
+};
+
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -108,7 +108,9 @@ struct LinearAttentionDefinition {
     static void visit(auto& self, auto&& tensor) {
       tensor("memory", self.memory);
       if (self.key_sum.extent(2) > 0) tensor("key_sum", self.key_sum);
-      if (self.maximum.extent(1) > 0) tensor("maximum", self.maximum);
+      if (self.maximum.extent(1) > 0) {
+        tensor("maximum", self.maximum, StartsAt{-1e30});  // below every exponent
+      }
       tensor("position", self.position);
     }
   };
@@ -118,12 +120,10 @@ struct LinearAttentionDefinition {
 
   State make_state(Index batch, Index /*capacity*/, Memory memory) const {
     const Index H = c.n_heads, F = c.features();
-    State state{.memory = {{batch, H, F, c.head_v}, memory},
-                .key_sum = {{batch, H, c.normalize ? F : 0}, memory},
-                .maximum = {{batch, c.feature_map == FeatureMap::favor ? H : 0}, memory},
-                .position = {batch, memory}};
-    fill(state.maximum.view(), Scalar(-1e30));  // below every exponent
-    return state;
+    return {.memory = {{batch, H, F, c.head_v}, memory},
+            .key_sum = {{batch, H, c.normalize ? F : 0}, memory},
+            .maximum = {{batch, c.feature_map == FeatureMap::favor ? H : 0}, memory},
+            .position = {batch, memory}};
   }
 
   template <Form form>

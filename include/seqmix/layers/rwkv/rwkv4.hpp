@@ -75,7 +75,7 @@ struct Rwkv4Definition {
     static void visit(auto& self, auto&& tensor) {
       tensor("att_shift", self.att_shift), tensor("ffn_shift", self.ffn_shift);
       tensor("numerator", self.numerator), tensor("denominator", self.denominator);
-      tensor("maximum", self.maximum);
+      tensor("maximum", self.maximum, StartsAt{wkv_initial_maximum});
     }
   };
 
@@ -94,13 +94,11 @@ struct Rwkv4Definition {
   }
 
   State make_state(Index batch, Index /*capacity*/, Memory memory) const {
-    State state{.att_shift = {{batch, 1, c.d_model}, memory},
-                .ffn_shift = {{batch, 1, c.d_model}, memory},
-                .numerator = {{batch, c.d_model}, memory},
-                .denominator = {{batch, c.d_model}, memory},
-                .maximum = {{batch, c.d_model}, memory}};
-    fill(state.maximum.view(), static_cast<Scalar>(wkv_initial_maximum));
-    return state;
+    return {.att_shift = {{batch, 1, c.d_model}, memory},
+            .ffn_shift = {{batch, 1, c.d_model}, memory},
+            .numerator = {{batch, c.d_model}, memory},
+            .denominator = {{batch, c.d_model}, memory},
+            .maximum = {{batch, c.d_model}, memory}};
   }
 
   template <Form form>
