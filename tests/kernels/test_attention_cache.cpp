@@ -87,17 +87,19 @@ TEMPLATE_TEST_CASE("zeros, tiny and huge numbers stay finite in a cache, and NaN
   const S nan = std::numeric_limits<S>::quiet_NaN();
   for (const Storage storage : storages) {
     INFO(to_string(storage));
-    Tensor<S, 4> x({1, 1, 5, 4});
+    Tensor<S, 4> x({1, 1, 6, 4});
     fill(x[0][0][1], S(1e-38));
     fill(x[0][0][2], S(3e38));
     fill(x[0][0][3], S(-7e4));
     x(0, 0, 4, 2) = nan;
+    fill(x[0][0][5], std::numeric_limits<S>::max());
     const auto back = numbers_of(stored(x, storage));
     for (Index k = 0; k < 4; ++k) {
       CHECK(back(0, 0, 0, k) == 0);
       CHECK(std::abs(back(0, 0, 1, k)) < 2e-38);
       CHECK((std::isfinite(back(0, 0, 2, k)) && back(0, 0, 2, k) > 6e4));
       CHECK((std::isfinite(back(0, 0, 3, k)) && back(0, 0, 3, k) < -6e4));
+      CHECK((std::isfinite(back(0, 0, 5, k)) && back(0, 0, 5, k) >= back(0, 0, 2, k)));
     }
     CHECK(std::isnan(back(0, 0, 4, 2)));
     CHECK((storage == Storage::int8 || back(0, 0, 4, 1) == 0));

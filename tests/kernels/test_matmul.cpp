@@ -391,6 +391,28 @@ TEMPLATE_TEST_CASE("narrow weights are the nearest numbers of their type", "[mat
   }
 }
 
+TEMPLATE_TEST_CASE("a finite weight that a storage would make infinite is refused", "[matmul]",
+                   float, double) {
+  using S = TestType;
+  constexpr S infinity = std::numeric_limits<S>::infinity();
+  const auto first = [](S number, Storage storage) {
+    Tensor<S, 2> w({3, 2});
+    w(2, 1) = number;
+    return PackedMatrix<S>(w.view(), storage).unpack()(2, 1);
+  };
+  for (const S sign : {S(1), S(-1)}) {
+    CHECK(first(sign * 65504, Storage::f16) == sign * 65504);
+    CHECK_THROWS_AS(first(sign * 65520, Storage::f16), ConfigError);
+    CHECK(first(sign * 65520, Storage::bf16) == sign * 65536);
+    CHECK(first(sign * S(0x1.FEp127), Storage::bf16) == sign * S(0x1.FEp127));
+    CHECK_THROWS_AS(first(sign * S(0x1.FFp127), Storage::bf16), ConfigError);
+    CHECK(std::isfinite(first(sign * std::numeric_limits<S>::max(), Storage::int8)));
+    for (const Storage storage : {Storage::bf16, Storage::f16}) {
+      CHECK(first(sign * infinity, storage) == sign * infinity);
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("a weight that is no number spoils its own output", "[matmul]", float, double) {
   using S = TestType;
   Context context;

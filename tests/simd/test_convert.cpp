@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <catch2/catch_template_test_macros.hpp>
@@ -6,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "seqmix/simd/convert.hpp"
@@ -83,6 +85,36 @@ TEST_CASE("integers are rounded to the nearest, ties to even, within 127", "[sim
   CHECK(simd::narrow<std::int8_t>(-2.6F) == -3);
   CHECK(simd::narrow<std::int8_t>(1e9F) == 127);
   CHECK(simd::narrow<std::int8_t>(-1e9F) == -127);
+}
+
+TEMPLATE_TEST_CASE("the largest number of a narrow type is its last before infinity", "[simd]",
+                   bfloat16, float16) {
+  const float largest = simd::largest_of<TestType>;
+  const TestType stored(largest);
+  CHECK(static_cast<float>(stored) == largest);
+  auto next = stored;
+  ++next.bits;
+  CHECK(std::isinf(static_cast<float>(next)));
+}
+
+TEMPLATE_LIST_TEST_CASE("saturated numbers stay finite, and NaN stays NaN", "[simd]", Pairs) {
+  using S = typename TestType::Scalar;
+  using Stored = typename TestType::Stored;
+  if constexpr (!std::is_same_v<Stored, std::int8_t>) {
+    const S largest(simd::largest_of<Stored>);
+    const auto saturated = [](S value) {
+      std::array<S, simd::lanes<S>> out;
+      simd::store<S>(out.data(), simd::saturate<Stored, S>(simd::Batch<S>(value)));
+      return out.back();
+    };
+    for (const S value : {S(1e5), S(3.4e38), std::numeric_limits<S>::max(),
+                          std::numeric_limits<S>::infinity(), S(65519), S(0.1), S(0)}) {
+      CHECK(saturated(value) == std::min(value, largest));
+      CHECK(saturated(-value) == -std::min(value, largest));
+      CHECK(std::isfinite(static_cast<float>(Stored(static_cast<float>(saturated(value))))));
+    }
+    CHECK(std::isnan(saturated(std::numeric_limits<S>::quiet_NaN())));
+  }
 }
 
 TEMPLATE_TEST_CASE("a type that is not narrow is loaded and stored as it is", "[simd]", float,

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -17,10 +18,6 @@ namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 namespace detail {
 
-/// The largest finite number of a narrow type.
-template <class Number>
-constexpr float largest_of = std::same_as<Number, float16> ? 65504.0F : 0x1.FEp127F;
-
 /// Writes x [K] to 8-bit integers and returns their scale, NaN where a number is not finite.
 template <class S>
 bfloat16 quantize(const View<const S, 1>& x, std::int8_t* to) {
@@ -31,7 +28,8 @@ bfloat16 quantize(const View<const S, 1>& x, std::int8_t* to) {
     zero = simd::fma<S>(v, simd::Batch<S>(S(0)), zero);
   });
   const S exact = simd::reduce_max(largest) / S(127) + simd::reduce_add(zero);
-  const bfloat16 scale(static_cast<float>(exact));
+  const S most(simd::largest_of<bfloat16>);  // doubles may ask for more
+  const bfloat16 scale(static_cast<float>(std::min(exact, most)));
   const auto rounded = static_cast<S>(static_cast<float>(scale));
   const simd::Batch<S> divisor(rounded > 0 ? rounded : S(1));
   simd::for_each_block<S>(x.extent(0), [&](Index i, auto lane_count) {
@@ -40,8 +38,9 @@ bfloat16 quantize(const View<const S, 1>& x, std::int8_t* to) {
   return scale;
 }
 
-/// Writes the entry x [K], as the cache stores it. A number beyond the largest of a narrow type
-/// becomes that; an entry in 8 bits that is not finite becomes NaN.
+/// Writes the entry x [K], as the cache stores it. What is finite stays so: a number beyond the
+/// largest of a narrow type becomes that. NaN stays NaN, and in 8 bits an entry that is not finite
+/// becomes NaN.
 template <class S>
 void store_entry(const View<const S, 1>& x, const CacheView<S, 1>& to) {
   to.visit([&]<class Number>(const View<Number, 1>& numbers) {
@@ -50,11 +49,9 @@ void store_entry(const View<const S, 1>& x, const CacheView<S, 1>& to) {
     } else if constexpr (std::same_as<Number, std::int8_t>) {
       *to.scales().data() = quantize<S>(x, numbers.data());
     } else {
-      const simd::Batch<S> bound(static_cast<S>(largest_of<Number>));
       simd::for_each_block<S>(x.extent(0), [&](Index i, auto lane_count) {
         const simd::Batch<S> v = simd::load<S>(x.data() + i, lane_count);
-        const simd::Batch<S> bounded = simd::min<S>(simd::max<S>(v, -bound), bound);
-        simd::store_as<S>(numbers.data() + i, bounded, lane_count);
+        simd::store_as<S>(numbers.data() + i, simd::saturate<Number, S>(v), lane_count);
       });
     }
   });

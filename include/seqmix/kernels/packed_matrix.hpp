@@ -1,12 +1,17 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <memory>
+#include <sstream>
 #include <type_traits>
 #include <utility>
 #include <variant>
 
+#include "seqmix/core/error.hpp"
+#include "seqmix/core/named_enum.hpp"
 #include "seqmix/core/tensor.hpp"
 #include "seqmix/simd/convert.hpp"
 
@@ -18,6 +23,14 @@ namespace detail {
 template <class S>
 inline constexpr Index panel_width = 2 * simd::lanes<S>;
 
+[[noreturn]] inline void refuse_overflow(Index output, double number, Storage storage,
+                                         float largest) {
+  std::ostringstream text;
+  text << "a number of row " << output << " is " << number << ", expected at most " << largest
+       << " in size: " << to_string(storage) << " holds no more";
+  throw ConfigError(text.str());
+}
+
 }  // namespace detail
 
 /// A weight [N, K] (out, in) in the order in which `matmul` reads it, behind a shared handle.
@@ -25,7 +38,8 @@ inline constexpr Index panel_width = 2 * simd::lanes<S>;
 /// Panels of two registers of outputs, [panel][k][output], in every storage; the last one is filled
 /// up with zeros. The number that is computed with is the stored one, which is the nearest to the
 /// weight, times the scale of its output if it is an integer (the largest weight of the output is
-/// 127 of these).
+/// 127 of these). A finite number that would become infinite is a `ConfigError`; what is not finite
+/// stays so.
 template <class S>
 class PackedMatrix {
  public:
@@ -76,9 +90,9 @@ class PackedMatrix {
       case Storage::native:
         return {arranged<S>(weight, [](Index, S w) { return w; }), {}};
       case Storage::bf16:
-        return {rounded<bfloat16>(weight), {}};
+        return {rounded<bfloat16>(weight, storage), {}};
       case Storage::f16:
-        return {rounded<float16>(weight), {}};
+        return {rounded<float16>(weight, storage), {}};
       case Storage::int8:
         break;
     }
@@ -90,9 +104,14 @@ class PackedMatrix {
     return {std::move(panels), std::move(scales)};
   }
   template <class Stored>
-  static Panels<Stored> rounded(View<const S, 2> weight) {
-    return arranged<Stored>(weight,
-                            [](Index, S w) { return simd::narrow<Stored>(static_cast<float>(w)); });
+  static Panels<Stored> rounded(View<const S, 2> weight, Storage storage) {
+    return arranged<Stored>(weight, [storage](Index n, S w) {
+      const auto stored = simd::narrow<Stored>(static_cast<float>(w));
+      if (std::isfinite(w) && !std::isfinite(static_cast<float>(stored))) {
+        detail::refuse_overflow(n, static_cast<double>(w), storage, simd::largest_of<Stored>);
+      }
+      return stored;
+    });
   }
   /// The panels of `store(output, number)`.
   template <class Stored>
@@ -109,13 +128,14 @@ class PackedMatrix {
   /// A row that has a NaN has NaN.
   static Tensor<S, 1> row_scales(View<const S, 2> weight) {
     Tensor<S, 1> scales({round_up(weight.extent(0), detail::panel_width<S>)});
+    const S most = std::nextafter(std::numeric_limits<S>::max() / 127, S(0));  // 127 are finite
     for (Index n = 0; n < weight.extent(0); ++n) {
       S largest = 0;
       for (Index k = 0; k < weight.extent(1); ++k) {
         const S size = std::abs(weight(n, k));
         if (size > largest || std::isnan(size)) largest = size;
       }
-      scales(n) = largest / 127;
+      scales(n) = std::isfinite(largest) ? std::min(largest / 127, most) : largest;
     }
     return scales;
   }

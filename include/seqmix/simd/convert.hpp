@@ -20,6 +20,10 @@ template <class T>
 concept Narrow =
     std::same_as<T, bfloat16> || std::same_as<T, float16> || std::same_as<T, std::int8_t>;
 
+/// The largest finite number of a narrow floating type.
+template <class Number>
+inline constexpr float largest_of = std::same_as<Number, float16> ? 65504.0F : 0x1.FEp127F;
+
 /// The nearest `To` of a number, ties to even. Integers stay in [-127, 127].
 template <class To>
 inline To narrow(float value) {
@@ -144,6 +148,13 @@ SEQMIX_ALWAYS_INLINE void store_as(To* to, const Batch<S>& value, Count count = 
       if (i < count) to[i] = simd::narrow<To>(static_cast<float>(wide[i]));
     }
   }
+}
+
+/// What is beyond the largest number of `To` becomes that; NaN stays NaN.
+template <class To, class S>
+SEQMIX_ALWAYS_INLINE Batch<S> saturate(const Batch<S>& value) {
+  const Batch<S> bound(static_cast<S>(largest_of<To>));
+  return simd::min<S>(simd::max<S>(value, -bound), bound);
 }
 
 }  // namespace simd
