@@ -284,8 +284,9 @@ class Mixer {
                    [&]<class P>(const Name& parameter_name, P& parameter, Shape<P::rank> expected) {
                      if (parameter.shape() != expected) {
                        throw ShapeError(std::string(name) + ": weight " + parameter_name.text() +
-                                        " has shape " + parameter.shape().text() + ", expected " +
-                                        expected.text());
+                                        (parameter ? " has shape " + parameter.shape().text()
+                                                   : std::string(" is missing")) +
+                                        ", expected " + expected.text());
                      }
                      if constexpr (requires { parameter.pack(options.weights); }) {
                        parameter.pack(options.weights);

@@ -2,11 +2,11 @@
 
 #include <cctype>
 #include <concepts>
+#include <iterator>
 #include <sstream>
 #include <string>
 #include <string_view>
 #include <type_traits>
-#include <vector>
 
 #include "seqmix/core/parameter.hpp"
 #include "seqmix/layers/name.hpp"
@@ -25,13 +25,27 @@ struct Options {
   Options(Storage of_weights, Storage of_caches) : weights(of_weights), caches(of_caches) {}
 };
 
-/// Gives a list of parts its length when weights are being filled; a const list has it already.
-template <class Part>
-void resize_parts(std::vector<Part>& parts, Index count) {
-  parts.resize(static_cast<std::size_t>(count));
+/// Calls `body(part, number)` for the `count` parts of a list that weights call `name`.
+///
+/// A list that is being filled grows by the part that is asked for, so that a config's word makes
+/// no memory before the tensors are there that it implies. What a const list lacks is an empty
+/// part.
+template <class Parts>
+void for_each_part(std::string_view name, Parts& parts, Index count, auto&& body) {
+  const typename Parts::value_type none{};
+  for (Index i = 0; i < count; ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    if constexpr (std::is_const_v<Parts>) {
+      body(at < parts.size() ? parts[at] : none, i);
+    } else {
+      body(at < parts.size() ? parts[at] : parts.emplace_back(), i);
+    }
+  }
+  if (std::ssize(parts) > count) {
+    throw ShapeError(std::string(name) + ": the weights have " + std::to_string(parts.size()) +
+                     " parts, expected " + std::to_string(count));
+  }
 }
-template <class Part>
-void resize_parts(const std::vector<Part>&, Index) {}
 
 namespace detail {
 

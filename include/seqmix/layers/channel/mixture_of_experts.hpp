@@ -83,13 +83,11 @@ struct MixtureOfExpertsDefinition {
       if (c.router == Router::deepseek_v3) {
         parameter("gate.e_score_correction_bias", self.correction_bias, {c.n_experts});
       }
-      resize_parts(self.experts, c.n_experts);
-      for (Index e = 0; e < c.n_experts; ++e) {
-        auto& expert = self.experts[static_cast<std::size_t>(e)];
+      for_each_part("experts", self.experts, c.n_experts, [&](auto& expert, Index e) {
         parameter({"experts", e, "w1.weight"}, expert.w1.weight, {c.d_ff, c.d_model});
         parameter({"experts", e, "w2.weight"}, expert.w2.weight, {c.d_model, c.d_ff});
         parameter({"experts", e, "w3.weight"}, expert.w3.weight, {c.d_ff, c.d_model});
-      }
+      });
       if (c.d_shared == 0) return;
       const Shape<2> in{c.d_shared, c.d_model}, out{c.d_model, c.d_shared};
       parameter("shared_experts.gate_proj.weight", self.shared_gate_proj.weight, in);

@@ -86,16 +86,15 @@ struct HyenaDefinition {
       parameter("filter_fn.pos_emb.z", self.positions, {1, c.max_length, c.filter_embedding});
       parameter("filter_fn.pos_emb.t", self.times, {1, c.max_length, 1});
       parameter("filter_fn.modulation.deltas", self.deltas, {1, 1, filters});
-      resize_parts(self.filter_layers, c.filter_inner_layers + 1);
       constexpr std::string_view network = "filter_fn.implicit_filter";
-      Index number = 0, in = c.filter_embedding;
-      for (auto& layer : self.filter_layers) {
-        parameter({network, number, "weight"}, layer.weight, {c.filter_width, in});
-        parameter({network, number, "bias"}, layer.bias, {c.filter_width});
-        parameter({network, number + 1, "freq"}, layer.freq, {1, c.filter_width});
-        number += 2, in = c.filter_width;
-      }
-      parameter({network, number, "weight"}, self.filter_out, {filters, c.filter_width});
+      const Index layers = c.filter_inner_layers + 1;
+      for_each_part("filter_layers", self.filter_layers, layers, [&](auto& layer, Index i) {
+        const Index in = i == 0 ? c.filter_embedding : c.filter_width;
+        parameter({network, 2 * i, "weight"}, layer.weight, {c.filter_width, in});
+        parameter({network, 2 * i, "bias"}, layer.bias, {c.filter_width});
+        parameter({network, 2 * i + 1, "freq"}, layer.freq, {1, c.filter_width});
+      });
+      parameter({network, 2 * layers, "weight"}, self.filter_out, {filters, c.filter_width});
     }
   };
 
