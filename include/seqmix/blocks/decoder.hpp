@@ -106,6 +106,10 @@ struct DecoderDefinition {
     return std::max(seqmix::block_rows(mixer), seqmix::block_rows(channel));
   }
 
+  PositionLimit position_limit() const {
+    return std::min(seqmix::position_limit(mixer), seqmix::position_limit(channel));
+  }
+
   template <Form form>
   void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
     auto scratch = context.scratch<Scalar>();

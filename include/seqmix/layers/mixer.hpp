@@ -111,6 +111,14 @@ Index block_rows(const Definition& definition) {
   return time_block_rows;
 }
 
+/// The most tokens that a stream of this definition may have. One that counts positions to an end
+/// says `position_limit()` and has a `Position` in its state, if it has one.
+template <class Definition>
+PositionLimit position_limit(const Definition& definition) {
+  if constexpr (requires { definition.position_limit(); }) return definition.position_limit();
+  return {};
+}
+
 /// A layer: immutable after construction, so that many streams and threads share one.
 ///
 /// The three verbs agree: for any split of a sequence into prefill pieces and steps, outputs and
@@ -161,6 +169,7 @@ class Mixer {
   void forward(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context,
                const Side& side = {}) const requires(!reads_source) {
     check_views(x, y, side);
+    position_limit(definition_).check(name, 0, x.extent(1));
     if (x.empty()) return;
     if constexpr (continues) {
       auto scope = context.scratch<Scalar>();
@@ -192,6 +201,7 @@ class Mixer {
       requires(!reads_source) {
     const Index documents = check_documents(x, cu_seqlens, y, side),
                 longest = longest_document(cu_seqlens);
+    position_limit(definition_).check(name, 0, longest);
     if (x.empty()) return;
     if constexpr (continues) {
       auto scope = context.scratch<Scalar>();
@@ -407,6 +417,7 @@ class Mixer {
         }
       }
     });
+    position_limit(definition_).check(name, past, coming);
     State::visit(state, [&]<class Member>(const Name& member_name, Member& member) {
       if constexpr (requires { Member::axis; }) {
         check.check_room(member_name, past, coming, member.capacity());

@@ -76,8 +76,13 @@ struct BigBirdAttentionDefinition {
   }
 
   void run(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context) const {
+  /// `random_blocks` has no rows for later blocks.
+  PositionLimit position_limit() const {
+    if (c.n_random == 0) return {};
+    return {c.n_blocks * c.block, "n_blocks * block"};
+  }
+
     const Index B = x.extent(0), T = x.extent(1), H = c.n_heads, K = c.head_dim();
-    check_length(T);
     auto scratch = context.scratch<Scalar>();
     auto q = scratch(B, T, H, K);          // [B, T, H, K]
     auto k = scratch(B, T, H, K);          // [B, T, H, K]
@@ -106,12 +111,6 @@ struct BigBirdAttentionDefinition {
   }
 
  private:
-  void check_length(Index T) const {
-    if (c.n_random == 0 || ceil_div(T, c.block) <= c.n_blocks) return;
-    throw CapacityError(std::string(name) + ": " + std::to_string(T) + " tokens have " +
-                        std::to_string(ceil_div(T, c.block)) +
-                        " blocks, and random_blocks has rows for " + std::to_string(c.n_blocks));
-  }
   void check_random_blocks() const {
     if (c.n_random == 0) return;
     for (Index h = 0; h < c.n_heads; ++h) {

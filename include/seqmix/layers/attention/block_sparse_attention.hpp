@@ -120,12 +120,7 @@ struct BlockSparseAttentionDefinition
   }
 
   State make_state(Index batch, Index capacity, Memory memory) const {
-    if (c.layout_blocks > 0 && ceil_div(capacity, c.block) > c.layout_blocks) {
-      throw CapacityError(std::string(name) + ": the layout has " +
-                          std::to_string(c.layout_blocks) + " blocks of " +
-                          std::to_string(c.block) + " tokens, and a stream of " +
-                          std::to_string(capacity) + " is longer");
-    }
+    position_limit().check(name, 0, capacity);
     const Shape<4> cache{batch, c.n_kv_heads, capacity, c.head_dim};
     const Storage storage = memory.caches();
     return {.position = {batch, memory},
@@ -134,6 +129,11 @@ struct BlockSparseAttentionDefinition
   }
 
   template <Form form>
+  PositionLimit position_limit() const {
+    if (c.layout_blocks == 0) return {};
+    return {c.layout_blocks * c.block, "layout_blocks * block"};
+  }
+
   void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
     const Index B = x.extent(0), T = x.extent(1);
     auto scratch = context.scratch<Scalar>();

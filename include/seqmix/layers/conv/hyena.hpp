@@ -128,11 +128,9 @@ struct HyenaDefinition {
   }
 
   State make_state(Index batch, Index capacity, Memory memory) const {
-    if (capacity > c.max_length) {
-      throw CapacityError("hyena: " + std::to_string(capacity) +
-                          " tokens, but the filters end at max_length " +
-                          std::to_string(c.max_length));
-    }
+  PositionLimit position_limit() const { return {c.max_length, "max_length"}; }
+
+    position_limit().check(name, 0, capacity);
     // No token is ever stepped from a state that ends with its call: it needs no sums.
     const bool spread = c.step_form == StepForm::spread;
     const Index orders = memory.ends_with_call() ? 0 : c.order - 1;

@@ -123,6 +123,11 @@ struct LinearAttentionDefinition {
                 .maximum = {{batch, c.feature_map == FeatureMap::favor ? H : 0}, memory},
                 .position = {batch, memory}};
     fill(state.maximum.view(), Scalar(-1e30));  // below every exponent
+  PositionLimit position_limit() const {
+    if (c.feature_map != FeatureMap::cosformer) return {};
+    return {c.max_length, "max_length"};
+  }
+
     return state;
   }
 
