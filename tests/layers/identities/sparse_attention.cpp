@@ -60,7 +60,8 @@ struct Sparse {
   BlockSparseAttentionWeights<double> weights;
 
   explicit Sparse(const char* pattern) {
-    config.pattern = pattern, config.block = 8;
+    config.pattern = pattern;
+    if (!config.has(SparsePattern::local) && !config.has(SparsePattern::strided)) config.block = 8;
     static_cast<AttentionWeights<double>&>(weights) = dense();
   }
   static AttentionWeights<double> dense() {

@@ -31,7 +31,8 @@ struct HyenaConfig {
     field("max_length", self.max_length), field("filter_width", self.filter_width);
     field("filter_embedding", self.filter_embedding);
     field("filter_inner_layers", self.filter_inner_layers, zero_is_legal);
-    field("conv_kernel", self.conv_kernel), field("modulation_shift", self.modulation_shift);
+    field("conv_kernel", self.conv_kernel),
+        field("modulation_shift", self.modulation_shift, is_finite);
     field("step_form", self.step_form);
   }
   void check() const { require(order >= 2, "order must be at least 2"); }
@@ -127,9 +128,9 @@ struct HyenaDefinition {
     }
   }
 
-  State make_state(Index batch, Index capacity, Memory memory) const {
   PositionLimit position_limit() const { return {c.max_length, "max_length"}; }
 
+  State make_state(Index batch, Index capacity, Memory memory) const {
     position_limit().check(name, 0, capacity);
     // No token is ever stepped from a state that ends with its call: it needs no sums.
     const bool spread = c.step_form == StepForm::spread;

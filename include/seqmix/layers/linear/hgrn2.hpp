@@ -23,7 +23,7 @@ struct Hgrn2Config {
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("n_heads", self.n_heads);
     field("head_k", self.head_k), field("head_v", self.head_v);
-    field("lower_bound", self.lower_bound), field("norm_eps", self.norm_eps);
+    field("lower_bound", self.lower_bound), field("norm_eps", self.norm_eps, at_least(0));
   }
 };
 
