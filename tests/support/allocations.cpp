@@ -7,10 +7,10 @@
 
 namespace {
 
-std::atomic<std::int64_t> count = 0;
+std::atomic<std::int64_t> count = 0, sum = 0;
 
 void* allocate(std::size_t bytes, std::size_t alignment) {
-  ++count;
+  ++count, sum += static_cast<std::int64_t>(bytes);
   const std::size_t size = (bytes + alignment - 1) / alignment * alignment;
   void* memory = std::aligned_alloc(alignment, size == 0 ? alignment : size);
   if (memory == nullptr) throw std::bad_alloc();
@@ -22,6 +22,7 @@ void* allocate(std::size_t bytes, std::size_t alignment) {
 namespace support {
 
 std::int64_t allocations() { return count; }
+std::int64_t allocated_bytes() { return sum; }
 
 }  // namespace support
 
