@@ -34,8 +34,8 @@ struct ExampleConfig {
   Gate gate = Gate::silu;
 
   static void visit(auto& self, auto&& field) {
-    field("d_model", self.d_model), field("window", self.window, zero_is_legal);
-    field("limit", self.limit), field("bias", self.bias);
+    field("d_model", self.d_model, unbounded), field("window", self.window, zero_is_legal);
+    field("limit", self.limit, is_number), field("bias", self.bias);
     field("note", self.note), field("gate", self.gate);
   }
   void check() const { require(limit > 0, "limit must be positive"); }
@@ -44,7 +44,7 @@ struct ExampleConfig {
 
 struct UncheckedConfig {
   double value = 1;
-  static void visit(auto& self, auto&& field) { field("value", self.value); }
+  static void visit(auto& self, auto&& field) { field("value", self.value, is_number); }
 };
 
 /// A rule that divides by a size: it can only be asked when the sizes are right.

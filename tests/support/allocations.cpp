@@ -7,11 +7,11 @@
 
 namespace {
 
-std::atomic<std::int64_t> count = 0;
+std::atomic<std::int64_t> count = 0, sum = 0;
 std::atomic<std::int64_t> left = -1;  // before one fails; negative: none does
 
 void* allocate(std::size_t bytes, std::size_t alignment) {
-  ++count;
+  ++count, sum += static_cast<std::int64_t>(bytes);
   if (left >= 0 && left-- == 0) throw std::bad_alloc();
   const std::size_t size = (bytes + alignment - 1) / alignment * alignment;
   void* memory = std::aligned_alloc(alignment, size == 0 ? alignment : size);
@@ -24,6 +24,7 @@ void* allocate(std::size_t bytes, std::size_t alignment) {
 namespace support {
 
 std::int64_t allocations() { return count; }
+std::int64_t allocated_bytes() { return sum; }
 void fail_allocation_after(std::int64_t succeeding) { left = succeeding; }
 
 }  // namespace support

@@ -31,7 +31,7 @@ struct DecoderConfig {
   ChannelConfig channel;
 
   static void visit(auto& self, auto&& field) {
-    field("d_model", self.d_model), field("norm_eps", self.norm_eps);
+    field("d_model", self.d_model), field("norm_eps", self.norm_eps, at_least(0));
     MixerConfig::visit(self.mixer, field), ChannelConfig::visit(self.channel, field);
   }
   void check() const {
@@ -104,6 +104,10 @@ struct DecoderDefinition {
 
   Index block_rows() const {
     return std::max(seqmix::block_rows(mixer), seqmix::block_rows(channel));
+  }
+
+  PositionLimit position_limit() const {
+    return std::min(seqmix::position_limit(mixer), seqmix::position_limit(channel));
   }
 
   template <Form form>

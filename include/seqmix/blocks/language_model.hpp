@@ -49,6 +49,8 @@ class LanguageModel {
   };
 
   explicit LanguageModel(Parts parts) : parts_(std::move(parts)) {
+    check_range("language model", "norm_eps", parts_.norm_eps, at_least(0));
+    check_range("language model", "logit_cap", parts_.logit_cap, is_positive.or_zero());
     const Shape<2> expected{vocabulary(), d_model()};
     if (parts_.head.weight.shape() != expected) {
       throw ShapeError("language model: the head has shape " + parts_.head.weight.shape().text() +

@@ -83,6 +83,11 @@ struct SequenceDefinition {
                       parts);
   }
 
+  PositionLimit position_limit() const {
+    return std::apply(
+        [](const auto&... part) { return std::min({seqmix::position_limit(part)...}); }, parts);
+  }
+
   template <Form form>
   void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
     for_each_part([&]<std::size_t i, class Part>() {

@@ -16,10 +16,6 @@ SEQMIX_BEGIN_NAMESPACE
 
 using Index = std::ptrdiff_t;
 
-/// Says that a size of a config may be zero; every other size must be positive.
-struct ZeroIsLegal {};
-inline constexpr ZeroIsLegal zero_is_legal;
-
 /// The product of two sizes, or a `ShapeError` where it does not fit in `Index`.
 inline Index checked_product(Index a, Index b) {
   Index product = 0;

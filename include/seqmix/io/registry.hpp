@@ -92,9 +92,9 @@ class Registry {
   static void visit_parameters_of(const Json& json, const VisitShape& visit) {
     typename Definition::Config config;
     read_config(json, config, Definition::name);
-    typename Definition::Weights weights;
+    const typename Definition::Weights none{};
     Definition::Weights::visit(
-        weights, std::as_const(config),
+        none, std::as_const(config),
         [&]<class P>(const Name& name, P&, Shape<P::rank> shape, auto...) {
           visit(name.text(), std::vector<Index>(shape.extents.begin(), shape.extents.end()));
         });

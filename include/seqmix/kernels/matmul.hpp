@@ -464,6 +464,11 @@ void matmul(In<S, 3> x, const PackedMatrix<S>& w, View<S, 3> y, Context& context
   using namespace detail;
   const Index rows = checked_product(x.extent(0), x.extent(1));
   const Index outputs = w.rows(), depth = w.cols();
+  if (!w) {
+    throw ShapeError("matmul: there is no weight, expected one of shape " +
+                     Shape<2>{y.extent(2), x.extent(2)}.text() +
+                     "; every weight of a layer must be named by its Weights::visit");
+  }
   if (x.extent(2) != depth) {
     throw ShapeError("matmul: x has shape " + x.shape().text() + ", expected [B, T, " +
                      std::to_string(depth) + "] for a weight of shape " +

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "seqmix/core/context.hpp"
+#include "seqmix/core/field.hpp"
 #include "seqmix/core/named_enum.hpp"
 #include "seqmix/simd/map.hpp"
 
@@ -46,24 +47,28 @@ struct RopeScalingConfig {
   double low_freq_factor = 1, high_freq_factor = 4;
 
   static void visit(auto& self, auto&& field) {
-    field("rope_scaling", self.kind), field("rope_factor", self.factor);
-    field("rope_original_length", self.original_length, zero_is_legal);
-    field("rope_beta_fast", self.beta_fast), field("rope_beta_slow", self.beta_slow);
-    field("rope_attention_factor", self.attention_factor);
-    field("rope_low_freq_factor", self.low_freq_factor);
-    field("rope_high_freq_factor", self.high_freq_factor);
+    const auto scaled = only_where(self.kind != RopeScaling::none, "rope_scaling is not none");
+    const auto by_turns = only_where(self.by_turns(), "rope_scaling is yarn or llama3");
+    const auto yarn = only_where(self.kind == RopeScaling::yarn, "rope_scaling is yarn");
+    const auto llama3 = only_where(self.kind == RopeScaling::llama3, "rope_scaling is llama3");
+    field("rope_scaling", self.kind), field("rope_factor", self.factor, at_least(1), scaled);
+    field("rope_original_length", self.original_length, zero_is_legal, by_turns);
+    field("rope_beta_fast", self.beta_fast, is_positive, yarn);
+    field("rope_beta_slow", self.beta_slow, is_positive, yarn);
+    field("rope_attention_factor", self.attention_factor, is_positive.or_zero(), yarn);
+    field("rope_low_freq_factor", self.low_freq_factor, is_positive, llama3);
+    field("rope_high_freq_factor", self.high_freq_factor, is_positive, llama3);
   }
-  void check() const {
-    require(factor >= 1, "rope_factor must be at least 1");
-    const bool by_turns = kind == RopeScaling::yarn || kind == RopeScaling::llama3;
-    require(!by_turns || original_length > 0,
+  void check(double rope_theta) const {
+    require(!by_turns() || original_length > 0,
             "rope_scaling yarn and llama3 need rope_original_length");
-    require(beta_fast > beta_slow && beta_slow > 0,
-            "rope_beta_fast must exceed rope_beta_slow, which must be positive");
-    require(attention_factor >= 0, "rope_attention_factor must not be negative");
-    require(high_freq_factor > low_freq_factor && low_freq_factor > 0,
-            "rope_high_freq_factor must exceed rope_low_freq_factor, which must be positive");
+    require(kind != RopeScaling::yarn || rope_theta > 1,
+            "rope_scaling yarn needs a rope_theta above 1");
+    require(beta_fast > beta_slow, "rope_beta_fast must exceed rope_beta_slow");
+    require(high_freq_factor > low_freq_factor,
+            "rope_high_freq_factor must exceed rope_low_freq_factor");
   }
+  bool by_turns() const { return kind == RopeScaling::yarn || kind == RopeScaling::llama3; }
   /// What cos and sin are multiplied by.
   double amplitude() const {
     if (kind != RopeScaling::yarn) return 1;

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "seqmix/core/named_enum.hpp"
 #include "seqmix/core/parameter.hpp"
 #include "seqmix/kernels/attention.hpp"
 
@@ -24,17 +25,11 @@ SEQMIX_BEGIN_NAMESPACE
 ///   big_bird  the first blocks, the query's block and those right before it, and random ones
 ///   layout    the blocks that a table names
 enum class SparsePattern { dense, local, strided, fixed, big_bird, layout };
+constexpr std::array<std::string_view, 6> names_of(SparsePattern) {
+  return {"dense", "local", "strided", "fixed", "big_bird", "layout"};
+}
 
 namespace detail {
-
-inline constexpr std::array<std::pair<SparsePattern, std::string_view>, 6> sparse_pattern_names{{
-    {SparsePattern::dense, "dense"},
-    {SparsePattern::local, "local"},
-    {SparsePattern::strided, "strided"},
-    {SparsePattern::fixed, "fixed"},
-    {SparsePattern::big_bird, "big_bird"},
-    {SparsePattern::layout, "layout"},
-}};
 
 /// Mixes a number into bits that depend on others already. Steele et al. 2014,
 /// doi:10.1145/2660193.2660195, the finaliser of SplitMix64.
@@ -52,14 +47,10 @@ inline std::vector<SparsePattern> sparse_patterns(std::string_view text) {
   std::vector<SparsePattern> patterns;
   while (true) {
     const std::string_view name = text.substr(0, text.find(','));
-    std::string known;
-    bool found = false;
-    for (const auto& [pattern, its_name] : detail::sparse_pattern_names) {
-      if (its_name == name) found = true, patterns.push_back(pattern);
-      known.append(known.empty() ? "" : ", ").append(its_name);
-    }
-    if (!found) {
-      throw ConfigError("pattern names \"" + std::string(name) + "\", expected a list of " + known);
+    try {
+      from_string(name, patterns.emplace_back());
+    } catch (const ConfigError& error) {
+      throw ConfigError(std::string("pattern: ") + error.what());
     }
     if (name.size() == text.size()) return patterns;
     text.remove_prefix(name.size() + 1);

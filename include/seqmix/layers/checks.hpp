@@ -1,5 +1,6 @@
 #pragma once
 
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -14,6 +15,24 @@
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
+
+/// The most tokens that a stream may have, and the fields of the config that say so.
+struct PositionLimit {
+  Index tokens = std::numeric_limits<Index>::max();
+  std::string_view fields;
+
+  friend bool operator<(const PositionLimit& a, const PositionLimit& b) {
+    return a.tokens < b.tokens;
+  }
+  /// Throws `CapacityError` unless `coming` tokens after `past` may be.
+  void check(std::string_view layer, Index past, Index coming) const {
+    if (coming <= tokens - past) return;
+    throw CapacityError(std::string(layer) + ": " + std::to_string(coming) + " tokens after " +
+                        std::to_string(past) + " exceed the " + std::to_string(tokens) +
+                        " positions of " + std::string(fields));
+  }
+};
+
 namespace detail {
 
 /// `which` is [B, T, width] with contiguous rows.

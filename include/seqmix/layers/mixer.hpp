@@ -111,6 +111,14 @@ Index block_rows(const Definition& definition) {
   return time_block_rows;
 }
 
+/// The most tokens that a stream of this definition may have. One that counts positions to an end
+/// says `position_limit()` and has a `Position` in its state, if it has one.
+template <class Definition>
+PositionLimit position_limit(const Definition& definition) {
+  if constexpr (requires { definition.position_limit(); }) return definition.position_limit();
+  return {};
+}
+
 /// A layer: immutable after construction, so that many streams and threads share one.
 ///
 /// The three verbs agree: for any split of a sequence into prefill pieces and steps, outputs and
@@ -166,6 +174,7 @@ class Mixer {
   void forward(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context,
                const Side& side = {}) const requires(!reads_source) {
     check_views(x, y, side);
+    position_limit(definition_).check(name, 0, x.extent(1));
     if (x.empty()) return;
     if constexpr (continues) {
       auto scope = context.scratch<Scalar>();
@@ -198,6 +207,7 @@ class Mixer {
       requires(!reads_source) {
     const Index documents = check_documents(x, cu_seqlens, y, side),
                 longest = longest_document(cu_seqlens);
+    position_limit(definition_).check(name, 0, longest);
     if (x.empty()) return;
     if constexpr (continues) {
       auto scope = context.scratch<Scalar>();
@@ -303,8 +313,9 @@ class Mixer {
                                 auto... tags) {
                      if (parameter.shape() != expected) {
                        throw ShapeError(std::string(name) + ": weight " + parameter_name.text() +
-                                        " has shape " + parameter.shape().text() + ", expected " +
-                                        expected.text());
+                                        (parameter ? " has shape " + parameter.shape().text()
+                                                   : std::string(" is missing")) +
+                                        ", expected " + expected.text());
                      }
                      if constexpr (requires { parameter.pack(options.weights); }) {
                        pack_weight(name, parameter_name, parameter, options.weights, tags...);
@@ -434,6 +445,7 @@ class Mixer {
         }
       }
     });
+    position_limit(definition_).check(name, past, coming);
     State::visit(state, [&]<class Member>(const Name& member_name, const Member& member, auto...) {
       if constexpr (requires { Member::axis; }) {
         check.check_room(member_name, past, coming, member.capacity());

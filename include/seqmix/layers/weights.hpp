@@ -1,15 +1,13 @@
 #pragma once
 
-#include <cctype>
-#include <concepts>
+#include <iterator>
 #include <limits>
-#include <sstream>
 #include <string>
 #include <string_view>
 #include <type_traits>
-#include <vector>
 
 #include "seqmix/core/parameter.hpp"
+#include "seqmix/layers/check_config.hpp"
 #include "seqmix/layers/name.hpp"
 
 namespace seqmix {
@@ -40,41 +38,7 @@ struct KeepFloat {
 };
 inline constexpr KeepFloat keep_float;
 
-/// Gives a list of parts its length when weights are being filled; a const list has it already.
-template <class Part>
-void resize_parts(std::vector<Part>& parts, Index count) {
-  parts.resize(static_cast<std::size_t>(count));
-}
-template <class Part>
-void resize_parts(const std::vector<Part>&, Index) {}
-
 namespace detail {
-
-/// Whether `word` stands in `text` on its own, not as a part of a longer name.
-inline bool has_word(std::string_view text, std::string_view word) {
-  const auto is_letter = [&](std::size_t i) {
-    return i < text.size() && (text[i] == '_' || std::isalnum(static_cast<unsigned char>(text[i])));
-  };
-  for (auto at = text.find(word); at != text.npos; at = text.find(word, at + 1)) {
-    if (!(at > 0 && is_letter(at - 1)) && !is_letter(at + word.size())) return true;
-  }
-  return false;
-}
-
-/// "a is 1, b is 2": the numbers of a config that `sentence` speaks of.
-template <class Config>
-std::string values_of_fields(const Config& config, std::string_view sentence) {
-  std::string values;
-  Config::visit(config, [&]<class Field>(std::string_view name, const Field& value, auto...) {
-    if constexpr (std::is_arithmetic_v<Field>) {
-      if (!has_word(sentence, name) || has_word(values, name)) return;
-      std::ostringstream text;
-      text << std::boolalpha << value;
-      values.append(values.empty() ? "" : ", ").append(name).append(" is ").append(text.str());
-    }
-  });
-  return values;
-}
 
 /// The last rows of a weight that a tag of its declaration keeps.
 constexpr Index kept_rows(KeepFloat tag) { return tag.rows; }
@@ -82,27 +46,25 @@ constexpr Index kept_rows(const auto&) { return 0; }
 
 }  // namespace detail
 
-/// Throws `ConfigError` where a size of `config` is not positive or its own `check` objects; the
-/// text says the rule and the values that break it.
-template <class Config>
-void check_config(std::string_view layer, const Config& config) {
-  Config::visit(config, [&]<class Field>(std::string_view name, const Field& value, auto... tags) {
-    if constexpr (std::same_as<Field, Index>) {
-      const Index least = sizeof...(tags) == 0 ? 1 : 0;
-      if (value < least) {
-        throw ConfigError(std::string(layer) + ": " + std::string(name) + " is " +
-                          std::to_string(value) + ", expected at least " + std::to_string(least));
-      }
+/// Calls `body(part, number)` for the `count` parts of a list that weights call `name`.
+///
+/// A list that is being filled grows by the part that is asked for, so that a config's word makes
+/// no memory before the tensors are there that it implies. What a const list lacks is an empty
+/// part.
+template <class Parts>
+void for_each_part(std::string_view name, Parts& parts, Index count, auto&& body) {
+  const typename Parts::value_type none{};
+  for (Index i = 0; i < count; ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    if constexpr (std::is_const_v<Parts>) {
+      body(at < parts.size() ? parts[at] : none, i);
+    } else {
+      body(at < parts.size() ? parts[at] : parts.emplace_back(), i);
     }
-  });
-  if constexpr (requires { config.check(); }) {
-    try {
-      config.check();
-    } catch (const ConfigError& error) {
-      const std::string values = detail::values_of_fields(config, error.what());
-      throw ConfigError(std::string(layer) + ": " + error.what() +
-                        (values.empty() ? "" : "; " + values));
-    }
+  }
+  if (std::ssize(parts) > count) {
+    throw ShapeError(std::string(name) + ": the weights have " + std::to_string(parts.size()) +
+                     " parts, expected " + std::to_string(count));
   }
 }
 

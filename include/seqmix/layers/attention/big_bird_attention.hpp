@@ -20,12 +20,13 @@ struct BigBirdAttentionConfig {
 
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("n_heads", self.n_heads), field("block", self.block);
-    field("n_random", self.n_random, zero_is_legal), field("n_blocks", self.n_blocks);
+    field("n_random", self.n_random, zero_is_legal);
+    field("n_blocks", self.n_blocks, only_where(self.n_random > 0, "n_random is positive"));
     field("bias", self.bias);
   }
   void check() const {
     require(d_model % n_heads == 0, "d_model must be a multiple of n_heads");
-    require(n_random == 0 || n_blocks > 2, "n_blocks must exceed 2 where blocks are random");
+    require(n_random == 0 || n_blocks > 2, "n_blocks must exceed 2 where n_random is positive");
   }
   Index head_dim() const { return d_model / n_heads; }
 };
@@ -75,9 +76,14 @@ struct BigBirdAttentionDefinition {
     check_random_blocks();
   }
 
+  /// `random_blocks` has no rows for later blocks.
+  PositionLimit position_limit() const {
+    if (c.n_random == 0) return {};
+    return {c.n_blocks * c.block, "n_blocks * block"};
+  }
+
   void run(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context) const {
     const Index B = x.extent(0), T = x.extent(1), H = c.n_heads, K = c.head_dim();
-    check_length(T);
     auto scratch = context.scratch<Scalar>();
     auto q = scratch(B, T, H, K);          // [B, T, H, K]
     auto k = scratch(B, T, H, K);          // [B, T, H, K]
@@ -106,12 +112,6 @@ struct BigBirdAttentionDefinition {
   }
 
  private:
-  void check_length(Index T) const {
-    if (c.n_random == 0 || ceil_div(T, c.block) <= c.n_blocks) return;
-    throw CapacityError(std::string(name) + ": " + std::to_string(T) + " tokens have " +
-                        std::to_string(ceil_div(T, c.block)) +
-                        " blocks, and random_blocks has rows for " + std::to_string(c.n_blocks));
-  }
   void check_random_blocks() const {
     if (c.n_random == 0) return;
     for (Index h = 0; h < c.n_heads; ++h) {

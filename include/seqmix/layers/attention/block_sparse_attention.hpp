@@ -26,20 +26,35 @@ struct BlockSparseAttentionConfig : AttentionConfig {
 
   static void visit(auto& self, auto&& field) {
     AttentionConfig::visit(self, field);
-    field("pattern", self.pattern), field("block", self.block), field("span", self.span);
-    field("prefix", self.prefix, zero_is_legal);
-    field("n_verticals", self.n_verticals), field("vertical_blocks", self.vertical_blocks);
-    field("n_global", self.n_global, zero_is_legal), field("n_local", self.n_local);
-    field("n_random", self.n_random, zero_is_legal), field("seed", self.seed, zero_is_legal);
+    const bool local = self.has(SparsePattern::local), fixed = self.has(SparsePattern::fixed);
+    const bool big_bird = self.has(SparsePattern::big_bird);
+    const auto of_blocks = only_where(fixed || big_bird || self.has(SparsePattern::layout),
+                                      "a pattern is fixed, big_bird or layout");
+    const auto of_spans = only_where(local || fixed || self.has(SparsePattern::strided),
+                                     "a pattern is local, strided or fixed");
+    const auto of_local = only_where(local, "a pattern is local");
+    const auto of_fixed = only_where(fixed, "a pattern is fixed");
+    const auto of_big_bird = only_where(big_bird, "a pattern is big_bird");
+    const auto of_draws = only_where(big_bird && self.n_random > 0, "n_random is positive");
+    field("pattern", self.pattern), field("block", self.block, of_blocks);
+    field("span", self.span, of_spans), field("prefix", self.prefix, zero_is_legal, of_local);
+    field("n_verticals", self.n_verticals, of_fixed);
+    field("vertical_blocks", self.vertical_blocks, of_fixed);
+    field("n_global", self.n_global, zero_is_legal, of_big_bird);
+    field("n_local", self.n_local, of_big_bird);
+    field("n_random", self.n_random, zero_is_legal, of_big_bird);
+    field("seed", self.seed, zero_is_legal, unbounded, of_draws);
     field("layout_heads", self.layout_heads, zero_is_legal);
     field("layout_blocks", self.layout_blocks, zero_is_legal);
   }
   void check() const {
     AttentionConfig::check();
+    require(std::ssize(sparse_patterns(pattern)) <= n_heads,
+            "pattern must not have more names than there are heads, n_heads");
     require(soft_cap == 0 && !alibi, "soft_cap and alibi need dense attention");
     if (has(SparsePattern::fixed)) {
       require(span % block == 0, "span must be a multiple of block where a pattern is fixed");
-      require(n_verticals * vertical_blocks * block <= span,
+      require(n_verticals * vertical_blocks <= span / block,
               "n_verticals groups of vertical_blocks blocks must fit in span");
     }
     const bool table = has(SparsePattern::layout);
@@ -48,9 +63,9 @@ struct BlockSparseAttentionConfig : AttentionConfig {
     require(!table || layout_heads == 1 || layout_heads == n_heads,
             "layout_heads must be 1 or n_heads");
   }
+  /// No name of a pattern is a part of another.
   bool has(SparsePattern wanted) const {
-    const auto list = sparse_patterns(pattern);
-    return std::find(list.begin(), list.end(), wanted) != list.end();
+    return pattern.find(to_string(wanted)) != std::string::npos;
   }
 };
 
@@ -119,13 +134,13 @@ struct BlockSparseAttentionDefinition
     check_layout();
   }
 
+  PositionLimit position_limit() const {
+    if (c.layout_blocks == 0) return {};
+    return {c.layout_blocks * c.block, "layout_blocks * block"};
+  }
+
   State make_state(Index batch, Index capacity, Memory memory) const {
-    if (c.layout_blocks > 0 && ceil_div(capacity, c.block) > c.layout_blocks) {
-      throw CapacityError(std::string(name) + ": the layout has " +
-                          std::to_string(c.layout_blocks) + " blocks of " +
-                          std::to_string(c.block) + " tokens, and a stream of " +
-                          std::to_string(capacity) + " is longer");
-    }
+    position_limit().check(name, 0, capacity);
     const Shape<4> cache{batch, c.n_kv_heads, capacity, c.head_dim};
     const Storage storage = memory.caches();
     return {.position = {batch, memory},

@@ -24,11 +24,10 @@ struct CrossAttentionConfig {
     field("head_dim", self.head_dim);
     field("q_bias", self.q_bias), field("k_bias", self.k_bias);
     field("v_bias", self.v_bias), field("o_bias", self.o_bias);
-    field("score_scale", self.score_scale);
+    field("score_scale", self.score_scale, is_positive.or_zero());
   }
   void check() const {
     require(n_heads % n_kv_heads == 0, "n_heads must be a multiple of n_kv_heads");
-    require(score_scale >= 0, "score_scale must not be negative");
   }
 };
 

@@ -46,24 +46,27 @@ struct AttentionConfig {
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("n_heads", self.n_heads);
     field("n_kv_heads", self.n_kv_heads), field("head_dim", self.head_dim);
-    field("rotary_dim", self.rotary_dim, zero_is_legal), field("rope_theta", self.rope_theta);
-    field("rope_interleaved", self.rope_interleaved);
+    field("rotary_dim", self.rotary_dim, zero_is_legal);
+    field("rope_theta", self.rope_theta, is_positive);  // named by models without positions too
+    field("rope_interleaved", self.rope_interleaved,
+          only_where(self.rotary_dim > 0, "rotary_dim is positive"));
     RopeScalingConfig::visit(self.rope_scaling, field);
     field("qkv_bias", self.qkv_bias), field("o_bias", self.o_bias);
-    field("qk_norm", self.qk_norm), field("qk_norm_eps", self.qk_norm_eps);
-    field("score_scale", self.score_scale), field("soft_cap", self.soft_cap);
+    field("qk_norm", self.qk_norm);
+    field("qk_norm_eps", self.qk_norm_eps, at_least(0),
+          only_where(self.qk_norm != QkNorm::none, "qk_norm is not none"));
+    field("score_scale", self.score_scale, is_positive.or_zero());
+    field("soft_cap", self.soft_cap, is_positive.or_zero());
     field("alibi", self.alibi);
   }
   void check() const {
     require(n_heads % n_kv_heads == 0, "n_heads must be a multiple of n_kv_heads");
     require(rotary_dim % 2 == 0, "rotary_dim must be even");
     require(rotary_dim <= head_dim, "rotary_dim must not exceed head_dim");
-    require(rope_theta > 0, "rope_theta must be positive");
-    require(qk_norm_eps >= 0, "qk_norm_eps must not be negative");
-    require(score_scale >= 0, "score_scale must not be negative");
-    require(soft_cap >= 0, "soft_cap must not be negative");
+    require(rotary_dim > 0 || rope_scaling.kind == RopeScaling::none,
+            "rope_scaling needs rotary positions: rotary_dim");
     require(soft_cap == 0 || !alibi, "soft_cap and alibi exclude each other");
-    rope_scaling.check();
+    rope_scaling.check(rope_theta);
   }
 };
 

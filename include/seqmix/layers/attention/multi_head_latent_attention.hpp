@@ -31,17 +31,16 @@ struct MultiHeadLatentAttentionConfig {
     field("d_model", self.d_model), field("n_heads", self.n_heads);
     field("q_rank", self.q_rank, zero_is_legal), field("kv_rank", self.kv_rank);
     field("nope_dim", self.nope_dim), field("rotary_dim", self.rotary_dim);
-    field("head_v", self.head_v), field("rope_theta", self.rope_theta);
+    field("head_v", self.head_v), field("rope_theta", self.rope_theta, is_positive);
     field("rope_interleaved", self.rope_interleaved);
     RopeScalingConfig::visit(self.rope_scaling, field);
-    field("mscale_all_dim", self.mscale_all_dim), field("norm_eps", self.norm_eps);
+    field("mscale_all_dim", self.mscale_all_dim, at_least(0),
+          only_where(self.rope_scaling.kind != RopeScaling::none, "rope_scaling is not none"));
+    field("norm_eps", self.norm_eps, at_least(0));
   }
   void check() const {
     require(rotary_dim % 2 == 0, "rotary_dim must be even");
-    require(rope_theta > 0, "rope_theta must be positive");
-    require(mscale_all_dim >= 0, "mscale_all_dim must not be negative");
-    require(norm_eps >= 0, "norm_eps must not be negative");
-    rope_scaling.check();
+    rope_scaling.check(rope_theta);
   }
   Index head_k() const { return nope_dim + rotary_dim; }
   double score_scale() const {

@@ -19,12 +19,15 @@ struct SlidingWindowAttentionConfig : AttentionConfig {
     AttentionConfig::visit(self, field);
     field("window", self.window), field("dilation", self.dilation);
     field("n_sinks", self.n_sinks, zero_is_legal);
-    field("max_rollback", self.max_rollback, zero_is_legal);
+    field("max_rollback", self.max_rollback, zero_is_legal,
+          only_where(self.n_sinks == 0, "n_sinks is 0"));
   }
   void check() const {
     AttentionConfig::check();
     require(n_sinks == 0 || dilation == 1, "n_sinks needs a dilation of 1");
     require(n_sinks == 0 || !alibi, "n_sinks needs rotary positions or none, not alibi");
+    require(reach() + max_rollback <= largest_size,
+            "the tokens that window, dilation and max_rollback keep must not exceed 2^30");
   }
   Index reach() const { return (window - 1) * dilation + 1; }
   Index ring_rows() const { return round_up(reach() + max_rollback, dilation); }

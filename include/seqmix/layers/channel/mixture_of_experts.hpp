@@ -28,15 +28,17 @@ struct MixtureOfExpertsConfig {
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("d_ff", self.d_ff);
     field("n_experts", self.n_experts), field("n_experts_per_token", self.n_experts_per_token);
-    field("router", self.router), field("normalize_top_k", self.normalize_top_k);
-    field("n_group", self.n_group), field("topk_group", self.topk_group);
-    field("routed_scaling", self.routed_scaling);
+    const auto deepseek_v3 =
+        only_where(self.router == Router::deepseek_v3, "router is deepseek_v3");
+    field("router", self.router);
+    field("normalize_top_k", self.normalize_top_k,
+          only_where(self.router != Router::mixtral, "router is not mixtral"));
+    field("n_group", self.n_group, deepseek_v3), field("topk_group", self.topk_group, deepseek_v3);
+    field("routed_scaling", self.routed_scaling, is_finite, deepseek_v3);
     field("d_shared", self.d_shared, zero_is_legal), field("shared_gate", self.shared_gate);
   }
   void check() const {
     require(n_experts_per_token <= n_experts, "n_experts_per_token must not exceed n_experts");
-    require(router == Router::deepseek_v3 || (n_group == 1 && routed_scaling == 1),
-            "only the router deepseek_v3 has groups of experts and routed_scaling");
     require(topk_group <= n_group, "topk_group must not exceed n_group");
     require(n_group == 1 || (n_experts % n_group == 0 && n_experts >= 2 * n_group),
             "n_group must cut n_experts into equal groups of at least 2");
@@ -83,13 +85,11 @@ struct MixtureOfExpertsDefinition {
       if (c.router == Router::deepseek_v3) {
         parameter("gate.e_score_correction_bias", self.correction_bias, {c.n_experts});
       }
-      resize_parts(self.experts, c.n_experts);
-      for (Index e = 0; e < c.n_experts; ++e) {
-        auto& expert = self.experts[static_cast<std::size_t>(e)];
+      for_each_part("experts", self.experts, c.n_experts, [&](auto& expert, Index e) {
         parameter({"experts", e, "w1.weight"}, expert.w1.weight, {c.d_ff, c.d_model});
         parameter({"experts", e, "w2.weight"}, expert.w2.weight, {c.d_model, c.d_ff});
         parameter({"experts", e, "w3.weight"}, expert.w3.weight, {c.d_ff, c.d_model});
-      }
+      });
       if (c.d_shared == 0) return;
       const Shape<2> in{c.d_shared, c.d_model}, out{c.d_model, c.d_shared};
       parameter("shared_experts.gate_proj.weight", self.shared_gate_proj.weight, in);

@@ -51,12 +51,10 @@ struct SwitchMixtureOfExpertsDefinition {
     static void visit(auto& self, const Config& c, auto&& parameter) {
       parameter("router.classifier.weight", self.router.weight, {c.n_experts, c.d_model},
                 keep_float);
-      resize_parts(self.experts, c.n_experts);
-      for (Index e = 0; e < c.n_experts; ++e) {
-        auto& expert = self.experts[static_cast<std::size_t>(e)];
+      for_each_part("experts", self.experts, c.n_experts, [&](auto& expert, Index e) {
         parameter({"experts", e, "wi.weight"}, expert.wi.weight, {c.d_ff, c.d_model});
         parameter({"experts", e, "wo.weight"}, expert.wo.weight, {c.d_model, c.d_ff});
-      }
+      });
     }
   };
 

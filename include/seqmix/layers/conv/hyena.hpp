@@ -31,7 +31,8 @@ struct HyenaConfig {
     field("max_length", self.max_length), field("filter_width", self.filter_width);
     field("filter_embedding", self.filter_embedding);
     field("filter_inner_layers", self.filter_inner_layers, zero_is_legal);
-    field("conv_kernel", self.conv_kernel), field("modulation_shift", self.modulation_shift);
+    field("conv_kernel", self.conv_kernel),
+        field("modulation_shift", self.modulation_shift, is_finite);
     field("step_form", self.step_form);
   }
   void check() const { require(order >= 2, "order must be at least 2"); }
@@ -86,16 +87,15 @@ struct HyenaDefinition {
       parameter("filter_fn.pos_emb.z", self.positions, {1, c.max_length, c.filter_embedding});
       parameter("filter_fn.pos_emb.t", self.times, {1, c.max_length, 1});
       parameter("filter_fn.modulation.deltas", self.deltas, {1, 1, filters});
-      resize_parts(self.filter_layers, c.filter_inner_layers + 1);
       constexpr std::string_view network = "filter_fn.implicit_filter";
-      Index number = 0, in = c.filter_embedding;
-      for (auto& layer : self.filter_layers) {
-        parameter({network, number, "weight"}, layer.weight, {c.filter_width, in});
-        parameter({network, number, "bias"}, layer.bias, {c.filter_width});
-        parameter({network, number + 1, "freq"}, layer.freq, {1, c.filter_width});
-        number += 2, in = c.filter_width;
-      }
-      parameter({network, number, "weight"}, self.filter_out, {filters, c.filter_width});
+      const Index layers = c.filter_inner_layers + 1;
+      for_each_part("filter_layers", self.filter_layers, layers, [&](auto& layer, Index i) {
+        const Index in = i == 0 ? c.filter_embedding : c.filter_width;
+        parameter({network, 2 * i, "weight"}, layer.weight, {c.filter_width, in});
+        parameter({network, 2 * i, "bias"}, layer.bias, {c.filter_width});
+        parameter({network, 2 * i + 1, "freq"}, layer.freq, {1, c.filter_width});
+      });
+      parameter({network, 2 * layers, "weight"}, self.filter_out, {filters, c.filter_width});
     }
   };
 
@@ -128,12 +128,10 @@ struct HyenaDefinition {
     }
   }
 
+  PositionLimit position_limit() const { return {c.max_length, "max_length"}; }
+
   State make_state(Index batch, Index capacity, Memory memory) const {
-    if (capacity > c.max_length) {
-      throw CapacityError("hyena: " + std::to_string(capacity) +
-                          " tokens, but the filters end at max_length " +
-                          std::to_string(c.max_length));
-    }
+    position_limit().check(name, 0, capacity);
     // No token is ever stepped from a state that ends with its call: it needs no sums.
     const bool spread = c.step_form == StepForm::spread;
     const Index orders = memory.ends_with_call() ? 0 : c.order - 1;

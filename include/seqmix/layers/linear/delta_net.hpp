@@ -24,7 +24,8 @@ struct DeltaNetConfig {
     field("d_model", self.d_model), field("n_heads", self.n_heads);
     field("head_k", self.head_k), field("head_v", self.head_v);
     field("conv_kernel", self.conv_kernel), field("output_gate", self.output_gate);
-    field("negative_eigenvalues", self.negative_eigenvalues), field("norm_eps", self.norm_eps);
+    field("negative_eigenvalues", self.negative_eigenvalues);
+    field("norm_eps", self.norm_eps, at_least(0));
   }
   Index channels() const { return n_heads * (2 * head_k + head_v); }
 };

@@ -27,7 +27,7 @@ struct GatedDeltaNetConfig {
     field("d_model", self.d_model), field("n_heads", self.n_heads);
     field("n_key_heads", self.n_key_heads);
     field("head_k", self.head_k), field("head_v", self.head_v);
-    field("conv_kernel", self.conv_kernel), field("norm_eps", self.norm_eps);
+    field("conv_kernel", self.conv_kernel), field("norm_eps", self.norm_eps, at_least(0));
   }
   void check() const {
     require(n_heads % n_key_heads == 0, "n_heads must be a multiple of n_key_heads");

@@ -24,12 +24,10 @@ struct GatedLinearAttentionConfig {
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("n_heads", self.n_heads), field("head_k", self.head_k),
         field("head_v", self.head_v);
-    field("gate_rank", self.gate_rank), field("gate_normalizer", self.gate_normalizer),
-        field("norm_eps", self.norm_eps);
+    field("gate_rank", self.gate_rank);
+    field("gate_normalizer", self.gate_normalizer, is_positive);
+    field("norm_eps", self.norm_eps, at_least(0));
   }
-  void check() const {
-    require(gate_normalizer > 0, "gate_normalizer must be positive");
-  }  // positive sizes are the machine's check
 };
 
 /// Gated linear attention: an outer-product memory whose key channels forget at rates that the

@@ -23,7 +23,7 @@ struct Hgrn2Config {
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("n_heads", self.n_heads);
     field("head_k", self.head_k), field("head_v", self.head_v);
-    field("lower_bound", self.lower_bound), field("norm_eps", self.norm_eps);
+    field("lower_bound", self.lower_bound), field("norm_eps", self.norm_eps, at_least(0));
   }
 };
 
@@ -44,7 +44,7 @@ struct Hgrn2Definition {
 
   struct Weights {
     Projection<Scalar> q_proj, f_proj, i_proj, o_proj;
-    Parameter<Scalar, 1> lower_bound;  // [H K], in [0, 1)
+    Parameter<Scalar, 1> lower_bound;  // [H K], from 0 to 1
     Parameter<Scalar, 1> g_norm;       // [H V]
 
     static void visit(auto& self, const Config& c, auto&& parameter) {
@@ -71,7 +71,8 @@ struct Hgrn2Definition {
       : c(std::move(config)), w(std::move(weights)), bound(w.lower_bound) {
     if (!c.lower_bound) bound = Tensor<Scalar, 1>({c.n_heads * c.head_k});
     for (Index i = 0; i < bound.size(); ++i) {
-      require(bound[i] >= 0 && bound[i] < 1, "hgrn2: every lower_bound must be in [0, 1)");
+      // A bound below 1 may round to 1; then its gate stays open.
+      require(bound[i] >= 0 && bound[i] <= 1, "hgrn2: every lower_bound must be from 0 to 1");
     }
   }
 

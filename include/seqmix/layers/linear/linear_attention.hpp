@@ -32,11 +32,15 @@ struct LinearAttentionConfig {
     field("d_model", self.d_model), field("n_heads", self.n_heads);
     field("head_k", self.head_k), field("head_v", self.head_v);
     field("feature_map", self.feature_map);
-    field("n_features", self.n_features, zero_is_legal);
-    field("max_length", self.max_length, zero_is_legal);
-    field("scale", self.scale), field("normalize", self.normalize), field("eps", self.eps);
+    field("n_features", self.n_features, zero_is_legal,
+          only_where(self.feature_map == FeatureMap::favor, "feature_map is favor"));
+    field("max_length", self.max_length, zero_is_legal,
+          only_where(self.feature_map == FeatureMap::cosformer, "feature_map is cosformer"));
+    field("scale", self.scale, is_positive), field("normalize", self.normalize);
+    field("eps", self.eps, at_least(0));  // published layers name one without normalize too
     field("bias", self.bias), field("output_norm", self.output_norm);
-    field("norm_eps", self.norm_eps);
+    field("norm_eps", self.norm_eps, at_least(0),
+          only_where(self.output_norm, "output_norm is true"));
   }
   void check() const {
     require(feature_map != FeatureMap::favor || n_features > 0, "favor needs n_features");
@@ -45,6 +49,9 @@ struct LinearAttentionConfig {
             "favor needs normalize: its features are known up to a factor that cancels there");
     require(feature_map != FeatureMap::identity || !normalize,
             "normalize needs a feature map without negative products");
+    const bool may_vanish = feature_map == FeatureMap::relu || feature_map == FeatureMap::cosformer;
+    require(!normalize || !may_vanish || is_positive.has(eps),
+            "eps must be positive where all features may be 0: relu, cosformer");
   }
   Index features() const {
     if (feature_map == FeatureMap::taylor) return taylor_width(head_k);
@@ -117,6 +124,11 @@ struct LinearAttentionDefinition {
 
   Config c;
   Weights w;
+
+  PositionLimit position_limit() const {
+    if (c.feature_map != FeatureMap::cosformer) return {};
+    return {c.max_length, "max_length"};
+  }
 
   State make_state(Index batch, Index /*capacity*/, Memory memory) const {
     const Index H = c.n_heads, F = c.features();

@@ -26,11 +26,8 @@ struct MlstmConfig {
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("n_heads", self.n_heads);
     field("head_k", self.head_k), field("head_v", self.head_v);
-    field("gate_cap", self.gate_cap), field("eps", self.eps), field("norm_eps", self.norm_eps);
-  }
-  void check() const {
-    require(gate_cap > 0, "gate_cap must be positive");
-    require(eps >= 0, "eps must not be negative");
+    field("gate_cap", self.gate_cap, is_positive), field("eps", self.eps, at_least(0));
+    field("norm_eps", self.norm_eps, at_least(0));
   }
 };
 

@@ -30,14 +30,16 @@ struct RetentionConfig {
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("n_heads", self.n_heads);
     field("head_k", self.head_k), field("head_v", self.head_v);
-    field("rotary_dim", self.rotary_dim, zero_is_legal), field("rope_theta", self.rope_theta);
-    field("rope_interleaved", self.rope_interleaved), field("rope_closed", self.rope_closed);
-    field("norm_weight", self.norm_weight), field("norm_eps", self.norm_eps);
+    const auto rotated = only_where(self.rotary_dim > 0, "rotary_dim is positive");
+    field("rotary_dim", self.rotary_dim, zero_is_legal);
+    field("rope_theta", self.rope_theta, is_positive, rotated);
+    field("rope_interleaved", self.rope_interleaved, rotated);
+    field("rope_closed", self.rope_closed, rotated);
+    field("norm_weight", self.norm_weight), field("norm_eps", self.norm_eps, at_least(0));
   }
   void check() const {
     require(rotary_dim % 2 == 0, "rotary_dim must be even");
     require(rotary_dim <= head_k, "rotary_dim must not exceed head_k");
-    require(rope_theta > 0, "rope_theta must be positive");
   }
   std::vector<double> angles() const {
     const Index pairs = rotary_dim / 2, last = rope_closed ? std::max<Index>(pairs - 1, 1) : pairs;

@@ -20,7 +20,8 @@ struct Rwkv4Config {
 
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("d_ff", self.d_ff);
-    field("layer_index", self.layer_index, zero_is_legal), field("norm_eps", self.norm_eps);
+    field("layer_index", self.layer_index, zero_is_legal),
+        field("norm_eps", self.norm_eps, at_least(0));
   }
 };
 

@@ -26,7 +26,8 @@ struct Rwkv6Config {
     field("d_model", self.d_model), field("head_dim", self.head_dim), field("d_ff", self.d_ff);
     field("mix_rank", self.mix_rank), field("decay_rank", self.decay_rank);
     field("layer_index", self.layer_index, zero_is_legal);
-    field("norm_eps", self.norm_eps), field("head_norm_eps", self.head_norm_eps);
+    field("norm_eps", self.norm_eps, at_least(0));
+    field("head_norm_eps", self.head_norm_eps, at_least(0));
   }
   void check() const { require(d_model % head_dim == 0, "d_model must be a multiple of head_dim"); }
   Index n_heads() const { return d_model / head_dim; }

@@ -31,7 +31,8 @@ struct Rwkv7Config {
     field("decay_rank", self.decay_rank), field("rate_rank", self.rate_rank);
     field("value_rank", self.value_rank), field("gate_rank", self.gate_rank);
     field("layer_index", self.layer_index, zero_is_legal);
-    field("norm_eps", self.norm_eps), field("head_norm_eps", self.head_norm_eps);
+    field("norm_eps", self.norm_eps, at_least(0));
+    field("head_norm_eps", self.head_norm_eps, at_least(0));
   }
   void check() const { require(d_model % head_dim == 0, "d_model must be a multiple of head_dim"); }
   Index n_heads() const { return d_model / head_dim; }

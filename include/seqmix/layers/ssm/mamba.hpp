@@ -38,7 +38,9 @@ struct MambaConfig {
     field("d_model", self.d_model), field("d_inner", self.d_inner);
     field("state_size", self.state_size), field("dt_rank", self.dt_rank);
     field("conv_kernel", self.conv_kernel), field("conv_bias", self.conv_bias);
-    field("bias", self.bias), field("norm", self.norm), field("norm_eps", self.norm_eps);
+    field("bias", self.bias), field("norm", self.norm);
+    field("norm_eps", self.norm_eps, at_least(0),
+          only_where(self.norm != MambaNorm::none, "norm is not none"));
   }
   Index selected() const { return dt_rank + 2 * state_size; }
 };

@@ -35,16 +35,19 @@ struct Mamba2Config {
     field("d_model", self.d_model), field("n_heads", self.n_heads);
     field("head_dim", self.head_dim), field("state_size", self.state_size);
     field("n_groups", self.n_groups), field("conv_kernel", self.conv_kernel);
-    field("dt_min", self.dt_min), field("dt_max", self.dt_max);
+    field("dt_min", self.dt_min, at_least(0)),
+        field("dt_max", self.dt_max, at_least(0).or_infinity());
     field("conv_bias", self.conv_bias), field("bias", self.bias);
-    field("rms_norm", self.rms_norm), field("norm_before_gate", self.norm_before_gate);
-    field("norm_groups", self.norm_groups), field("norm_eps", self.norm_eps);
+    const auto normed = only_where(self.rms_norm, "rms_norm is true");
+    field("rms_norm", self.rms_norm), field("norm_before_gate", self.norm_before_gate, normed);
+    field("norm_groups", self.norm_groups, normed);
+    field("norm_eps", self.norm_eps, at_least(0), normed);
   }
   void check() const {
     require(n_heads % n_groups == 0, "n_heads must be a multiple of n_groups");
     require(n_heads * head_dim % norm_groups == 0,
             "n_heads * head_dim must be a multiple of norm_groups");
-    require(dt_min >= 0 && dt_min <= dt_max, "dt_min and dt_max must be ascending, from 0 on");
+    require(dt_min <= dt_max, "dt_min must not exceed dt_max");
   }
   Index inner() const { return n_heads * head_dim; }
   Index channels() const { return inner() + 2 * n_groups * state_size; }

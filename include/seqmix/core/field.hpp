@@ -1,0 +1,105 @@
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "seqmix/core/numeric.hpp"
+
+// What the fields of a config may hold. A config says it where it lists them, and `check_config`
+// reads it:
+//
+//   field("n_heads", self.n_heads);                  a size: positive
+//   field("n_sinks", self.n_sinks, zero_is_legal);   a size that may be 0
+//   field("seed", self.seed, unbounded);             an integer that is no size
+//   field("norm_eps", self.norm_eps, at_least(0),    a floating field must say its range
+//         only_where(self.norm, "norm is true"));    and any field when it is read at all
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// The largest size that a config may have. Products of two sizes, a few of them added up, fit in
+/// `Index`, so that widths and shapes are computed without a check.
+inline constexpr Index largest_size = Index{1} << 30;
+
+/// Says that a size of a config may be zero; every other size must be positive.
+struct ZeroIsLegal {};
+inline constexpr ZeroIsLegal zero_is_legal;
+
+/// Says that an integer of a config is no size: nothing is multiplied by it.
+struct Unbounded {};
+inline constexpr Unbounded unbounded;
+
+/// The values of a floating field; NaN is never one of them. A config does not know the type that
+/// its layer computes with: what is finite or positive is so in float.
+struct Range {
+  static constexpr double smallest = std::numeric_limits<float>::min();
+  static constexpr double largest = std::numeric_limits<float>::max();
+  static constexpr double infinity = std::numeric_limits<double>::infinity();
+
+  double least = -largest, most = largest;
+  bool zero = false;  // whether 0 is legal besides
+
+  constexpr bool has(double value) const {
+    return (value >= least && value <= most) || (zero && value == 0);
+  }
+  constexpr Range or_zero() const { return {least, most, true}; }
+  constexpr Range or_infinity() const { return {least, infinity, zero}; }
+
+  /// "at least 0 and finite in float": what is expected.
+  std::string text() const {
+    std::ostringstream result;
+    if (zero) result << "0, or ";
+    if (least == smallest) {
+      result << "positive";
+    } else if (least > -largest) {
+      result << "at least " << least;
+    }
+    if (most == infinity) {
+      result << (least < -largest ? "a number" : "");
+    } else {
+      result << (least > -largest ? " and " : "") << "finite in float";
+    }
+    return result.str();
+  }
+};
+inline constexpr Range is_finite, is_positive{Range::smallest, Range::largest};
+inline constexpr Range is_number{-Range::infinity, Range::infinity};
+constexpr Range at_least(double least) { return {least, Range::largest}; }
+
+/// Says when a field of a config is read at all; elsewhere it must keep its default, as nothing
+/// that is asked for is ignored.
+struct OnlyWhere {
+  bool holds = true;
+  std::string_view condition;  // in words, from the field that decides
+};
+constexpr OnlyWhere only_where(bool holds, std::string_view condition) {
+  return {holds, condition};
+}
+
+/// A value of a field as an error shows it.
+template <class Field>
+std::string text_of_field(const Field& value) {
+  std::ostringstream text;
+  if constexpr (std::is_enum_v<Field>) {
+    text << to_string(value);
+  } else {
+    text << std::boolalpha << value;
+  }
+  return text.str();
+}
+
+/// Throws `ConfigError` unless the range has the value of `field`.
+inline void check_range(std::string_view who, std::string_view field, double value,
+                        const Range& range) {
+  if (range.has(value)) return;
+  throw ConfigError(std::string(who) + ": " + std::string(field) + " is " +
+                    (std::isnan(value) ? "NaN" : text_of_field(value)) + ", expected " +
+                    range.text());
+}
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

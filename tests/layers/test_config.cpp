@@ -1,0 +1,524 @@
+// What configs may say: every field has its values, none is ignored, and no word of a config makes
+// memory. None of it depends on the SIMD width.
+#if !defined(SEQMIX_SIMD_WIDTH)
+
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "seqmix/blocks/decoder.hpp"
+#include "seqmix/blocks/sequence.hpp"
+#include "seqmix/layers/channel/mixture_of_experts.hpp"
+#include "seqmix/layers/conv/hyena.hpp"
+#include "seqmix/layers/linear/linear_attention.hpp"
+#include "support/allocations.hpp"
+#include "support/compare.hpp"
+#include "support/layer_case.hpp"
+#include "support/random.hpp"
+#include "support/random_weights.hpp"
+#include "support/safetensors_builder.hpp"
+#include "support/verbs.hpp"
+
+namespace support {
+namespace {
+
+using Catch::Matchers::ContainsSubstring;
+using seqmix::CapacityError;
+using seqmix::ConfigError;
+using seqmix::Error;
+using seqmix::Json;
+using seqmix::Shape;
+using seqmix::ShapeError;
+using seqmix::test::error_of;
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+/// Calls `body(twin, config)` with each config of the suite, complete, and of one that leaves
+/// fields out the defaults of these.
+void for_each_config(auto&& body) {
+  const char* const only = std::getenv("SEQMIX_LAYER");
+  for (const reference::Twin& twin : reference::twins()) {
+    if (only != nullptr && twin.layer != only) continue;
+    for (const std::string& config : twin.configs) {
+      body(twin,
+           registry<float>().complete_config(twin.layer, seqmix::parse_json(config, twin.layer)));
+    }
+  }
+}
+bool is_floating(const Json& value) { return value.is_number_float() || value == "Infinity"; }
+
+/// The text of an infinity as a config has it.
+Json number(double value) {
+  if (std::isinf(value)) return value > 0 ? "Infinity" : "-Infinity";
+  return value;
+}
+
+template <class S>
+Tensor<S, 3> output_of(const reference::Twin& twin, const Json& config) {
+  const LayerCase<S> layer(twin, config.dump());
+  Context context;
+  return forward<S>(layer, layer.random_input(2, 19, 3), context);
+}
+bool is_finite(const auto& y) {
+  return std::all_of(y.data(), y.data() + y.size(), [](auto v) { return std::isfinite(v); });
+}
+
+TEST_CASE("a floating field of any value is refused by its name, or the layer stays finite") {
+  int refused = 0, accepted = 0;
+  for_each_config([&](const reference::Twin& twin, const Json& legal) {
+    for (const auto& [key, value] : legal.items()) {
+      if (!is_floating(value)) continue;
+      for (const double one : {-infinity, infinity, -1.0, 0.0, 1e-300, 1e300}) {
+        Json config = legal;
+        config[key] = number(one);
+        INFO(twin.layer << " " << config);
+        try {
+          registry<float>().complete_config(twin.layer, config);
+        } catch (const ConfigError& error) {
+          ++refused;
+          CHECK_THAT(error.what(), ContainsSubstring(twin.layer + ": ") && ContainsSubstring(key));
+          continue;
+        }
+        ++accepted;
+        CHECK(is_finite(output_of<float>(twin, config)));
+      }
+      Json config = legal;
+      config[key] = std::numeric_limits<double>::quiet_NaN();
+      CHECK_THAT(
+          error_of<ConfigError>([&] { registry<float>().complete_config(twin.layer, config); }),
+          ContainsSubstring(twin.layer + ": " + key + " is NaN, expected"));
+    }
+  });
+  CHECK(refused > 100);
+  CHECK(accepted > 50);
+}
+
+TEST_CASE("a floating field is refused or makes another output") {
+  int changed = 0;
+  for_each_config([&](const reference::Twin& twin, const Json& legal) {
+    // Where the ramp of yarn ends is rounded to whole pairs, and the first pair turns by one angle
+    // whatever the base. What published configs name beside what they use may stand: the base where
+    // nothing turns, and the eps of a denominator where there is none.
+    const auto may_be_ignored = [&](const std::string& key) {
+      return key.starts_with("rope_beta") || (key == "rope_theta" && legal["rotary_dim"] <= 2) ||
+             (key == "eps" && twin.layer == "linear_attention" && legal["normalize"] == false);
+    };
+    const auto before = output_of<double>(twin, legal);
+    for (const auto& [key, value] : legal.items()) {
+      if (!is_floating(value) || may_be_ignored(key)) continue;
+      Json config = legal;
+      config[key] = value == "Infinity" ? 0.3 : 2 * value.get<double>() + 0.7;
+      INFO(twin.layer << " " << config);
+      try {
+        registry<float>().complete_config(twin.layer, config);
+      } catch (const ConfigError&) {
+        continue;
+      }
+      ++changed;
+      CHECK_FALSE(same_bits(output_of<double>(twin, config).view(), before.view()));
+    }
+  });
+  CHECK(changed > 50);
+}
+
+TEST_CASE("a field that nothing reads is refused with what it needs") {
+  struct Case {
+    std::string layer, config, text;
+  };
+  const std::string heads = R"("n_heads": 2, "n_kv_heads": 1, "head_dim": 4, "rotary_dim": 4)";
+  for (const Case& one : {
+           Case{"attention", heads + R"(, "rope_factor": 4)",
+                "rope_factor is 4, which counts only where rope_scaling is not none"},
+           Case{"attention", heads + R"(, "rope_scaling": "linear", "rope_original_length": 64)",
+                "rope_original_length is 64, which counts only where rope_scaling is yarn or"},
+           Case{"attention", heads + R"(, "rope_scaling": "ntk", "rope_beta_fast": 8)",
+                "rope_beta_fast is 8, which counts only where rope_scaling is yarn"},
+           Case{"attention", heads + R"(, "rope_attention_factor": 1.5)",
+                "rope_attention_factor is 1.5, which counts only where rope_scaling is yarn"},
+           Case{"attention", heads + R"(, "rope_high_freq_factor": 8)",
+                "rope_high_freq_factor is 8, which counts only where rope_scaling is llama3"},
+           Case{"attention", heads + R"(, "qk_norm_eps": 1e-5)",
+                "qk_norm_eps is 1e-05, which counts only where qk_norm is not none"},
+           Case{"attention", R"("head_dim": 4, "rope_interleaved": true)",
+                "rope_interleaved is true, which counts only where rotary_dim is positive"},
+           Case{"attention", R"("head_dim": 4, "rope_scaling": "linear", "rope_factor": 2)",
+                "rope_scaling needs rotary positions: rotary_dim"},
+           Case{"multi_head_latent_attention",
+                R"("kv_rank": 4, "nope_dim": 4, "rotary_dim": 2, "head_v": 4,
+                   "mscale_all_dim": 1)",
+                "mscale_all_dim is 1, which counts only where rope_scaling is not none"},
+           Case{"big_bird_attention", R"("n_blocks": 9)",
+                "n_blocks is 9, which counts only where n_random is positive"},
+           Case{"block_sparse_attention", heads + R"(, "pattern": "local", "block": 8)",
+                "block is 8, which counts only where a pattern is fixed, big_bird or layout"},
+           Case{"block_sparse_attention", heads + R"(, "pattern": "big_bird,dense", "span": 8)",
+                "span is 8, which counts only where a pattern is local, strided or fixed"},
+           Case{"block_sparse_attention", heads + R"(, "pattern": "strided", "prefix": 8)",
+                "prefix is 8, which counts only where a pattern is local"},
+           Case{"block_sparse_attention", heads + R"(, "n_verticals": 8)",
+                "n_verticals is 8, which counts only where a pattern is fixed"},
+           Case{"block_sparse_attention", heads + R"(, "pattern": "local", "n_global": 2)",
+                "n_global is 2, which counts only where a pattern is big_bird"},
+           Case{"block_sparse_attention", heads + R"(, "pattern": "big_bird", "seed": 2)",
+                "seed is 2, which counts only where n_random is positive"},
+           Case{"sliding_window_attention",
+                R"("head_dim": 4, "window": 8, "n_sinks": 2, "max_rollback": 3)",
+                "max_rollback is 3, which counts only where n_sinks is 0"},
+           Case{"mamba", R"("d_inner": 8, "dt_rank": 1, "norm_eps": 1e-5)",
+                "norm_eps is 1e-05, which counts only where norm is not none"},
+           Case{"mamba2", R"("n_heads": 2, "rms_norm": false, "norm_before_gate": true)",
+                "norm_before_gate is true, which counts only where rms_norm is true"},
+           Case{"mamba2", R"("n_heads": 2, "rms_norm": false, "norm_eps": 1e-6)",
+                "norm_eps is 1e-06, which counts only where rms_norm is true"},
+           Case{"retention", R"("head_k": 4, "head_v": 4, "rope_theta": 100)",
+                "rope_theta is 100, which counts only where rotary_dim is positive"},
+           Case{"linear_attention", R"("head_k": 4, "head_v": 4, "n_features": 8)",
+                "n_features is 8, which counts only where feature_map is favor"},
+           Case{"linear_attention", R"("head_k": 4, "head_v": 4, "max_length": 8)",
+                "max_length is 8, which counts only where feature_map is cosformer"},
+           Case{"linear_attention", R"("head_k": 4, "head_v": 4, "norm_eps": 1e-6)",
+                "norm_eps is 1e-06, which counts only where output_norm is true"},
+           Case{"mixture_of_experts", R"("d_ff": 4, "normalize_top_k": true)",
+                "normalize_top_k is true, which counts only where router is not mixtral"},
+           Case{"mixture_of_experts",
+                R"("d_ff": 4, "router": "softmax_then_top_k", "routed_scaling": 2)",
+                "routed_scaling is 2, which counts only where router is deepseek_v3"},
+       }) {
+    const Json config = seqmix::parse_json(R"({"d_model": 8, )" + one.config + "}", one.layer);
+    CHECK_THAT(error_of<ConfigError>([&] { registry<float>().complete_config(one.layer, config); }),
+               ContainsSubstring(one.layer + ": " + one.text));
+  }
+  // The parts of a block share the fields of one name: Mamba without norms does not read norm_eps,
+  // the block does.
+  const Json shared = seqmix::parse_json(
+      R"({"d_model": 8, "norm_eps": 1e-3, "d_inner": 8, "dt_rank": 1, "n_heads": 2,
+          "n_kv_heads": 1, "head_dim": 4, "d_ff": 4, "n_experts": 2})",
+      "jamba_block");
+  CHECK(registry<float>().complete_config("jamba_block", shared)["norm_eps"] == 1e-3);
+}
+
+TEST_CASE("fields that need each other are refused with both") {
+  struct Case {
+    std::string layer, config, text;
+  };
+  for (const Case& one : {
+           Case{"attention",
+                R"("head_dim": 4, "rotary_dim": 4, "rope_scaling": "yarn", "rope_theta": 1,
+                   "rope_original_length": 64)",
+                "rope_scaling yarn needs a rope_theta above 1; rope_theta is 1"},
+           Case{"linear_attention", R"("head_k": 4, "head_v": 4, "feature_map": "relu", "eps": 0)",
+                "eps must be positive where all features may be 0: relu, cosformer; eps is 0"},
+           Case{"sliding_window_attention", R"("head_dim": 4, "window": 536870912, "dilation": 4)",
+                "the tokens that window, dilation and max_rollback keep must not exceed 2^30; "
+                "window is 536870912, dilation is 4, max_rollback is 0"},
+           Case{"block_sparse_attention",
+                R"("head_dim": 4, "pattern": "fixed", "block": 1, "span": 1073741824,
+                   "n_verticals": 1073741824, "vertical_blocks": 1073741824)",
+                "n_verticals groups of vertical_blocks blocks must fit in span"},
+           Case{"block_sparse_attention", R"("head_dim": 4, "pattern": "dense,local")",
+                "pattern must not have more names than there are heads, n_heads; n_heads is 1"},
+           Case{"block_sparse_attention", R"("head_dim": 4, "pattern": "dense,locl")",
+                "pattern: got \"locl\", expected one of dense, local"},
+       }) {
+    const Json config = seqmix::parse_json(R"({"d_model": 8, )" + one.config + "}", one.layer);
+    CHECK_THAT(error_of<ConfigError>([&] { registry<float>().complete_config(one.layer, config); }),
+               ContainsSubstring(one.layer + ": " + one.text));
+  }
+}
+
+TEST_CASE("a size of any value is refused by its name, and makes no memory") {
+  constexpr Index most = std::numeric_limits<Index>::max();
+  const seqmix::MemoryTensors none({}, "the file");
+  for_each_config([&](const reference::Twin& twin, const Json& legal) {
+    for (const auto& [key, value] : legal.items()) {
+      if (!value.is_number_integer()) continue;
+      for (const Index size : {Index{0}, Index{-1}, Index{10'000'000}, seqmix::largest_size,
+                               Index{1} << 31, Index{1} << 62, most}) {
+        Json config = legal;
+        config[key] = size;
+        INFO(twin.layer << " " << config);
+        const std::int64_t before = allocated_bytes();
+        const std::string text =
+            error_of<Error>([&] { registry<float>().make(twin.layer, config, none); });
+        CHECK(allocated_bytes() - before < 1'000'000);
+        const bool is_size = key != "seed";
+        if (is_size && size > seqmix::largest_size) {
+          CHECK(text == twin.layer + ": " + key + " is " + std::to_string(size) +
+                            ", expected at most 1073741824");
+        } else {
+          CHECK_THAT(text, ContainsSubstring(key) || ContainsSubstring("is missing"));
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE("all sizes at their largest make products that fit") {
+  const seqmix::MemoryTensors none({}, "the file");
+  for_each_config([&](const reference::Twin& twin, const Json& legal) {
+    Json config = legal;
+    for (auto& [key, value] : config.items()) {
+      if (value.is_number_integer() && value != 0) value = seqmix::largest_size;
+    }
+    INFO(twin.layer << " " << config);
+    CHECK_FALSE(error_of<Error>([&] { registry<float>().make(twin.layer, config, none); }).empty());
+    int visited = 0;
+    const auto check = [&](const std::string&, const std::vector<Index>& shape) {
+      for (const Index extent : shape) CHECK(extent > 0);
+      if (++visited == 100) throw ShapeError("experts and hidden layers go on like this");
+    };
+    CHECK_NOTHROW(
+        error_of<Error>([&] { registry<float>().visit_parameters(twin.layer, config, check); }));
+  });
+}
+
+TEST_CASE("parts that a config asks for are made as their tensors are found") {
+  struct Case {
+    std::string layer, config, first, missing;
+    std::vector<Index> shape;
+  };
+  for (const Case& one : {
+           Case{"mixture_of_experts",
+                R"({"d_model": 1, "d_ff": 1, "n_experts": 20000, "n_experts_per_token": 1})",
+                "gate.weight",
+                "experts.0.w1.weight",
+                {20000, 1}},
+           Case{"switch_mixture_of_experts",
+                R"({"d_model": 1, "d_ff": 1, "n_experts": 20000})",
+                "router.classifier.weight",
+                "experts.0.wi.weight",
+                {20000, 1}},
+       }) {
+    Tensor<float, 1> numbers({one.shape[0]});
+    auto tensor = seqmix::stored_tensor(one.first, numbers.view());
+    tensor.shape = one.shape;
+    const seqmix::MemoryTensors tensors({tensor}, "the file");
+    const Json config = seqmix::parse_json(one.config, one.layer);
+    const std::int64_t before = allocated_bytes();
+    CHECK(error_of<Error>([&] { registry<float>().make(one.layer, config, tensors, ""); }) ==
+          "the file: tensor \"" + one.missing + "\" is missing");
+    CHECK(allocated_bytes() - before < 1'000'000);
+  }
+
+  // The hidden layers of Hyena's filters: those of a smaller network, and no more.
+  const Json small = seqmix::parse_json(
+      R"({"d_model": 4, "max_length": 8, "filter_width": 4, "filter_embedding": 3,
+          "filter_inner_layers": 2})",
+      "hyena");
+  const auto weights = random_layer_weights(registry<float>(), "hyena", small);
+  Json large = small;
+  large["filter_inner_layers"] = 10'000'000;
+  const std::int64_t before = allocated_bytes();
+  CHECK(error_of<Error>([&] { registry<float>().make("hyena", large, weights, ""); }) ==
+        weights.source() + ": tensor \"filter_fn.implicit_filter.6.bias\" is missing");
+  CHECK(allocated_bytes() - before < 1'000'000);
+}
+
+TEST_CASE("weights with too few or too many parts are refused by name") {
+  using namespace seqmix;
+  MixtureOfExpertsConfig config{.d_model = 4, .d_ff = 6, .n_experts = 3};
+  using Experts = MixtureOfExpertsDefinition<double>;
+  auto weights = random_weights<Experts::Weights>(config, 1);
+  CHECK(count_parameters(std::as_const(weights), config) == 3 * 4 + 3 * 3 * 24);
+  const auto error = [&] {
+    return error_of<ShapeError>([&] { MixtureOfExperts<double>(config, weights); });
+  };
+  CHECK(error().empty());
+  weights.experts.emplace_back();
+  CHECK(error() == "experts: the weights have 4 parts, expected 3");
+  weights.experts.resize(2);
+  CHECK(error() == "mixture_of_experts: weight experts.2.w1.weight is missing, expected [6, 4]");
+  // What is not there can be listed all the same.
+  const Experts::Weights nothing{};
+  CHECK(count_parameters(nothing, config) == 3 * 4 + 3 * 3 * 24);
+
+  HyenaConfig filters{.d_model = 3, .max_length = 5, .filter_width = 4};
+  auto network = random_weights<HyenaDefinition<double>::Weights>(filters, 2);
+  network.filter_layers.pop_back();
+  CHECK(error_of<ShapeError>([&] { Hyena<double>(filters, network); }) ==
+        "hyena: weight filter_fn.implicit_filter.4.weight is missing, expected [4, 4]");
+}
+
+/// A layer whose `Weights::visit` forgets a projection.
+struct ForgetfulDefinition {
+  using Scalar = float;
+  struct Config {
+    Index d_model = 0;
+    static void visit(auto& self, auto&& field) { field("d_model", self.d_model); }
+  };
+  using State = seqmix::NoState;
+  static constexpr std::string_view name = "forgetful";
+  struct Weights {
+    seqmix::Projection<float> named, forgotten;
+    static void visit(auto& self, const Config& c, auto&& parameter) {
+      parameter("named.weight", self.named.weight, {c.d_model, c.d_model});
+    }
+  };
+  Config c;
+  Weights w;
+  State make_state(Index, Index, seqmix::Memory) const { return {}; }
+  template <seqmix::Form form>
+  void run(View<const float, 3> x, State&, View<float, 3> y, Context& context) const {
+    auto scratch = context.scratch<float>();
+    auto hidden = scratch(x.extent(0), x.extent(1), c.d_model);  // [B, T, D]
+    seqmix::project(x, {{w.named, hidden}}, context);
+    seqmix::project(hidden, {{w.forgotten, y}}, context);
+  }
+};
+
+TEST_CASE("a weight that no visit names is missed with a reason") {
+  ForgetfulDefinition::Weights weights;
+  weights.named.weight = seqmix::Parameter<float, 2>(random_tensor<float, 2>({4, 4}, 1));
+  weights.forgotten.weight = seqmix::Parameter<float, 2>(random_tensor<float, 2>({4, 4}, 2));
+  const seqmix::Mixer<ForgetfulDefinition> layer({.d_model = 4}, weights);
+  const auto x = random_tensor<float, 3>({1, 3, 4}, 3);
+  Tensor<float, 3> y(x.shape());
+  Context context;
+  CHECK(error_of<ShapeError>([&] { layer.forward(x, y, context); }) ==
+        "matmul: there is no weight, expected one of shape [4, 4]; every weight of a layer must be "
+        "named by its Weights::visit");
+}
+
+TEST_CASE("a bound below one that rounds to one is legal") {
+  const Json config = seqmix::parse_json(
+      R"({"d_model": 6, "n_heads": 2, "head_k": 2, "head_v": 3, "lower_bound": true})", "hgrn2");
+  const auto all = random_layer_weights(registry<float>(), "hgrn2", config);
+  const auto output = [&]<class S>(S, double bound) {
+    std::vector<seqmix::StoredTensor> tensors;
+    Tensor<double, 1> bounds({4});
+    fill(bounds.view(), bound);
+    for (const std::string& name : all.names()) {
+      if (name != "lower_bound") tensors.push_back(all.entry(name));
+    }
+    tensors.push_back(seqmix::stored_tensor("lower_bound", bounds.view()));
+    const auto layer = registry<S>().make("hgrn2", config, seqmix::MemoryTensors(tensors), "");
+    Tensor<S, 3> y({1, 9, 6});
+    Context context;
+    layer.forward(random_tensor<S, 3>({1, 9, 6}, 1), y, context);
+    return y;
+  };
+  CHECK(is_finite(output(float{}, 1 - 1e-9)));
+  CHECK(is_finite(output(double{}, 1 - 1e-9)));
+  CHECK(is_finite(output(float{}, 0)));
+  for (const double bound : {-0.1, 1.1, infinity, std::numeric_limits<double>::quiet_NaN()}) {
+    CHECK(error_of<ConfigError>([&] { output(float{}, bound); }) ==
+          "hgrn2: every lower_bound must be from 0 to 1");
+  }
+}
+
+// Limits of position.
+
+/// A layer whose streams end after 40 tokens, and what the error says of it.
+struct Limited {
+  std::string layer, config, fields;
+};
+const Limited limited[] = {
+    {"linear_attention",
+     R"({"d_model": 6, "n_heads": 2, "head_k": 3, "head_v": 3, "feature_map": "cosformer",
+         "max_length": 40})",
+     "max_length"},
+    {"hyena", R"({"d_model": 6, "max_length": 40})", "max_length"},
+    {"hyena", R"({"d_model": 6, "max_length": 40, "step_form": "spread"})", "max_length"},
+    {"block_sparse_attention",
+     R"({"d_model": 6, "n_heads": 2, "head_dim": 3, "pattern": "layout", "block": 8,
+         "layout_heads": 1, "layout_blocks": 5})",
+     "layout_blocks * block"},
+    {"big_bird_attention",
+     R"({"d_model": 6, "n_heads": 2, "block": 8, "n_random": 1, "n_blocks": 5})",
+     "n_blocks * block"}};
+
+TEST_CASE("tokens beyond the last position are refused before anything is computed") {
+  for (const Limited& one : limited) {
+    INFO(one.layer << " " << one.config);
+    const Json config = seqmix::parse_json(one.config, one.layer);
+    const auto weights = random_layer_weights(registry<double>(), one.layer, config);
+    const auto layer = registry<double>().make(one.layer, config, weights, "");
+    const auto x = random_tensor<double, 3>({1, 41, 6}, 1);
+    const auto first = [](auto&& of, Index count) { return of.view().template slice<1>(0, count); };
+    const std::string limit = " exceed the 40 positions of " + one.fields;
+    auto y = unwritten<double>(x.shape());
+    const auto untouched = [&] {
+      return std::all_of(y.data(), y.data() + y.size(), [](double v) { return std::isnan(v); });
+    };
+    Context context;
+    CHECK(error_of<CapacityError>([&] { layer.forward(x, y, context); }) ==
+          one.layer + ": 41 tokens after 0" + limit);
+    Tensor<Index, 1> two({3}), even({3});
+    two[1] = even[1] = 20, two[2] = 61, even[2] = 60;
+    const auto documents = random_tensor<double, 2>({61, 6}, 2);
+    auto z = unwritten<double>({1, 61, 6});
+    CHECK(error_of<CapacityError>([&] {
+            layer.forward_documents(documents, two, z.view()[0], context);
+          }) == one.layer + ": 41 tokens after 0" + limit);
+    CHECK(untouched());
+    CHECK(std::isnan(z(0, 0, 0)));
+    layer.forward_documents(documents.view().slice<0>(0, 60), even, z.view()[0].slice<0>(0, 60),
+                            context);
+    layer.forward(first(x, 40), first(y, 40), context);
+    CHECK(std::isfinite(y(0, 39, 5)));
+    if (!layer.continues()) continue;
+
+    // Caches are as long as the limit; a state without any counts.
+    auto state = layer.make_state(1, 40);
+    layer.prefill(first(x, 38), state, first(y, 38), context);
+    AnyState before = state;
+    fill(y.view(), nan_of<double>);
+    CHECK(error_of<CapacityError>([&] {
+            layer.prefill(first(x, 3), state, first(y, 3), context);
+          }) == one.layer + ": 3 tokens after 38" + limit);
+    Tensor<Index, 1> three({2});
+    three[1] = 3;
+    CHECK_THROWS_AS(layer.prefill_documents(first(x, 3)[0], three, state, first(y, 3)[0], context),
+                    CapacityError);
+    CHECK(untouched());
+    CHECK(valid_numbers(state) == valid_numbers(before));
+    for (Index t = 38; t < 40; ++t) {
+      layer.step(x.view().at<1>(t), state, y.view().at<1>(t), context);
+    }
+    before = state;
+    CHECK(error_of<CapacityError>([&] {
+            layer.step(x.view().at<1>(40), state, y.view().at<1>(40), context);
+          }) == one.layer + ": 1 tokens after 40" + limit);
+    CHECK(std::isnan(y(0, 40, 0)));
+    CHECK(valid_numbers(state) == valid_numbers(before));
+    layer.reset(state, 0);
+    layer.step(x.view().at<1>(0), state, y.view().at<1>(0), context);
+  }
+}
+
+TEST_CASE("a block has the least limit of its parts") {
+  using namespace seqmix;
+  using Cosformer = LinearAttentionDefinition<double>;
+  using Filters = HyenaDefinition<double>;
+  DecoderDefinition<Cosformer>::Config decoder;
+  decoder.d_model = 4;
+  decoder.mixer = {.d_model = 4, .n_heads = 1, .head_k = 2, .head_v = 2};
+  const auto limit = [&]<class Definition>(const Definition*, const auto& config) {
+    return position_limit(
+        Definition(config, random_weights<typename Definition::Weights>(config, 1)));
+  };
+  constexpr const DecoderDefinition<Cosformer>* of_decoder = nullptr;
+  CHECK(limit(of_decoder, decoder).tokens == std::numeric_limits<Index>::max());
+  decoder.mixer.feature_map = FeatureMap::cosformer, decoder.mixer.max_length = 30;
+  CHECK(limit(of_decoder, decoder).tokens == 30);
+
+  using Both = SequenceDefinition<DecoderDefinition<Cosformer>, Filters>;
+  Both::Config both;
+  both.d_model = 4;
+  std::get<0>(both.parts) = decoder;
+  std::get<1>(both.parts) = {.d_model = 4, .max_length = 20, .filter_width = 3};
+  constexpr const Both* of_both = nullptr;
+  CHECK(limit(of_both, both).tokens == 20);
+  std::get<1>(both.parts).max_length = 50;
+  CHECK(limit(of_both, both).tokens == 30);
+}
+
+}  // namespace
+}  // namespace support
+
+#endif
