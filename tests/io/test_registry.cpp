@@ -209,8 +209,9 @@ TEST_CASE("a weight that is missing, misshapen or left over is named") {
       // One row more, and the same numbers with one axis more.
       tensors = weights;
       const auto rows = static_cast<std::size_t>(++tensors[i].shape[0]);
-      const std::vector<std::byte> longer(weights[i].bytes.size() / (rows - 1) * rows);
-      tensors[i].bytes = longer;
+      const std::vector<std::byte> longer(static_cast<std::size_t>(weights[i].bytes.size()) /
+                                          (rows - 1) * rows);
+      tensors[i].bytes = StoredBytes(longer);
       CHECK_THAT(error(tensors),
                  ContainsSubstring(quoted + ": wrong shape; got [" + std::to_string(rows)));
       tensors = weights;

@@ -52,8 +52,7 @@ inline void save_state(const std::filesystem::path& path, const StateMembers& st
       tensors.push_back({.name = member.name + "." + std::to_string(row),
                          .dtype = detail::state_dtype(member),
                          .shape = detail::row_shape(member, state.tokens(row)),
-                         .bytes = *bytes,
-                         .owner = bytes,
+                         .bytes = {*bytes, bytes},
                          .file = path.string()});
     }
   }
@@ -67,7 +66,7 @@ inline void save_state(const std::filesystem::path& path, const StateMembers& st
 /// Throws `CheckpointError` on a file of another layer, batch, number type or storage and
 /// `CapacityError` where a cache is too small; the state is then as it was.
 inline void load_state(const std::filesystem::path& path, const StateMembers& state) {
-  const Safetensors file = Safetensors::open(path, FileAccess::copied);
+  const Safetensors file = Safetensors::open(path);
   const auto expect = [&](const std::string& key, const std::string& expected) {
     const auto found = file.metadata().find(key);
     const std::string got = found == file.metadata().end() ? "nothing" : found->second;
@@ -78,14 +77,14 @@ inline void load_state(const std::filesystem::path& path, const StateMembers& st
   expect("format", std::string(detail::state_format));
   expect("rows", std::to_string(state.batch()));
 
-  const auto tensor_of = [&](const StateMember& member, Index row) -> const StoredTensor& {
+  const auto tensor_of = [&](const StateMember& member, Index row) {
     return file.entry(member.name + "." + std::to_string(row));
   };
   std::vector<Index> tokens(static_cast<std::size_t>(state.batch()), 0);
   for (const StateMember& member : state.list()) {
     if (member.kind != StateMember::Kind::position) continue;
     for (Index row = 0; row < state.batch(); ++row) {
-      const StoredTensor& tensor = tensor_of(member, row);
+      const StoredTensor tensor = tensor_of(member, row);
       if (tensor.dtype != DType::i64 || !tensor.shape.empty()) {
         tensor.fail("not a position", detail::shape_text(tensor.shape), "one I64 number");
       }
@@ -98,7 +97,7 @@ inline void load_state(const std::filesystem::path& path, const StateMembers& st
   for (const StateMember& member : state.list()) {
     for (Index row = 0; row < state.batch(); ++row) {
       const Index seen = tokens[static_cast<std::size_t>(row)];
-      const StoredTensor& tensor = tensor_of(member, row);
+      const StoredTensor tensor = tensor_of(member, row);
       known.insert(tensor.name);
       const std::vector<Index> expected = detail::row_shape(member, seen);
       if (tensor.dtype != detail::state_dtype(member)) {
@@ -119,9 +118,17 @@ inline void load_state(const std::filesystem::path& path, const StateMembers& st
     }
   }
   file.expect_no_others(known);
+  // All are read before the first is written: a file that ends too early leaves the state alone.
+  std::vector<StoredBytes> loaded;
   for (const StateMember& member : state.list()) {
     for (Index row = 0; row < state.batch(); ++row) {
-      const std::byte* from = tensor_of(member, row).bytes.data();
+      loaded.push_back(tensor_of(member, row).bytes.load());
+    }
+  }
+  auto next = loaded.begin();
+  for (const StateMember& member : state.list()) {
+    for (Index row = 0; row < state.batch(); ++row) {
+      const std::byte* from = (next++)->data();
       member.for_each_run(row, tokens[static_cast<std::size_t>(row)],
                           [&](std::byte* run, Index count) {
                             std::memcpy(run, from, static_cast<std::size_t>(count));
