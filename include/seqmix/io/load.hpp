@@ -71,8 +71,8 @@ template <class Layer>
 Layer load_layer(const Safetensors& file, Options options = {}) {
   const std::string& name = layer_metadata(file, "layer");
   if (name != Layer::name) {
-    throw CheckpointError(file.source() + ": holds the layer \"" + name + "\", expected \"" +
-                          std::string(Layer::name) + "\"");
+    throw CheckpointError(file.source() + ": holds the layer " + detail::in_quotes(name) +
+                          ", expected \"" + std::string(Layer::name) + "\"");
   }
   return make_layer<Layer>(layer_config(file), file, weights_prefix, options);
 }

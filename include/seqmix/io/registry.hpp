@@ -102,7 +102,7 @@ class Registry {
     if (found != entries_.end()) return found->second;
     std::string known;
     for (const auto& [other, entry] : entries_) known += (known.empty() ? "" : ", ") + other;
-    throw ConfigError("no layer is called \"" + name + "\"; there are " + known);
+    throw ConfigError("no layer is called " + detail::in_quotes(name) + "; there are " + known);
   }
 
   std::map<std::string, Entry> entries_;
