@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything that takes hours: cmake/nightly.sh [SECONDS [TARGET...]] builds the fuzz targets (layer,
-# state, model; all of them by default) and runs each for SECONDS (default 1200). Inputs that fail
-# land in build/fuzz/findings; a corpus grows in build/fuzz/corpus, from run to run.
+# Everything that takes hours: cmake/nightly.sh [SECONDS [TARGET...]] builds the fuzz targets (file,
+# layer, state, model; all of them by default) and runs each for SECONDS (default 1200). Inputs that
+# fail land in build/fuzz/findings; a corpus grows in build/fuzz/corpus, from run to run.
 # CXX chooses the compiler, which must be a clang.
 set -euo pipefail
 # shellcheck source=cmake/setup.sh
@@ -9,7 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 seconds=${1:-1200}
 targets=("${@:2}")
-[[ ${#targets[@]} -gt 0 ]] || targets=(layer state model)
+[[ ${#targets[@]} -gt 0 ]] || targets=(file layer state model)
 [[ $seconds =~ ^[0-9]+$ ]] || fail "usage: cmake/nightly.sh [SECONDS [TARGET...]]; got $seconds"
 
 export CXX=${CXX:-clang++}
@@ -30,7 +30,9 @@ say "building build/fuzz with $CMAKE_BUILD_PARALLEL_LEVEL job(s)"
 cmake --build --preset fuzz
 
 findings=$root/build/fuzz/findings
-mkdir -p "$findings"
+export TMPDIR=$root/build/fuzz/tmp # the targets' own files
+rm -rf "$TMPDIR"
+mkdir -p "$findings" "$TMPDIR"
 export ASAN_OPTIONS=quarantine_size_mb=16:${ASAN_OPTIONS:-}
 export UBSAN_OPTIONS=print_stacktrace=1:${UBSAN_OPTIONS:-}
 failed=()

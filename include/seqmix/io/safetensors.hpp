@@ -140,6 +140,20 @@ inline std::optional<Index> stored_size(DType dtype, std::span<const Index> shap
   throw CheckpointError(text.append("; got ").append(got).append(", expected ").append(expected));
 }
 
+/// Refuses a tensor whose bytes are not as many as dtype and shape say.
+inline void check_stored_size(std::string_view file, std::string_view tensor, DType dtype,
+                              std::span<const Index> shape, Index bytes) {
+  const std::optional<Index> expected = stored_size(dtype, shape);
+  if (!expected) {
+    refuse_tensor(file, tensor, "shape overflows", shape_text(shape), "a size of at most 63 bits");
+  }
+  if (*expected != bytes) {
+    refuse_tensor(file, tensor, "size does not fit the shape", std::to_string(bytes) + " bytes",
+                  std::to_string(*expected) + " for " + std::string(facts(dtype).name) + " " +
+                      shape_text(shape));
+  }
+}
+
 /// A regular file that is read piece by piece, by any number of threads.
 class InputFile {
  public:
@@ -274,17 +288,7 @@ struct StoredTensor {
   }
 
   /// Throws where the bytes are not as many as dtype and shape say.
-  void check_size() const {
-    const std::optional<Index> expected = detail::stored_size(dtype, shape);
-    if (!expected) {
-      fail("shape overflows", detail::shape_text(shape), "a size of at most 63 bits");
-    }
-    if (*expected != bytes.size()) {
-      fail("size does not fit the shape", std::to_string(bytes.size()) + " bytes",
-           std::to_string(*expected) + " for " + std::string(to_string(dtype)) + " " +
-               detail::shape_text(shape));
-    }
-  }
+  void check_size() const { detail::check_stored_size(file, name, dtype, shape, bytes.size()); }
 
   /// The numbers as S; a tensor without axes is read as [1]. Floating point reads F64, F32, F16 and
   /// BF16 (only F64 to float rounds; what overflows is refused), integers read integers that fit.
@@ -298,6 +302,7 @@ struct StoredTensor {
     if (!scalar && !std::ranges::equal(shape, expected.extents)) {
       fail("wrong shape", detail::shape_text(shape), expected.text());
     }
+    check_size();
     const auto convert = converter<S>();
     const StoredBytes loaded = bytes.load();
     const bool aligned = reinterpret_cast<std::uintptr_t>(loaded.data()) % alignof(S) == 0;
@@ -627,14 +632,7 @@ class HeaderReader : public JsonEvents<HeaderReader> {
         refuse("description", "no " + std::string(fields[i]), all_fields);
       }
     }
-    const std::optional<Index> expected = stored_size(record_.dtype, record_.shape);
-    if (!expected)
-      refuse("shape overflows", shape_text(record_.shape), "a size of at most 63 bits");
-    if (*expected != bytes_) {
-      refuse("size does not fit the shape", std::to_string(bytes_) + " bytes",
-             std::to_string(*expected) + " for " + std::string(facts(record_.dtype).name) + " " +
-                 shape_text(record_.shape));
-    }
+    check_stored_size(name_, record_.name, record_.dtype, record_.shape, bytes_);
     need(sizeof(TensorRecord) + sizeof(const TensorRecord*) + record_.name.capacity() + allocated +
          record_.shape.size() * sizeof(Index) + allocated);
     records_.push_back(std::move(record_));
