@@ -42,11 +42,35 @@ class Mutation {
     if (framed) std::memcpy(&length, text_.data() + first, prefix);
     const std::size_t begin = first + prefix;
     if (!framed || length > text_.size() - begin || one_of(16) == 0) return anything(0);
-    if (one_of(4) == 0) return anything(begin + static_cast<std::size_t>(length));
+    const std::size_t data = begin + static_cast<std::size_t>(length);
+    if (one_of(8) == 0) return anything(data);
+    if (one_of(4) == 0) return word(data);
     const std::size_t rest = text_.size() - static_cast<std::size_t>(length);
     json(begin, static_cast<std::size_t>(length));
     length = text_.size() - rest;
     std::memcpy(text_.data() + first, &length, prefix);
+  }
+  /// Numbers from `first` on: eight bytes of them become an integer that is at an edge.
+  void word(std::size_t first) {
+    constexpr std::int64_t edges[] = {0,
+                                      1,
+                                      4,
+                                      64,
+                                      -1,
+                                      std::int64_t{1} << 31,
+                                      std::int64_t{1} << 53,
+                                      INT64_C(1) << 62,
+                                      INT64_MAX,
+                                      INT64_MAX - 1,
+                                      INT64_MIN,
+                                      INT64_MIN + 1,
+                                      0x7f8000007f800000,
+                                      0x7ff0000000000000,
+                                      0x7c007bff7f80ff80};
+    const std::size_t words = (text_.size() - first) / sizeof(std::int64_t);
+    if (words == 0) return anything(0);
+    const std::int64_t edge = edges[one_of(std::size(edges))];
+    std::memcpy(text_.data() + first + one_of(words) * sizeof(edge), &edge, sizeof(edge));
   }
   /// JSON text: one of its numbers becomes one that is at an edge, or any change.
   void json(std::size_t first, std::size_t size) {

@@ -28,7 +28,8 @@ const std::filesystem::path& folder() {
 extern "C" int LLVMFuzzerInitialize(int* argc, char*** argv) {
   fuzz::write_seeds(*argc, *argv, [](const std::filesystem::path& to) {
     const std::filesystem::path from = SEQMIX_SOURCE_DIR "/tests/fuzz/seeds/model";
-    std::filesystem::copy(from, to, std::filesystem::copy_options::overwrite_existing);
+    using std::filesystem::copy_options;
+    std::filesystem::copy(from, to, copy_options::recursive | copy_options::overwrite_existing);
   });
   return 0;
 }
