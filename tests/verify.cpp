@@ -182,7 +182,9 @@ int main(int argc, char** argv) {
     try {
       status = std::max(status, verify(path));
     } catch (const std::exception& error) {
-      std::cerr << "verify: " << path << ": " << error.what() << "\n";
+      // What is wrong with a file begins with its path already.
+      const std::string text = error.what();
+      std::cerr << "verify: " << (text.starts_with(path) ? text : path + ": " + text) << "\n";
       status = 2;
     }
   }

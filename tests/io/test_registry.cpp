@@ -3,12 +3,14 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <limits>
 #include <map>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "reference/twin.hpp"
 #include "seqmix/io/registry.hpp"
+#include "support/allocations.hpp"
 #include "support/compare.hpp"
 #include "support/layer_case.hpp"
 #include "support/random.hpp"
@@ -57,6 +59,17 @@ struct ScaleDefinition {
 };
 template <class S>
 using Scale = Mixer<ScaleDefinition<S>>;
+
+/// A layer whose shapes divide by a size of its config.
+struct SplitDefinition : ScaleDefinition<float> {
+  static constexpr std::string_view name = "split";
+  struct Weights {
+    Parameter<float, 2> scale;
+    static void visit(auto& self, const Config& c, auto&& parameter) {
+      parameter("scale.weight", self.scale, {c.groups, c.d_model / c.groups});
+    }
+  };
+};
 
 template <Index Rank>
 StoredTensor random_stored(const std::string& name, Shape<Rank> shape) {
@@ -211,8 +224,9 @@ TEST_CASE("a weight that is missing, misshapen or left over is named") {
       // One row more, and the same numbers with one axis more.
       tensors = weights;
       const auto rows = static_cast<std::size_t>(++tensors[i].shape[0]);
-      const std::vector<std::byte> longer(weights[i].bytes.size() / (rows - 1) * rows);
-      tensors[i].bytes = longer;
+      const std::vector<std::byte> longer(static_cast<std::size_t>(weights[i].bytes.size()) /
+                                          (rows - 1) * rows);
+      tensors[i].bytes = StoredBytes(longer);
       CHECK_THAT(error(tensors),
                  ContainsSubstring(quoted + ": wrong shape; got [" + std::to_string(rows)));
       tensors = weights;
@@ -340,6 +354,49 @@ TEMPLATE_TEST_CASE("a layer file makes its layer, by type or by name", "", float
              ContainsSubstring("holds the layer \"shift\", expected \"scale\""));
   CHECK(error_of<ConfigError>([&] { registry.load(Safetensors::open(path)); }) ==
         "no layer is called \"shift\"; there are scale");
+}
+
+TEST_CASE("a config is checked before weights are looked up by shapes that divide by it") {
+  const MemoryTensors tensors({random_stored<2>("scale.weight", {2, 2})});
+  const auto load = [&](ScaleConfig config) {
+    UsedNames used;
+    return load_weights<SplitDefinition>(
+        config, tensors, [](const std::string& name) { return name; }, used);
+  };
+  CHECK(load({.d_model = 4, .groups = 2}).scale.shape() == Shape<2>{2, 2});
+  CHECK(error_of<ConfigError>([&] { load({.d_model = 4, .groups = 0}); }) ==
+        "split: groups is 0, expected at least 1");
+  CHECK_THAT(error_of<ConfigError>([&] { load({.d_model = 4, .groups = 3}); }),
+             ContainsSubstring("split: groups must divide d_model"));
+}
+
+TEST_CASE("no memory is taken by a config's word before the tensors are looked up") {
+  const MemoryTensors tensors({random_stored<1>("scale.weight", {4})});
+  UsedNames used;
+  support::forget_peak();
+  const auto before = support::allocated_bytes();
+  const std::string error = error_of<CheckpointError>([&] {
+    load_weights<Scale<float>>(
+        {.d_model = Index{1} << 40}, tensors, [](const std::string& name) { return name; }, used);
+  });
+  CHECK(support::peak_bytes() - before < 10'000);
+  CHECK_THAT(error, ContainsSubstring("wrong shape; got [4], expected [1099511627776]"));
+}
+
+TEST_CASE("a field that several parts of a layer have is listed once") {
+  const std::string error = error_of<ConfigError>([] {
+    support::registry<float>().complete_config("jamba_block", parse_json(R"({"d_modle": 4})", ""));
+  });
+  const std::string list = error.substr(error.find("one of: ") + 8) + ",";
+  std::set<std::string> fields;
+  Index count = 0;
+  for (std::size_t at = 0, end = 0; (end = list.find(',', at)) != list.npos;
+       at = end + 2, ++count) {
+    fields.insert(list.substr(at, end - at));
+  }
+  CHECK(fields.contains("d_model"));
+  CHECK(count > 5);
+  CHECK(static_cast<Index>(fields.size()) == count);
 }
 
 TEST_CASE("a config that no layer can have is refused with the rule and the values") {

@@ -74,7 +74,7 @@ struct EditedFile {
   std::map<std::string, StoredTensor> tensors;
 
   explicit EditedFile(const std::filesystem::path& path) {
-    const Safetensors file = Safetensors::open(path, FileAccess::copied);
+    const Safetensors file = Safetensors::open(path);
     metadata = file.metadata();
     for (const std::string& name : file.names()) tensors[name] = file.entry(name);
   }

@@ -91,13 +91,13 @@ TEST_CASE("after a failed allocation a state is valid, resets and restores") {
         INFO(layer.text() << " verb " << static_cast<int>(verb) << " allocation " << left);
         Context context;
         bool failed = false;
-        fail_allocation_after(left);
+        fail_allocations_after(left);
         try {
           test.call(verb, context);
         } catch (const std::bad_alloc&) {
           failed = true;
         }
-        fail_allocation_after(-1);
+        fail_allocations_after(-1);
         if (!failed) break;
         ++failures;
         test.check(context);

@@ -1,5 +1,7 @@
 #include "support/allocations.hpp"
 
+#include <malloc.h>
+
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
@@ -7,16 +9,26 @@
 
 namespace {
 
-std::atomic<std::int64_t> count = 0, sum = 0;
-std::atomic<std::int64_t> left = -1;  // before one fails; negative: none does
+std::atomic<std::int64_t> count = 0, in_use = 0, peak = 0, allowed = -1;
 
 void* allocate(std::size_t bytes, std::size_t alignment) {
-  ++count, sum += static_cast<std::int64_t>(bytes);
-  if (left >= 0 && left-- == 0) throw std::bad_alloc();
+  ++count;
+  if (allowed >= 0 && --allowed < 0) {
+    allowed = 0;
+    throw std::bad_alloc();
+  }
   const std::size_t size = (bytes + alignment - 1) / alignment * alignment;
   void* memory = std::aligned_alloc(alignment, size == 0 ? alignment : size);
   if (memory == nullptr) throw std::bad_alloc();
+  const std::int64_t now = in_use += static_cast<std::int64_t>(malloc_usable_size(memory));
+  for (std::int64_t highest = peak; highest < now && !peak.compare_exchange_weak(highest, now);) {
+  }
   return memory;
+}
+
+void release(void* memory) {
+  in_use -= static_cast<std::int64_t>(malloc_usable_size(memory));
+  std::free(memory);
 }
 
 }  // namespace
@@ -24,8 +36,10 @@ void* allocate(std::size_t bytes, std::size_t alignment) {
 namespace support {
 
 std::int64_t allocations() { return count; }
-std::int64_t allocated_bytes() { return sum; }
-void fail_allocation_after(std::int64_t succeeding) { left = succeeding; }
+std::int64_t allocated_bytes() { return in_use; }
+std::int64_t peak_bytes() { return peak; }
+void forget_peak() { peak = in_use.load(); }
+void fail_allocations_after(std::int64_t further) { allowed = further; }
 
 }  // namespace support
 
@@ -49,13 +63,13 @@ void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
 void* operator new[](std::size_t bytes, const std::nothrow_t& tag) noexcept {
   return operator new(bytes, tag);
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
-void operator delete[](void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory) noexcept { release(memory); }
+void operator delete[](void* memory) noexcept { release(memory); }
+void operator delete(void* memory, const std::nothrow_t&) noexcept { release(memory); }
+void operator delete[](void* memory, const std::nothrow_t&) noexcept { release(memory); }
+void operator delete(void* memory, std::size_t) noexcept { release(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { release(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { release(memory); }
+void operator delete[](void* memory, std::align_val_t) noexcept { release(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { release(memory); }
+void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { release(memory); }

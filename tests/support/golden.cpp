@@ -87,7 +87,7 @@ double state_error(const Safetensors& file, AnyState& state) {
     known.insert(name);
     if (!file.contains(name)) continue;
     seqmix::StoredTensor flat = file.entry(name);
-    const Index count = static_cast<Index>(flat.bytes.size()) / size_of(flat.dtype);
+    const Index count = flat.bytes.size() / size_of(flat.dtype);
     flat.shape = {count};
     std::vector<double> expected;
     if (member == "position") {

@@ -5,11 +5,14 @@
 #include "seqmix/core/config.hpp"
 
 // The number types that the layers are tested in. The native width has both, the emulated ones one
-// each: 2 lanes of double, 8 lanes of float.
+// each: 2 lanes of double, 8 lanes of float. Fuzzers ask for float alone.
 
 namespace support {
 
-#if !defined(SEQMIX_SIMD_WIDTH)
+#if defined(SEQMIX_TEST_FLOAT_ONLY)
+using TestScalars = std::tuple<float>;
+#define SEQMIX_FOR_EACH_TEST_SCALAR(apply) apply(float)
+#elif !defined(SEQMIX_SIMD_WIDTH)
 using TestScalars = std::tuple<float, double>;
 #define SEQMIX_FOR_EACH_TEST_SCALAR(apply) apply(float) apply(double)
 #elif SEQMIX_SIMD_WIDTH == 128

@@ -22,9 +22,9 @@ SEQMIX_BEGIN_NAMESPACE
 
 using Json = nlohmann::json;
 
-/// A longer text or file is refused before it is parsed; safetensors sets the same limit to
-/// headers.
-inline constexpr std::uintmax_t json_size_limit = 100'000'000;
+/// A longer text or file is refused before it is parsed, and so is a longer word or string in it:
+/// the parser keeps each several times while it reads it.
+inline constexpr std::uintmax_t json_size_limit = 16'000'000, json_token_limit = 1'000'000;
 /// Deeper nesting is refused: no description of a model needs it.
 inline constexpr std::size_t json_depth_limit = 64;
 
@@ -43,9 +43,8 @@ inline std::string excerpt(const Json& value) {
   return value.dump();
 }
 
-/// The bytes of a regular file of at most `limit` bytes, in a container of bytes.
-template <class Buffer>
-Buffer read_file(const std::filesystem::path& path, std::uintmax_t limit) {
+/// The text of a regular file of at most `limit` bytes.
+inline std::string read_text(const std::filesystem::path& path, std::uintmax_t limit) {
   std::error_code error;
   if (!std::filesystem::is_regular_file(path, error)) {
     throw CheckpointError(path.string() + ": no such file, or not a regular one");
@@ -56,16 +55,32 @@ Buffer read_file(const std::filesystem::path& path, std::uintmax_t limit) {
     throw CheckpointError(path.string() + ": too long; got " + std::to_string(size) +
                           " bytes, expected at most " + std::to_string(limit));
   }
-  Buffer bytes(static_cast<std::size_t>(size), typename Buffer::value_type{});
+  std::string text(static_cast<std::size_t>(size), '\0');
   std::ifstream stream(path, std::ios::binary);
-  stream.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size));
+  stream.read(text.data(), static_cast<std::streamsize>(size));
   if (!stream) throw CheckpointError(path.string() + ": cannot be read");
-  return bytes;
+  return text;
 }
 
-/// Builds the document and refuses what the parser's own builder accepts in silence: duplicate keys
-/// (it keeps the last) and unlimited nesting.
-class StrictJsonBuilder {
+/// Where the word, string, bracket or space that starts at `at` ends.
+inline std::size_t end_of_token(std::string_view text, std::size_t at) {
+  constexpr std::string_view structure = "{}[]:,\" \t\r\n";
+  std::size_t end = at + 1;
+  if (text[at] == '"') {
+    while (end < text.size() && text[end] != '"') end += text[end] == '\\' ? 2 : 1;
+    return std::min(end + 1, text.size());
+  }
+  if (structure.find(text[at]) != structure.npos) return end;
+  return std::min(text.find_first_of(structure, at), text.size());
+}
+
+/// Refuses what a hostile text makes of few bytes: the memory that `Reader` says to need for it may
+/// be three times the text and a fixed part more.
+///
+/// A `Reader` derives from this and has `open(bool object)`, `close()`, `member(key)` and
+/// `value(json)` for everything else; it throws on what it does not take.
+template <class Reader>
+class JsonEvents {
  public:
   using number_integer_t = Json::number_integer_t;
   using number_unsigned_t = Json::number_unsigned_t;
@@ -73,27 +88,36 @@ class StrictJsonBuilder {
   using string_t = Json::string_t;
   using binary_t = Json::binary_t;
 
-  explicit StrictJsonBuilder(std::string_view name) : name_(name) {}
-  Json take() { return std::move(root_); }
-
-  bool null() { return put(nullptr); }
-  bool boolean(bool value) { return put(value); }
-  bool number_integer(number_integer_t value) { return put(value); }
-  bool number_unsigned(number_unsigned_t value) { return put(value); }
-  bool number_float(number_float_t value, const string_t&) { return put(value); }
-  bool string(string_t& value) { return put(std::move(value)); }
-  bool binary(binary_t& value) { return put(std::move(value)); }
-  bool start_object(std::size_t) { return open(Json::object()); }
-  bool start_array(std::size_t) { return open(Json::array()); }
-  bool end_object() { return close(); }
-  bool end_array() { return close(); }
-  bool key(string_t& text) {
-    auto& members = open_.back()->get_ref<Json::object_t&>();
-    const auto [member, inserted] = members.try_emplace(text);
-    if (!inserted) throw CheckpointError(name_ + ": duplicate key " + in_quotes(text));
-    member_ = &member->second;
-    return true;
+  /// Reads `text`, RFC 8259 and no more.
+  void read(std::string_view text) {
+    limit_ += 3 * text.size();
+    // The parser takes a zero byte for the end of the text and would ignore what follows.
+    if (const std::size_t zero = text.find('\0'); zero != text.npos) {
+      throw CheckpointError(name_ + ": zero byte in JSON text, at byte " + std::to_string(zero));
+    }
+    for (std::size_t at = 0, end = 0; at < text.size(); at = end) {
+      end = end_of_token(text, at);
+      if (end - at > json_token_limit) {
+        throw CheckpointError(name_ + ": a word or string of JSON text is too long; got " +
+                              std::to_string(end - at) + " bytes, expected at most " +
+                              std::to_string(json_token_limit));
+      }
+    }
+    Json::sax_parse(text.begin(), text.end(), static_cast<Reader*>(this));
   }
+
+  bool null() { return reader().value(nullptr), true; }
+  bool boolean(bool value) { return reader().value(value), true; }
+  bool number_integer(number_integer_t value) { return reader().value(value), true; }
+  bool number_unsigned(number_unsigned_t value) { return reader().value(value), true; }
+  bool number_float(number_float_t value, const string_t&) { return reader().value(value), true; }
+  bool string(const string_t& value) { return reader().value(value), true; }
+  bool binary(const binary_t& value) { return reader().value(value), true; }
+  bool start_object(std::size_t) { return reader().open(true), true; }
+  bool start_array(std::size_t) { return reader().open(false), true; }
+  bool end_object() { return reader().close(), true; }
+  bool end_array() { return reader().close(), true; }
+  bool key(const string_t& text) { return reader().member(text), true; }
   bool parse_error(std::size_t position, const std::string& token, const Json::exception& error) {
     // The parser's own text starts with a code in brackets, which says nothing to a reader.
     const std::string_view text = error.what();
@@ -103,14 +127,84 @@ class StrictJsonBuilder {
                           std::string(text.substr(code == text.npos ? 0 : code + 2, 200)));
   }
 
- private:
-  template <class Value>
-  bool put(Value&& value) {
-    place(std::forward<Value>(value));
-    return true;
+ protected:
+  /// `fixed`: the memory that any text may need. `name` stands for the text in errors.
+  JsonEvents(std::string_view name, std::size_t fixed) : name_(name), limit_(fixed) {}
+
+  void need(std::size_t bytes) {
+    needed_ += bytes;
+    if (needed_ <= limit_) return;
+    throw CheckpointError(name_ + ": takes too much memory once it is read; got more than " +
+                          std::to_string(limit_) + " bytes, three times the text and a fixed part");
   }
+  [[noreturn]] void refuse_duplicate(const std::string& key) const {
+    throw CheckpointError(name_ + ": duplicate key " + in_quotes(key));
+  }
+
+  std::string name_;
+
+ private:
+  Reader& reader() { return static_cast<Reader&>(*this); }
+
+  std::size_t limit_, needed_ = 0;
+};
+
+/// A value that is taken apart without allocation: its own destructor allocates, and would end the
+/// program where memory is exhausted.
+class JsonDocument {
+ public:
+  JsonDocument() = default;
+  JsonDocument(Json json) : json_(std::move(json)) {}
+  JsonDocument(const JsonDocument&) = delete;
+  JsonDocument& operator=(const JsonDocument&) = delete;
+  ~JsonDocument() { clear(json_); }
+
+  Json& get() { return json_; }
+  operator const Json&() const { return json_; }
+
+ private:
+  static void clear(Json& value) {
+    if (!value.is_structured()) return;
+    for (Json& item : value) clear(item);
+    value.clear();
+  }
+
+  Json json_;
+};
+
+/// Builds the document and refuses what the parser's own builder accepts in silence: duplicate keys
+/// (it keeps the last) and unlimited nesting.
+class StrictJsonBuilder : public JsonEvents<StrictJsonBuilder> {
+ public:
+  explicit StrictJsonBuilder(std::string_view name) : JsonEvents(name, fixed_memory) {}
+  Json take() { return std::move(root_.get()); }
+
+  void value(Json value) { place(std::move(value)); }
+  void open(bool object) {
+    if (open_.size() == json_depth_limit) {
+      throw CheckpointError(name_ + ": nested deeper than " + std::to_string(json_depth_limit) +
+                            " levels");
+    }
+    need(sizeof(Json::object_t));
+    open_.push_back(place(object ? Json::object() : Json::array()));
+  }
+  void close() { open_.pop_back(); }
+  void member(const std::string& key) {
+    need(tree_node + sizeof(std::string) + key.size());
+    auto& members = open_.back()->get_ref<Json::object_t&>();
+    const auto [member, inserted] = members.try_emplace(key);
+    if (!inserted) refuse_duplicate(key);
+    member_ = &member->second;
+  }
+
+ private:
+  static constexpr std::size_t fixed_memory = std::size_t{1} << 24, tree_node = 64;
+
   Json* place(Json value) {
-    Json* target = &root_;
+    // A list moves to a place twice as large when it grows.
+    need(3 * sizeof(Json));
+    if (value.is_string()) need(sizeof(std::string) + value.get_ref<std::string&>().size());
+    Json* target = &root_.get();
     if (!open_.empty() && open_.back()->is_array()) {
       target = &open_.back()->get_ref<Json::array_t&>().emplace_back();
     } else if (!open_.empty()) {
@@ -119,58 +213,21 @@ class StrictJsonBuilder {
     *target = std::move(value);
     return target;
   }
-  bool open(Json empty) {
-    if (open_.size() == json_depth_limit) {
-      throw CheckpointError(name_ + ": nested deeper than " + std::to_string(json_depth_limit) +
-                            " levels");
-    }
-    open_.push_back(place(std::move(empty)));
-    return true;
-  }
-  bool close() {
-    open_.pop_back();
-    return true;
-  }
 
-  std::string name_;
-  Json root_;
+  JsonDocument root_;
   std::vector<Json*> open_;  // a container does not move while something inside it is open
   Json* member_ = nullptr;   // the value of the key that was read last
 };
 
-/// RFC 8259 and no more, keys unique.
-inline Json parse_standard_json(std::string_view text, std::string_view name) {
-  if (text.size() > json_size_limit) {
-    throw CheckpointError(std::string(name) + ": too long; got " + std::to_string(text.size()) +
-                          " bytes, expected at most " + std::to_string(json_size_limit));
-  }
-  // The parser takes a zero byte for the end of the text and would ignore what follows.
-  if (const std::size_t zero = text.find('\0'); zero != text.npos) {
-    throw CheckpointError(std::string(name) + ": zero byte in JSON text, at byte " +
-                          std::to_string(zero));
-  }
-  StrictJsonBuilder builder(name);
-  Json::sax_parse(text.begin(), text.end(), &builder);
-  return builder.take();
-}
-
 /// The text with the bare values NaN, Infinity and -Infinity, which Python writes, put in quotes.
 inline std::string quote_bare_numbers(std::string_view text) {
-  constexpr std::string_view space = " \t\r\n", structure = "{}[]:,\" \t\r\n";
   std::string result;
   result.reserve(text.size());
-  for (std::size_t at = 0; at < text.size();) {
-    std::size_t end = at + 1;
-    if (text[at] == '"') {
-      while (end < text.size() && text[end] != '"') end += text[end] == '\\' ? 2 : 1;
-      end = std::min(end + 1, text.size());
-    } else if (structure.find(text[at]) == structure.npos) {
-      end = std::min(text.find_first_of(structure, at), text.size());
-    }
+  for (std::size_t at = 0, end = 0; at < text.size(); at = end) {
+    end = end_of_token(text, at);
     const std::string_view token = text.substr(at, end - at);
-    at = end;
     if (token == "NaN" || token == "Infinity" || token == "-Infinity") {
-      const std::size_t next = text.find_first_not_of(space, end);
+      const std::size_t next = text.find_first_not_of(" \t\r\n", end);
       const bool is_key = next != text.npos && text[next] == ':';
       if (!is_key) {
         result.append("\"").append(token).append("\"");
@@ -202,8 +259,12 @@ Field field_from_json(const Json& value, const std::string& where) {
     const bool boxed = value.is_object() && value.size() == 1 && value.contains("__float__");
     const Json& number = boxed ? value.at("__float__") : value;
     if (number.is_number() && !boxed) return number.get<double>();
-    if (number == "Infinity") return std::numeric_limits<double>::infinity();
-    if (number == "-Infinity") return -std::numeric_limits<double>::infinity();
+    // Compared as strings: the comparison of two values allocates, and may not throw.
+    if (number.is_string()) {
+      const std::string& text = number.get_ref<const std::string&>();
+      if (text == "Infinity") return std::numeric_limits<double>::infinity();
+      if (text == "-Infinity") return -std::numeric_limits<double>::infinity();
+    }
     fail("a number, \"Infinity\" or \"-Infinity\"");
   } else {
     if (!value.is_string()) fail("a string");
@@ -231,11 +292,22 @@ Field field_from_json(const Json& value, const std::string& where) {
 /// the standard are a `CheckpointError`, except the bare values NaN, Infinity and -Infinity, which
 /// become strings. `name` stands for the text in errors.
 inline Json parse_json(std::string_view text, std::string_view name) {
-  return detail::parse_standard_json(detail::quote_bare_numbers(text), name);
+  if (text.size() > json_size_limit) {
+    throw CheckpointError(std::string(name) + ": too long; got " + std::to_string(text.size()) +
+                          " bytes, expected at most " + std::to_string(json_size_limit));
+  }
+  std::string quoted;
+  if (text.find("NaN") != text.npos || text.find("Infinity") != text.npos) {
+    quoted = detail::quote_bare_numbers(text);
+    text = quoted;
+  }
+  detail::StrictJsonBuilder builder(name);
+  builder.read(text);
+  return builder.take();
 }
 
 inline Json read_json(const std::filesystem::path& path) {
-  return parse_json(detail::read_file<std::string>(path, json_size_limit), path.string());
+  return parse_json(detail::read_text(path, json_size_limit), path.string());
 }
 
 /// The value at `key` of an object as Index, double, bool, std::string or an enumeration with
@@ -274,11 +346,11 @@ void read_config(const Json& object, Config& config, std::string_view name) {
   std::vector<std::string> known;
   Config::visit(result,
                 [&]<class Field>(std::string_view key, Field& member, const auto&... /*tags*/) {
-                  known.emplace_back(key);
+                  if (std::ranges::find(known, key) == known.end()) known.emplace_back(key);
                   member = json_field<Field>(object, key, name, member);
                 });
   for (const auto& [key, value] : object.items()) {
-    if (std::find(known.begin(), known.end(), key) != known.end()) continue;
+    if (std::ranges::find(known, key) != known.end()) continue;
     std::string list;
     for (const std::string& one : known) list.append(list.empty() ? "" : ", ").append(one);
     throw ConfigError(who + ": unknown key " + detail::in_quotes(key) +

@@ -21,11 +21,13 @@ using UsedNames = std::set<std::string, std::less<>>;
 inline constexpr std::string_view weights_prefix = "weights.";
 
 /// The weights of a layer from the tensors that `rename` calls its parameters, converted to the
-/// compute type; their names are added to `used`. A missing or misshapen one is a
-/// `CheckpointError`.
-template <class Weights, class Config>
-Weights load_weights(const Config& config, const StoredTensors& tensors, auto&& rename,
-                     UsedNames& used) {
+/// compute type; their names are added to `used`. A config that no layer can have is a
+/// `ConfigError`, a missing or misshapen tensor a `CheckpointError`.
+template <class Layer>
+typename Layer::Weights load_weights(const typename Layer::Config& config,
+                                     const StoredTensors& tensors, auto&& rename, UsedNames& used) {
+  using Weights = typename Layer::Weights;
+  check_config(Layer::name, config);  // the shapes divide by its sizes
   Weights weights;
   Weights::visit(weights, config,
                  [&]<class P>(const Name& name, P& parameter, Shape<P::rank> shape, auto...) {
@@ -44,6 +46,11 @@ inline const std::string& layer_metadata(const Safetensors& file, const std::str
                         "\" is missing; a layer file names its layer and config");
 }
 
+/// The config of a layer file.
+inline detail::JsonDocument layer_config(const Safetensors& file) {
+  return parse_json(layer_metadata(file, "config"), file.source() + ": config");
+}
+
 /// A layer from JSON config and the tensors called `prefix` + parameter name. Throws `ConfigError`
 /// on a bad config and `CheckpointError` on a tensor that is missing, misshapen or left over.
 template <class Layer>
@@ -52,7 +59,7 @@ Layer make_layer(const Json& json, const StoredTensors& tensors,
   typename Layer::Config config;
   read_config(json, config, Layer::name);
   UsedNames used;
-  auto weights = load_weights<typename Layer::Weights>(
+  auto weights = load_weights<Layer>(
       config, tensors, [&](const std::string& name) { return std::string(prefix) + name; }, used);
   tensors.expect_no_others(used, prefix);
   return Layer(std::move(config), std::move(weights), options);
@@ -64,11 +71,10 @@ template <class Layer>
 Layer load_layer(const Safetensors& file, Options options = {}) {
   const std::string& name = layer_metadata(file, "layer");
   if (name != Layer::name) {
-    throw CheckpointError(file.source() + ": holds the layer \"" + name + "\", expected \"" +
-                          std::string(Layer::name) + "\"");
+    throw CheckpointError(file.source() + ": holds the layer " + detail::in_quotes(name) +
+                          ", expected \"" + std::string(Layer::name) + "\"");
   }
-  return make_layer<Layer>(parse_json(layer_metadata(file, "config"), file.source() + ": config"),
-                           file, weights_prefix, options);
+  return make_layer<Layer>(layer_config(file), file, weights_prefix, options);
 }
 template <class Layer>
 Layer load_layer(const std::filesystem::path& path, Options options = {}) {

@@ -289,7 +289,7 @@ class ModelLoader {
     config.d_model = config_.get<Index>("hidden_size");
     config.norm_eps = config_.get<double>(dialect_.norm_eps);
     config.mixer = std::move(mixer), config.channel = std::move(channel);
-    auto weights = load_weights<typename Block::Weights>(
+    auto weights = load_weights<Block>(
         config, checkpoint_,
         [&](std::string_view name) { return dialect_name(dialect_, number, name); }, used_);
     weights.mixer_norm = norm(std::move(weights.mixer_norm));

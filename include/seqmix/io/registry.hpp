@@ -56,9 +56,7 @@ class Registry {
   }
   /// The layer of a layer file; see `load_layer`.
   AnyMixer<Scalar> load(const Safetensors& file, Options options = {}) const {
-    return make(layer_metadata(file, "layer"),
-                parse_json(layer_metadata(file, "config"), file.source() + ": config"), file,
-                weights_prefix, options);
+    return make(layer_metadata(file, "layer"), layer_config(file), file, weights_prefix, options);
   }
 
   using VisitShape = std::function<void(const std::string& name, const std::vector<Index>& shape)>;
@@ -105,7 +103,7 @@ class Registry {
     if (found != entries_.end()) return found->second;
     std::string known;
     for (const auto& [other, entry] : entries_) known += (known.empty() ? "" : ", ") + other;
-    throw ConfigError("no layer is called \"" + name + "\"; there are " + known);
+    throw ConfigError("no layer is called " + detail::in_quotes(name) + "; there are " + known);
   }
 
   std::map<std::string, Entry> entries_;

@@ -8,11 +8,13 @@
 #include <concepts>
 #include <cstdio>
 #include <cstring>
+#include <deque>
 #include <filesystem>
 #include <functional>
 #include <limits>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -23,13 +25,13 @@
 #include <vector>
 
 #if defined(__unix__) || defined(__APPLE__)
-#define SEQMIX_HAS_MMAP 1
+#define SEQMIX_HAS_POSIX_FILES 1
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #else
-#define SEQMIX_HAS_MMAP 0
+#define SEQMIX_HAS_POSIX_FILES 0
 #endif
 
 #include "seqmix/core/parameter.hpp"
@@ -119,45 +121,179 @@ inline std::string shape_text(std::span<const Index> shape) {
   return result + "]";
 }
 
+/// The bytes of a tensor, or nothing where extents and strides of it do not fit in `Index`.
+inline std::optional<Index> stored_size(DType dtype, std::span<const Index> shape) {
+  Index size = facts(dtype).bytes;
+  bool empty = false;
+  for (const Index extent : shape) {
+    empty = empty || extent == 0;
+    if (extent < 0 || __builtin_mul_overflow(size, extent == 0 ? 1 : extent, &size)) return {};
+  }
+  return empty ? 0 : size;
+}
+
+[[noreturn]] inline void refuse_tensor(std::string_view file, std::string_view tensor,
+                                       std::string_view rule, std::string_view got,
+                                       std::string_view expected) {
+  std::string text(file);
+  text.append(": tensor ").append(in_quotes(tensor)).append(": ").append(rule);
+  throw CheckpointError(text.append("; got ").append(got).append(", expected ").append(expected));
+}
+
+/// Refuses a tensor whose bytes are not as many as dtype and shape say.
+inline void check_stored_size(std::string_view file, std::string_view tensor, DType dtype,
+                              std::span<const Index> shape, Index bytes) {
+  const std::optional<Index> expected = stored_size(dtype, shape);
+  if (!expected) {
+    refuse_tensor(file, tensor, "shape overflows", shape_text(shape), "a size of at most 63 bits");
+  }
+  if (*expected != bytes) {
+    refuse_tensor(file, tensor, "size does not fit the shape", std::to_string(bytes) + " bytes",
+                  std::to_string(*expected) + " for " + std::string(facts(dtype).name) + " " +
+                      shape_text(shape));
+  }
+}
+
+/// A regular file that is read piece by piece, by any number of threads.
+class InputFile {
+ public:
+  explicit InputFile(const std::filesystem::path& path) : name_(path.string()) {
+#if SEQMIX_HAS_POSIX_FILES
+    // A pipe would block here without O_NONBLOCK, before its kind is known.
+    file_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (file_ < 0) fail("cannot be opened: " + std::generic_category().message(errno));
+    struct stat status {};
+    const bool regular = ::fstat(file_, &status) == 0 && S_ISREG(status.st_mode);
+    if (!regular) {
+      ::close(file_);
+      fail("not a regular file");
+    }
+    size_ = static_cast<Index>(status.st_size);
+#else
+    std::error_code error;
+    if (!std::filesystem::is_regular_file(path, error)) fail("no such file, or not a regular one");
+    size_ = static_cast<Index>(std::filesystem::file_size(path, error));
+    if (error) fail("cannot be opened: " + error.message());
+#endif
+  }
+  InputFile(const InputFile&) = delete;
+  InputFile& operator=(const InputFile&) = delete;
+#if SEQMIX_HAS_POSIX_FILES
+  ~InputFile() { ::close(file_); }
+#endif
+
+  Index size() const { return size_; }
+  void read(Index offset, std::span<std::byte> to) const {
+#if SEQMIX_HAS_POSIX_FILES
+    while (!to.empty()) {
+      const ssize_t count = ::pread(file_, to.data(), to.size(), static_cast<off_t>(offset));
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) fail("cannot be read: " + std::generic_category().message(errno));
+      if (count == 0) fail_short(offset);
+      offset += count;
+      to = to.subspan(static_cast<std::size_t>(count));
+    }
+#else
+    std::ifstream stream(name_, std::ios::binary);
+    stream.seekg(offset);
+    stream.read(reinterpret_cast<char*>(to.data()), static_cast<std::streamsize>(to.size()));
+    if (!stream) fail_short(offset);
+#endif
+  }
+#if SEQMIX_HAS_POSIX_FILES
+  /// The whole file as memory, or a null pointer where it is empty.
+  std::shared_ptr<const void> map() const {
+    if (size_ == 0) return nullptr;
+    const auto size = static_cast<std::size_t>(size_);
+    void* const data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file_, 0);
+    if (data == MAP_FAILED) fail("cannot be mapped: " + std::generic_category().message(errno));
+    return {data, [size](void* mapped) { ::munmap(mapped, size); }};
+  }
+#endif
+
+ private:
+  [[noreturn]] void fail(std::string_view why) const {
+    throw CheckpointError(name_ + ": " + std::string(why));
+  }
+  [[noreturn]] void fail_short(Index offset) const {
+    fail("has become shorter since it was opened; got nothing at byte " + std::to_string(offset) +
+         ", expected " + std::to_string(size_) + " bytes");
+  }
+
+  std::string name_;
+  Index size_ = 0;
+#if SEQMIX_HAS_POSIX_FILES
+  int file_ = -1;
+#endif
+};
+
 }  // namespace detail
 
 inline std::string_view to_string(DType dtype) { return detail::facts(dtype).name; }
 /// The bytes of one number.
 constexpr Index size_of(DType dtype) { return detail::facts(dtype).bytes; }
 
+/// The bytes of a tensor: in memory, or in a file until they are loaded.
+class StoredBytes {
+ public:
+  StoredBytes() = default;
+  /// `owner` keeps the bytes alive; without one the caller does.
+  StoredBytes(std::span<const std::byte> bytes, std::shared_ptr<const void> owner = nullptr)
+      : data_(bytes.data()), owner_(std::move(owner)), size_(static_cast<Index>(bytes.size())) {}
+  explicit StoredBytes(std::shared_ptr<const detail::InputFile> file)
+      : file_(std::move(file)), size_(file_->size()) {}
+
+  Index size() const { return size_; }
+  StoredBytes slice(Index first, Index count) const {
+    StoredBytes part = *this;
+    if (data_ != nullptr) part.data_ += first;
+    part.offset_ += first, part.size_ = count;
+    return part;
+  }
+  /// The same bytes, in memory. A file that has become shorter is a `CheckpointError`.
+  StoredBytes load() const {
+    if (file_ == nullptr) return *this;
+    const auto copy = std::make_shared<Tensor<std::byte, 1>>(Shape<1>{size_});
+    const std::span<std::byte> bytes(copy->data(), static_cast<std::size_t>(size_));
+    file_->read(offset_, bytes);
+    return StoredBytes(bytes, copy);
+  }
+
+  /// Throws where they are not in memory.
+  const std::byte* data() const {
+    if (file_ != nullptr) throw CheckpointError("bytes of a file are used before they are loaded");
+    return data_;
+  }
+  std::span<const std::byte> span() const { return {data(), static_cast<std::size_t>(size_)}; }
+  const std::shared_ptr<const void>& owner() const { return owner_; }
+
+ private:
+  std::shared_ptr<const detail::InputFile> file_;  // null: in memory
+  const std::byte* data_ = nullptr;
+  std::shared_ptr<const void> owner_;
+  Index offset_ = 0, size_ = 0;
+};
+
 /// A tensor as it lies in a file: row-major, little-endian, at any address.
 struct StoredTensor {
   std::string name;
   DType dtype = DType::f32;
   std::vector<Index> shape;  // empty: one number
-  std::span<const std::byte> bytes;
-  std::shared_ptr<const void> owner;  // keeps `bytes` alive
-  std::string file;                   // where it comes from, for errors
+  StoredBytes bytes;
+  std::string file;  // where it comes from, for errors
 
   [[noreturn]] void fail(std::string_view rule, std::string_view got,
                          std::string_view expected) const {
-    throw CheckpointError(file + ": tensor " + detail::in_quotes(name) + ": " + std::string(rule) +
-                          "; got " + std::string(got) + ", expected " + std::string(expected));
+    detail::refuse_tensor(file, name, rule, got, expected);
   }
 
   /// Throws where the bytes are not as many as dtype and shape say.
-  void check_size() const {
-    Index expected = size_of(dtype);
-    try {
-      for (const Index extent : shape) expected = checked_product(expected, extent);
-    } catch (const ShapeError&) {
-      fail("shape overflows", detail::shape_text(shape), "a size of at most 63 bits");
-    }
-    if (expected != static_cast<Index>(bytes.size())) {
-      fail("size does not fit the shape", std::to_string(bytes.size()) + " bytes",
-           std::to_string(expected) + " for " + std::string(to_string(dtype)) + " " +
-               detail::shape_text(shape));
-    }
-  }
+  void check_size() const { detail::check_stored_size(file, name, dtype, shape, bytes.size()); }
 
   /// The numbers as S; a tensor without axes is read as [1]. Floating point reads F64, F32, F16 and
   /// BF16 (only F64 to float rounds; what overflows is refused), integers read integers that fit.
-  /// The bytes are borrowed where they are an S already and lie at an address fit for it.
+  /// The bytes are borrowed where they are an S already and lie at an address fit for it. Nothing
+  /// is allocated before shape and type are known to fit.
   template <class S, Index Rank>
   requires(std::floating_point<S> ||
            std::integral<S>) Parameter<S, Rank> parameter(Shape<Rank> expected)
@@ -166,57 +302,68 @@ struct StoredTensor {
     if (!scalar && !std::ranges::equal(shape, expected.extents)) {
       fail("wrong shape", detail::shape_text(shape), expected.text());
     }
-    const bool aligned = reinterpret_cast<std::uintptr_t>(bytes.data()) % alignof(S) == 0;
-    if (dtype == detail::dtype_of<S>() && aligned && owner != nullptr) {
-      return {View<const S, Rank>(reinterpret_cast<const S*>(bytes.data()), expected), owner};
+    check_size();
+    const auto convert = converter<S>();
+    const StoredBytes loaded = bytes.load();
+    const bool aligned = reinterpret_cast<std::uintptr_t>(loaded.data()) % alignof(S) == 0;
+    if (dtype == detail::dtype_of<S>() && aligned && loaded.owner() != nullptr) {
+      return {View<const S, Rank>(reinterpret_cast<const S*>(loaded.data()), expected),
+              loaded.owner()};
     }
     Tensor<S, Rank> numbers(expected);
-    read_into(std::span<S>(numbers.data(), static_cast<std::size_t>(numbers.size())));
+    (this->*convert)(loaded.data(),
+                     std::span<S>(numbers.data(), static_cast<std::size_t>(numbers.size())));
     return numbers;
   }
 
   /// The numbers of an integer tensor of any shape, row-major.
   Tensor<std::int64_t, 1> integers() const {
-    Tensor<std::int64_t, 1> numbers(Shape<1>{static_cast<Index>(bytes.size()) / size_of(dtype)});
-    read_into(std::span<std::int64_t>(numbers.data(), static_cast<std::size_t>(numbers.size())));
+    const auto convert = converter<std::int64_t>();
+    const StoredBytes loaded = bytes.load();
+    Tensor<std::int64_t, 1> numbers(Shape<1>{bytes.size() / size_of(dtype)});
+    (this->*convert)(loaded.data(), std::span<std::int64_t>(
+                                        numbers.data(), static_cast<std::size_t>(numbers.size())));
     return numbers;
   }
 
  private:
   template <class S>
-  void read_into(std::span<S> to) const {
+  using Convert = void (StoredTensor::*)(const std::byte* from, std::span<S> to) const;
+
+  template <class S>
+  Convert<S> converter() const {
     if constexpr (std::integral<S>) {
       switch (dtype) {
         case DType::boolean:
         case DType::u8:
-          return convert<std::uint8_t>(to);
+          return &StoredTensor::convert<std::uint8_t, S>;
         case DType::i8:
-          return convert<std::int8_t>(to);
+          return &StoredTensor::convert<std::int8_t, S>;
         case DType::u16:
-          return convert<std::uint16_t>(to);
+          return &StoredTensor::convert<std::uint16_t, S>;
         case DType::i16:
-          return convert<std::int16_t>(to);
+          return &StoredTensor::convert<std::int16_t, S>;
         case DType::u32:
-          return convert<std::uint32_t>(to);
+          return &StoredTensor::convert<std::uint32_t, S>;
         case DType::i32:
-          return convert<std::int32_t>(to);
+          return &StoredTensor::convert<std::int32_t, S>;
         case DType::u64:
-          return convert<std::uint64_t>(to);
+          return &StoredTensor::convert<std::uint64_t, S>;
         case DType::i64:
-          return convert<std::int64_t>(to);
+          return &StoredTensor::convert<std::int64_t, S>;
         default:
           fail("wrong dtype", to_string(dtype), "integers");
       }
     } else {
       switch (dtype) {
         case DType::f16:
-          return convert<float16>(to);
+          return &StoredTensor::convert<float16, S>;
         case DType::bf16:
-          return convert<bfloat16>(to);
+          return &StoredTensor::convert<bfloat16, S>;
         case DType::f32:
-          return convert<float>(to);
+          return &StoredTensor::convert<float, S>;
         case DType::f64:
-          return convert<double>(to);
+          return &StoredTensor::convert<double, S>;
         default:
           fail("wrong dtype", to_string(dtype), "F64, F32, F16 or BF16");
       }
@@ -224,13 +371,13 @@ struct StoredTensor {
   }
 
   template <class T, class S>
-  void convert(std::span<S> to) const {
+  void convert(const std::byte* from, std::span<S> to) const {
     if constexpr (std::same_as<T, S>) {
-      if (!to.empty()) std::memcpy(to.data(), bytes.data(), bytes.size());
+      if (!to.empty()) std::memcpy(to.data(), from, to.size_bytes());
     } else {
       for (std::size_t i = 0; i < to.size(); ++i) {
         T value;
-        std::memcpy(&value, bytes.data() + i * sizeof(T), sizeof(T));
+        std::memcpy(&value, from + i * sizeof(T), sizeof(T));
         if constexpr (std::integral<T>) {
           if (!std::in_range<S>(value)) {
             fail("number " + std::to_string(i) + " does not fit", std::to_string(value),
@@ -251,6 +398,30 @@ struct StoredTensor {
   }
 };
 
+namespace detail {
+
+/// What a header says of a tensor, in few bytes: a header may describe a million of them.
+struct TensorRecord {
+  std::string name;
+  std::vector<Index> shape;
+  Index offset = 0;
+  std::uint32_t file = 0;
+  DType dtype = DType::f32;
+
+  Index size() const { return *stored_size(dtype, shape); }
+};
+/// Records by ascending name. A list of them grows without being copied.
+using TensorRecords = std::deque<TensorRecord>;
+
+/// Orders the records; the name of one that another has, or a null pointer.
+inline const std::string* sort_records(TensorRecords& records) {
+  std::ranges::sort(records, {}, &TensorRecord::name);
+  const auto twin = std::ranges::adjacent_find(records, {}, &TensorRecord::name);
+  return twin == records.end() ? nullptr : &twin->name;
+}
+
+}  // namespace detail
+
 /// The tensors of a file or of several, by name.
 class StoredTensors {
  public:
@@ -258,18 +429,26 @@ class StoredTensors {
   const std::string& source() const { return source_; }
   std::vector<std::string> names() const {
     std::vector<std::string> result;
-    for (const auto& [name, tensor] : tensors_) result.push_back(name);
+    for (const detail::TensorRecord& record : records_) result.push_back(record.name);
     return result;
   }
-  bool contains(std::string_view name) const { return tensors_.find(name) != tensors_.end(); }
+  bool contains(std::string_view name) const {
+    const auto found = first_from(name);
+    return found != records_.end() && found->name == name;
+  }
 
-  /// Valid as long as this object.
-  const StoredTensor& entry(std::string_view name) const {
-    const auto found = tensors_.find(name);
-    if (found == tensors_.end()) {
+  /// A tensor whose bytes may still lie in the file.
+  StoredTensor entry(std::string_view name) const {
+    if (!contains(name)) {
       throw CheckpointError(source_ + ": tensor " + detail::in_quotes(name) + " is missing");
     }
-    return found->second;
+    const detail::TensorRecord& record = *first_from(name);
+    const auto& [file, bytes] = files_[record.file];
+    return {.name = record.name,
+            .dtype = record.dtype,
+            .shape = record.shape,
+            .bytes = bytes.slice(record.offset, record.size()),
+            .file = file};
   }
   template <class S, Index Rank>
   Parameter<S, Rank> parameter(std::string_view name, Shape<Rank> expected) const {
@@ -282,21 +461,28 @@ class StoredTensors {
   /// holds more than was asked for is of another model.
   void expect_no_others(const std::set<std::string, std::less<>>& known,
                         std::string_view prefix = {}) const {
-    for (auto at = tensors_.lower_bound(prefix);
-         at != tensors_.end() && at->first.starts_with(prefix); ++at) {
-      if (!known.contains(at->first)) {
-        throw CheckpointError(source_ + ": unexpected tensor " + detail::in_quotes(at->first) +
-                              " " + detail::shape_text(at->second.shape));
+    for (auto at = first_from(prefix); at != records_.end() && at->name.starts_with(prefix); ++at) {
+      if (!known.contains(at->name)) {
+        throw CheckpointError(source_ + ": unexpected tensor " + detail::in_quotes(at->name) + " " +
+                              detail::shape_text(at->shape));
       }
     }
   }
 
  protected:
+  struct File {
+    std::string name;
+    StoredBytes data;
+  };
+
   explicit StoredTensors(std::string source) : source_(std::move(source)) {}
-  using Map = std::map<std::string, StoredTensor, std::less<>>;
+  detail::TensorRecords::const_iterator first_from(std::string_view name) const {
+    return std::ranges::lower_bound(records_, name, {}, &detail::TensorRecord::name);
+  }
 
   std::string source_;
-  Map tensors_;
+  std::vector<File> files_;
+  detail::TensorRecords records_;
 };
 
 /// Tensors that lie in memory, each under its name.
@@ -307,39 +493,231 @@ class MemoryTensors : public StoredTensors {
     for (StoredTensor& tensor : tensors) {
       tensor.file = source_;
       tensor.check_size();
-      std::string name = tensor.name;
-      if (!tensors_.emplace(name, std::move(tensor)).second) {
-        throw CheckpointError(source_ + ": two tensors are called " + detail::in_quotes(name));
-      }
+      records_.push_back({.name = std::move(tensor.name),
+                          .shape = std::move(tensor.shape),
+                          .offset = 0,
+                          .file = static_cast<std::uint32_t>(files_.size()),
+                          .dtype = tensor.dtype});
+      files_.push_back({source_, std::move(tensor.bytes)});
+    }
+    if (const std::string* const name = detail::sort_records(records_)) {
+      throw CheckpointError(source_ + ": two tensors are called " + detail::in_quotes(*name));
     }
   }
 };
 
-/// How a file comes into memory. A mapped file must keep its length and bytes while it is in use.
-enum class FileAccess { mapped, copied };
+namespace detail {
 
-/// One safetensors file, checked as a whole when it is opened.
+/// Reads a header straight into records, without a document of it in between.
+class HeaderReader : public JsonEvents<HeaderReader> {
+ public:
+  using Metadata = std::map<std::string, std::string>;
+
+  HeaderReader(std::string_view file, Index data_size, TensorRecords& records, Metadata& metadata)
+      : JsonEvents(file, fixed_memory),
+        data_size_(data_size),
+        records_(records),
+        metadata_(metadata) {}
+
+  void member(const std::string& key) {
+    if (place_ == Place::header) {
+      record_ = {};
+      record_.name = key, given_ = 0;
+    } else if (place_ == Place::metadata) {
+      const auto [text, inserted] = metadata_.try_emplace(key);
+      if (!inserted) refuse_duplicate(key);
+      need(tree_node + key.size());
+      text_ = &*text;
+    } else {
+      field_ = static_cast<std::size_t>(std::ranges::find(fields, key) - fields.begin());
+      if (field_ == fields.size()) refuse("unknown key", in_quotes(key), all_fields);
+      if ((given_ >> field_ & 1U) != 0) refuse_duplicate(key);
+      given_ |= 1U << field_;
+    }
+  }
+  void value(const Json& value) {
+    if (place_ == Place::sizes) return add_size(value);
+    if (place_ == Place::tensor && field_ == dtype && value.is_string()) {
+      const auto& name = value.get_ref<const std::string&>();
+      const auto known = std::ranges::find(dtype_table, name, &DTypeFacts::name);
+      if (known != dtype_table.end()) {
+        record_.dtype = known->dtype;
+        return;
+      }
+    }
+    if (place_ == Place::metadata && value.is_string()) {
+      text_->second = value.get_ref<const std::string&>();
+      return need(text_->second.size());
+    }
+    refuse_type(excerpt(value));
+  }
+  void open(bool object) {
+    if (place_ == Place::start) {
+      place_ = Place::header;
+    } else if (place_ == Place::header && object && record_.name != "__metadata__") {
+      place_ = Place::tensor;
+    } else if (place_ == Place::header && object) {
+      if (std::exchange(has_metadata_, true)) refuse_duplicate(record_.name);
+      place_ = Place::metadata;
+    } else if (place_ == Place::tensor && !object && field_ != dtype) {
+      place_ = Place::sizes;
+      sizes_.clear();
+    } else {
+      refuse_type(object ? "an object" : "an array");
+    }
+  }
+  void close() {
+    if (place_ == Place::sizes) {
+      field_ == shape ? record_.shape.assign(sizes_.begin(), sizes_.end()) : set_range();
+      place_ = Place::tensor;
+    } else {
+      if (place_ == Place::tensor) finish_tensor();
+      place_ = Place::header;
+    }
+  }
+
+ private:
+  enum class Place { start, header, metadata, tensor, sizes };
+  enum Field : std::size_t { dtype, shape, data_offsets };
+  static constexpr std::array<std::string_view, 3> fields{"dtype", "shape", "data_offsets"};
+  static constexpr std::string_view all_fields = "dtype, shape and data_offsets";
+  static constexpr std::size_t fixed_memory = std::size_t{1} << 20, allocated = 16,
+                               tree_node = 48 + 2 * sizeof(std::string);
+
+  [[noreturn]] void refuse(std::string_view rule, std::string_view got,
+                           std::string_view expected) const {
+    refuse_tensor(name_, record_.name, rule, got, expected);
+  }
+  /// Refuses a value that is not what stands at this place.
+  [[noreturn]] void refuse_type(std::string_view got) const {
+    const auto refuse_metadata = [&](const std::string& which, std::string_view expected) {
+      throw CheckpointError(name_ + ": __metadata__ " + which + "; got " + std::string(got) +
+                            ", expected " + std::string(expected));
+    };
+    if (place_ == Place::metadata) {
+      refuse_metadata(in_quotes(text_->first) + " is no string", "a string");
+    }
+    if (place_ == Place::sizes) refuse(fields[field_], got, "integers from 0 to 2^63 - 1");
+    if (place_ == Place::tensor && field_ == dtype) {
+      refuse("unknown dtype", got, "a dtype of safetensors");
+    }
+    if (place_ == Place::tensor) refuse(fields[field_], got, "an array");
+    if (record_.name == "__metadata__") refuse_metadata("is no object", "an object");
+    refuse("description", got, "an object");
+  }
+
+  void add_size(const Json& value) {
+    // A negative, fractional or huge number is never of the parser's unsigned kind.
+    if (!value.is_number_unsigned() || !std::in_range<Index>(value.get<std::uint64_t>())) {
+      refuse_type(excerpt(value));
+    }
+    // The list is shared by all tensors: it is what the largest needs, and as much while it grows.
+    if (sizes_.size() == sizes_.capacity()) need((2 * sizes_.size() + 1) * sizeof(Index));
+    sizes_.push_back(value.get<Index>());
+  }
+  void set_range() {
+    const std::string range = shape_text(sizes_);
+    if (sizes_.size() != 2 || sizes_[0] > sizes_[1]) {
+      refuse("data_offsets", range, "[begin, end] with begin <= end");
+    }
+    if (sizes_[1] > data_size_) {
+      refuse("data_offsets past the end of the file", range,
+             "an end of at most " + std::to_string(data_size_));
+    }
+    record_.offset = sizes_[0], bytes_ = sizes_[1] - sizes_[0];
+  }
+  void finish_tensor() {
+    for (std::size_t i = 0; i < fields.size(); ++i) {
+      if ((given_ >> i & 1U) == 0) {
+        refuse("description", "no " + std::string(fields[i]), all_fields);
+      }
+    }
+    check_stored_size(name_, record_.name, record_.dtype, record_.shape, bytes_);
+    need(sizeof(TensorRecord) + sizeof(const TensorRecord*) + record_.name.capacity() + allocated +
+         record_.shape.size() * sizeof(Index) + allocated);
+    records_.push_back(std::move(record_));
+  }
+
+  Index data_size_;
+  TensorRecords& records_;
+  Metadata& metadata_;
+  Place place_ = Place::start;
+  bool has_metadata_ = false;
+  TensorRecord record_;              // its name is the key of the header that was read last
+  Index bytes_ = 0;                  // of `record_`
+  unsigned given_ = 0;               // the fields of `record_` that were read
+  std::size_t field_ = 0;            // the last of them
+  Metadata::value_type* text_ = {};  // the metadata that was read last
+  std::vector<Index> sizes_;
+};
+
+/// What a file is that starts with such bytes and is no safetensors file; empty where that is
+/// unknown.
+inline std::string foreign_format(std::string_view start) {
+  using namespace std::string_view_literals;
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 6> known{{
+      {"PK\x03\x04"sv,
+       "a zip archive, as .pt and .bin files of PyTorch are: save the tensors with "
+       "safetensors"},
+      {"\x80\x02"sv,
+       "a pickle, as old .pt and .bin files of PyTorch are: save the tensors with "
+       "safetensors"},
+      {"GGUF"sv, "a GGUF file"},
+      {"\x89HDF"sv, "an HDF5 file"},
+      {"version https://git-lfs"sv, "what stands for a file in Git LFS: fetch the file itself"},
+      {"{"sv, "JSON text"},
+  }};
+  for (const auto& [first, what] : known) {
+    if (start.starts_with(first)) return in_quotes(start.substr(0, 8)).append(", ").append(what);
+  }
+  const auto is_text = [](char c) {
+    return c == '\t' || c == '\n' || c == '\r' || (c >= ' ' && c <= '~');
+  };
+  if (start.empty() || !std::ranges::all_of(start, is_text)) return {};
+  return in_quotes(start) + ", text";
+}
+
+}  // namespace detail
+
+/// How the tensors of a file come into memory.
+enum class FileAccess {
+  /// Each is read when it is asked for; the file stays open behind the tensors.
+  read,
+  /// All are borrowed from a mapping of the file, which must keep its length and its bytes as long
+  /// as a tensor, or a layer made of it, is in use: to touch one that is gone ends the program.
+  mapped
+};
+
+/// The longest header that is read, in bytes. The format allows 100'000'000.
+struct HeaderLimit {
+  Index bytes = 16'000'000;
+};
+
+/// One safetensors file, whose header is checked as a whole when it is opened.
 ///
-/// Every `CheckpointError` names the file, the tensor, what was got and what was expected.
+/// Every `CheckpointError` names the file, the tensor, what was got and what was expected. The
+/// header takes at most four times its length in memory, whatever it says.
 class Safetensors : public StoredTensors {
  public:
   /// Parameters that borrow the file's bytes keep them alive. Where files cannot be mapped they are
-  /// copied.
-  static Safetensors open(const std::filesystem::path& path,
-                          FileAccess access = FileAccess::mapped) {
-#if SEQMIX_HAS_MMAP
+  /// read.
+  static Safetensors open(const std::filesystem::path& path, FileAccess access = FileAccess::read,
+                          HeaderLimit limit = {}) {
+    const auto file = std::make_shared<const detail::InputFile>(path);
+#if SEQMIX_HAS_POSIX_FILES
     if (access == FileAccess::mapped) {
-      const auto mapping = std::make_shared<const Mapping>(path);
-      return Safetensors(path.string(), mapping->bytes(), mapping);
+      const std::shared_ptr<const void> mapped = file->map();
+      const std::span<const std::byte> bytes(static_cast<const std::byte*>(mapped.get()),
+                                             static_cast<std::size_t>(file->size()));
+      return Safetensors(path.string(), StoredBytes(bytes, mapped), limit);
     }
 #endif
-    return parse(detail::read_file<std::vector<std::byte>>(
-                     path, static_cast<std::uintmax_t>(std::numeric_limits<Index>::max())),
-                 path.string());
+    static_cast<void>(access);
+    return Safetensors(path.string(), StoredBytes(file), limit);
   }
-  static Safetensors parse(std::vector<std::byte> bytes, std::string name) {
+  static Safetensors parse(std::vector<std::byte> bytes, std::string name, HeaderLimit limit = {}) {
     const auto owner = std::make_shared<const std::vector<std::byte>>(std::move(bytes));
-    return Safetensors(std::move(name), std::span<const std::byte>(*owner), owner);
+    return Safetensors(std::move(name), StoredBytes(*owner, owner), limit);
   }
 
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
@@ -347,75 +725,48 @@ class Safetensors : public StoredTensors {
  private:
   friend class Checkpoint;
 
-#if SEQMIX_HAS_MMAP
-  class Mapping {
-   public:
-    explicit Mapping(const std::filesystem::path& path) {
-      const auto fail = [&](std::string_view why) {
-        throw CheckpointError(path.string() + ": " + std::string(why));
-      };
-      // A pipe would block here without O_NONBLOCK, before its kind is known.
-      const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-      if (file < 0) fail("cannot be opened: " + std::generic_category().message(errno));
-      struct stat status {};
-      const bool regular = ::fstat(file, &status) == 0 && S_ISREG(status.st_mode);
-      if (regular && status.st_size > 0) {
-        size_ = static_cast<std::size_t>(status.st_size);
-        data_ = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
-      }
-      const int error = errno;
-      ::close(file);
-      if (!regular) fail("not a regular file");
-      if (data_ == MAP_FAILED) fail("cannot be mapped: " + std::generic_category().message(error));
-    }
-    Mapping(const Mapping&) = delete;
-    Mapping& operator=(const Mapping&) = delete;
-    ~Mapping() {
-      if (data_ != nullptr) ::munmap(data_, size_);
-    }
-    std::span<const std::byte> bytes() const {
-      return {static_cast<const std::byte*>(data_), size_};
-    }
-
-   private:
-    void* data_ = nullptr;
-    std::size_t size_ = 0;
-  };
-#endif
-
-  Safetensors(std::string name, std::span<const std::byte> file,
-              const std::shared_ptr<const void>& owner)
+  Safetensors(std::string name, const StoredBytes& file, HeaderLimit limit)
       : StoredTensors(std::move(name)) {
-    constexpr std::size_t prefix = sizeof(std::uint64_t);
+    constexpr Index prefix = sizeof(std::uint64_t);
+    const auto text_of = [](const StoredBytes& bytes) {
+      return std::string_view(reinterpret_cast<const char*>(bytes.data()),
+                              static_cast<std::size_t>(bytes.size()));
+    };
+    const auto fail_frame = [&](std::string_view rule, const std::string& got,
+                                const std::string& expected) {
+      const StoredBytes start = file.slice(0, std::min<Index>(file.size(), 24)).load();
+      if (const std::string what = detail::foreign_format(text_of(start)); !what.empty()) {
+        throw CheckpointError(source_ + ": no safetensors file; it starts with " + what);
+      }
+      fail(rule, got, expected);
+    };
     if (file.size() < prefix) {
-      fail("truncated before the header's length", std::to_string(file.size()) + " bytes",
-           "at least 8");
+      fail_frame("truncated before the header's length", std::to_string(file.size()) + " bytes",
+                 "at least 8");
     }
     std::uint64_t length = 0;
-    std::memcpy(&length, file.data(), prefix);
-    if (length > json_size_limit) {
-      fail("header too long", std::to_string(length) + " bytes",
-           "at most " + std::to_string(json_size_limit));
+    std::memcpy(&length, file.slice(0, prefix).load().data(), prefix);
+    if (std::cmp_greater(length, limit.bytes)) {
+      fail_frame("header too long", std::to_string(length) + " bytes",
+                 "at most " + std::to_string(limit.bytes));
     }
-    if (length > file.size() - prefix) {
-      fail("header longer than the file", std::to_string(length) + " bytes",
-           "at most " + std::to_string(file.size() - prefix));
+    if (std::cmp_greater(length, file.size() - prefix)) {
+      fail_frame("header longer than the file", std::to_string(length) + " bytes",
+                 "at most " + std::to_string(file.size() - prefix));
     }
-    const std::string_view header(reinterpret_cast<const char*>(file.data()) + prefix,
-                                  static_cast<std::size_t>(length));
+    const Index data = prefix + static_cast<Index>(length);
+    files_.push_back({source_, file.slice(data, file.size() - data)});
+
+    const StoredBytes header_bytes = file.slice(prefix, data - prefix).load();
+    const std::string_view header = text_of(header_bytes);
     if (!header.starts_with('{')) {
       fail("header does not start with '{'", detail::in_quotes(header.substr(0, 1)), "\"{\"");
     }
-    const auto data = file.subspan(prefix + header.size());
-    const Json description = detail::parse_standard_json(header, source_);
-    for (const auto& [key, value] : description.items()) {
-      if (key == "__metadata__") {
-        read_metadata(value);
-      } else {
-        read_entry(key, value, data).owner = owner;
-      }
+    detail::HeaderReader(source_, file.size() - data, records_, metadata_).read(header);
+    if (const std::string* const twin = detail::sort_records(records_)) {
+      throw CheckpointError(source_ + ": duplicate key " + detail::in_quotes(*twin));
     }
-    check_layout(data);
+    check_layout();
   }
 
   [[noreturn]] void fail(std::string_view rule, std::string_view got,
@@ -424,91 +775,28 @@ class Safetensors : public StoredTensors {
                           ", expected " + std::string(expected));
   }
 
-  void read_metadata(const Json& value) {
-    if (!value.is_object()) fail("__metadata__ is no object", detail::excerpt(value), "an object");
-    for (const auto& [key, text] : value.items()) {
-      if (!text.is_string()) {
-        fail("__metadata__ " + detail::in_quotes(key) + " is no string", detail::excerpt(text),
-             "a string");
-      }
-      metadata_.emplace(key, text.get_ref<const std::string&>());
-    }
-  }
-
-  StoredTensor& read_entry(const std::string& name, const Json& value,
-                           std::span<const std::byte> data) {
-    StoredTensor& tensor = tensors_[name];
-    tensor.name = name;
-    tensor.file = source_;
-    constexpr std::array<std::string_view, 3> keys{"dtype", "shape", "data_offsets"};
-    if (!value.is_object()) tensor.fail("description", detail::excerpt(value), "an object");
-    for (const auto& [key, ignored] : value.items()) {
-      if (std::ranges::find(keys, key) == keys.end()) {
-        tensor.fail("unknown key", detail::in_quotes(key), "dtype, shape and data_offsets");
-      }
-    }
-    for (const std::string_view key : keys) {
-      if (!value.contains(key)) {
-        tensor.fail("description", "no " + std::string(key), "dtype, shape and data_offsets");
-      }
-    }
-    const Json& dtype = value["dtype"];
-    const auto known = std::ranges::find_if(
-        detail::dtype_table, [&](const detail::DTypeFacts& facts) { return dtype == facts.name; });
-    if (known == detail::dtype_table.end()) {
-      tensor.fail("unknown dtype", detail::excerpt(dtype), "a dtype of safetensors");
-    }
-    tensor.dtype = known->dtype;
-    tensor.shape = read_sizes(tensor, "shape", value["shape"]);
-
-    const std::vector<Index> offsets = read_sizes(tensor, "data_offsets", value["data_offsets"]);
-    const std::string range = detail::shape_text(offsets);
-    if (offsets.size() != 2 || offsets[0] > offsets[1]) {
-      tensor.fail("data_offsets", range, "[begin, end] with begin <= end");
-    }
-    if (offsets[1] > static_cast<Index>(data.size())) {
-      tensor.fail("data_offsets past the end of the file", range,
-                  "an end of at most " + std::to_string(data.size()));
-    }
-    tensor.bytes = data.subspan(static_cast<std::size_t>(offsets[0]),
-                                static_cast<std::size_t>(offsets[1] - offsets[0]));
-    tensor.check_size();
-    return tensor;
-  }
-
-  static std::vector<Index> read_sizes(const StoredTensor& tensor, const std::string& key,
-                                       const Json& value) {
-    if (!value.is_array()) tensor.fail(key, detail::excerpt(value), "an array");
-    std::vector<Index> sizes;
-    for (const Json& size : value) {
-      // A negative, fractional or huge number is never of the parser's unsigned kind.
-      if (!size.is_number_unsigned() || !std::in_range<Index>(size.get<std::uint64_t>())) {
-        tensor.fail(key, detail::excerpt(size), "integers from 0 to 2^63 - 1");
-      }
-      sizes.push_back(size.get<Index>());
-    }
-    return sizes;
-  }
-
   /// The tensors lie one after another and fill the data exactly.
-  void check_layout(std::span<const std::byte> data) const {
-    std::vector<const StoredTensor*> order;
-    for (const auto& [name, tensor] : tensors_) order.push_back(&tensor);
-    std::ranges::sort(order, [](const StoredTensor* a, const StoredTensor* b) {
-      return std::pair(a->bytes.data(), a->bytes.size()) <
-             std::pair(b->bytes.data(), b->bytes.size());
+  void check_layout() const {
+    std::vector<const detail::TensorRecord*> order;
+    order.reserve(records_.size());
+    for (const detail::TensorRecord& record : records_) order.push_back(&record);
+    std::ranges::sort(order, {}, [](const detail::TensorRecord* record) {
+      return std::pair(record->offset, record->size());
     });
-    std::size_t end = 0;
-    for (const StoredTensor* tensor : order) {
-      const auto begin = static_cast<std::size_t>(tensor->bytes.data() - data.data());
+    Index end = 0;
+    for (const detail::TensorRecord* const record : order) {
+      const Index begin = record->offset;
       if (begin != end) {
-        tensor->fail(begin < end ? "overlaps the tensor before it" : "hole in the data before it",
-                     "begin " + std::to_string(begin), std::to_string(end));
+        detail::refuse_tensor(
+            source_, record->name,
+            begin < end ? "overlaps the tensor before it" : "hole in the data before it",
+            "begin " + std::to_string(begin), std::to_string(end));
       }
-      end = begin + tensor->bytes.size();
+      end += record->size();
     }
-    if (end != data.size()) {
-      fail("bytes after the last tensor", std::to_string(data.size()) + " bytes of data",
+    const Index size = files_.front().data.size();
+    if (end != size) {
+      fail("bytes after the last tensor", std::to_string(size) + " bytes of data",
            std::to_string(end));
     }
   }
@@ -520,65 +808,78 @@ class Safetensors : public StoredTensors {
 /// model.safetensors.index.json, or such an index, whose shards lie in its folder.
 class Checkpoint : public StoredTensors {
  public:
-  static Checkpoint open(const std::filesystem::path& path,
-                         FileAccess access = FileAccess::mapped) {
+  /// `limit`: of the header of each file.
+  static Checkpoint open(const std::filesystem::path& path, FileAccess access = FileAccess::read,
+                         HeaderLimit limit = {}) {
     constexpr std::string_view single = "model.safetensors", index = "model.safetensors.index.json";
+    const auto open_single = [&](const std::filesystem::path& file) {
+      Checkpoint result(file.string());
+      result.add(Safetensors::open(file, access, limit));
+      return result;
+    };
     std::error_code error;
     if (std::filesystem::is_directory(path, error)) {
-      if (std::filesystem::exists(path / single, error)) return open_single(path / single, access);
-      if (std::filesystem::exists(path / index, error)) return open_index(path / index, access);
+      if (std::filesystem::exists(path / single, error)) return open_single(path / single);
+      if (std::filesystem::exists(path / index, error)) {
+        return open_index(path / index, access, limit);
+      }
       throw CheckpointError(path.string() + ": holds neither " + std::string(single) + " nor " +
                             std::string(index));
     }
-    return path.extension() == ".json" ? open_index(path, access) : open_single(path, access);
+    return path.extension() == ".json" ? open_index(path, access, limit) : open_single(path);
   }
 
  private:
   using StoredTensors::StoredTensors;
 
-  static Checkpoint open_single(const std::filesystem::path& path, FileAccess access) {
-    Safetensors file = Safetensors::open(path, access);
-    Checkpoint result(file.source());
-    result.tensors_ = std::move(file.tensors_);
-    return result;
+  void add(Safetensors file) {
+    for (detail::TensorRecord& record : file.records_) {
+      record.file = static_cast<std::uint32_t>(files_.size());
+      records_.push_back(std::move(record));
+    }
+    files_.push_back(std::move(file.files_.front()));
   }
 
-  static Checkpoint open_index(const std::filesystem::path& path, FileAccess access) {
+  static Checkpoint open_index(const std::filesystem::path& path, FileAccess access,
+                               HeaderLimit limit) {
     Checkpoint result(path.string());
     const auto fail = [&](const std::string& why) {
       throw CheckpointError(result.source() + ": " + why);
     };
-    const Json index = read_json(path);
+    const detail::JsonDocument document(read_json(path));
+    const Json& index = document;
     const auto list = index.is_object() ? index.find("weight_map") : index.end();
     if (list == index.end() || !list->is_object()) fail("no object \"weight_map\"");
-    std::map<std::string, StoredTensors::Map> shards;
+    std::set<std::string> shards;
     for (const auto& [name, value] : list->items()) {
       if (!value.is_string()) {
         fail("weight_map " + detail::in_quotes(name) + ": got " + detail::excerpt(value) +
              ", expected the name of a file");
       }
-      const std::string& file = value.get_ref<const std::string&>();
-      if (shards.contains(file)) continue;
-      check_inside(result.source(), name, file);
-      shards[file] = Safetensors::open(path.parent_path() / file, access).tensors_;
+      const std::string& shard = value.get_ref<const std::string&>();
+      if (!shards.contains(shard)) check_inside(result.source(), name, shard);
+      shards.insert(shard);
     }
-    for (auto& [file, tensors] : shards) {
-      for (auto& [name, tensor] : tensors) {
-        const auto listed = list->find(name);
+    for (const std::string& shard : shards) {
+      Safetensors file = Safetensors::open(path.parent_path() / shard, access, limit);
+      for (const detail::TensorRecord& record : file.records_) {
+        const auto listed = list->find(record.name);
         if (listed == list->end()) {
-          fail("shard " + detail::in_quotes(file) + " holds tensor " + detail::in_quotes(name) +
-               ", which weight_map does not list");
+          fail("shard " + detail::in_quotes(shard) + " holds tensor " +
+               detail::in_quotes(record.name) + ", which weight_map does not list");
         }
-        if (*listed != file) {
-          fail("tensor " + detail::in_quotes(name) + " is in another shard; got " +
-               detail::in_quotes(file) + ", expected " + detail::excerpt(*listed));
+        if (listed->get_ref<const std::string&>() != shard) {
+          fail("tensor " + detail::in_quotes(record.name) + " is in another shard; got " +
+               detail::in_quotes(shard) + ", expected " + detail::excerpt(*listed));
         }
-        result.tensors_.emplace(name, std::move(tensor));
       }
+      result.add(std::move(file));
     }
-    for (const auto& [name, file] : list->items()) {
+    detail::sort_records(result.records_);
+    for (const auto& [name, shard] : list->items()) {
       if (!result.contains(name)) {
-        fail("tensor " + detail::in_quotes(name) + " is missing in shard " + detail::excerpt(file));
+        fail("tensor " + detail::in_quotes(name) + " is missing in shard " +
+             detail::excerpt(shard));
       }
     }
     return result;
@@ -599,7 +900,7 @@ class Checkpoint : public StoredTensors {
 };
 
 /// A tensor to be saved: a row-major copy of the numbers, as they are or, where they are float,
-/// as `To`, which rounds to nearest.
+/// as `To`, which rounds to nearest; a number that overflows there is a `CheckpointError`.
 template <class To = void, class T, Index Rank>
 StoredTensor stored_tensor(std::string_view name, const View<T, Rank>& numbers) {
   using From = std::remove_const_t<T>;
@@ -609,20 +910,47 @@ StoredTensor stored_tensor(std::string_view name, const View<T, Rank>& numbers) 
   const auto owner = std::make_shared<Tensor<Stored, Rank>>(numbers.shape());
   copy(numbers, owner->view());
   const auto& extents = numbers.shape().extents;
-  return {.name = std::string(name),
-          .dtype = detail::dtype_of<Stored>(),
-          .shape = {extents.begin(), extents.end()},
-          .bytes = std::as_bytes(std::span(owner->data(), static_cast<std::size_t>(owner->size()))),
-          .owner = owner,
-          .file = {}};
+  const std::span<const Stored> stored(owner->data(), static_cast<std::size_t>(owner->size()));
+  StoredTensor tensor{.name = std::string(name),
+                      .dtype = detail::dtype_of<Stored>(),
+                      .shape = {extents.begin(), extents.end()},
+                      .bytes = {std::as_bytes(stored), owner},
+                      .file = "to be saved"};
+  if constexpr (sizeof(Stored) < sizeof(From)) {
+    const auto finite = [](auto number) { return std::isfinite(static_cast<float>(number)); };
+    if (!std::ranges::all_of(stored, finite)) {
+      Tensor<From, Rank> given(numbers.shape());
+      copy(numbers, given.view());
+      for (std::size_t i = 0; i < stored.size(); ++i) {
+        const From number = given.data()[i];
+        if (finite(number) && !finite(stored[i])) {
+          tensor.fail("number " + std::to_string(i) + " does not fit", detail::excerpt(number),
+                      "a number that " + std::string(to_string(tensor.dtype)) + " holds");
+        }
+      }
+    }
+  }
+  return tensor;
 }
 
 namespace detail {
 
-/// A file that appears under its name when it is complete, and not at all where that fails.
+/// A file that appears under its name when it is complete, and not at all where that fails; links
+/// are followed.
 class ReplacedFile {
  public:
-  explicit ReplacedFile(std::filesystem::path path) : path_(std::move(path)) {
+  explicit ReplacedFile(const std::filesystem::path& path) : name_(path.string()), path_(path) {
+    std::error_code error;
+    for (int links = 0; std::filesystem::is_symlink(path_, error); ++links) {
+      const std::filesystem::path target = std::filesystem::read_symlink(path_, error);
+      if (error || links == 40)
+        throw CheckpointError(name_ + ": cannot be replaced: a link to itself");
+      path_ = path_.parent_path() / target;  // which an absolute target replaces
+    }
+    const auto status = std::filesystem::status(path_, error);
+    if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+      throw CheckpointError(name_ + ": cannot be replaced: it is no regular file");
+    }
     // Mode "x" refuses a file that exists, so two writers never share one.
     for (int attempt = 0; attempt < 1000 && file_ == nullptr; ++attempt) {
       part_ = path_;
@@ -647,7 +975,7 @@ class ReplacedFile {
   }
   void finish() {
     bool written = std::fflush(file_) == 0;
-#if SEQMIX_HAS_MMAP
+#if SEQMIX_HAS_POSIX_FILES
     // Without it a crash of the machine can leave the new name on an empty file.
     written = written && ::fsync(::fileno(file_)) == 0;
 #endif
@@ -655,16 +983,17 @@ class ReplacedFile {
     if (std::fclose(std::exchange(file_, nullptr)) != 0) fail("cannot be written");
     std::error_code error;
     std::filesystem::rename(part_, path_, error);
-    if (error) throw CheckpointError(path_.string() + ": cannot be replaced: " + error.message());
+    if (error) throw CheckpointError(name_ + ": cannot be replaced: " + error.message());
     done_ = true;
   }
 
  private:
   [[noreturn]] void fail(std::string_view what) const {
     const std::string why = std::generic_category().message(errno);
-    throw CheckpointError(path_.string() + ": " + std::string(what) + ": " + why);
+    throw CheckpointError(name_ + ": " + std::string(what) + ": " + why);
   }
 
+  std::string name_;
   std::filesystem::path path_, part_;
   std::FILE* file_ = nullptr;
   bool done_ = false;
@@ -672,7 +1001,8 @@ class ReplacedFile {
 
 }  // namespace detail
 
-/// Writes a safetensors file that replaces one of the same name at once or not at all.
+/// Writes a safetensors file that replaces one of the same name at once or not at all. Links are
+/// followed; what exists and is no regular file is refused.
 ///
 /// The data starts at a multiple of 64 bytes, wider numbers first, so that every tensor can be
 /// borrowed from a mapped file.
@@ -680,45 +1010,62 @@ inline void save_safetensors(const std::filesystem::path& path, std::vector<Stor
                              const std::map<std::string, std::string>& metadata = {}) {
   std::ranges::stable_sort(tensors, std::greater<>(),
                            [](const StoredTensor& tensor) { return size_of(tensor.dtype); });
-  Json description = Json::object();
-  if (!metadata.empty()) description["__metadata__"] = metadata;
+  const auto quoted = [&](const std::string& text) {
+    try {
+      return Json(text).dump();
+    } catch (const Json::exception&) {
+      throw CheckpointError(path.string() + ": a tensor's name or a metadata text is not UTF-8");
+    }
+  };
+  std::string header = "{";
+  const auto add = [&](const std::string& key) -> std::string& {
+    return header.append(header.size() > 1 ? "," : "").append(quoted(key)).append(":");
+  };
+  if (!metadata.empty()) {
+    add("__metadata__") += "{";
+    for (const auto& [key, text] : metadata) {
+      header.append(header.back() == '{' ? "" : ",").append(quoted(key)).append(":");
+      header += quoted(text);
+    }
+    header += "}";
+  }
+  std::set<std::string_view> names{"__metadata__"};
   Index end = 0;
   for (StoredTensor& tensor : tensors) {
     tensor.file = path.string();
-    const Index begin = std::exchange(end, end + static_cast<Index>(tensor.bytes.size()));
+    const Index begin = std::exchange(end, end + tensor.bytes.size());
     tensor.check_size();
-    if (tensor.name == "__metadata__" || description.contains(tensor.name)) {
+    if (!names.insert(tensor.name).second) {
       tensor.fail("name is taken", detail::in_quotes(tensor.name), "a name of its own");
     }
-    description[tensor.name] = {{"dtype", std::string(to_string(tensor.dtype))},
-                                {"shape", tensor.shape},
-                                {"data_offsets", {begin, end}}};
+    add(tensor.name).append("{\"dtype\":\"").append(to_string(tensor.dtype));
+    header.append("\",\"shape\":[");
+    for (const Index extent : tensor.shape) {
+      header.append(header.back() == '[' ? "" : ",").append(std::to_string(extent));
+    }
+    header.append("],\"data_offsets\":[").append(std::to_string(begin)).append(",");
+    header.append(std::to_string(end)).append("]}");
   }
-  std::string header;
-  try {
-    header = description.dump();
-  } catch (const Json::exception&) {
-    throw CheckpointError(path.string() + ": a tensor's name or a metadata text is not UTF-8");
-  }
-  constexpr std::size_t prefix = sizeof(std::uint64_t);
+  header += "}";
+  constexpr std::size_t prefix = sizeof(std::uint64_t), longest = 100'000'000;  // the format's
   header.resize(
       static_cast<std::size_t>(round_up(static_cast<Index>(prefix + header.size()), alignment)) -
           prefix,
       ' ');
-  if (header.size() > json_size_limit) {
+  if (header.size() > longest) {
     throw CheckpointError(path.string() + ": header too long; got " +
                           std::to_string(header.size()) + " bytes, expected at most " +
-                          std::to_string(json_size_limit));
+                          std::to_string(longest));
   }
   const std::uint64_t length = header.size();
   detail::ReplacedFile file(path);
   file.write(std::as_bytes(std::span(&length, 1)));
   file.write(std::as_bytes(std::span(header)));
-  for (const StoredTensor& tensor : tensors) file.write(tensor.bytes);
+  for (const StoredTensor& tensor : tensors) file.write(tensor.bytes.load().span());
   file.finish();
 }
 
-#undef SEQMIX_HAS_MMAP
+#undef SEQMIX_HAS_POSIX_FILES
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -45,7 +45,7 @@ inline std::vector<Index> row_shape(const StateMember& member, Index tokens) {
 class StateFile {
  public:
   StateFile(const std::filesystem::path& path, const StateMembers& state)
-      : file_(Safetensors::open(path, FileAccess::copied)), state_(state) {
+      : file_(Safetensors::open(path)), state_(state) {
     expect_metadata("format", std::string(state_format));
     expect_metadata("rows", std::to_string(state.batch()));
     read_positions();
@@ -53,6 +53,10 @@ class StateFile {
       check_tensor(member, row, tensor);
     });
     file_.expect_no_others(known_);
+    // All are read before the first is written: a file that ends too early leaves the state alone.
+    for_each_tensor([&](const NamedStateMember&, Index, const StoredTensor& tensor) {
+      loaded_.push_back(tensor.bytes.load());
+    });
   }
   void fill() {
     const Index none = 0;
@@ -61,8 +65,9 @@ class StateFile {
         state_.fill_row(member, row, 0, reinterpret_cast<const std::byte*>(&none));
       }
     }
-    for_each_tensor([&](const NamedStateMember& member, Index row, const StoredTensor& tensor) {
-      state_.fill_row(member, row, tokens_of(row), tensor.bytes.data());
+    auto next = loaded_.begin();
+    for_each_tensor([&](const NamedStateMember& member, Index row, const StoredTensor&) {
+      state_.fill_row(member, row, tokens_of(row), (next++)->data());
     });
   }
 
@@ -141,6 +146,7 @@ class StateFile {
   const std::vector<NamedStateMember> members_ = state_.list();
   std::vector<Index> tokens_ = std::vector<Index>(static_cast<std::size_t>(state_.batch()), 0);
   std::set<std::string, std::less<>> known_;
+  std::vector<StoredBytes> loaded_;
 };
 
 }  // namespace detail
@@ -159,8 +165,7 @@ inline void save_state(const std::filesystem::path& path, const ConstStateMember
       tensors.push_back({.name = member.name + "." + std::to_string(row),
                          .dtype = detail::state_dtype(member),
                          .shape = detail::row_shape(member, state.tokens(row)),
-                         .bytes = *bytes,
-                         .owner = bytes,
+                         .bytes = {*bytes, bytes},
                          .file = path.string()});
     }
   }
