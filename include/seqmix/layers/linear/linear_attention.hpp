@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cmath>
 #include <string_view>
 
 #include "seqmix/kernels/feature_map.hpp"
@@ -23,8 +24,10 @@ struct LinearAttentionConfig {
   Index max_length = 0;  // tokens over which cosformer weights fall to 0
   double scale = 1;      // factor of the queries' features
   bool normalize = true;
-  double eps = 1e-6;  // added to the denominator; the least denominator of cosformer
+  double eps = 1e-6;      // added to the denominator; the least denominator of cosformer
+  double kernel_eps = 0;  // added to each feature of favor, eps then to each sum of keys' features
   bool bias = false;
+  bool out_bias = false;     // of o_proj, where the others have none
   bool output_norm = false;  // an RMS norm of each head
   double norm_eps = 1e-5;
 
@@ -37,19 +40,24 @@ struct LinearAttentionConfig {
     field("scale", self.scale), field("normalize", self.normalize), field("eps", self.eps);
     field("bias", self.bias), field("output_norm", self.output_norm);
     field("norm_eps", self.norm_eps);
+    field("kernel_eps", self.kernel_eps), field("out_bias", self.out_bias);
   }
   void check() const {
     require(feature_map != FeatureMap::favor || n_features > 0, "favor needs n_features");
     require(feature_map != FeatureMap::cosformer || max_length > 0, "cosformer needs max_length");
     require(feature_map != FeatureMap::favor || normalize,
             "favor needs normalize: its features are known up to a factor that cancels there");
+    require(kernel_eps >= 0, "kernel_eps must not be negative");
+    require(feature_map == FeatureMap::favor || kernel_eps == 0, "kernel_eps is of favor alone");
+    require(!bias || !out_bias, "out_bias is part of bias");
     require(feature_map != FeatureMap::identity || !normalize,
             "normalize needs a feature map without negative products");
   }
   Index features() const {
     if (feature_map == FeatureMap::taylor) return taylor_width(head_k);
     if (feature_map == FeatureMap::cosformer) return 2 * head_k;
-    return feature_map == FeatureMap::favor ? n_features : head_k;
+    if (feature_map == FeatureMap::favor) return n_features + (kernel_eps > 0 ? 1 : 0);
+    return head_k;
   }
 };
 
@@ -63,6 +71,11 @@ struct LinearAttentionConfig {
 /// that fall with distance, to 0 at `max_length`, which a stream must not exceed; favor:
 /// Performer's positive random features of a loaded projection matrix. The sums of favor are kept
 /// divided by the exponential of the largest exponent so far, `maximum`.
+///
+/// Performer adds `kernel_eps` to features that are divided by the largest exponential of all keys
+/// of a call, later ones included. Here it is the largest so far: y_t is what the published code
+/// gives for the last of the tokens up to t. The sum of the added parts is one feature more, which
+/// starts at eps.
 ///
 /// forward: O(T (D² + D F)); step: O(D² + D F). State: H F (V + 1) accumulators a stream.
 /// Source: Katharopoulos et al. 2020, arXiv:2006.16236, eq. 9-12, fast_transformers
@@ -90,8 +103,8 @@ struct LinearAttentionDefinition {
         parameter("q_proj.bias", self.q_proj.bias, {keys});
         parameter("k_proj.bias", self.k_proj.bias, {keys});
         parameter("v_proj.bias", self.v_proj.bias, {values});
-        parameter("o_proj.bias", self.o_proj.bias, {c.d_model});
       }
+      if (c.bias || c.out_bias) parameter("o_proj.bias", self.o_proj.bias, {c.d_model});
       if (c.feature_map == FeatureMap::favor) {
         parameter("projection_matrix", self.features.weight, {c.n_features, c.head_k});
       }
@@ -123,6 +136,10 @@ struct LinearAttentionDefinition {
                 .maximum = {{batch, c.feature_map == FeatureMap::favor ? H : 0}, memory},
                 .position = {batch, memory}};
     fill(state.maximum.view(), Scalar(-1e30));  // below every exponent
+    if (c.kernel_eps > 0) {  // performer_pytorch divides features by F^{1/2}, the eps of sums not
+      fill(state.key_sum.view().template slice<2>(c.n_features, 1),
+           static_cast<Scalar>(c.eps * std::sqrt(static_cast<double>(c.n_features))));
+    }
     return state;
   }
 
@@ -149,9 +166,15 @@ struct LinearAttentionDefinition {
       key_sum(q_features, k_features, decay, c.scale, state.key_sum.view(), denominator, context);
     };
     if (c.feature_map == FeatureMap::favor) {
-      favor_queries(q_features, c.head_k, context);
-      favor_keys(k, k_features, state.maximum.view(), log_decay, context);
-      remember(ScalarDecay<Scalar>{log_decay});
+      favor_queries(q, q_features, c.kernel_eps, context);
+      favor_keys(k, k_features, state.maximum.view(), log_decay, c.kernel_eps, context);
+      if (c.kernel_eps > 0) {
+        auto decays = scratch(B, T, H, c.features());  // [B, T, H, F]
+        favor_decays(log_decay, decays, context);
+        remember(VectorDecay<Scalar>{decays});
+      } else {
+        remember(ScalarDecay<Scalar>{log_decay});
+      }
     } else {
       remember(NoDecay{});
     }
@@ -170,14 +193,15 @@ struct LinearAttentionDefinition {
       cosformer_features(x, state.position.tokens, static_cast<double>(c.max_length), features,
                          context);
     } else if (c.feature_map == FeatureMap::favor) {
-      project(x.template merge<1>(), {{w.features, features.template merge<1>()}}, context);
+      const auto exponents = features.template slice<3>(0, c.n_features);
+      project(x.template merge<1>(), {{w.features, exponents.template merge<1>()}}, context);
     } else {
       pointwise_features(c.feature_map, x, features, context);
     }
   }
   void normalize(View<Scalar, 4> o, View<Scalar, 3> denominator, Context& context) const {
     using Batch = simd::Batch<Scalar>;
-    const Batch eps(static_cast<Scalar>(c.eps));
+    const Batch eps(static_cast<Scalar>(c.kernel_eps > 0 ? 0 : c.eps));
     if (c.feature_map == FeatureMap::cosformer) {
       elementwise(
           context, [eps](Batch d) { return simd::max(d, eps); }, denominator, denominator);
