@@ -8,9 +8,10 @@
 
 namespace reference {
 
-/// φ of one head at a position, from 1 on.
+/// φ of one head, of queries "q" or keys "k", at a position, from 1 on.
 template <class S>
-std::vector<S> linear_attention_features(const Input<S>& in, const std::vector<S>& x, double at) {
+std::vector<S> linear_attention_features(const Input<S>& in, const std::vector<S>& x, double at,
+                                         const std::string& of) {
   const auto map = in.config.at("feature_map").template get<std::string>();
   const S K = static_cast<S>(x.size());
   std::vector<S> result;
@@ -40,6 +41,15 @@ std::vector<S> linear_attention_features(const Input<S>& in, const std::vector<S
     for (const S v : x) result.push_back(std::max(v, S(0)) * static_cast<S>(std::sin(angle)));
     for (const S v : x) result.push_back(std::max(v, S(0)) * static_cast<S>(std::cos(angle)));
   }
+  if (map == "elementwise_product") {
+    const auto through = [&](const std::string& layer) {
+      const std::string name = "feature_map_" + of + "." + layer;
+      return linear<S>(in.weight(name + ".weight"), &in.weight(name + ".bias"), x);
+    };
+    result = through("layer1");
+    const auto other = through("layer2");
+    for (std::size_t i = 0; i < x.size(); ++i) result[i] *= other[i];
+  }
   if (map == "favor") {  // the exponents
     result = linear<S>(in.weight("projection_matrix"), nullptr, x);
     for (S& v : result) v /= std::sqrt(std::sqrt(K));
@@ -57,7 +67,7 @@ Output<S> linear_attention(const Input<S>& in) {
   const bool added = in.number("kernel_eps") > 0;  // the added epsilons are one feature more
   const Index F = static_cast<Index>(
       favor ? static_cast<std::size_t>(in.size("n_features") + (added ? 1 : 0))
-            : linear_attention_features<S>(in, std::vector<S>(static_cast<std::size_t>(K)), 1)
+            : linear_attention_features<S>(in, std::vector<S>(static_cast<std::size_t>(K)), 1, "q")
                   .size());
   const S eps = static_cast<S>(added ? 0 : in.number("eps"));
   const S kernel_eps = static_cast<S>(in.number("kernel_eps"));
@@ -91,8 +101,8 @@ Output<S> linear_attention(const Input<S>& in) {
       for (Index h = 0; h < H; ++h) {
         const double at = static_cast<double>(t + 1);
         const auto key = head(k, h, K);
-        auto query_features = linear_attention_features<S>(in, head(q, h, K), at);
-        auto key_features = linear_attention_features<S>(in, key, at);
+        auto query_features = linear_attention_features<S>(in, head(q, h, K), at, "q");
+        auto key_features = linear_attention_features<S>(in, key, at, "k");
         S decay = 1;
         if (favor) {
           const auto query = head(q, h, K);
@@ -169,6 +179,9 @@ inline const std::vector<std::string> linear_attention_configs{
     R"({"d_model": 40, "n_heads": 1, "head_k": 33, "head_v": 65, "feature_map": "identity",
         "n_features": 0, "max_length": 0, "scale": 0.17, "normalize": false, "eps": 0,
         "bias": false, "output_norm": true, "norm_eps": 1e-6})",
+    R"({"d_model": 13, "n_heads": 2, "head_k": 7, "head_v": 5, "feature_map": "elementwise_product",
+        "n_features": 0, "max_length": 0, "scale": 0.4, "normalize": false, "eps": 0,
+        "bias": false, "output_norm": true, "norm_eps": 1e-5})",
     R"({"d_model": 12, "n_heads": 3, "head_k": 6, "head_v": 4, "feature_map": "softmax",
         "n_features": 0, "max_length": 0, "scale": 1, "normalize": true, "eps": 1e-6,
         "bias": false, "output_norm": true, "norm_eps": 1e-5})",

@@ -18,9 +18,19 @@ namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
 /// What linear attention makes of a query or key before their product.
-enum class FeatureMap { identity, relu, elu_plus_one, softmax, taylor, cosformer, favor };
-constexpr std::array<std::string_view, 7> names_of(FeatureMap) {
-  return {"identity", "relu", "elu_plus_one", "softmax", "taylor", "cosformer", "favor"};
+enum class FeatureMap {
+  identity,
+  relu,
+  elu_plus_one,
+  softmax,
+  taylor,
+  cosformer,
+  favor,
+  elementwise_product
+};
+constexpr std::array<std::string_view, 8> names_of(FeatureMap) {
+  return {"identity", "relu",      "elu_plus_one", "softmax",
+          "taylor",   "cosformer", "favor",        "elementwise_product"};
 }
 
 namespace detail {

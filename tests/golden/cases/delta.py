@@ -226,3 +226,5 @@ def kimi_delta_attention(arguments):
                negative_eigenvalues=False, norm_eps=1e-6)
     yield case("strong-gates", (1, 131), strong=True, d_model=18, n_heads=2, head_k=9, head_v=9,
                conv_kernel=3, negative_eigenvalues=True, norm_eps=1e-5)
+    yield case("defaults", (2, 70), d_model=18, n_heads=3, head_k=5, head_v=5, conv_kernel=4,
+               negative_eigenvalues=False, norm_eps=1e-5)

@@ -107,6 +107,11 @@ def linear_attention(arguments):
 
     fla.layers.linear_attn.chunk_linear_attn = naive
     fla.modules.layernorm.rms_norm = rms_norm
+    fla_source = published(
+        fla.layers.linear_attn.LinearAttention,
+        f"{LIFTED}; Triton operators rebound: chunk_linear_attn to "
+        "fla.ops.linear_attn.naive.naive_recurrent_linear_attn, rms_norm to "
+        "fla.modules.layernorm.rms_norm_ref")
 
     def from_fla(name, shape, feature_map, published_map, normalize, **sizes):
         c = types.SimpleNamespace(**sizes)
@@ -114,14 +119,9 @@ def linear_attention(arguments):
             hidden_size=c.d_model, expand_k=c.n_heads * c.head_k / c.d_model,
             expand_v=c.n_heads * c.head_v / c.d_model, num_heads=c.n_heads,
             feature_map=published_map, do_feature_map_norm=normalize))
-        source = published(
-            fla.layers.linear_attn.LinearAttention,
-            f"{LIFTED}; Triton operators rebound: chunk_linear_attn to "
-            "fla.ops.linear_attn.naive.naive_recurrent_linear_attn, rms_norm to "
-            "fla.modules.layernorm.rms_norm_ref")
         fields = fields_of(feature_map=feature_map, scale=c.head_k**-0.5, normalize=normalize,
                            eps=1e-10, output_norm=True, **sizes)
-        return Case(name, fields, source, shape, weights_of(layer), lambda x: (layer(x), {}))
+        return Case(name, fields, fla_source, shape, weights_of(layer), lambda x: (layer(x), {}))
 
     yield from_fla("fla-unnormalized", (2, 130), "identity", "identity", False, d_model=18,
                    n_heads=2, head_k=9, head_v=12)
@@ -205,6 +205,17 @@ def linear_attention(arguments):
 
     yield from_performer_defaults("performer-defaults-odd", (2, 37), 15, 3, 5)
     yield from_performer_defaults("performer-defaults-long", (1, 140), 18, 2, 9)
+
+    def from_fla_defaults(name, shape, d_model, n_heads):
+        layer = randomise(fla.layers.linear_attn.LinearAttention(hidden_size=d_model,
+                                                                 num_heads=n_heads))
+        head = d_model // n_heads
+        return Case(name, fields_of(d_model, n_heads, head, head, "elementwise_product",
+                                    scale=head**-0.5, normalize=False, output_norm=True),
+                    fla_source, shape, weights_of(layer), lambda x: (layer(x), {}))
+
+    yield from_fla_defaults("fla-defaults-odd", (2, 41), 15, 3)
+    yield from_fla_defaults("fla-defaults-long", (1, 130), 18, 2)
 
 
 def retention(arguments):

@@ -50,7 +50,8 @@ struct LinearAttentionConfig {
     require(kernel_eps >= 0, "kernel_eps must not be negative");
     require(feature_map == FeatureMap::favor || kernel_eps == 0, "kernel_eps is of favor alone");
     require(!bias || !out_bias, "out_bias is part of bias");
-    require(feature_map != FeatureMap::identity || !normalize,
+    require(!normalize || (feature_map != FeatureMap::identity &&
+                           feature_map != FeatureMap::elementwise_product),
             "normalize needs a feature map without negative products");
   }
   Index features() const {
@@ -67,10 +68,11 @@ struct LinearAttentionConfig {
 ///   S_t = S_{t-1} + φ(k_t)ᵀ v_t,   z_t = z_{t-1} + φ(k_t)             S_t [F, V], z_t [F] per head
 ///   o_t = φ(q_t) S_t / (φ(q_t) · z_t + eps),   y_t = W_o o_t          or without the denominator
 ///
-/// φ is elu(x) + 1 or relu(x); softmax over the head; taylor: Based; cosformer: relu with weights
-/// that fall with distance, to 0 at `max_length`, which a stream must not exceed; favor:
-/// Performer's positive random features of a loaded projection matrix. The sums of favor are kept
-/// divided by the exponential of the largest exponent so far, `maximum`.
+/// φ is elu(x) + 1 or relu(x); softmax over the head; elementwise_product: of two projections of a
+/// head, those of queries and keys apart; taylor: Based; cosformer: relu with weights that fall with
+/// distance, to 0 at `max_length`, which a stream must not exceed; favor: Performer's positive
+/// random features of a loaded projection matrix. The sums of favor are kept divided by the
+/// exponential of the largest exponent so far, `maximum`.
 ///
 /// Performer adds `kernel_eps` to features that are divided by the largest exponential of all keys
 /// of a call, later ones included. Here it is the largest so far: y_t is what the published code
@@ -90,7 +92,8 @@ struct LinearAttentionDefinition {
 
   struct Weights {
     Projection<Scalar> q_proj, k_proj, v_proj, o_proj;
-    Projection<Scalar> features;  // random directions of favor
+    Projection<Scalar> features;                                // random directions of favor
+    Projection<Scalar> q_layer1, q_layer2, k_layer1, k_layer2;  // of elementwise_product
     Parameter<Scalar, 1> norm;
 
     static void visit(auto& self, const Config& c, auto&& parameter) {
@@ -107,6 +110,16 @@ struct LinearAttentionDefinition {
       if (c.bias || c.out_bias) parameter("o_proj.bias", self.o_proj.bias, {c.d_model});
       if (c.feature_map == FeatureMap::favor) {
         parameter("projection_matrix", self.features.weight, {c.n_features, c.head_k});
+      }
+      if (c.feature_map == FeatureMap::elementwise_product) {
+        parameter("feature_map_q.layer1.weight", self.q_layer1.weight, {c.head_k, c.head_k});
+        parameter("feature_map_q.layer1.bias", self.q_layer1.bias, {c.head_k});
+        parameter("feature_map_q.layer2.weight", self.q_layer2.weight, {c.head_k, c.head_k});
+        parameter("feature_map_q.layer2.bias", self.q_layer2.bias, {c.head_k});
+        parameter("feature_map_k.layer1.weight", self.k_layer1.weight, {c.head_k, c.head_k});
+        parameter("feature_map_k.layer1.bias", self.k_layer1.bias, {c.head_k});
+        parameter("feature_map_k.layer2.weight", self.k_layer2.weight, {c.head_k, c.head_k});
+        parameter("feature_map_k.layer2.bias", self.k_layer2.bias, {c.head_k});
       }
       if (c.output_norm) parameter("norm.weight", self.norm, {c.head_v});
     }
@@ -157,8 +170,13 @@ struct LinearAttentionDefinition {
     auto log_decay = scratch(B, T, H);                 // [B, T, H], of favor
 
     project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}}, context);
-    map_features(q, q_features, state, context);
-    map_features(k, k_features, state, context);
+    if (c.feature_map == FeatureMap::elementwise_product) {
+      multiply_projections(q, w.q_layer1, w.q_layer2, q_features, context);
+      multiply_projections(k, w.k_layer1, w.k_layer2, k_features, context);
+    } else {
+      map_features(q, q_features, state, context);
+      map_features(k, k_features, state, context);
+    }
     const auto remember = [&](const auto& decay) {
       linear_state<form>(q_features, k_features, v, decay, c.scale, state.memory.view(), o,
                          context);
@@ -198,6 +216,18 @@ struct LinearAttentionDefinition {
     } else {
       pointwise_features(c.feature_map, x, features, context);
     }
+  }
+  /// features = (W_1 x + b_1) ⊙ (W_2 x + b_2) of each head, [B, T, H, K].
+  void multiply_projections(View<Scalar, 4> x, const Projection<Scalar>& layer1,
+                            const Projection<Scalar>& layer2, View<Scalar, 4> features,
+                            Context& context) const {
+    using Batch = simd::Batch<Scalar>;
+    auto scratch = context.scratch<Scalar>();
+    auto other = scratch(x.extent(0), x.extent(1), x.extent(2), x.extent(3));  // [B, T, H, K]
+    project(x.template merge<1>(),
+            {{layer1, features.template merge<1>()}, {layer2, other.template merge<1>()}}, context);
+    elementwise(
+        context, [](Batch a, Batch b) { return a * b; }, features, features, other);
   }
   void normalize(View<Scalar, 4> o, View<Scalar, 3> denominator, Context& context) const {
     using Batch = simd::Batch<Scalar>;
