@@ -5,7 +5,8 @@ include(FetchContent)
 
 set(seqmix_minimum_Catch2 3.4)
 set(seqmix_target_Catch2 Catch2::Catch2WithMain)
-set(seqmix_source_Catch2 "catch2 of Debian 13 and Ubuntu 24.04 or newer, or github.com/catchorg/Catch2")
+set(seqmix_source_Catch2
+    "catch2 of Debian 13 and Ubuntu 24.04 or newer, or github.com/catchorg/Catch2")
 set(seqmix_minimum_benchmark 1.7)
 set(seqmix_target_benchmark benchmark::benchmark)
 set(seqmix_source_benchmark "libbenchmark-dev of Debian and Ubuntu, or github.com/google/benchmark")

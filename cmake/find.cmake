@@ -56,7 +56,9 @@ function(seqmix_find package)
     target_include_directories(${target} INTERFACE ${directories})
   endif()
   set(${package}_FOUND ${${package}_FOUND} PARENT_SCOPE)
-  set(${package}_MISSING
-      "needs ${package} ${minimum} or newer${found}. It is ${seqmix_source_${package}}. CMAKE_PREFIX_PATH says where else to look"
-      PARENT_SCOPE)
+  string(
+    CONCAT missing "needs ${package} ${minimum} or newer${found}. "
+           "It is ${seqmix_source_${package}}. CMAKE_PREFIX_PATH says where else to look"
+  )
+  set(${package}_MISSING "${missing}" PARENT_SCOPE)
 endfunction()

@@ -23,12 +23,12 @@ if(EXISTS "${CMAKE_CURRENT_LIST_DIR}/seqmix-io-targets.cmake")
   set(seqmix_io_FOUND ${nlohmann_json_FOUND})
   set(seqmix_io_MISSING "seqmix::io ${nlohmann_json_MISSING}")
 else()
-  set(seqmix_io_MISSING "seqmix::io is not installed here: this seqmix was built with SEQMIX_IO=OFF")
+  set(seqmix_io_MISSING "seqmix::io is not installed: this seqmix was built with SEQMIX_IO=OFF")
 endif()
 if(seqmix_io_FOUND)
   include("${CMAKE_CURRENT_LIST_DIR}/seqmix-io-targets.cmake")
 elseif(NOT TARGET seqmix::io)
-  # No generator expression has such a name: CMake refuses it, with the sentence, where it is linked.
+  # No generator expression has such a name: CMake refuses it, with the sentence, if it is linked.
   add_library(seqmix::io INTERFACE IMPORTED)
   set_target_properties(
     seqmix::io PROPERTIES INTERFACE_COMPILE_DEFINITIONS "$<${seqmix_io_MISSING}>"

@@ -29,8 +29,8 @@ std::string item_of(const std::string& word) {
 }  // namespace
 
 Published published_code(std::string_view source) {
-  static const std::regex grammar(
-      R"(([\w.-]+(?:/[\w.-]+)?) (?:\d[\w.]*|[0-9a-f]{7,40}),? (?:\S+\.py )?(.+?), (?:torch|jax) .*)");
+  static const std::regex grammar(R"(([\w.-]+(?:/[\w.-]+)?) (?:\d[\w.]*|[0-9a-f]{7,40}),? )"
+                                  R"((?:\S+\.py )?(.+?), (?:torch|jax) .*)");
   static const std::regex own(R"((own numpy form of [^;]+)(?:;.*)?)");
   const std::string text(source);
   std::smatch match;

@@ -69,8 +69,8 @@ struct LinearAttentionConfig {
 ///   o_t = φ(q_t) S_t / (φ(q_t) · z_t + eps),   y_t = W_o o_t          or without the denominator
 ///
 /// φ is elu(x) + 1 or relu(x); softmax over the head; elementwise_product: of two projections of a
-/// head, those of queries and keys apart; taylor: Based; cosformer: relu with weights that fall with
-/// distance, to 0 at `max_length`, which a stream must not exceed; favor: Performer's positive
+/// head, those of queries and keys apart; taylor: Based; cosformer: relu with weights that fall
+/// with distance, to 0 at `max_length`, which a stream must not exceed; favor: Performer's positive
 /// random features of a loaded projection matrix. The sums of favor are kept divided by the
 /// exponential of the largest exponent so far, `maximum`.
 ///
