@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
 #include <numbers>
 #include <string>
 #include <string_view>
@@ -177,9 +178,7 @@ void favor_queries(In<S, 4> q, View<S, 4> features, double epsilon, Context& con
         S most = *std::max_element(row, row + F);
         if (epsilon > 0) most += half * detail::square_sum<S>(K, query);
         detail::favor_exponentials<S>(F, row, most, epsilon);
-        if (epsilon > 0)
-          row[F] = detail::sum_of<S>(
-              F, [](const Batch& v) { return v; }, row);
+        if (epsilon > 0) row[F] = detail::sum_of<S>(F, std::identity(), row);
       },
       features, q);
 }
@@ -191,8 +190,9 @@ void favor_queries(In<S, 4> q, View<S, 4> features, double epsilon, Context& con
 ///
 /// k: [B, T, H, K]; features: W k, becomes
 ///
-///   exp(s_t - n_t - m_t), m_t the maximum of all s - n up to t     where epsilon is 0: [B, T, H,
-///   F] the same, m_t the maximum of all s, and epsilon, for the sum of queries: [B, T, H, F + 1]
+///   exp(s_t - n_t - m_t), m_t the maximum of all s - n up to t, [B, T, H, F], epsilon 0; or
+///   exp(s_t - n_t - m_t), m_t the maximum of all s up to t, and epsilon, [B, T, H, F + 1], which
+///   meets the sum of the query's features
 ///
 /// maximum: [B, H], m, read, then advanced; log_decay: [B, T, H], m_{t-1} - m_t, by which a sum
 /// over older features is to be rescaled; the last of F + 1 is not.

@@ -68,13 +68,13 @@ struct RetentionConfig {
 ///   o_t = K^{-1/2} q_t S_t          q, k turned by position (RoPE, no xPos magnitude)
 ///   y_t = W_o (rms_norm(o_t) ⊙ silu(W_g x_t))
 ///
-/// What divides o_t, the norm takes out again, all but its eps: nothing in fla; in torchscale
+/// What divides o_t, the norm takes out again, all but its eps. fla divides by nothing, torchscale
+/// in its steps (score_norm "decay") and in its parallel form ("scores") by
 ///
-///   (Σ_s γ^{t-s})^{1/2}                                               score_norm "decay": its
-///   steps max((Σ_s γ^{t-s})^{1/2}, |Σ_s γ^{t-s} K^{-1/2} q_t · k_s|)        "scores": its parallel
-///   form
+///   decay:   d_t = (Σ_s γ^{t-s})^{1/2}
+///   scores:  max(d_t, |Σ_s γ^{t-s} q_t k_sᵀ| K^{-1/2})
 ///
-/// and in its chunkwise form numbers that depend on where chunks lie, which agree where eps is 0.
+/// and in its chunkwise form by numbers that depend on where chunks lie: it agrees where eps is 0.
 ///
 /// In chunks of C tokens o_i = γ^{i+1} q_i S_{-1} + Σ_{j<=i} γ^{i-j} (q_i k_jᵀ) v_j, 0 <= i < C,
 /// with powers of γ from a table; or by the recurrence, where the heads' shape makes that faster.
