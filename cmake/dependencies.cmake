@@ -5,8 +5,11 @@ include(FetchContent)
 
 set(seqmix_minimum_Catch2 3.4)
 set(seqmix_target_Catch2 Catch2::Catch2WithMain)
+set(seqmix_source_Catch2
+    "catch2 of Debian 13 and Ubuntu 24.04 or newer, or github.com/catchorg/Catch2")
 set(seqmix_minimum_benchmark 1.7)
 set(seqmix_target_benchmark benchmark::benchmark)
+set(seqmix_source_benchmark "libbenchmark-dev of Debian and Ubuntu, or github.com/google/benchmark")
 
 FetchContent_Declare(
   eigen
@@ -96,11 +99,12 @@ foreach(package IN LISTS packages)
 endforeach()
 
 if(missing AND NOT SEQMIX_FETCH)
+  set(sentences "")
   foreach(package IN LISTS missing)
-    message(STATUS "missing: ${package} ${seqmix_minimum_${package}}")
+    message(STATUS "missing: ${package} ${seqmix_minimum_${package}}") # setup.sh reads this line
+    string(APPEND sentences "seqmix ${${package}_MISSING}\n")
   endforeach()
-  message(FATAL_ERROR "seqmix needs the packages named above, in that version or newer; install "
-                      "them or let CMake download them (SEQMIX_FETCH=ON)")
+  message(FATAL_ERROR "${sentences}Or let CMake download what is missing: SEQMIX_FETCH=ON")
 endif()
 foreach(package IN LISTS missing)
   seqmix_fetch(${package})

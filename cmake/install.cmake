@@ -6,7 +6,9 @@ include(CMakePackageConfigHelpers)
 
 set(package_directory "${CMAKE_INSTALL_DATADIR}/cmake/seqmix")
 
-install(TARGETS seqmix EXPORT seqmix-targets FILE_SET HEADERS)
+install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
+        FILES_MATCHING PATTERN *.hpp)
+install(TARGETS seqmix EXPORT seqmix-targets INCLUDES DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
 install(EXPORT seqmix-targets NAMESPACE seqmix:: DESTINATION "${package_directory}")
 if(SEQMIX_IO)
   install(TARGETS seqmix_io EXPORT seqmix-io-targets)

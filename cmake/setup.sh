@@ -4,7 +4,8 @@
 #   set_up                     compiler, CMake and a build tool, through apt where they are missing
 #   configure PRESET [ARG...]  configures build/PRESET; libraries that are missing come from the first
 #                              of: apt, a package of a newer suite of the same mirror (unpacked below
-#                              build/dependencies), the pinned source that CMake downloads
+#                              build/dependencies), the pinned source that CMake downloads. Nothing
+#                              depends on the day: a suite is a release, or a version is named
 #
 # The system's package sources are never changed. A second run finds everything and installs nothing.
 
@@ -74,11 +75,15 @@ open_suite() {
 
 unpack() { # package version suite
   say "unpacking $1 $2 of $3 below build/dependencies (the system stays as it is)"
-  local directory=$root/build/apt/unpack
+  local directory=$root/build/apt/unpack wanted=("$1=$2") archive
+  if [[ $1 == libxsimd-dev ]] && ! at_least "$2" 14; then
+    wanted+=(xtl-dev) # the CMake package of older ones insists on it
+  fi
   rm -rf "$directory"
   mkdir -p "$directory"
-  (cd "$directory" && apt-get "${private_apt[@]}" download "$1=$2" >>"$log" 2>&1 &&
-    dpkg -x ./*.deb "$dependencies") || fail "could not download $1 $2 (details: build/setup.log)"
+  (cd "$directory" && apt-get "${private_apt[@]}" download "${wanted[@]}" >>"$log" 2>&1) ||
+    fail "could not download ${wanted[*]} (details: build/setup.log)"
+  for archive in "$directory"/*.deb; do dpkg -x "$archive" "$dependencies"; done
 }
 
 # The mirror that this machine's apt reads its own release from, whatever form its sources have.
@@ -88,10 +93,15 @@ mirror() {
     head -n 1
 }
 
-newer_suites() {
-  case $ID in
-    debian) echo "$VERSION_CODENAME-backports testing unstable" ;;
-    ubuntu) echo "devel" ;;
+# The suites that a library may be unpacked from, best first: releases, which do not change, and
+# `suite=version`, where a suite moves and counts only while it has this version. Headers can come
+# from any release, a static library only from one that is built for this.
+newer_suites() { # CMake package
+  case "$ID $1" in
+    "debian xsimd") echo "testing=14.3.0 unstable=14.3.0 trixie" ;;
+    "debian Eigen3" | "debian nlohmann_json") echo trixie ;;
+    "debian Catch2") echo "$VERSION_CODENAME-backports=3.7.1" ;;
+    "ubuntu xsimd" | "ubuntu Eigen3" | "ubuntu nlohmann_json") echo resolute ;;
   esac
 }
 
@@ -115,15 +125,6 @@ debian_names() { # CMake package; the first that exists is the one with the file
   esac
 }
 
-# Headers can be unpacked from any suite; a static library only if it was built for this release.
-can_unpack() { # CMake package, suite
-  case $1 in
-    Eigen3 | xsimd | nlohmann_json) true ;;
-    Catch2) [[ $2 == "$ID" || $2 == *-backports ]] ;;
-    *) false ;;
-  esac
-}
-
 # Sets `name` and `version` to the package, of the system's apt or of the open suite, that is new
 # enough.
 find_package() { # CMake package, minimum
@@ -136,7 +137,7 @@ find_package() { # CMake package, minimum
 
 # Installs or unpacks one library; false if no package has it.
 provide() { # CMake package, minimum
-  local name version suite
+  local name version suite pin
   if can_install; then
     update_apt
     private_apt=() # the system's
@@ -144,18 +145,19 @@ provide() { # CMake package, minimum
       install_packages "$name"
       return 0
     fi
-  else
+  elif [[ $1 != benchmark ]]; then # its headers come without their library
     open_suite "$ID"
-    if can_unpack "$1" "$ID" && find_package "$1" "$2"; then
+    if find_package "$1" "$2"; then
       unpack "$name" "$version" "$ID $VERSION_CODENAME"
       return 0
     fi
   fi
   [[ -n $(mirror) ]] || return 1
-  for suite in $(newer_suites); do
-    can_unpack "$1" "$suite" || continue
+  for suite in $(newer_suites "$1"); do
+    pin=${suite#*=}
+    suite=${suite%%=*}
     open_newer_suite "$suite"
-    if find_package "$1" "$2"; then
+    if find_package "$1" "$2" && [[ $pin == "$suite" || $version == "$pin"-* ]]; then
       unpack "$name" "$version" "$ID $suite"
       return 0
     fi

@@ -60,7 +60,8 @@ def weights_of(module, **renamed):
 
 
 def published(item, rebindings=LIFTED):
-    """`source` of a class or function of a package."""
+    """`source` of a class or function of a package. The README's table of layers is made from what
+    stands before torch's version; tests/support/published.hpp says how it is read."""
     module = item.__module__.split(".")[0]
     package = {"fla": "flash-linear-attention"}.get(module, module)
     version = importlib.metadata.version(package)

@@ -18,6 +18,9 @@
     python generate.py --repository safari=safari        # all layers
     python generate.py --layer attention                 # one
 
+The cases of a file in `cases/` that names another version of transformers run where that one is
+installed, in an environment of its own, and there they run alone.
+
 A file holds a layer's config, its weights under the layer's names, an input x ~ N(0, 1), the output
 y, and the final state where the published code exposes it. Every weight is random, norms and biases
 included, so that an error in any of them shows. The published forward runs as it is; each rebinding
@@ -28,6 +31,7 @@ the first half reproduced by running that half alone.
 
 import argparse
 import importlib
+import importlib.metadata
 import json
 import pathlib
 import zlib
@@ -54,10 +58,14 @@ class Arguments:
 
 
 def layers():
-    """Every function of the modules in `cases` that makes the files of a layer, by name."""
+    """Every function of the modules in `cases` that makes the files of a layer, by name; of the
+    modules that are meant for the installed transformers."""
     found = {}
+    installed = importlib.metadata.version("transformers")
     for path in sorted((HERE / "cases").glob("*.py")):
         module = importlib.import_module(f"cases.{path.stem}")
+        if getattr(module, "TRANSFORMERS", "4.57.6") != installed:
+            continue
         for name, item in vars(module).items():
             if getattr(item, "__module__", None) == module.__name__ and callable(item) and (
                     item.__code__.co_varnames[:1] == ("arguments",)):

@@ -289,8 +289,7 @@ TEMPLATE_TEST_CASE("a layer file makes its layer, by type or by name", "", float
                                              .forward = "O(T D)",
                                              .step = "O(D)",
                                              .state = "none",
-                                             .header = "",
-                                             .checked = ""});
+                                             .header = ""});
   CHECK(registry.names() == std::vector<std::string>{"scale"});
   CHECK(registry.card("scale").title == "Scale");
   std::map<std::string, std::vector<Index>> parameters;

@@ -89,41 +89,74 @@ TEST_CASE("a product of cosformer features falls with the cosine of the distance
 TEST_CASE("favor keys times the decays since are the exponentials of one maximum",
           "[feature_map]") {
   const Index T = 40, K = 5, F = 19;
-  for (const double size : {1.0, 30.0}) {
-    auto k = random_tensor<double, 4>({2, T, 2, K}, 1);
-    for (Index i = 0; i < k.size(); ++i) k.data()[i] *= size;
-    const auto projected = random_tensor<double, 4>({2, T, 2, F}, 2);
-    const auto run = [&](Context& context, Index pieces) {
-      Tensor<double, 4> features = projected;
-      Tensor<double, 3> decay({2, T, 2});
-      Tensor<double, 2> maximum({2, 2});
-      fill(maximum.view(), -1e30);
-      for (Index first = 0; first < T; first += T / pieces) {
-        favor_keys(k.view().slice<1>(first, T / pieces),
-                   features.view().slice<1>(first, T / pieces), maximum.view(),
-                   decay.view().slice<1>(first, T / pieces), context);
-      }
-      return std::tuple(features, decay, maximum);
-    };
-    Context serial;
-    support::ThreadExecutor executor(3);
-    Context context(executor);
-    const auto [features, decay, maximum] = run(serial, 1);
-    CHECK(same_bits(std::get<0>(run(context, 4)).view(), features.view()));
-    CHECK(same_bits(std::get<1>(run(context, 4)).view(), decay.view()));
-    for (Index h = 0; h < 2; ++h) {
-      double rest = 0;  // the log of the decay from t on
-      for (Index t = T - 1; t >= 0; --t) {
-        double square = 0;
-        for (Index i = 0; i < K; ++i) square += k(1, t, h, i) * k(1, t, h, i);
-        for (Index f = 0; f < F; ++f) {
-          const double exponent = projected(1, t, h, f) / std::pow(double(K), 0.25) -
-                                  square / std::sqrt(double(K)) / 2 - maximum(1, h);
-          CHECK(features(1, t, h, f) <= 1);
-          CHECK(std::abs(features(1, t, h, f) * std::exp(rest) - std::exp(exponent)) < 1e-12);
+  for (const double epsilon : {0.0, 1e-3}) {
+    const Index width = F + (epsilon > 0 ? 1 : 0);
+    for (const double size : {1.0, 30.0}) {
+      auto k = random_tensor<double, 4>({2, T, 2, K}, 1);
+      for (Index i = 0; i < k.size(); ++i) k.data()[i] *= size;
+      const auto projected = random_tensor<double, 4>({2, T, 2, width}, 2);
+      const auto run = [&](Context& context, Index pieces) {
+        Tensor<double, 4> features = projected;
+        Tensor<double, 3> decay({2, T, 2});
+        Tensor<double, 2> maximum({2, 2});
+        fill(maximum.view(), -1e30);
+        for (Index first = 0; first < T; first += T / pieces) {
+          favor_keys(k.view().slice<1>(first, T / pieces),
+                     features.view().slice<1>(first, T / pieces), maximum.view(),
+                     decay.view().slice<1>(first, T / pieces), epsilon, context);
         }
-        rest += decay(1, t, h);
+        return std::tuple(features, decay, maximum);
+      };
+      Context serial;
+      support::ThreadExecutor executor(3);
+      Context context(executor);
+      const auto [features, decay, maximum] = run(serial, 1);
+      CHECK(same_bits(std::get<0>(run(context, 4)).view(), features.view()));
+      CHECK(same_bits(std::get<1>(run(context, 4)).view(), decay.view()));
+      Tensor<double, 4> decays({2, T, 2, F + 1});
+      favor_decays<double>(decay, decays.view(), context);
+      for (Index h = 0; h < 2; ++h) {
+        double rest = 0, most = -1e30;  // the log of the decay from t on
+        for (Index t = T - 1; t >= 0; --t) {
+          double square = 0;
+          for (Index i = 0; i < K; ++i) square += k(1, t, h, i) * k(1, t, h, i);
+          for (Index f = 0; f < F; ++f) {
+            const double score = projected(1, t, h, f) / std::pow(double(K), 0.25);
+            const double norm = square / std::sqrt(double(K)) / 2;
+            const double exponent = score - norm - maximum(1, h);
+            most = std::max(most, epsilon > 0 ? score : score - norm);
+            CHECK(features(1, t, h, f) <= 1);
+            CHECK(std::abs(features(1, t, h, f) * std::exp(rest) - std::exp(exponent)) < 1e-12);
+            CHECK(decays(1, t, h, f) == decay(1, t, h));
+          }
+          if (epsilon > 0) CHECK(features(1, t, h, F) == epsilon);
+          CHECK(decays(1, t, h, F) == 0);
+          rest += decay(1, t, h);
+        }
+        CHECK(std::abs(maximum(1, h) - most) < 1e-12 * std::abs(most));
       }
     }
+  }
+}
+
+TEST_CASE("favor queries are exponentials, with an epsilon and their sum where there is one",
+          "[feature_map]") {
+  const Index K = 5, F = 19;
+  Context context;
+  const auto q = random_tensor<double, 4>({2, 3, 2, K}, 1);
+  for (const double epsilon : {0.0, 1e-3}) {
+    const auto projected = random_tensor<double, 4>({2, 3, 2, F + (epsilon > 0 ? 1 : 0)}, 2);
+    Tensor<double, 4> features = projected;
+    favor_queries(q.view(), features.view(), epsilon, context);
+    double square = 0, most = -1e30, sum = 0;
+    for (Index i = 0; i < K; ++i) square += q(1, 2, 1, i) * q(1, 2, 1, i);
+    const double norm = epsilon > 0 ? square / std::sqrt(double(K)) / 2 : 0;
+    const auto score = [&](Index f) { return projected(1, 2, 1, f) / std::pow(double(K), 0.25); };
+    for (Index f = 0; f < F; ++f) most = std::max(most, score(f));
+    for (Index f = 0; f < F; ++f) {
+      sum += features(1, 2, 1, f);
+      CHECK(std::abs(features(1, 2, 1, f) - std::exp(score(f) - norm - most) - epsilon) < 1e-14);
+    }
+    if (epsilon > 0) CHECK(std::abs(features(1, 2, 1, F) - sum) < 1e-13);
   }
 }

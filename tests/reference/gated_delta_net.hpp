@@ -50,7 +50,8 @@ Output<S> gated_delta_net(const Input<S>& in) {
         q = unit(q), k = unit(k);
         for (Index r = 0; r < R; ++r) {
           const Index h = g * R + r;
-          const S beta = sigmoid(ba[static_cast<std::size_t>(g * 2 * R + r)]);
+          const S beta = (in.flag("negative_eigenvalues") ? 2 : 1) *
+                         sigmoid(ba[static_cast<std::size_t>(g * 2 * R + r)]);
           const S raw = ba[static_cast<std::size_t>(g * 2 * R + R + r)] + in.weight("dt_bias")(h);
           const S softplus = raw > 20 ? raw : std::log1p(std::exp(raw));
           const S decay = std::exp(-std::exp(in.weight("A_log")(h)) * softplus);
@@ -87,10 +88,10 @@ Output<S> gated_delta_net(const Input<S>& in) {
 
 inline const std::vector<std::string> gated_delta_net_configs{
     R"({"d_model": 16, "n_heads": 4, "n_key_heads": 2, "head_k": 8, "head_v": 8, "conv_kernel": 4,
-        "norm_eps": 1e-6})",
+        "negative_eigenvalues": false, "norm_eps": 1e-6})",
     R"({"d_model": 21, "n_heads": 3, "n_key_heads": 3, "head_k": 5, "head_v": 7, "conv_kernel": 3,
-        "norm_eps": 1e-5})",
+        "negative_eigenvalues": true, "norm_eps": 1e-5})",
     R"({"d_model": 20, "n_heads": 3, "n_key_heads": 1, "head_k": 33, "head_v": 17, "conv_kernel": 2,
-        "norm_eps": 1e-6})"};
+        "negative_eigenvalues": false, "norm_eps": 1e-6})"};
 
 }  // namespace reference

@@ -102,6 +102,11 @@ struct DecoderDefinition {
     return state;
   }
 
+  void start_row(State& state, Index row) const {
+    seqmix::start_row(mixer, state.mixer, row);
+    seqmix::start_row(channel, state.channel, row);
+  }
+
   Index block_rows() const {
     return std::max(seqmix::block_rows(mixer), seqmix::block_rows(channel));
   }

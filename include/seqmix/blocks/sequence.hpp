@@ -78,6 +78,12 @@ struct SequenceDefinition {
         parts);
   }
 
+  void start_row(State& state, Index row) const {
+    for_each_part([&]<std::size_t i, class Part>() {
+      seqmix::start_row(std::get<i>(parts), std::get<i>(state.parts), row);
+    });
+  }
+
   Index block_rows() const {
     return std::apply([](const auto&... part) { return std::max({seqmix::block_rows(part)...}); },
                       parts);

@@ -21,7 +21,6 @@ struct LayerCard {
   std::string_view step;     // cost of one token
   std::string_view state;    // numbers that a stream remembers
   std::string_view header;   // below seqmix/
-  std::string_view checked;  // the published code that the golden files come from
 };
 
 /// Makes layers by name. The families register themselves: `register_linear(registry)` and so on.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
 #include <numbers>
 #include <string>
 #include <string_view>
@@ -18,9 +19,19 @@ namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
 /// What linear attention makes of a query or key before their product.
-enum class FeatureMap { identity, relu, elu_plus_one, softmax, taylor, cosformer, favor };
-constexpr std::array<std::string_view, 7> names_of(FeatureMap) {
-  return {"identity", "relu", "elu_plus_one", "softmax", "taylor", "cosformer", "favor"};
+enum class FeatureMap {
+  identity,
+  relu,
+  elu_plus_one,
+  softmax,
+  taylor,
+  cosformer,
+  favor,
+  elementwise_product
+};
+constexpr std::array<std::string_view, 8> names_of(FeatureMap) {
+  return {"identity", "relu",      "elu_plus_one", "softmax",
+          "taylor",   "cosformer", "favor",        "elementwise_product"};
 }
 
 namespace detail {
@@ -36,6 +47,19 @@ void check_features(std::string_view map, const View<const S, 4>& x, const View<
                      features.shape().text() + ", expected contiguous heads and " +
                      expected.text());
   }
+}
+template <class S>
+S square_sum(Index count, const S* numbers) {
+  return sum_of<S>(
+      count, [](const simd::Batch<S>& v) { return v * v; }, numbers);
+}
+
+/// row = exp(row - most) + epsilon
+template <class S>
+void favor_exponentials(Index width, S* row, S most, double epsilon) {
+  const simd::Batch<S> shift(most), floor(static_cast<S>(epsilon));
+  simd::map<S>(
+      width, row, [&](const simd::Batch<S>& v) { return simd::exp<S>(v - shift) + floor; }, row);
 }
 }  // namespace detail
 
@@ -135,45 +159,57 @@ void cosformer_features(In<S, 4> x, In<Index, 1> past, double max_length, View<S
   });
 }
 
-/// features = exp(s - max(s)) with s = K^{-1/4} features, the products W q with the projection: the
-/// queries of FAVOR+ up to a factor of each, which the denominator has too. [B, T, H, F].
+/// The exponentials of FAVOR+, up to a factor of each query, which the denominator has too. With
+/// s = K^{-1/4} features, the products W q with the projection, and n = K^{-1/2} |q|² / 2,
+///
+///   features = exp(s - max(s))                             where epsilon is 0: [B, T, H, F]
+///   features = exp(s - n - max(s)) + epsilon, and their sum as one number more: [B, T, H, F + 1]
 template <class S>
-void favor_queries(View<S, 4> features, Index K, Context& context) {
+void favor_queries(In<S, 4> q, View<S, 4> features, double epsilon, Context& context) {
   using Batch = simd::Batch<S>;
-  const Index width = features.extent(3);
+  const Index K = q.extent(3), F = features.extent(3) - (epsilon > 0 ? 1 : 0);
+  const S half = static_cast<S>(inverse_sqrt(K) / 2);
   const Batch factor(static_cast<S>(std::sqrt(inverse_sqrt(K))));
   for_each_row(
       context,
-      [&](S* row) {
+      [&](S* row, const S* query) {
         simd::map<S>(
-            width, row, [&](const Batch& v) { return v * factor; }, row);
-        const Batch most(*std::max_element(row, row + width));
-        simd::map<S>(
-            width, row, [&](const Batch& v) { return simd::exp<S>(v - most); }, row);
+            F, row, [&](const Batch& v) { return v * factor; }, row);
+        S most = *std::max_element(row, row + F);
+        if (epsilon > 0) most += half * detail::square_sum<S>(K, query);
+        detail::favor_exponentials<S>(F, row, most, epsilon);
+        if (epsilon > 0) row[F] = detail::sum_of<S>(F, std::identity(), row);
       },
-      features);
+      features, q);
 }
 
-/// The keys of FAVOR+, φ(k) = exp(s), s = K^{-1/4} W k - K^{-1/2} |k|² / 2. Choromanski et al.
-/// 2020, arXiv:2009.14794, lemma 1, without the epsilon added to each feature.
+/// The keys of FAVOR+, φ(k) = exp(s - n) with s = K^{-1/4} W k and n = K^{-1/2} |k|² / 2, and with
+/// an epsilon added to each: relative to the largest exponent so far, as a query at t meets the
+/// keys up to t. Choromanski et al. 2020, arXiv:2009.14794, lemma 1; performer_pytorch
+/// softmax_kernel, where the maximum is over the call.
 ///
-/// k: [B, T, H, K]; features: [B, T, H, F], W k, becomes exp(s_t - m_t), where m_t is the maximum
-/// of all s up to t; maximum: [B, H], m, read, then advanced; log_decay: [B, T, H], m_{t-1} - m_t,
-/// by which a sum over older features is to be rescaled.
+/// k: [B, T, H, K]; features: W k, becomes
+///
+///   exp(s_t - n_t - m_t), m_t the maximum of all s - n up to t, [B, T, H, F], epsilon 0; or
+///   exp(s_t - n_t - m_t), m_t the maximum of all s up to t, and epsilon, [B, T, H, F + 1], which
+///   meets the sum of the query's features
+///
+/// maximum: [B, H], m, read, then advanced; log_decay: [B, T, H], m_{t-1} - m_t, by which a sum
+/// over older features is to be rescaled; the last of F + 1 is not.
 template <class S>
 void favor_keys(In<S, 4> k, View<S, 4> features, Out<S, 2> maximum, Out<S, 3> log_decay,
-                Context& context) {
+                double epsilon, Context& context) {
   if (context.packed()) {
     return context.for_each_piece([&](const Piece& piece) {
       favor_keys<S>(k.template slice<1>(piece.first, piece.count),
                     features.template slice<1>(piece.first, piece.count),
                     maximum.template slice<0>(piece.row, 1),
-                    log_decay.template slice<1>(piece.first, piece.count), context);
+                    log_decay.template slice<1>(piece.first, piece.count), epsilon, context);
     });
   }
   using Batch = simd::Batch<S>;
   const Index B = k.extent(0), T = k.extent(1), H = k.extent(2), K = k.extent(3);
-  const Index width = features.extent(3);
+  const Index width = features.extent(3), F = width - (epsilon > 0 ? 1 : 0);
   detail::check_features<S>("favor", k, features, width);
   if (maximum.shape() != Shape<2>{B, H} || log_decay.shape() != Shape<3>{B, T, H}) {
     throw ShapeError("favor features of " + k.shape().text() + " got maximum " +
@@ -187,19 +223,32 @@ void favor_keys(In<S, 4> k, View<S, 4> features, Out<S, 2> maximum, Out<S, 3> lo
     S m = maximum(b, h);
     for (Index t = 0; t < T; ++t) {
       S* const row = &features(b, t, h, 0);
-      const Batch norm(half * detail::sum_of<S>(
-                                  K, [](const Batch& v) { return v * v; }, &k(b, t, h, 0)));
+      const S norm = half * detail::square_sum<S>(K, &k(b, t, h, 0));
+      const Batch before_maximum(epsilon > 0 ? S(0) : norm);
       simd::map<S>(
-          width, row, [&](const Batch& v) { return v * factor - norm; }, row);
+          F, row, [&](const Batch& v) { return v * factor - before_maximum; }, row);
       const S before = m;
-      m = std::max(m, *std::max_element(row, row + width));
+      m = std::max(m, *std::max_element(row, row + F));
       log_decay(b, t, h) = before - m;
-      const Batch most(m);
-      simd::map<S>(
-          width, row, [&](const Batch& v) { return simd::exp<S>(v - most); }, row);
+      detail::favor_exponentials<S>(F, row, epsilon > 0 ? m + norm : m, 0);
+      if (epsilon > 0) row[F] = static_cast<S>(epsilon);
     }
     maximum(b, h) = m;
   });
+}
+
+/// The log decays of all features of `favor_keys` with an epsilon, [B, T, H, F + 1], from
+/// log_decay [B, T, H]: the sum of the epsilons does not decay.
+template <class S>
+void favor_decays(In<S, 3> log_decay, View<S, 4> decays, Context& context) {
+  const Index F = decays.extent(3) - 1;
+  for_each_row(
+      context,
+      [F](S* row, const S* decay) {
+        std::fill_n(row, F, *decay);
+        row[F] = 0;
+      },
+      decays, log_decay.template insert<3>());
 }
 
 SEQMIX_END_NAMESPACE

@@ -119,6 +119,13 @@ PositionLimit position_limit(const Definition& definition) {
   return {};
 }
 
+/// Sets what a row of zeros starts at where that is something else: a definition that has such says
+/// `start_row(state, row)`.
+template <class Definition, class State>
+void start_row(const Definition& definition, State& state, Index row) {
+  if constexpr (requires { definition.start_row(state, row); }) definition.start_row(state, row);
+}
+
 /// A layer: immutable after construction, so that many streams and threads share one.
 ///
 /// The three verbs agree: for any split of a sequence into prefill pieces and steps, outputs and
@@ -281,8 +288,8 @@ class Mixer {
 
   /// Sets batch row `row` back to the state before its first token. Allocates nothing.
   void reset(State& state, Index row) const requires(continues && !reads_source) {
-    ConstStateMembers(state).check_row("reset", row);
-    start_row(state, row);
+    StateMembers(state).clear_row(row);
+    start_row(definition_, state, row);
   }
 
   /// Gives the caches of `state` room for `capacity` tokens; what they hold is kept.
@@ -298,11 +305,7 @@ class Mixer {
   /// The state before the first token, in any memory.
   State start(Index batch, Index capacity, Memory memory) const {
     State state = definition_.make_state(batch, capacity, memory.with_caches(options_.caches));
-    State::visit(state, []<class Member>(const Name&, Member& member, auto... starts_at) {
-      (std::fill_n(member.data(), member.size(),
-                   static_cast<typename Member::value_type>(starts_at.value)),
-       ...);
-    });
+    for (Index row = 0; row < batch; ++row) start_row(definition_, state, row);
     return state;
   }
 
@@ -371,7 +374,7 @@ class Mixer {
     } else {
       definition_.template run<form>(x, state, side, y, context);
     }
-    State::visit(state, [&]<class Member>(const Name&, Member& member, auto...) {
+    State::visit(state, [&]<class Member>(const Name&, Member& member) {
       if constexpr (std::same_as<Member, Position>) {
         if (context.packed()) {
           for (const Piece& piece : context.pieces()) member[piece.row] += piece.count;
@@ -425,7 +428,7 @@ class Mixer {
   /// `tokens(row)` are about to come.
   void check_state(const State& state, Index batch, auto&& tokens) const {
     detail::StateCheck check(name, batch, expected_extents_);
-    State::visit(state, [&]<class Member>(const Name& member_name, const Member& member, auto...) {
+    State::visit(state, [&]<class Member>(const Name& member_name, const Member& member) {
       const auto& numbers = state_tensor(member);
       check.check_extents(member_name, numbers.shape().extents);
       if constexpr (requires { numbers.storage(); }) {
@@ -436,7 +439,7 @@ class Mixer {
       }
     });
     Index past = 0, coming = 0;  // of the row that will be longest
-    State::visit(state, [&]<class Member>(const Name& member_name, const Member& member, auto...) {
+    State::visit(state, [&]<class Member>(const Name& member_name, const Member& member) {
       if constexpr (std::same_as<Member, Position>) {
         for (Index row = 0; row < batch; ++row) {
           check.check_position(member_name, row, member[row], tokens(row));
@@ -446,7 +449,7 @@ class Mixer {
       }
     });
     position_limit(definition_).check(name, past, coming);
-    State::visit(state, [&]<class Member>(const Name& member_name, const Member& member, auto...) {
+    State::visit(state, [&]<class Member>(const Name& member_name, const Member& member) {
       if constexpr (requires { Member::axis; }) {
         check.check_room(member_name, past, coming, member.capacity());
       }
@@ -476,7 +479,7 @@ class Mixer {
   }
   static std::vector<Index> extents_of(const State& fresh) {
     std::vector<Index> extents;
-    State::visit(fresh, [&]<class Member>(const Name&, const Member& member, auto...) {
+    State::visit(fresh, [&]<class Member>(const Name&, const Member& member) {
       const auto& shape = state_tensor(member).shape().extents;
       extents.insert(extents.end(), shape.begin(), shape.end());
       if constexpr (requires { Member::axis; }) {

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <concepts>
 #include <string>
 #include <string_view>
 
@@ -43,12 +42,6 @@ class Name {
   std::string_view text_;
 };
 
-/// What the numbers of a state's member are before the first token where that is not 0:
-/// `tensor("maximum", self.maximum, StartsAt{-1e38})`.
-struct StartsAt {
-  double value = 0;
-};
-
 /// A visitor as it is handed to the part called `prefix`: the part's names grow by the prefix.
 template <class Visitor>
 class Prefixed {
@@ -60,10 +53,10 @@ class Prefixed {
   void operator()(const Name& name, P& parameter, Shape<P::rank> shape, auto... tags) const {
     visitor_(name.within(prefix_), parameter, shape, tags...);
   }
-  /// A member of a state, and what it starts at if that is not 0.
+  /// A member of a state.
   template <class Member>
-  void operator()(const Name& name, Member& member, std::same_as<StartsAt> auto... start) const {
-    visitor_(name.within(prefix_), member, start...);
+  void operator()(const Name& name, Member& member) const {
+    visitor_(name.within(prefix_), member);
   }
 
  private:

@@ -33,23 +33,6 @@ auto& state_tensor(Member& member) {
   }
 }
 
-/// Sets one batch row back to what it was before its first token. Allocates nothing.
-template <class State>
-void start_row(State& state, Index row) {
-  State::visit(state, [&]<class Member>(const Name&, Member& member, auto... starts_at) {
-    if constexpr (std::same_as<Member, Position>) {
-      member[row] = 0;
-    } else if constexpr (requires { member.reached; }) {
-      member.reached[row] = 0;
-    } else if constexpr (!requires { state_tensor(member).storage(); }) {
-      using Number = typename Member::value_type;
-      const Index numbers = member.extent(0) == 0 ? 0 : member.size() / member.extent(0);
-      const Number first = (Number{} + ... + static_cast<Number>(starts_at.value));
-      std::fill_n(member.data() + row * numbers, numbers, first);
-    }
-  });
-}
-
 /// Bytes that lie in runs of one length at one distance.
 struct ByteRuns {
   const std::byte* first = nullptr;
@@ -244,7 +227,7 @@ class ConstStateMembers {
   template <class State>
   static void visit_state(const void* state, Body body) {
     State::visit(*static_cast<const State*>(state),
-                 [&]<class Member>(const Name& name, const Member& member, auto...) {
+                 [&]<class Member>(const Name& name, const Member& member) {
                    describe(name, member, body);
                  });
   }
@@ -328,6 +311,15 @@ class StateMembers : public ConstStateMembers {
     });
   }
 
+  /// Makes `row` one that has seen no token and whose other numbers are zeros.
+  void clear_row(Index row) const {
+    check_row("reset", row);
+    for_each([&](const Name&, const StateMember& member) {
+      const ByteRuns all = member.runs(row, 0);  // of a cache none: its position says so
+      if (all.length > 0) std::memset(writable(all), 0, static_cast<std::size_t>(all.length));
+    });
+  }
+
   /// Takes back the last tokens of `row`, so that it has seen `tokens`. Only what keeps its past
   /// entry by entry can do so: a state with any other member throws, and a ring that has
   /// overwritten what its layer would look back on. Then go back to a copy instead.
@@ -395,10 +387,10 @@ class StateMembers : public ConstStateMembers {
     });
   }
   // The state of this class is one that may be changed: see its constructor.
+  static std::byte* writable(const ByteRuns& runs) { return const_cast<std::byte*>(runs.first); }
   static void write_run(const ByteRuns& to, Index i, const std::byte* bytes) {
     if (to.length == 0) return;
-    std::memmove(const_cast<std::byte*>(to.first) + i * to.stride, bytes,
-                 static_cast<std::size_t>(to.length));
+    std::memmove(writable(to) + i * to.stride, bytes, static_cast<std::size_t>(to.length));
   }
   static void set_number(const StateMember& member, Index row, Index value) {
     write_run(member.runs(row, 0), 0, reinterpret_cast<const std::byte*>(&value));

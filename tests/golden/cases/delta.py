@@ -47,34 +47,45 @@ def gated_delta_net(arguments):
 
     import fla.layers.gated_deltanet
     from fla.models.utils import Cache as States
-    fields = dict(d_model=20, n_heads=4, n_key_heads=2, head_k=6, head_v=9, conv_kernel=4,
-                  norm_eps=1e-5)
-    layer = randomise(fla.layers.gated_deltanet.GatedDeltaNet(
-        hidden_size=20, num_heads=2, num_v_heads=4, head_dim=6, expand_v=1.5, norm_eps=1e-5,
-        layer_idx=0))
-    source = published(fla.layers.gated_deltanet.GatedDeltaNet,
-                       bind_naive(fla.layers.gated_deltanet)) + (
+    fla_source = published(fla.layers.gated_deltanet.GatedDeltaNet,
+                           bind_naive(fla.layers.gated_deltanet)) + (
         "; a head's gate on each key channel; weights joined as Qwen3-Next has them")
-    own = weights_of(layer)
 
-    def by_key_head(*names):
-        return torch.cat([own[f"{name}_proj.weight"].unflatten(0, (2, -1)) for name in names],
-                         1).flatten(0, 1)
+    def from_fla(name, shape, expand_v, options, **fields):
+        c = types.SimpleNamespace(**fields)
+        layer = randomise(fla.layers.gated_deltanet.GatedDeltaNet(
+            hidden_size=c.d_model, num_heads=c.n_key_heads, head_dim=c.head_k, expand_v=expand_v,
+            layer_idx=0, **options))
 
-    weights = {"in_proj_qkvz.weight": by_key_head("q", "k", "v", "g"),
-               "in_proj_ba.weight": by_key_head("b", "a"),
-               "conv1d.weight": torch.cat([own[f"{name}_conv1d.weight"] for name in "qkv"]),
-               "dt_bias": own["dt_bias"], "A_log": own["A_log"],
-               "norm.weight": own["o_norm.weight"], "out_proj.weight": own["o_proj.weight"]}
+        def run(x):
+            cache = States()
+            y = layer(x, past_key_values=cache, use_cache=True)[0]
+            last = [part[..., 1:].transpose(1, 2).unflatten(-1, (c.n_key_heads, -1))
+                    for part in cache[0]["conv_state"]]
+            return y, {"conv": torch.cat(last, -1), "memory": cache[0]["recurrent_state"]}
 
-    def run(x):
-        cache = States()
-        y = layer(x, past_key_values=cache, use_cache=True)[0]
-        last = [part[..., 1:].transpose(1, 2).unflatten(-1, (2, -1))
-                for part in cache[0]["conv_state"]]
-        return y, {"conv": torch.cat(last, -1), "memory": cache[0]["recurrent_state"]}
+        own = weights_of(layer)
+        own["conv1d.weight"] = torch.cat([own[f"{name}_conv1d.weight"] for name in "qkv"])
+        return Case(name, fields, fla_source, shape, joined_by_key_head(own, c.n_key_heads), run)
 
-    yield Case("fla-grouped-values", fields, source, (2, 70), weights, run)
+    yield from_fla("fla-grouped-values", (2, 70), 1.5, dict(num_v_heads=4, norm_eps=1e-5),
+                   d_model=20, n_heads=4, n_key_heads=2, head_k=6, head_v=9, conv_kernel=4,
+                   norm_eps=1e-5)
+    yield from_fla("fla-negative-eigenvalues", (1, 131), 2, dict(allow_neg_eigval=True), d_model=18,
+                   n_heads=3, n_key_heads=3, head_k=5, head_v=10, conv_kernel=4,
+                   negative_eigenvalues=True, norm_eps=1e-5)
+
+
+def joined_by_key_head(own, n_key_heads):
+    """Weights of a gated delta net whose projections stand apart, joined as Qwen3-Next has them."""
+    def rows(*names):
+        return torch.cat([own[f"{name}_proj.weight"].unflatten(0, (n_key_heads, -1))
+                          for name in names], 1).flatten(0, 1)
+
+    return {"in_proj_qkvz.weight": rows("q", "k", "v", "g"), "in_proj_ba.weight": rows("b", "a"),
+            "conv1d.weight": own["conv1d.weight"], "dt_bias": own["dt_bias"],
+            "A_log": own["A_log"], "norm.weight": own["o_norm.weight"],
+            "out_proj.weight": own["o_proj.weight"]}
 
 
 def bind_naive(*modules):
@@ -215,3 +226,5 @@ def kimi_delta_attention(arguments):
                negative_eigenvalues=False, norm_eps=1e-6)
     yield case("strong-gates", (1, 131), strong=True, d_model=18, n_heads=2, head_k=9, head_v=9,
                conv_kernel=3, negative_eigenvalues=True, norm_eps=1e-5)
+    yield case("defaults", (2, 70), d_model=18, n_heads=3, head_k=5, head_v=5, conv_kernel=4,
+               negative_eigenvalues=False, norm_eps=1e-5)

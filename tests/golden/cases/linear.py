@@ -107,6 +107,11 @@ def linear_attention(arguments):
 
     fla.layers.linear_attn.chunk_linear_attn = naive
     fla.modules.layernorm.rms_norm = rms_norm
+    fla_source = published(
+        fla.layers.linear_attn.LinearAttention,
+        f"{LIFTED}; Triton operators rebound: chunk_linear_attn to "
+        "fla.ops.linear_attn.naive.naive_recurrent_linear_attn, rms_norm to "
+        "fla.modules.layernorm.rms_norm_ref")
 
     def from_fla(name, shape, feature_map, published_map, normalize, **sizes):
         c = types.SimpleNamespace(**sizes)
@@ -114,14 +119,9 @@ def linear_attention(arguments):
             hidden_size=c.d_model, expand_k=c.n_heads * c.head_k / c.d_model,
             expand_v=c.n_heads * c.head_v / c.d_model, num_heads=c.n_heads,
             feature_map=published_map, do_feature_map_norm=normalize))
-        source = published(
-            fla.layers.linear_attn.LinearAttention,
-            f"{LIFTED}; Triton operators rebound: chunk_linear_attn to "
-            "fla.ops.linear_attn.naive.naive_recurrent_linear_attn, rms_norm to "
-            "fla.modules.layernorm.rms_norm_ref")
         fields = fields_of(feature_map=feature_map, scale=c.head_k**-0.5, normalize=normalize,
                            eps=1e-10, output_norm=True, **sizes)
-        return Case(name, fields, source, shape, weights_of(layer), lambda x: (layer(x), {}))
+        return Case(name, fields, fla_source, shape, weights_of(layer), lambda x: (layer(x), {}))
 
     yield from_fla("fla-unnormalized", (2, 130), "identity", "identity", False, d_model=18,
                    n_heads=2, head_k=9, head_v=12)
@@ -181,6 +181,42 @@ def linear_attention(arguments):
     yield from_performer("performer-odd", (2, 37), 15, 3, 5, 19)
     yield from_performer("performer-long", (1, 140), 18, 2, 9, 24)
 
+    performer.softmax_kernel = softmax_kernel
+
+    def from_performer_defaults(name, shape, d_model, n_heads, head_k):
+        layer = randomise(performer.SelfAttention(d_model, causal=True, heads=n_heads,
+                                                  dim_head=head_k))
+
+        def run(x):
+            # The published features of a token depend on the keys of the whole call.
+            tokens = [layer(x[:, :t])[:, -1] for t in range(1, x.shape[1] + 1)]
+            return torch.stack(tokens, 1), {}
+
+        source = published(
+            performer.SelfAttention,
+            f"{LIFTED}; each token as the last of a call, as its keys are scaled by the maximum "
+            "over the call")
+        weights = weights_of(layer, to_q="q_proj", to_k="k_proj", to_v="v_proj", to_out="o_proj",
+                             fast_attention="")
+        return Case(name, fields_of(d_model, n_heads, head_k, head_k, "favor", eps=1e-6,
+                                    kernel_eps=1e-4, out_bias=True,
+                                    n_features=layer.fast_attention.nb_features),
+                    source, shape, weights, run)
+
+    yield from_performer_defaults("performer-defaults-odd", (2, 37), 15, 3, 5)
+    yield from_performer_defaults("performer-defaults-long", (1, 140), 18, 2, 9)
+
+    def from_fla_defaults(name, shape, d_model, n_heads):
+        layer = randomise(fla.layers.linear_attn.LinearAttention(hidden_size=d_model,
+                                                                 num_heads=n_heads))
+        head = d_model // n_heads
+        return Case(name, fields_of(d_model, n_heads, head, head, "elementwise_product",
+                                    scale=head**-0.5, normalize=False, output_norm=True),
+                    fla_source, shape, weights_of(layer), lambda x: (layer(x), {}))
+
+    yield from_fla_defaults("fla-defaults-odd", (2, 41), 15, 3)
+    yield from_fla_defaults("fla-defaults-long", (1, 130), 18, 2)
+
 
 def retention(arguments):
     import sys
@@ -197,6 +233,7 @@ def retention(arguments):
                           ("timm", []), ("timm.models", []), ("timm.models.layers", ["drop_path"])):
         sys.modules[name] = types.ModuleType(name)
         vars(sys.modules[name]).update(dict.fromkeys(members))
+    from torchscale.architecture.config import RetNetConfig
     from torchscale.architecture.retnet import RetNetRelPos
     from torchscale.component.multiscale_retention import MultiScaleRetention
 
@@ -259,6 +296,35 @@ def retention(arguments):
 
     yield from_fla("fla-odd", (2, 41), 21, 3, 6, 7)
     yield from_fla("fla-long", (1, 150), 24, 2, 8, 16)
+
+    def from_torchscale_defaults(name, shape, d_model, n_heads, head_v, stepwise):
+        head_k = d_model // n_heads
+        options = RetNetConfig(decoder_embed_dim=d_model, decoder_retention_heads=n_heads)
+        layer = randomise(MultiScaleRetention(options, d_model, n_heads * head_v, n_heads))
+        positions = RetNetRelPos(options)
+
+        def run(x):
+            if not stepwise:
+                return layer(x, positions(x.shape[1])), {}
+            state = {}
+            tokens = [layer(token[:, None], positions(t, activate_recurrent=True),
+                            incremental_state=state) for t, token in enumerate(x.unbind(1), 1)]
+            return torch.cat(tokens, 1), {"scale": state["scale"].expand(len(x), -1)}
+
+        source = published(
+            MultiScaleRetention,
+            f"{LIFTED}; at the defaults of RetNetConfig, " + ("token by token" if stepwise else
+                                                              "the parallel form") +
+            "; fairscale and timm, which only other parts use, are empty modules")
+        fields = dict(d_model=d_model, n_heads=n_heads, head_k=head_k, head_v=head_v,
+                      rotary_dim=head_k, rope_theta=10000.0, rope_interleaved=True,
+                      rope_closed=True, norm_weight=False, norm_eps=options.layernorm_eps,
+                      score_norm="decay" if stepwise else "scores")
+        return Case(name, fields, source, shape, weights_of(layer, out_proj="o_proj"), run)
+
+    yield from_torchscale_defaults("torchscale-defaults-odd", (2, 37), 18, 3, 7, False)
+    yield from_torchscale_defaults("torchscale-defaults-long", (1, 140), 24, 2, 10, False)
+    yield from_torchscale_defaults("torchscale-defaults-steps", (2, 41), 18, 3, 5, True)
 
 
 def hgrn2(arguments):

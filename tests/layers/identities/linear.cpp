@@ -165,6 +165,21 @@ TEST_CASE("gated linear attention with constant gates is retention without rotat
   CHECK(relative_error(a.view(), b.view()) < 1e-13);
 }
 
+TEST_CASE("what divides the outputs of retention leaves eps alone of its norm") {
+  RetentionConfig config{.d_model = 12, .n_heads = 3, .head_k = 4, .head_v = 6, .rotary_dim = 4};
+  const auto weights = random_weights<RetentionDefinition<double>::Weights>(config, 1);
+  const auto x = random_tensor<double, 3>({2, 150, 12}, 2);
+  const auto y = [&](double eps, ScoreNorm score_norm) {
+    config.norm_eps = eps, config.score_norm = score_norm;
+    return forward(Retention<double>(config, weights), x);
+  };
+  for (const ScoreNorm score_norm : {ScoreNorm::decay, ScoreNorm::scores}) {
+    INFO(to_string(score_norm));
+    CHECK(relative_error(y(0, score_norm).view(), y(0, ScoreNorm::none).view()) < 1e-13);
+    CHECK(relative_error(y(1e-2, score_norm).view(), y(1e-2, ScoreNorm::none).view()) > 1e-3);
+  }
+}
+
 TEST_CASE("the memory of HGRN2 is that of gated linear attention, given factors for logs") {
   const Problem p;
   auto log = random_tensor<double, 4>({p.B, p.T, p.H, p.K}, 4), factors = log;
@@ -223,6 +238,51 @@ TEST_CASE("normalised linear attention to values that are all the same is that v
       }
     }
   }
+}
+
+TEST_CASE("favor with an epsilon beside which its features are nothing is a mean of the values") {
+  LinearAttentionConfig config{.d_model = 10,
+                               .n_heads = 2,
+                               .head_k = 3,
+                               .head_v = 5,
+                               .feature_map = FeatureMap::favor,
+                               .n_features = 7,
+                               .eps = 0,
+                               .kernel_eps = 1e9,
+                               .out_bias = true};
+  const auto weights = random_weights<LinearAttentionDefinition<double>::Weights>(config, 7);
+  const auto x = random_tensor<double, 3>({1, 130, 10}, 8);
+  const auto y = forward(LinearAttention<double>(config, weights), x);
+  // The weights are linear: the mean of the values is the value of the mean.
+  Tensor<double, 3> mean(x.shape());
+  for (Index d = 0; d < 10; ++d) {
+    double sum = 0;
+    for (Index t = 0; t < 130; ++t) mean(0, t, d) = (sum += x(0, t, d)) / double(t + 1);
+  }
+  const auto value = weights.v_proj.weight.to_tensor(), out = weights.o_proj.weight.to_tensor();
+  for (Index t = 0; t < 130; ++t) {
+    for (Index d = 0; d < 10; ++d) {
+      double expected = weights.o_proj.bias[d];
+      for (Index i = 0; i < 10; ++i) {
+        for (Index j = 0; j < 10; ++j) expected += out(d, i) * value(i, j) * mean(0, t, j);
+      }
+      CHECK(std::abs(y(0, t, d) - expected) < 1e-8);
+    }
+  }
+}
+
+TEST_CASE("an epsilon is favor's, and a bias of the output is not asked for twice") {
+  LinearAttentionConfig config{.d_model = 10, .n_heads = 2, .head_k = 3, .head_v = 5};
+  config.kernel_eps = 1e-4;
+  CHECK_THROWS_AS(config.check(), ConfigError);
+  config.feature_map = FeatureMap::favor, config.n_features = 7;
+  CHECK_NOTHROW(config.check());
+  for (const double eps : {-1e-4, std::numeric_limits<double>::quiet_NaN()}) {
+    config.kernel_eps = eps;
+    CHECK_THROWS_AS(config.check(), ConfigError);
+  }
+  config.kernel_eps = 0, config.bias = config.out_bias = true;
+  CHECK_THROWS_AS(config.check(), ConfigError);
 }
 
 TEST_CASE("an mLSTM whose gates are open is linear attention with a denominator of at least one") {

@@ -15,16 +15,14 @@ void register_blocks(Registry<S>& registry) {
        .forward = "O(T (D² + D N) + T² H K)",
        .step = "O(D² + D N + t H K)",
        .state = "the parts'",
-       .header = "blocks/jamba.hpp",
-       .checked = "transformers JambaMambaDecoderLayer, JambaAttentionDecoderLayer"});
+       .header = "blocks/jamba.hpp"});
   registry.template add<RecurrentGemmaBlockDefinition<S>>(
       {.title = "RecurrentGemma block (2 RG-LRU, 1 local attention)",
        .paper = "De 2024, arXiv:2402.19427",
        .forward = "O(T (D² + W H K))",
        .step = "O(D² + W H K)",
        .state = "the parts'",
-       .header = "blocks/recurrent_gemma.hpp",
-       .checked = "transformers RecurrentGemmaDecoderLayer"});
+       .header = "blocks/recurrent_gemma.hpp"});
 }
 
 SEQMIX_END_NAMESPACE

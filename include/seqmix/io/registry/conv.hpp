@@ -13,8 +13,7 @@ void register_conv(Registry<S>& registry) {
                                              .forward = "O(T D² + T log T D)",
                                              .step = "O(D² + log² t D), amortized or spread",
                                              .state = "2 t (order - 1) D + (W - 1) (order + 1) D",
-                                             .header = "layers/conv/hyena.hpp",
-                                             .checked = "safari HyenaOperator"});
+                                             .header = "layers/conv/hyena.hpp"});
 }
 
 SEQMIX_END_NAMESPACE

@@ -15,24 +15,21 @@ void register_delta(Registry<S>& registry) {
                                                 .forward = "O(T (D² + D K))",
                                                 .step = "O(D² + D K)",
                                                 .state = "H K V + (W - 1) (2 H K + H V)",
-                                                .header = "layers/linear/delta_net.hpp",
-                                                .checked = "flash-linear-attention DeltaNet"});
+                                                .header = "layers/linear/delta_net.hpp"});
   registry.template add<GatedDeltaNetDefinition<S>>(
       {.title = "Gated DeltaNet",
        .paper = "Yang 2024, arXiv:2412.06464",
        .forward = "O(T (D² + D K))",
        .step = "O(D² + D K)",
        .state = "H K V + (W - 1) (2 G K + H V)",
-       .header = "layers/linear/gated_delta_net.hpp",
-       .checked = "transformers Qwen3NextGatedDeltaNet, flash-linear-attention GatedDeltaNet"});
+       .header = "layers/linear/gated_delta_net.hpp"});
   registry.template add<KimiDeltaAttentionDefinition<S>>(
       {.title = "Kimi Delta Attention (KDA)",
        .paper = "Kimi Team 2025, arXiv:2510.26692",
        .forward = "O(T (D² + D K))",
        .step = "O(D² + D K)",
        .state = "H K V + (W - 1) (2 H K + H V)",
-       .header = "layers/linear/kimi_delta_attention.hpp",
-       .checked = "flash-linear-attention KimiDeltaAttention"});
+       .header = "layers/linear/kimi_delta_attention.hpp"});
 }
 
 SEQMIX_END_NAMESPACE

@@ -18,38 +18,32 @@ void register_linear(Registry<S>& registry) {
        .forward = "O(T (D² + C D + D K))",
        .step = "O(D² + D K)",
        .state = "H K V",
-       .header = "layers/linear/gated_linear_attention.hpp",
-       .checked = "flash-linear-attention GatedLinearAttention"});
+       .header = "layers/linear/gated_linear_attention.hpp"});
   registry.template add<Hgrn2Definition<S>>({.title = "HGRN2",
                                              .paper = "Qin 2024, arXiv:2404.07904",
                                              .forward = "O(T (D² + D K))",
                                              .step = "O(D² + D K)",
                                              .state = "H K V",
-                                             .header = "layers/linear/hgrn2.hpp",
-                                             .checked = "flash-linear-attention HGRN2Attention"});
+                                             .header = "layers/linear/hgrn2.hpp"});
   registry.template add<LinearAttentionDefinition<S>>(
       {.title = "Linear attention, Based, cosFormer, Performer",
        .paper = "Katharopoulos 2020, arXiv:2006.16236",
        .forward = "O(T (D² + D F))",
        .step = "O(D² + D F)",
        .state = "H F (V + 1)",
-       .header = "layers/linear/linear_attention.hpp",
-       .checked = "fast-transformers, flash-linear-attention, cosFormer, performer-pytorch"});
+       .header = "layers/linear/linear_attention.hpp"});
   registry.template add<MlstmDefinition<S>>({.title = "mLSTM (xLSTM 7B)",
                                              .paper = "Beck 2025, arXiv:2503.13427",
                                              .forward = "O(T (D² + C D + D K))",
                                              .step = "O(D² + D K)",
                                              .state = "H (K V + K + 1)",
-                                             .header = "layers/linear/mlstm.hpp",
-                                             .checked = "xlstm mLSTMLayer"});
-  registry.template add<RetentionDefinition<S>>(
-      {.title = "Retention (RetNet)",
-       .paper = "Sun 2023, arXiv:2307.08621",
-       .forward = "O(T (D² + D K))",
-       .step = "O(D² + D K)",
-       .state = "H K V",
-       .header = "layers/linear/retention.hpp",
-       .checked = "torchscale and flash-linear-attention MultiScaleRetention"});
+                                             .header = "layers/linear/mlstm.hpp"});
+  registry.template add<RetentionDefinition<S>>({.title = "Retention (RetNet)",
+                                                 .paper = "Sun 2023, arXiv:2307.08621",
+                                                 .forward = "O(T (D² + D K))",
+                                                 .step = "O(D² + D K)",
+                                                 .state = "H K V",
+                                                 .header = "layers/linear/retention.hpp"});
 }
 
 SEQMIX_END_NAMESPACE

@@ -15,22 +15,19 @@ void register_rwkv(Registry<S>& registry) {
                                              .forward = "O(T (D² + D F))",
                                              .step = "O(D² + D F)",
                                              .state = "5 D",
-                                             .header = "layers/rwkv/rwkv4.hpp",
-                                             .checked = "Transformers RwkvBlock"});
+                                             .header = "layers/rwkv/rwkv4.hpp"});
   registry.template add<Rwkv6Definition<S>>({.title = "RWKV-6 block (Finch)",
                                              .paper = "Peng 2024, arXiv:2404.05892",
                                              .forward = "O(T (D² + D F + D N))",
                                              .step = "O(D² + D F + D N)",
                                              .state = "H N N + 2 D",
-                                             .header = "layers/rwkv/rwkv6.hpp",
-                                             .checked = "BlinkDL RWKV-LM RWKV-v5 Block"});
+                                             .header = "layers/rwkv/rwkv6.hpp"});
   registry.template add<Rwkv7Definition<S>>({.title = "RWKV-7 block (Goose)",
                                              .paper = "Peng 2025, arXiv:2503.14456",
                                              .forward = "O(T (D² + D F + D N))",
                                              .step = "O(D² + D F + D N)",
                                              .state = "H N N + 2 D",
-                                             .header = "layers/rwkv/rwkv7.hpp",
-                                             .checked = "BlinkDL RWKV-LM RWKV-v7 Block"});
+                                             .header = "layers/rwkv/rwkv7.hpp"});
 }
 
 SEQMIX_END_NAMESPACE

@@ -15,23 +15,19 @@ void register_ssm(Registry<S>& registry) {
                                               .forward = "O(T (D² + C D + D N))",
                                               .step = "O(D² + D N)",
                                               .state = "H N P + (W - 1) (H P + 2 G N)",
-                                              .header = "layers/ssm/mamba2.hpp",
-                                              .checked = "transformers Mamba2Mixer, BambaMixer, "
-                                                         "FalconH1Mixer, Zamba2MambaMixer"});
+                                              .header = "layers/ssm/mamba2.hpp"});
   registry.template add<S4Definition<S>>({.title = "S4 (diagonal plus low rank)",
                                           .paper = "Gu 2021, arXiv:2111.00396",
                                           .forward = "O(T (D² + N D))",
                                           .step = "O(D² + N D)",
                                           .state = "N D",
-                                          .header = "layers/ssm/s4.hpp",
-                                          .checked = "state-spaces/s4 S4Block"});
+                                          .header = "layers/ssm/s4.hpp"});
   registry.template add<S4DDefinition<S>>({.title = "S4D (diagonal)",
                                            .paper = "Gu 2022, arXiv:2206.11893",
                                            .forward = "O(T (D² + N D))",
                                            .step = "O(D² + N D)",
                                            .state = "N D",
-                                           .header = "layers/ssm/s4d.hpp",
-                                           .checked = "state-spaces/s4 S4D, S4Block"});
+                                           .header = "layers/ssm/s4d.hpp"});
 }
 
 SEQMIX_END_NAMESPACE

@@ -15,7 +15,7 @@ SEQMIX_BEGIN_NAMESPACE
 /// It has `forward` alone: each output needs the whole sequence.
 /// forward: O(T D² + T² H K). State: none.
 /// Source: Devlin et al. 2018, arXiv:1810.04805, section 3; HF transformers BertSelfAttention,
-/// T5Attention (score_scale 1, without its position bias), EuroBertAttention.
+/// T5Attention (score_scale 1, without its position bias), ModernBertAttention.
 template <class S>
 struct BidirectionalAttentionDefinition : AttentionHeads<S, AttentionConfig> {
   using Scalar = S;

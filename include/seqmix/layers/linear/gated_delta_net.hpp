@@ -16,11 +16,12 @@ SEQMIX_BEGIN_NAMESPACE
 
 struct GatedDeltaNetConfig {
   Index d_model = 0;
-  Index n_heads = 0;      // H, heads of values
-  Index n_key_heads = 0;  // G, heads of queries and keys
-  Index head_k = 128;     // key width per head
-  Index head_v = 128;     // value width per head
-  Index conv_kernel = 4;  // taps of the short convolution
+  Index n_heads = 0;                  // H, heads of values
+  Index n_key_heads = 0;              // G, heads of queries and keys
+  Index head_k = 128;                 // key width per head
+  Index head_v = 128;                 // value width per head
+  Index conv_kernel = 4;              // taps of the short convolution
+  bool negative_eigenvalues = false;  // doubles beta: what is held at a key may change its sign
   double norm_eps = 1e-6;
 
   static void visit(auto& self, auto&& field) {
@@ -28,6 +29,7 @@ struct GatedDeltaNetConfig {
     field("n_key_heads", self.n_key_heads);
     field("head_k", self.head_k), field("head_v", self.head_v);
     field("conv_kernel", self.conv_kernel), field("norm_eps", self.norm_eps, at_least(0));
+    field("negative_eigenvalues", self.negative_eigenvalues);
   }
   void check() const {
     require(n_heads % n_key_heads == 0, "n_heads must be a multiple of n_key_heads");
@@ -41,7 +43,7 @@ struct GatedDeltaNetConfig {
 /// it holds at a key.
 ///
 ///   (q, k, v, z), (b, a) = W_qkvz x, W_ba x,        (q, k, v) = silu(short_conv(q, k, v))
-///   g_t = -exp(A_log) softplus(a_t + dt_bias),      beta_t = σ(b_t),    q, k of length 1
+///   g_t = -exp(A_log) softplus(a_t + dt_bias),      beta_t = σ(b_t) or 2 σ(b_t), q, k of length 1
 ///   S_t = (I - beta_t k_tᵀ k_t) exp(g_t) S_{t-1} + beta_t k_tᵀ v_t     S_t [K, V] per head
 ///   y_t = W_o (rms_norm(K^{-1/2} q_t S_t) ⊙ silu(z_t))
 ///
@@ -50,7 +52,8 @@ struct GatedDeltaNetConfig {
 ///
 /// forward: O(T (D² + D K)); step: O(D² + D K). State: H K V accumulators and W - 1 inputs of the
 /// short convolution a stream, whatever T.
-/// Source: Yang et al. 2024, arXiv:2412.06464, section 3.1; HF transformers Qwen3NextGatedDeltaNet.
+/// Source: Yang et al. 2024, arXiv:2412.06464, section 3.1; HF transformers Qwen3NextGatedDeltaNet;
+/// with negative eigenvalues OlmoHybridGatedDeltaNet and fla/layers/gated_deltanet.py.
 template <class S>
 struct GatedDeltaNetDefinition {
   using Scalar = S;
@@ -128,7 +131,7 @@ struct GatedDeltaNetDefinition {
     l2_norm(qk.template split<3>(2, K), 1e-6, context);
     copy(part(ba, 0, R), beta.template split<2>(G, R));
     copy(part(ba, R, R), decay.template split<2>(G, R));
-    delta_shares(beta, 1, context);
+    delta_shares(beta, c.negative_eigenvalues ? 2 : 1, context);
     log_decays(decay, w.dt_bias, rates, context);
     delta_rule<form>(part(qk, 0, K), part(qk, K, K),
                      v.template merge<2>().template split<2>(c.n_heads, c.head_v), beta,

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cmath>
 #include <string_view>
 
 #include "seqmix/kernels/feature_map.hpp"
@@ -23,8 +24,10 @@ struct LinearAttentionConfig {
   Index max_length = 0;  // tokens over which cosformer weights fall to 0
   double scale = 1;      // factor of the queries' features
   bool normalize = true;
-  double eps = 1e-6;  // added to the denominator; the least denominator of cosformer
+  double eps = 1e-6;      // added to the denominator; the least denominator of cosformer
+  double kernel_eps = 0;  // added to each feature of favor, eps then to each sum of keys' features
   bool bias = false;
+  bool out_bias = false;     // of o_proj, where the others have none
   bool output_norm = false;  // an RMS norm of each head
   double norm_eps = 1e-5;
 
@@ -41,13 +44,18 @@ struct LinearAttentionConfig {
     field("bias", self.bias), field("output_norm", self.output_norm);
     field("norm_eps", self.norm_eps, at_least(0),
           only_where(self.output_norm, "output_norm is true"));
+    field("kernel_eps", self.kernel_eps, at_least(0),
+          only_where(self.feature_map == FeatureMap::favor, "feature_map is favor"));
+    field("out_bias", self.out_bias);
   }
   void check() const {
     require(feature_map != FeatureMap::favor || n_features > 0, "favor needs n_features");
     require(feature_map != FeatureMap::cosformer || max_length > 0, "cosformer needs max_length");
     require(feature_map != FeatureMap::favor || normalize,
             "favor needs normalize: its features are known up to a factor that cancels there");
-    require(feature_map != FeatureMap::identity || !normalize,
+    require(!bias || !out_bias, "out_bias is part of bias");
+    require(!normalize || (feature_map != FeatureMap::identity &&
+                           feature_map != FeatureMap::elementwise_product),
             "normalize needs a feature map without negative products");
     const bool may_vanish = feature_map == FeatureMap::relu || feature_map == FeatureMap::cosformer;
     require(!normalize || !may_vanish || is_positive.has(eps),
@@ -56,7 +64,8 @@ struct LinearAttentionConfig {
   Index features() const {
     if (feature_map == FeatureMap::taylor) return taylor_width(head_k);
     if (feature_map == FeatureMap::cosformer) return 2 * head_k;
-    return feature_map == FeatureMap::favor ? n_features : head_k;
+    if (feature_map == FeatureMap::favor) return n_features + (kernel_eps > 0 ? 1 : 0);
+    return head_k;
   }
 };
 
@@ -66,10 +75,16 @@ struct LinearAttentionConfig {
 ///   S_t = S_{t-1} + φ(k_t)ᵀ v_t,   z_t = z_{t-1} + φ(k_t)             S_t [F, V], z_t [F] per head
 ///   o_t = φ(q_t) S_t / (φ(q_t) · z_t + eps),   y_t = W_o o_t          or without the denominator
 ///
-/// φ is elu(x) + 1 or relu(x); softmax over the head; taylor: Based; cosformer: relu with weights
-/// that fall with distance, to 0 at `max_length`, which a stream must not exceed; favor:
-/// Performer's positive random features of a loaded projection matrix. The sums of favor are kept
-/// divided by the exponential of the largest exponent so far, `maximum`.
+/// φ is elu(x) + 1 or relu(x); softmax over the head; elementwise_product: of two projections of a
+/// head, those of queries and keys apart; taylor: Based; cosformer: relu with weights that fall
+/// with distance, to 0 at `max_length`, which a stream must not exceed; favor: Performer's positive
+/// random features of a loaded projection matrix. The sums of favor are kept divided by the
+/// exponential of the largest exponent so far, `maximum`.
+///
+/// Performer adds `kernel_eps` to features that are divided by the largest exponential of all keys
+/// of a call, later ones included. Here it is the largest so far: y_t is what the published code
+/// gives for the last of the tokens up to t. The sum of the added parts is one feature more, which
+/// starts at eps.
 ///
 /// forward: O(T (D² + D F)); step: O(D² + D F). State: H F (V + 1) accumulators a stream.
 /// Source: Katharopoulos et al. 2020, arXiv:2006.16236, eq. 9-12, fast_transformers
@@ -84,7 +99,8 @@ struct LinearAttentionDefinition {
 
   struct Weights {
     Projection<Scalar> q_proj, k_proj, v_proj, o_proj;
-    Projection<Scalar> features;  // random directions of favor
+    Projection<Scalar> features;                                // random directions of favor
+    Projection<Scalar> q_layer1, q_layer2, k_layer1, k_layer2;  // of elementwise_product
     Parameter<Scalar, 1> norm;
 
     static void visit(auto& self, const Config& c, auto&& parameter) {
@@ -97,10 +113,20 @@ struct LinearAttentionDefinition {
         parameter("q_proj.bias", self.q_proj.bias, {keys});
         parameter("k_proj.bias", self.k_proj.bias, {keys});
         parameter("v_proj.bias", self.v_proj.bias, {values});
-        parameter("o_proj.bias", self.o_proj.bias, {c.d_model});
       }
+      if (c.bias || c.out_bias) parameter("o_proj.bias", self.o_proj.bias, {c.d_model});
       if (c.feature_map == FeatureMap::favor) {
         parameter("projection_matrix", self.features.weight, {c.n_features, c.head_k});
+      }
+      if (c.feature_map == FeatureMap::elementwise_product) {
+        parameter("feature_map_q.layer1.weight", self.q_layer1.weight, {c.head_k, c.head_k});
+        parameter("feature_map_q.layer1.bias", self.q_layer1.bias, {c.head_k});
+        parameter("feature_map_q.layer2.weight", self.q_layer2.weight, {c.head_k, c.head_k});
+        parameter("feature_map_q.layer2.bias", self.q_layer2.bias, {c.head_k});
+        parameter("feature_map_k.layer1.weight", self.k_layer1.weight, {c.head_k, c.head_k});
+        parameter("feature_map_k.layer1.bias", self.k_layer1.bias, {c.head_k});
+        parameter("feature_map_k.layer2.weight", self.k_layer2.weight, {c.head_k, c.head_k});
+        parameter("feature_map_k.layer2.bias", self.k_layer2.bias, {c.head_k});
       }
       if (c.output_norm) parameter("norm.weight", self.norm, {c.head_v});
     }
@@ -115,9 +141,7 @@ struct LinearAttentionDefinition {
     static void visit(auto& self, auto&& tensor) {
       tensor("memory", self.memory);
       if (self.key_sum.extent(2) > 0) tensor("key_sum", self.key_sum);
-      if (self.maximum.extent(1) > 0) {
-        tensor("maximum", self.maximum, StartsAt{-1e30});  // below every exponent
-      }
+      if (self.maximum.extent(1) > 0) tensor("maximum", self.maximum);
       tensor("position", self.position);
     }
   };
@@ -137,6 +161,13 @@ struct LinearAttentionDefinition {
             .maximum = {{batch, c.feature_map == FeatureMap::favor ? H : 0}, memory},
             .position = {batch, memory}};
   }
+  void start_row(State& state, Index row) const {
+    fill(state.maximum.view()[row], Scalar(-1e30));  // below every exponent
+    if (c.kernel_eps > 0) {  // performer_pytorch divides features by F^{1/2}, the eps of sums not
+      fill(state.key_sum.view()[row].template at<1>(c.n_features),
+           static_cast<Scalar>(c.eps * std::sqrt(static_cast<double>(c.n_features))));
+    }
+  }
 
   template <Form form>
   void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
@@ -152,8 +183,13 @@ struct LinearAttentionDefinition {
     auto log_decay = scratch(B, T, H);                 // [B, T, H], of favor
 
     project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}}, context);
-    map_features(q, q_features, state, context);
-    map_features(k, k_features, state, context);
+    if (c.feature_map == FeatureMap::elementwise_product) {
+      multiply_projections(q, w.q_layer1, w.q_layer2, q_features, context);
+      multiply_projections(k, w.k_layer1, w.k_layer2, k_features, context);
+    } else {
+      map_features(q, q_features, state, context);
+      map_features(k, k_features, state, context);
+    }
     const auto remember = [&](const auto& decay) {
       linear_state<form>(q_features, k_features, v, decay, c.scale, state.memory.view(), o,
                          context);
@@ -161,9 +197,15 @@ struct LinearAttentionDefinition {
       key_sum(q_features, k_features, decay, c.scale, state.key_sum.view(), denominator, context);
     };
     if (c.feature_map == FeatureMap::favor) {
-      favor_queries(q_features, c.head_k, context);
-      favor_keys(k, k_features, state.maximum.view(), log_decay, context);
-      remember(ScalarDecay<Scalar>{log_decay});
+      favor_queries(q, q_features, c.kernel_eps, context);
+      favor_keys(k, k_features, state.maximum.view(), log_decay, c.kernel_eps, context);
+      if (c.kernel_eps > 0) {
+        auto decays = scratch(B, T, H, c.features());  // [B, T, H, F]
+        favor_decays(log_decay, decays, context);
+        remember(VectorDecay<Scalar>{decays});
+      } else {
+        remember(ScalarDecay<Scalar>{log_decay});
+      }
     } else {
       remember(NoDecay{});
     }
@@ -182,14 +224,27 @@ struct LinearAttentionDefinition {
       cosformer_features(x, state.position.tokens, static_cast<double>(c.max_length), features,
                          context);
     } else if (c.feature_map == FeatureMap::favor) {
-      project(x.template merge<1>(), {{w.features, features.template merge<1>()}}, context);
+      const auto exponents = features.template slice<3>(0, c.n_features);
+      project(x.template merge<1>(), {{w.features, exponents.template merge<1>()}}, context);
     } else {
       pointwise_features(c.feature_map, x, features, context);
     }
   }
+  /// features = (W_1 x + b_1) ⊙ (W_2 x + b_2) of each head, [B, T, H, K].
+  void multiply_projections(View<Scalar, 4> x, const Projection<Scalar>& layer1,
+                            const Projection<Scalar>& layer2, View<Scalar, 4> features,
+                            Context& context) const {
+    using Batch = simd::Batch<Scalar>;
+    auto scratch = context.scratch<Scalar>();
+    auto other = scratch(x.extent(0), x.extent(1), x.extent(2), x.extent(3));  // [B, T, H, K]
+    project(x.template merge<1>(),
+            {{layer1, features.template merge<1>()}, {layer2, other.template merge<1>()}}, context);
+    elementwise(
+        context, [](Batch a, Batch b) { return a * b; }, features, features, other);
+  }
   void normalize(View<Scalar, 4> o, View<Scalar, 3> denominator, Context& context) const {
     using Batch = simd::Batch<Scalar>;
-    const Batch eps(static_cast<Scalar>(c.eps));
+    const Batch eps(static_cast<Scalar>(c.kernel_eps > 0 ? 0 : c.eps));
     if (c.feature_map == FeatureMap::cosformer) {
       elementwise(
           context, [eps](Batch d) { return simd::max(d, eps); }, denominator, denominator);

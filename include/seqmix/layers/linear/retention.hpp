@@ -1,11 +1,15 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "seqmix/core/named_enum.hpp"
+#include "seqmix/kernels/heads.hpp"
+#include "seqmix/kernels/key_sum.hpp"
 #include "seqmix/kernels/linear_state.hpp"
 #include "seqmix/kernels/norm.hpp"
 #include "seqmix/kernels/rope.hpp"
@@ -14,6 +18,12 @@
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
+
+/// What the outputs of heads are divided by before their norm, which leaves eps alone of it.
+enum class ScoreNorm { none, decay, scores };
+constexpr std::array<std::string_view, 3> names_of(ScoreNorm) {
+  return {"none", "decay", "scores"};
+}
 
 struct RetentionConfig {
   Index d_model = 0;
@@ -26,6 +36,7 @@ struct RetentionConfig {
   bool rope_closed = false;  // exponents i / (pairs - 1) up to 1 instead of i / pairs; torchscale
   bool norm_weight = true;   // of the head norm; torchscale has none
   double norm_eps = 1e-5;
+  ScoreNorm score_norm = ScoreNorm::none;  // torchscale: scores in parallel form, decay in steps
 
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("n_heads", self.n_heads);
@@ -36,6 +47,7 @@ struct RetentionConfig {
     field("rope_interleaved", self.rope_interleaved, rotated);
     field("rope_closed", self.rope_closed, rotated);
     field("norm_weight", self.norm_weight), field("norm_eps", self.norm_eps, at_least(0));
+    field("score_norm", self.score_norm);
   }
   void check() const {
     require(rotary_dim % 2 == 0, "rotary_dim must be even");
@@ -58,14 +70,21 @@ struct RetentionConfig {
 ///   o_t = K^{-1/2} q_t S_t          q, k turned by position (RoPE, no xPos magnitude)
 ///   y_t = W_o (rms_norm(o_t) ⊙ silu(W_g x_t))
 ///
-/// The published forms divide o_t by positive numbers of their own, which the norm takes out again.
+/// What divides o_t, the norm takes out again, all but its eps. fla divides by nothing, torchscale
+/// in its steps (score_norm "decay") and in its parallel form ("scores") by
+///
+///   decay:   d_t = (Σ_s γ^{t-s})^{1/2}
+///   scores:  max(d_t, |Σ_s γ^{t-s} q_t k_sᵀ| K^{-1/2})
+///
+/// and in its chunkwise form by numbers that depend on where chunks lie: it agrees where eps is 0.
 ///
 /// In chunks of C tokens o_i = γ^{i+1} q_i S_{-1} + Σ_{j<=i} γ^{i-j} (q_i k_jᵀ) v_j, 0 <= i < C,
 /// with powers of γ from a table; or by the recurrence, where the heads' shape makes that faster.
 ///
-/// forward: O(T (D² + C D + D K)); step: O(D² + D K). State: H K V accumulators a stream.
-/// Source: Sun et al. 2023, arXiv:2307.08621, eq. 5-8; torchscale MultiScaleRetention;
-/// fla/layers/multiscale_retention.py.
+/// forward: O(T (D² + C D + D K)); step: O(D² + D K). State: H K V accumulators a stream, and the
+/// sums above: H, and H K for "scores".
+/// Source: Sun et al. 2023, arXiv:2307.08621, eq. 5-8 and section 2.4; torchscale
+/// MultiScaleRetention; fla/layers/multiscale_retention.py.
 template <class S>
 struct RetentionDefinition {
   using Scalar = S;
@@ -88,11 +107,15 @@ struct RetentionDefinition {
   };
 
   struct State {
-    Position position;         // [B]
-    Tensor<Scalar, 4> memory;  // [B, H, K, V]
+    Position position;          // [B]
+    Tensor<Scalar, 4> memory;   // [B, H, K, V]
+    Tensor<Scalar, 3> scale;    // [B, H, 1], sums of the decays, of score_norm
+    Tensor<Scalar, 3> key_sum;  // [B, H, K], of the scores
 
     static void visit(auto& self, auto&& tensor) {
       tensor("position", self.position), tensor("memory", self.memory);
+      if (self.scale.extent(2) > 0) tensor("scale", self.scale);
+      if (self.key_sum.extent(2) > 0) tensor("key_sum", self.key_sum);
     }
   };
 
@@ -124,8 +147,11 @@ struct RetentionDefinition {
   }
 
   State make_state(Index batch, Index /*capacity*/, Memory memory) const {
-    return {.position = {batch, memory},
-            .memory = {{batch, c.n_heads, c.head_k, c.head_v}, memory}};
+    return {
+        .position = {batch, memory},
+        .memory = {{batch, c.n_heads, c.head_k, c.head_v}, memory},
+        .scale = {{batch, c.n_heads, c.score_norm == ScoreNorm::none ? 0 : 1}, memory},
+        .key_sum = {{batch, c.n_heads, c.score_norm == ScoreNorm::scores ? c.head_k : 0}, memory}};
   }
 
   template <Form form>
@@ -145,8 +171,35 @@ struct RetentionDefinition {
     rope(q, frequencies, past, layout, context);
     rope(k, frequencies, past, layout, context);
     linear_state<form>(q, k, v, decay, inverse_sqrt(c.head_k), state.memory.view(), o, context);
+    normalize(q, k, state, o, context);
     gated_rms_norm(o, gate, norm, c.norm_eps, context);
     project(o, {{w.o_proj, y}}, context);
+  }
+
+ private:
+  /// Divides o [B, T, H, V] by what score_norm says.
+  void normalize(View<Scalar, 4> q, View<Scalar, 4> k, State& state, View<Scalar, 4> o,
+                 Context& context) const {
+    if (c.score_norm == ScoreNorm::none) return;
+    using Batch = simd::Batch<Scalar>;
+    auto scratch = context.scratch<Scalar>();
+    auto ones = scratch(o.extent(0), o.extent(1), c.n_heads, 1);  // [B, T, H, 1]
+    auto divisor = scratch(o.extent(0), o.extent(1), c.n_heads);  // [B, T, H]
+    auto scores = scratch(o.extent(0), o.extent(1), c.n_heads);   // [B, T, H]
+    fill(ones, 1);
+    key_sum(ones, ones, decay, 1, state.scale.view(), divisor, context);
+    if (c.score_norm == ScoreNorm::scores) {
+      key_sum(q, k, decay, inverse_sqrt(c.head_k), state.key_sum.view(), scores, context);
+    } else {
+      fill(scores, 0);
+    }
+    elementwise(
+        context,
+        [](Batch sum, Batch score) {
+          return simd::max<Scalar>(simd::sqrt<Scalar>(sum), simd::abs<Scalar>(score));
+        },
+        divisor, divisor, scores);
+    divide_heads(o, divisor, context);
   }
 };
 

@@ -76,7 +76,7 @@ struct Rwkv4Definition {
     static void visit(auto& self, auto&& tensor) {
       tensor("att_shift", self.att_shift), tensor("ffn_shift", self.ffn_shift);
       tensor("numerator", self.numerator), tensor("denominator", self.denominator);
-      tensor("maximum", self.maximum, StartsAt{wkv_initial_maximum});
+      tensor("maximum", self.maximum);
     }
   };
 
@@ -100,6 +100,9 @@ struct Rwkv4Definition {
             .numerator = {{batch, c.d_model}, memory},
             .denominator = {{batch, c.d_model}, memory},
             .maximum = {{batch, c.d_model}, memory}};
+  }
+  void start_row(State& state, Index row) const {
+    fill(state.maximum.view()[row], static_cast<Scalar>(wkv_initial_maximum));
   }
 
   template <Form form>
