@@ -228,6 +228,14 @@ void low_rank_scan(const View<const S, 3>& terms, const S* u, Index T, S* x, S* 
   }
 }
 
+/// A state without its subnormal numbers.
+template <class S>
+SEQMIX_ALWAYS_INLINE void store_flushed(const simd::Batch<S>& re, const simd::Batch<S>& im,
+                                        S* to_re, S* to_im, auto lane_count) {
+  simd::store<S>(to_re, simd::flush_subnormal<S>(re), lane_count);
+  simd::store<S>(to_im, simd::flush_subnormal<S>(im), lane_count);
+}
+
 /// One token of the registers of channels from `first` on, `width` channels, by the sums of the
 /// scans. State by state, as the rows of the state lie: the rows of one register would share few
 /// sets of the cache.
@@ -273,7 +281,7 @@ void state_space_step(const StateSpace<S>& system, Index first, Index width, con
       advance_low_rank<S>(term, simd::load(in.data() + i), entering.re - entering.im, re, im,
                           total);
       store_complex<S>(sum.data() + 2 * i, total);
-      simd::store(to_re, re, lane_count), simd::store(to_im, im, lane_count);
+      store_flushed<S>(re, im, to_re, to_im, lane_count);
     });
   } else {
     each_state([&](auto& term, S* to_re, S* to_im, Index i, auto lane_count) {
@@ -281,7 +289,7 @@ void state_space_step(const StateSpace<S>& system, Index first, Index width, con
       Batch total = simd::load(sum.data() + 2 * i);
       advance_diagonal<S>(term, simd::load(in.data() + i), re, im, total);
       simd::store(sum.data() + 2 * i, total);
-      simd::store(to_re, re, lane_count), simd::store(to_im, im, lane_count);
+      store_flushed<S>(re, im, to_re, to_im, lane_count);
     });
   }
   simd::for_each_block<S>(width, [&](Index i, auto lane_count) {
@@ -290,11 +298,9 @@ void state_space_step(const StateSpace<S>& system, Index first, Index width, con
   });
 }
 
-/// y += Re(C·x) over T tokens, u and y [T, lanes], states x [N, 2, lanes].
+/// y += Re(C·x) over T tokens of one register of channels, few states after the other.
 template <class S>
-void state_space_scan(const StateSpace<S>& system, Index block, const S* u, Index T, S* x, S* y) {
-  const View<const S, 3> terms = system.terms(block);  // [N, terms, lanes]
-  if (system.low_rank()) return low_rank_scan<S>(terms, u, T, x, y);
+void diagonal_scans(const View<const S, 3>& terms, const S* u, Index T, S* x, S* y) {
   const Index N = terms.extent(0);
   for (Index n = 0, count = 0; n < N; n += count) {
     const Index left = N - n;
@@ -308,6 +314,17 @@ void state_space_scan(const StateSpace<S>& system, Index block, const S* u, Inde
     } else {
       diagonal_scan<1, S>(from, u, T, state, y);
     }
+  }
+}
+
+/// y += Re(C·x) over T tokens, u and y [T, lanes], states x [N, 2, lanes], which they leave without
+/// subnormal numbers.
+template <class S>
+void state_space_scan(const StateSpace<S>& system, Index block, const S* u, Index T, S* x, S* y) {
+  const View<const S, 3> terms = system.terms(block);  // [N, terms, lanes]
+  system.low_rank() ? low_rank_scan<S>(terms, u, T, x, y) : diagonal_scans<S>(terms, u, T, x, y);
+  for (Index i = 0; i < 2 * terms.extent(0); ++i, x += simd::lanes<S>) {
+    simd::store<S>(x, simd::flush_subnormal<S>(simd::load(x)));
   }
 }
 
