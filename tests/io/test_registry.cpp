@@ -155,9 +155,13 @@ TEST_CASE("a size that is not positive is named, whichever it is") {
       }
       if (!zero_is_legal) CHECK(error(key, 0) == who + " is 0" + rule);
     }
-    // A size without a default must be given.
-    CHECK(error_of<ConfigError>([&] { registry.make(name, Json::object(), weights, ""); }) ==
-          name + ": d_model is 0, expected at least 1");
+    // A size without a default must be given, whatever else is.
+    Json without = legal;
+    without.erase("d_model");
+    for (const Json& config : {without, Json::object()}) {
+      CHECK(error_of<ConfigError>([&] { registry.make(name, config, weights, ""); }) ==
+            name + ": d_model is 0, expected at least 1");
+    }
   });
   CHECK(sizes > 50);
 }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "seqmix/kernels/attention_policies.hpp"
@@ -791,4 +792,30 @@ TEMPLATE_TEST_CASE("parts of the keys merge", "[attention]", float, double) {
     CHECK(support::relative_error(c.log_sum_exp.view(), expected.log_sum_exp.view()) <=
           tolerance<S>());
   }
+}
+
+TEMPLATE_TEST_CASE("what a bias by distance fades out ends in zeros", "[attention]", float,
+                   double) {
+  using S = TestType;
+  // Values end after 30 tokens; 350 later their weights leave the range of numbers.
+  const Index T = 500;
+  const double slopes[] = {std::is_same_v<S, float> ? 0.25 : 2};
+  const Tensor<S, 4> q({1, T, 1, 4}), keys({1, 1, T, 4});
+  Tensor<S, 4> values({1, 1, T, 5}), o({1, T, 1, 5});
+  copy(support::random_tensor<S, 2>({30, 5}, 1).view(),
+       values.view()[0][0].template slice<0>(0, 30));
+  const Tensor<Index, 1> past({1});
+  Context context;
+  const auto check = [&]<Form form>(std::integral_constant<Form, form>) {
+    attention<form>(q, keys, values, past, Causal{}, Alibi{1, slopes}, o.view(), context);
+    Index subnormal = 0;
+    for (Index i = 0; i < o.size(); ++i) {
+      subnormal += std::fpclassify(o.data()[i]) == FP_SUBNORMAL ? 1 : 0;
+    }
+    CHECK(subnormal == 0);
+    CHECK(o(0, T / 2, 0, 0) != 0);
+    CHECK(o(0, T - 1, 0, 0) == 0);
+  };
+  check(std::integral_constant<Form, Form::parallel>{});
+  check(std::integral_constant<Form, Form::recurrent>{});
 }

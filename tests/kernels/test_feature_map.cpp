@@ -2,6 +2,9 @@
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
 #include <numbers>
+#include <string>
+#include <type_traits>
+#include <utility>
 
 #include "seqmix/kernels/feature_map.hpp"
 #include "support/compare.hpp"
@@ -41,6 +44,37 @@ TEST_CASE("pointwise features are the functions they are named after", "[feature
   double sum = 0;
   for (Index i = 0; i < 19; ++i) sum += features(1, 2, 1, i);
   CHECK(std::abs(sum - 1) < 1e-15);
+}
+
+TEST_CASE("features refuse heads that are not contiguous or do not fit", "[feature_map]") {
+  const Tensor<double, 4> x({1, 3, 2, 4});
+  Tensor<double, 4> features({1, 3, 2, 4}), wide({1, 3, 2, 8});
+  Context context;
+  const auto error = [&](const View<const double, 4>& from, const View<double, 4>& to) {
+    try {
+      pointwise_features<double>(FeatureMap::relu, from, to, context);
+    } catch (const ShapeError& thrown) {
+      return std::string(thrown.what());
+    }
+    return std::string();
+  };
+  const auto every_second = [&](const auto& view) {
+    const Shape<4> strides{48, 16, 8, 2};
+    return std::remove_cvref_t<decltype(view)>(view.data(), features.shape(), strides);
+  };
+  const std::string rule =
+      "relu features of [1, 3, 2, 4] have shape [1, 3, 2, 4], expected contiguous heads and "
+      "[1, 3, 2, 4]";
+  CHECK(error(x, features.view()).empty());
+  CHECK(error(x, every_second(wide.view())) == rule);
+  CHECK(error(every_second(std::as_const(wide).view()), features.view()) == rule);
+  CHECK(error(x, wide.view()) ==
+        "relu features of [1, 3, 2, 4] have shape [1, 3, 2, 8], expected contiguous heads and "
+        "[1, 3, 2, 4]");
+  // A width of one has no stride.
+  const auto column = [](const auto& view) { return view.template slice<3>(3, 1); };
+  CHECK(error(column(every_second(std::as_const(wide).view())), column(every_second(wide.view())))
+            .empty());
 }
 
 TEST_CASE("a product of taylor features is the polynomial", "[feature_map]") {

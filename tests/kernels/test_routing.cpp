@@ -294,7 +294,11 @@ TEST_CASE("the best groups are kept, by the sum of their two best", "[routing]")
   CHECK(kept({1, 2, 2, 1, 0, 3}, 3, 2) == std::vector<Index>{0, 1, 2, 3});
   CHECK(kept({nan, 2, 0, 0, -9, -9}, 3, 2) == std::vector<Index>{2, 3, 4, 5});
   CHECK(kept({1, 2, 3, 4}, 2, 2) == std::vector<Index>{0, 1, 2, 3});
+  CHECK(kept({1, 3, 2}, 1, 1) == std::vector<Index>{0, 1, 2});
   Tensor<double, 2> scores({2, 6});
+  CHECK_THROWS_AS(keep_groups(scores.view(), 0, 0, context), ShapeError);
+  CHECK_THROWS_AS(keep_groups(scores.view(), 1, 0, context), ShapeError);
+  CHECK_THROWS_AS(keep_groups(scores.view(), 1, 2, context), ShapeError);
   CHECK_THROWS_AS(keep_groups(scores.view(), 4, 1, context), ShapeError);
   CHECK_THROWS_AS(keep_groups(scores.view(), 3, 4, context), ShapeError);
   CHECK_THROWS_AS(keep_groups(scores.view(), 6, 1, context), ShapeError);

@@ -166,6 +166,28 @@ TEMPLATE_LIST_TEST_CASE("each forced algorithm obeys the law", "", support::Test
   });
 }
 
+TEMPLATE_LIST_TEST_CASE("no forced algorithm gives a row other bits in a batch", "",
+                        support::TestScalars) {
+  for_each_layer<TestType>([](const LayerCase<TestType>& layer) {
+    // Rows of a batch share blocks of time, of which there are several.
+    for (const Index most : {65, 257, 700}) {
+      const Index T = layer.longest(most);
+      const auto x = layer.random_input(5, T, 15);
+      for (const Algorithm algorithm :
+           {Algorithm::automatic, Algorithm::chunked, Algorithm::recurrent}) {
+        INFO(layer.text() << " T " << T << " algorithm " << static_cast<int>(algorithm));
+        Context context = poisoned();
+        context.set_algorithm(algorithm);
+        const auto all = forward<TestType>(layer, x, context);
+        for (const Index row : {0, 4}) {
+          const auto alone = forward<TestType>(layer, x.view().template slice<0>(row, 1), context);
+          CHECK(same_bits(alone.view()[0], all.view()[row]));
+        }
+      }
+    }
+  });
+}
+
 TEMPLATE_LIST_TEST_CASE("a token changes nothing before it", "", support::TestScalars) {
   for_each_continuing_layer<TestType>([](const LayerCase<TestType>& layer) {
     const Index T = 140;

@@ -91,7 +91,7 @@ inline const std::vector<std::string> gated_delta_net_configs{
         "negative_eigenvalues": false, "norm_eps": 1e-6})",
     R"({"d_model": 21, "n_heads": 3, "n_key_heads": 3, "head_k": 5, "head_v": 7, "conv_kernel": 3,
         "negative_eigenvalues": true, "norm_eps": 1e-5})",
-    R"({"d_model": 20, "n_heads": 3, "n_key_heads": 1, "head_k": 33, "head_v": 17, "conv_kernel": 2,
+    R"({"d_model": 12, "n_heads": 3, "n_key_heads": 1, "head_k": 33, "head_v": 83, "conv_kernel": 2,
         "negative_eigenvalues": false, "norm_eps": 1e-6})"};
 
 }  // namespace reference

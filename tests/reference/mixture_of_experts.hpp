@@ -129,6 +129,9 @@ inline const std::vector<std::string> mixture_of_experts_configs{
         "routed_scaling": 2.5, "d_shared": 10, "shared_gate": false})",
     R"({"d_model": 7, "d_ff": 6, "n_experts": 5, "n_experts_per_token": 2,
         "router": "deepseek_v3", "normalize_top_k": false, "n_group": 1, "topk_group": 1,
-        "routed_scaling": 1.5, "d_shared": 0, "shared_gate": false})"};
+        "routed_scaling": 1.5, "d_shared": 0, "shared_gate": false})",
+    R"({"d_model": 6, "d_ff": 3, "n_experts": 1, "n_experts_per_token": 1,
+        "router": "deepseek_v3", "normalize_top_k": false, "n_group": 1, "topk_group": 1,
+        "routed_scaling": 1, "d_shared": 0, "shared_gate": false})"};
 
 }  // namespace reference

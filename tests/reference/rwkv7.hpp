@@ -93,7 +93,7 @@ inline const std::vector<std::string> rwkv7_configs{
         "gate_rank": 6, "layer_index": 0, "norm_eps": 1e-5, "head_norm_eps": 64e-5})",
     R"({"d_model": 21, "head_dim": 7, "d_ff": 43, "decay_rank": 5, "rate_rank": 3, "value_rank": 4,
         "gate_rank": 7, "layer_index": 2, "norm_eps": 1e-5, "head_norm_eps": 64e-5})",
-    R"({"d_model": 66, "head_dim": 33, "d_ff": 40, "decay_rank": 8, "rate_rank": 16,
+    R"({"d_model": 67, "head_dim": 67, "d_ff": 40, "decay_rank": 8, "rate_rank": 16,
         "value_rank": 5, "gate_rank": 9, "layer_index": 1, "norm_eps": 1e-6,
         "head_norm_eps": 1e-5})"};
 

@@ -125,6 +125,6 @@ Output<S> s4(const Input<S>& in) {
 inline const std::vector<std::string> s4_configs{
     R"({"d_model": 16, "state_size": 16, "n_ssm": 16, "l_kernel": 0})",
     R"({"d_model": 9, "state_size": 10, "n_ssm": 3, "l_kernel": 37})",
-    R"({"d_model": 19, "state_size": 2, "n_ssm": 1, "l_kernel": 64})"};
+    R"({"d_model": 129, "state_size": 2, "n_ssm": 1, "l_kernel": 64})"};
 
 }  // namespace reference

@@ -66,6 +66,6 @@ Output<S> s4d(const Input<S>& original) {
 inline const std::vector<std::string> s4d_configs{
     R"({"d_model": 16, "state_size": 16, "discretization": "zoh"})",
     R"({"d_model": 21, "state_size": 14, "discretization": "bilinear"})",
-    R"({"d_model": 5, "state_size": 2, "discretization": "zoh"})"};
+    R"({"d_model": 129, "state_size": 2, "discretization": "zoh"})"};
 
 }  // namespace reference

@@ -60,10 +60,10 @@ SEQMIX_FOR_EACH_TEST_SCALAR(SEQMIX_INSTANTIATE)
 
 template <class S>
 LayerCase<S>::LayerCase(const reference::Twin& twin, const std::string& config, unsigned seed,
-                        seqmix::Options options)
+                        seqmix::Options options, bool biased)
     : twin_(twin) {
   input_.config = registry<S>().complete_config(twin.layer, seqmix::parse_json(config, twin.layer));
-  const auto weights = random_layer_weights(registry<S>(), twin.layer, input_.config, seed);
+  const auto weights = random_layer_weights(registry<S>(), twin.layer, input_.config, seed, biased);
   mixer_ = registry<S>().make(twin.layer, input_.config, weights, "", options);
   for (const std::string& name : weights.names()) {
     seqmix::StoredTensor flat = weights.entry(name);
@@ -164,6 +164,16 @@ void LayerCase<S>::step(View<const S, 2> x, AnyState& state, View<S, 2> y, Conte
 template <class S>
 bool LayerCase<S>::is_indirect() const {
   return support::is_indirect(name());
+}
+
+template <class S>
+Index LayerCase<S>::longest(Index most) const {
+  const auto size = [&](const char* field) { return input_.config.value(field, Index{0}); };
+  for (const Index limit : {size("max_length"), size("block") * size("n_blocks"),
+                            size("block") * size("layout_blocks")}) {
+    if (limit > 0) most = std::min(most, limit);
+  }
+  return most;
 }
 
 template <class S>

@@ -46,7 +46,7 @@ template <class S>
 class LayerCase {
  public:
   LayerCase(const reference::Twin& twin, const std::string& config, unsigned seed = 1,
-            seqmix::Options options = {});
+            seqmix::Options options = {}, bool biased = true);
 
   const std::string& name() const { return twin_.layer; }
   std::string text() const { return twin_.layer + " " + input_.config.dump(); }
@@ -57,6 +57,8 @@ class LayerCase {
   /// Whether a long Fourier transform or a triangular inverse stands between x and y: outputs then
   /// agree to 1e-10, and not in every bit of what a later token cannot change.
   bool is_indirect() const;
+  /// The tokens of the longest sequence that the config allows, or `most`.
+  Index longest(Index most) const;
 
   AnyState make_state(Index B, Index capacity) const;
   void forward(View<const S, 3> x, View<S, 3> y, Context& context) const;

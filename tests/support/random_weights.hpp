@@ -31,11 +31,12 @@ inline seqmix::StoredTensor random_blocks(const std::string& name,
 }
 
 /// Random weights of a layer, each in the range that its name asks for. They are numbers of float,
-/// so that float and double layers have the same ones.
+/// so that float and double layers have the same ones. `biased`: else all biases but those of time
+/// steps are zero.
 template <class S>
 seqmix::MemoryTensors random_layer_weights(const seqmix::Registry<S>& registry,
                                            const std::string& layer, const seqmix::Json& config,
-                                           unsigned seed = 1) {
+                                           unsigned seed = 1, bool biased = true) {
   using seqmix::Index;
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
@@ -68,7 +69,7 @@ seqmix::MemoryTensors random_layer_weights(const seqmix::Registry<S>& registry,
           if (is("pos_emb.z")) return normal(random);
           if (is("freq")) return 1 + 0.3F * normal(random);
           if (is("lower_bound")) return 0.9F * uniform(random);
-          if (is("bias")) return 0.3F * normal(random);
+          if (is("bias")) return biased ? 0.3F * normal(random) : 0;
           if (shape.size() == 1) return 1 + 0.2F * normal(random);
           return normal(random) / std::sqrt(fan_in);
         };

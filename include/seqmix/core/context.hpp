@@ -66,9 +66,10 @@ enum class Algorithm { automatic, chunked, recurrent };
 ///
 /// A product of N(0, 1) numbers differs from the exact one by at most 2e-5 of its rms (about 4e-6)
 /// under `bf16x3`, and by 4e-3 (about 2e-3) under `bf16`; under `bf16x3` a number that is infinite
-/// or above 3.38e38 gives NaN in its row. The same bits for any thread count and batch hold at all
-/// three. Everything else is as under `fp32`: products of doubles, `step`, which waits for memory,
-/// and all of it where `simd::matrix_units()` is false.
+/// or above 3.38e38 gives NaN in its row. Units take several tokens of a row at a time: a NaN may
+/// change earlier ones of them, which under `fp32` it does not. The same bits for any thread count
+/// and batch hold at all three. Everything else is as under `fp32`: products of doubles, `step`,
+/// which waits for memory, and all of it where `simd::matrix_units()` is false.
 enum class Precision { fp32, bf16x3, bf16 };
 constexpr std::array<std::string_view, 3> names_of(Precision) { return {"fp32", "bf16x3", "bf16"}; }
 

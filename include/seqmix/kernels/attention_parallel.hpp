@@ -227,7 +227,7 @@ struct QueryPanel {
   __attribute__((noinline)) void scale_sums(Index r, const Batch& factor) const {
     for (Index e = 0; e < o.extent(0); ++e) {
       S* const at = &o(e, r * lanes);
-      simd::store<S>(at, simd::load<S>(at) * factor);
+      simd::store<S>(at, simd::flush_subnormal<S>(simd::load<S>(at) * factor));
     }
   }
 

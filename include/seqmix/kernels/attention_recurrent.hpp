@@ -29,8 +29,7 @@ struct PartialSoftmax {
   void raise(S larger) const {
     if (larger == maximum) return;
     const simd::Batch<S> factor = factor_to(larger);
-    simd::map<S>(
-        o.extent(0), o.data(), [&](const auto& v) { return v * factor; }, o.data());
+    scale(factor);
     sum *= simd::reduce_max(factor);
     maximum = larger;
   }
@@ -39,21 +38,28 @@ struct PartialSoftmax {
     const simd::Batch<S> factor = other.factor_to(maximum);
     simd::map<S>(
         o.extent(0), o.data(),
-        [&](const auto& ours, const auto& theirs) { return simd::fma<S>(theirs, factor, ours); },
+        [&](const auto& ours, const auto& theirs) {
+          return simd::flush_subnormal<S>(simd::fma<S>(theirs, factor, ours));
+        },
         o.data(), other.o.data());
     sum += other.sum * simd::reduce_max(factor);
   }
   /// Makes o the weighted mean of the values and returns log Σ exp(score).
   S finish() const {
-    const simd::Batch<S> total(sum), inverse = inverse_or_zero(total);
-    simd::map<S>(
-        o.extent(0), o.data(), [&](const auto& v) { return v * inverse; }, o.data());
+    const simd::Batch<S> total(sum);
+    scale(inverse_or_zero(total));
     return maximum + simd::reduce_max(simd::log(total));
   }
 
  private:
   simd::Batch<S> factor_to(S larger) const {
     return simd::exp(simd::Batch<S>(maximum) - softmax_offset(simd::Batch<S>(larger)));
+  }
+  /// What is far behind the maximum fades like any state that forgets.
+  void scale(const simd::Batch<S>& factor) const {
+    simd::map<S>(
+        o.extent(0), o.data(), [&](const auto& v) { return simd::flush_subnormal<S>(v * factor); },
+        o.data());
   }
 };
 

@@ -23,8 +23,9 @@ namespace detail {
 inline constexpr Index scan_tokens = 64;
 /// The registers of channels that one task of a single token handles.
 inline constexpr Index step_blocks = 8;
-/// The shortest and the longest half of the tokens that one transform convolves.
-inline constexpr Index least_half = 32, most_half = 1024;
+/// Half of the tokens that one transform convolves, counted from the first of a call: the same for
+/// any T, so that no bit depends on how time is cut at multiples of `scan_tokens`.
+inline constexpr Index transform_half = scan_tokens / 2;
 
 }  // namespace detail
 
@@ -61,9 +62,6 @@ class StateSpace {
       }
       data->exact = std::move(exact);
     }
-    for (Index half = detail::least_half; half <= detail::most_half; half *= 2) {
-      data->transforms.push_back({FftPlan<S>(4 * half), FftPlan<double>(2 * half)});
-    }
     data_ = std::move(data);
   }
 
@@ -79,30 +77,19 @@ class StateSpace {
     }
   }
 
-  /// For a convolution of `half` taps with two pieces of as many tokens.
-  struct Transform {
-    FftPlan<S> plan;       // of 2 half points
-    FftPlan<double> taps;  // of half points
-    Index half() const { return taps.points(); }
-  };
-  /// The shortest transform of at least `tokens` tokens, else the longest.
-  const Transform& transform(Index tokens) const {
-    const auto& all = data_->transforms;
-    std::size_t i = 0;
-    while (i + 1 < all.size() && 2 * all[i].half() < tokens) ++i;
-    return all[i];
-  }
-  /// The first half() numbers of the impulse responses of the channels in one register:
+  /// Of the transforms that convolve `transform_half` taps with two pieces of as many tokens.
+  const FftPlan<S>& plan() const { return data_->plan; }
+  /// The first `transform_half` numbers of the impulse responses of the channels in one register:
   /// h [half, lanes]. In double: an error of a tap would be one of every token.
-  void taps(const Transform& transform, Index block, const View<S, 2>& h, Context& context) const {
+  void taps(Index block, const View<S, 2>& h, Context& context) const {
     constexpr Index lanes = simd::lanes<double>;
     auto scratch = context.scratch<double>();
-    const auto exact = scratch(transform.half(), lanes);
+    const auto exact = scratch(detail::transform_half, lanes);
     constexpr Index parts = simd::lanes<S> / lanes;
     for (Index part = 0; part < parts; ++part) {
       const View<const double, 3> terms = std::as_const(data_->exact)[block * parts + part];
       if (low_rank_) {
-        cauchy_taps<double>(terms, transform.taps, exact, context);
+        cauchy_taps<double>(terms, data_->taps_plan, exact, context);
       } else {
         vandermonde_taps<double>(terms, exact, context);
       }
@@ -115,7 +102,8 @@ class StateSpace {
   struct Data {
     Tensor<double, 4> exact;
     Tensor<S, 4> rounded;  // empty where S is double
-    std::vector<Transform> transforms;
+    FftPlan<S> plan{4 * detail::transform_half};
+    FftPlan<double> taps_plan{2 * detail::transform_half};
   };
   template <class Number>
   Tensor<Number, 4> blocks_of(Index states) const {
@@ -228,6 +216,14 @@ void low_rank_scan(const View<const S, 3>& terms, const S* u, Index T, S* x, S* 
   }
 }
 
+/// A state without its subnormal numbers.
+template <class S>
+SEQMIX_ALWAYS_INLINE void store_flushed(const simd::Batch<S>& re, const simd::Batch<S>& im,
+                                        S* to_re, S* to_im, auto lane_count) {
+  simd::store<S>(to_re, simd::flush_subnormal<S>(re), lane_count);
+  simd::store<S>(to_im, simd::flush_subnormal<S>(im), lane_count);
+}
+
 /// One token of the registers of channels from `first` on, `width` channels, by the sums of the
 /// scans. State by state, as the rows of the state lie: the rows of one register would share few
 /// sets of the cache.
@@ -273,7 +269,7 @@ void state_space_step(const StateSpace<S>& system, Index first, Index width, con
       advance_low_rank<S>(term, simd::load(in.data() + i), entering.re - entering.im, re, im,
                           total);
       store_complex<S>(sum.data() + 2 * i, total);
-      simd::store(to_re, re, lane_count), simd::store(to_im, im, lane_count);
+      store_flushed<S>(re, im, to_re, to_im, lane_count);
     });
   } else {
     each_state([&](auto& term, S* to_re, S* to_im, Index i, auto lane_count) {
@@ -281,7 +277,7 @@ void state_space_step(const StateSpace<S>& system, Index first, Index width, con
       Batch total = simd::load(sum.data() + 2 * i);
       advance_diagonal<S>(term, simd::load(in.data() + i), re, im, total);
       simd::store(sum.data() + 2 * i, total);
-      simd::store(to_re, re, lane_count), simd::store(to_im, im, lane_count);
+      store_flushed<S>(re, im, to_re, to_im, lane_count);
     });
   }
   simd::for_each_block<S>(width, [&](Index i, auto lane_count) {
@@ -290,11 +286,9 @@ void state_space_step(const StateSpace<S>& system, Index first, Index width, con
   });
 }
 
-/// y += Re(C·x) over T tokens, u and y [T, lanes], states x [N, 2, lanes].
+/// y += Re(C·x) over T tokens of one register of channels, few states after the other.
 template <class S>
-void state_space_scan(const StateSpace<S>& system, Index block, const S* u, Index T, S* x, S* y) {
-  const View<const S, 3> terms = system.terms(block);  // [N, terms, lanes]
-  if (system.low_rank()) return low_rank_scan<S>(terms, u, T, x, y);
+void diagonal_scans(const View<const S, 3>& terms, const S* u, Index T, S* x, S* y) {
   const Index N = terms.extent(0);
   for (Index n = 0, count = 0; n < N; n += count) {
     const Index left = N - n;
@@ -308,6 +302,17 @@ void state_space_scan(const StateSpace<S>& system, Index block, const S* u, Inde
     } else {
       diagonal_scan<1, S>(from, u, T, state, y);
     }
+  }
+}
+
+/// y += Re(C·x) over T tokens, u and y [T, lanes], states x [N, 2, lanes], which they leave without
+/// subnormal numbers.
+template <class S>
+void state_space_scan(const StateSpace<S>& system, Index block, const S* u, Index T, S* x, S* y) {
+  const View<const S, 3> terms = system.terms(block);  // [N, terms, lanes]
+  system.low_rank() ? low_rank_scan<S>(terms, u, T, x, y) : diagonal_scans<S>(terms, u, T, x, y);
+  for (Index i = 0; i < 2 * terms.extent(0); ++i, x += simd::lanes<S>) {
+    simd::store<S>(x, simd::flush_subnormal<S>(simd::load(x)));
   }
 }
 
@@ -365,30 +370,28 @@ void scan_row(const StateSpace<S>& system, const StateSpaceRow<S>& row, Context&
   row.store_state(x.data());
 }
 
-/// The Fourier transform of `half` taps and as many zeros, divided by its length.
+/// The Fourier transform of `transform_half` taps and as many zeros, divided by its length.
 template <class S>
-void transform_taps(const StateSpace<S>& system, const typename StateSpace<S>::Transform& transform,
-                    Index block, const View<S, 2>& spectrum, Context& context) {
-  constexpr Index lanes = simd::lanes<S>;
-  const Index half = transform.half();
+void transform_taps(const StateSpace<S>& system, Index block, const View<S, 2>& spectrum,
+                    Context& context) {
+  constexpr Index lanes = simd::lanes<S>, half = transform_half;
   auto scratch = context.scratch<S>();
   const auto h = scratch(half, lanes);
-  system.taps(transform, block, h, context);
+  system.taps(block, h, context);
   fill(spectrum, 0);
   const simd::Batch<S> scale(S(1) / static_cast<S>(2 * half));
   for (Index l = 0; l < half; ++l) simd::store(&spectrum(l, 0), scale * simd::load(&h(l, 0)));
-  transform.plan.forward(spectrum.data());
+  system.plan().forward(spectrum.data());
 }
 
-/// All tokens of a row by convolution with the taps whose spectrum is given. Two pieces of `half`
-/// tokens are the real and the imaginary part of one transform. What a piece adds to later ones
-/// enters through the state, which the recurrence advances.
+/// All tokens of a row by convolution with the taps whose spectrum is given. Two pieces of
+/// `transform_half` tokens are the real and the imaginary part of one transform. What a piece adds
+/// to later ones enters through the state, which the recurrence advances.
 template <class S>
-void transform_row(const StateSpace<S>& system, const typename StateSpace<S>::Transform& transform,
-                   const View<const S, 2>& spectrum, const StateSpaceRow<S>& row,
-                   Context& context) {
-  constexpr Index lanes = simd::lanes<S>, width = FftPlan<S>::width;
-  const Index half = transform.half(), T = row.y.extent(0), N = system.states();
+void transform_row(const StateSpace<S>& system, const View<const S, 2>& spectrum,
+                   const StateSpaceRow<S>& row, Context& context) {
+  constexpr Index lanes = simd::lanes<S>, width = FftPlan<S>::width, half = transform_half;
+  const Index T = row.y.extent(0), N = system.states();
   auto scratch = context.scratch<S>();
   const auto x = scratch(N, Index{2}, lanes), before = scratch(N, Index{2}, lanes);
   const auto z = scratch(2 * half, width);  // [2 half, {re, im} of all lanes]
@@ -399,17 +402,22 @@ void transform_row(const StateSpace<S>& system, const typename StateSpace<S>::Tr
   for (Index first = 0; first < T; first += 2 * half) {
     const Index count = std::min(2 * half, T - first);
     row.load_tokens(first, count, in.data(), out.data());
+    if (count == 1) {  // as where it is a call of its own
+      state_space_scan<S>(system, row.block, in.data(), count, x.data(), out.data());
+      row.store_tokens(first, count, out.data());
+      continue;
+    }
     fill(z, 0);
     for (Index t = 0; t < count; ++t) {
       simd::store(&z(t % half, t / half * lanes), simd::load(&in(t, 0)));
     }
-    transform.plan.forward(z.data());
+    system.plan().forward(z.data());
     for (Index k = 0; k < 2 * half; ++k) {
       const auto a = load_complex<S>(&z(k, 0)), b = load_complex<S>(&spectrum(k, 0));
       store_complex<S>(&z(k, 0),
                        {simd::fnma(a.im, b.im, a.re * b.re), simd::fma(a.re, b.im, a.im * b.re)});
     }
-    transform.plan.inverse(z.data());
+    system.plan().inverse(z.data());
     for (Index begin = 0; begin < count; begin += half) {
       const Index tokens = std::min(half, count - begin);
       std::copy_n(x.data(), x.size(), before.data());
@@ -433,8 +441,10 @@ void transform_row(const StateSpace<S>& system, const typename StateSpace<S>::Tr
 /// after the last. The recurrence, O(T N D), gives the same bits for any split of a sequence, and
 /// is the faster of two algorithms at any shape: the state must be advanced in any case, and with
 /// channels in lanes the output is a quarter of that work or less. Convolution with the impulse
-/// response by transforms of up to 2048 tokens runs where the context's algorithm is `chunked`; the
-/// two agree to c eps log2(T) |h| |u|.
+/// response by transforms of 64 tokens runs where the context's algorithm is `chunked`, with the
+/// same bits for any cut into calls of a multiple of 64; the two agree to c eps |h| |u|. A NaN
+/// reaches all tokens of its transform. Numbers of the state below the smallest normal one become
+/// zero after each 64 tokens and each call.
 template <class S>
 void state_space(In<S, 3> u, const StateSpace<S>& system, In<S, 1> skip, Out<S, 4> state,
                  View<S, 3> y, Context& context) {
@@ -478,13 +488,12 @@ void state_space(In<S, 3> u, const StateSpace<S>& system, In<S, 1> skip, Out<S, 
       detail::scan_row(system, row(task / blocks, task % blocks), worker);
     });
   }
-  const auto& transform = system.transform(T);
   context.parallel_for(blocks, [&](Index block, Context& worker) {
     auto scratch = worker.scratch<S>();
-    const auto spectrum = scratch(2 * transform.half(), FftPlan<S>::width);
-    detail::transform_taps(system, transform, block, spectrum, worker);
+    const auto spectrum = scratch(2 * detail::transform_half, FftPlan<S>::width);
+    detail::transform_taps(system, block, spectrum, worker);
     for (Index b = 0; b < B; ++b) {
-      detail::transform_row<S>(system, transform, spectrum, row(b, block), worker);
+      detail::transform_row<S>(system, spectrum, row(b, block), worker);
     }
   });
 }

@@ -73,7 +73,7 @@ void wkv4_channels(const View<const S, 2>& k, const View<const S, 2>& v, const S
 #pragma GCC unroll 4
   for (Index i = 0; i < Width; ++i) {
     const Index at = channel + i * L;
-    simd::store<S>(numerator + at, num[i], lane_count);
+    simd::store<S>(numerator + at, simd::flush_subnormal<S>(num[i]), lane_count);
     simd::store<S>(denominator + at, den[i], lane_count);
     simd::store<S>(maximum + at, top[i], lane_count);
   }
@@ -87,8 +87,9 @@ void wkv4_channels(const View<const S, 2>& k, const View<const S, 2>& v, const S
 ///
 /// k, v, o: [B, T, D]; w, u: [D], w <= 0 the log decay of a token and u what the current one gains.
 /// The sums are kept as num e^max and den e^max: three states [B, D], read, then advanced by the T
-/// tokens; the maximum starts at `wkv_initial_maximum`. The bits depend on nothing but the channel:
-/// any cut gives the same ones.
+/// tokens; the maximum starts at `wkv_initial_maximum`. den is at least 1 after the first token;
+/// what is below the smallest normal number of num becomes zero. The bits depend on nothing but the
+/// channel: any cut gives the same ones.
 template <class S>
 void wkv4(In<S, 3> k, In<S, 3> v, In<S, 1> w, In<S, 1> u, Out<S, 2> numerator,
           Out<S, 2> denominator, Out<S, 2> maximum, View<S, 3> o, Context& context) {

@@ -49,6 +49,8 @@ struct HyenaConfig {
 /// for step_form amortized; spread: O(D² + N D t / 1024), at worst about four times the average.
 /// State: after t tokens (N - 1) t D inputs of the long convolutions, as many sums for later tokens
 /// (spread: up to 4032 (N - 1) D), and (W - 1) (N + 1) D inputs of the short one.
+/// The transforms of `forward` and `prefill` carry a NaN to earlier tokens of its row and call; in
+/// `step` it reaches later ones alone.
 /// Source: Poli et al. 2023, arXiv:2302.10866, definition 3.1 and section 3.3; HazyResearch/safari
 /// src/models/sequence/hyena.py HyenaOperator. The filters are computed once, at construction.
 template <class S>

@@ -38,6 +38,8 @@ struct S4Config {
 ///
 /// A trained checkpoint holds C̃ = C (1 - Ā^L) with L = `l_kernel`; C itself is solved for once.
 /// forward: O(T (D² + N D)); step: O(D² + N D). State: N D numbers a stream, whatever T.
+/// The transforms of `forward` and `prefill` under `Algorithm::chunked` carry a NaN to up to 63
+/// earlier tokens of its row; else it reaches later ones alone.
 /// Source: Gu et al. 2021, arXiv:2111.00396, sections 3.2 to 3.4; state-spaces/s4 models/s4/s4.py
 /// S4Block with SSMKernelDPLR of rank 1.
 template <class S>

@@ -40,6 +40,8 @@ struct S4DConfig {
 ///   y_t = a_t ⊙ σ(b_t),   (a_t, b_t) = W gelu(v_t) + b
 ///
 /// forward: O(T (D² + N D)); step: O(D² + N D). State: N D numbers a stream, whatever T.
+/// The transforms of `forward` and `prefill` under `Algorithm::chunked` carry a NaN to up to 63
+/// earlier tokens of its row; else it reaches later ones alone.
 /// Source: Gu et al. 2022, arXiv:2206.11893, section 3 and table 1; state-spaces/s4
 /// models/s4/s4d.py S4D.
 template <class S>
