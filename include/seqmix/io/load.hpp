@@ -28,7 +28,7 @@ Weights load_weights(const Config& config, const StoredTensors& tensors, auto&& 
                      UsedNames& used) {
   Weights weights;
   Weights::visit(weights, config,
-                 [&]<class P>(const Name& name, P& parameter, Shape<P::rank> shape) {
+                 [&]<class P>(const Name& name, P& parameter, Shape<P::rank> shape, auto...) {
                    const std::string theirs = rename(name.text());
                    parameter = tensors.parameter<typename P::value_type, P::rank>(theirs, shape);
                    used.insert(theirs);

@@ -94,7 +94,8 @@ class Registry {
     read_config(json, config, Definition::name);
     typename Definition::Weights weights;
     Definition::Weights::visit(
-        weights, std::as_const(config), [&]<class P>(const Name& name, P&, Shape<P::rank> shape) {
+        weights, std::as_const(config),
+        [&]<class P>(const Name& name, P&, Shape<P::rank> shape, auto...) {
           visit(name.text(), std::vector<Index>(shape.extents.begin(), shape.extents.end()));
         });
   }

@@ -129,8 +129,9 @@ class Mixer {
   static constexpr bool continues = Continues<Definition>;
   static constexpr bool reads_source = ReadsSource<Definition>;
 
-  /// Throws `ConfigError` on a config that no layer can have and `ShapeError` on a weight whose
-  /// shape does not fit it. Projection weights are packed; the caller's handles stay as they are.
+  /// Throws `ConfigError` on a config that no layer can have or a weight that `options` cannot
+  /// store, and `ShapeError` on a weight whose shape does not fit. Projection weights are packed;
+  /// the caller's handles stay as they are.
   Mixer(Config config, Weights weights, Options options = {})
       : options_(options),
         definition_(define(std::move(config), std::move(weights), options)),
@@ -281,14 +282,15 @@ class Mixer {
   static Definition define(Config config, Weights weights, Options options) {
     check_config(name, config);
     Weights::visit(weights, std::as_const(config),
-                   [&]<class P>(const Name& parameter_name, P& parameter, Shape<P::rank> expected) {
+                   [&]<class P>(const Name& parameter_name, P& parameter, Shape<P::rank> expected,
+                                auto... tags) {
                      if (parameter.shape() != expected) {
                        throw ShapeError(std::string(name) + ": weight " + parameter_name.text() +
                                         " has shape " + parameter.shape().text() + ", expected " +
                                         expected.text());
                      }
                      if constexpr (requires { parameter.pack(options.weights); }) {
-                       parameter.pack(options.weights);
+                       pack_weight(name, parameter_name, parameter, options.weights, tags...);
                      }
                    });
     return Definition{std::move(config), std::move(weights)};

@@ -48,10 +48,10 @@ class Prefixed {
  public:
   Prefixed(const Name& prefix, Visitor& visitor) : prefix_(prefix), visitor_(visitor) {}
 
-  /// A parameter and its expected shape.
+  /// A parameter, its expected shape and what else its declaration says.
   template <class P>
-  void operator()(const Name& name, P& parameter, Shape<P::rank> shape) const {
-    visitor_(name.within(prefix_), parameter, shape);
+  void operator()(const Name& name, P& parameter, Shape<P::rank> shape, auto... tags) const {
+    visitor_(name.within(prefix_), parameter, shape, tags...);
   }
   /// A member of a state.
   template <class Member>

@@ -12,7 +12,8 @@ namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
 /// The matrix of a projection, [out, in]: as it was loaded, then (in a mixer) packed for `matmul`,
-/// which drops the handle of the unpacked numbers.
+/// which drops the handle of the unpacked numbers. Its last rows may be kept in the compute type
+/// where the others are narrow.
 template <class Scalar>
 class ProjectionWeight {
  public:
@@ -24,20 +25,41 @@ class ProjectionWeight {
 
   explicit operator bool() const { return plain_ || packed_; }
   Shape<2> shape() const {
-    return packed_ ? Shape<2>{packed_.rows(), packed_.cols()} : plain_.shape();
+    return packed_ ? Shape<2>{packed_.rows() + kept_.rows(), packed_.cols()} : plain_.shape();
   }
-  void pack(Storage storage = Storage::native) {
+  /// `kept`: the rows, the last ones, that stay native; all where there are not more.
+  void pack(Storage storage = Storage::native, Index kept = 0) {
     if (!plain_) return;
-    packed_ = PackedMatrix<Scalar>(plain_.view(), storage);
+    const Index rows = plain_.extent(0);
+    if (kept >= rows) storage = Storage::native;
+    if (storage == Storage::native) kept = 0;
+    packed_ = PackedMatrix<Scalar>(plain_.view().template slice<0>(0, rows - kept), storage);
+    if (kept > 0) kept_ = PackedMatrix<Scalar>(plain_.view().template slice<0>(rows - kept, kept));
     plain_ = {};
   }
-  /// The numbers, row-major.
-  Tensor<Scalar, 2> to_tensor() const { return packed_ ? packed_.unpack() : plain_.to_tensor(); }
-  const PackedMatrix<Scalar>& packed() const { return packed_; }
+  /// The numbers that are computed with, row-major.
+  Tensor<Scalar, 2> to_tensor() const {
+    if (!packed_) return plain_.to_tensor();
+    if (!kept_) return packed_.unpack();
+    Tensor<Scalar, 2> numbers(shape());
+    const Index first = packed_.rows();
+    copy(packed_.unpack().view(), numbers.view().template slice<0>(0, first));
+    copy(kept_.unpack().view(), numbers.view().template slice<0>(first, kept_.rows()));
+    return numbers;
+  }
+  /// y [B, T, out] = x Wᵀ + bias, or without where it is null; packed weights alone.
+  void multiply(const View<const Scalar, 3>& x, const Scalar* bias, const View<Scalar, 3>& y,
+                Context& context) const {
+    if (!kept_) return matmul<Scalar>(x, packed_, y, context, bias);
+    const Index first = packed_.rows();
+    matmul<Scalar>(x, packed_, y.template slice<2>(0, first), context, bias);
+    matmul<Scalar>(x, kept_, y.template slice<2>(first, kept_.rows()), context,
+                   bias != nullptr ? bias + first : nullptr);
+  }
 
  private:
   Parameter<Scalar, 2> plain_;
-  PackedMatrix<Scalar> packed_;
+  PackedMatrix<Scalar> packed_, kept_;
 };
 
 /// The same of a convolution with one tap, [out, in, 1].
@@ -93,8 +115,7 @@ void project(const View<T, Rank>& x,
     project(x.template merge<2>(), outputs, context);
   } else {
     for (const auto& [projection, y] : outputs) {
-      matmul<std::remove_const_t<T>>(x, projection.weight.packed(), y, context,
-                                     projection.bias.data());
+      projection.weight.multiply(x, projection.bias.data(), y, context);
     }
   }
 }

@@ -2,6 +2,7 @@
 
 #include <cctype>
 #include <concepts>
+#include <limits>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -14,7 +15,8 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
-/// How a layer keeps its projections' weights, and its states their caches of keys and values.
+/// How a layer keeps its projections' weights, all but those that say `keep_float`, and its states
+/// their caches of keys and values.
 struct Options {
   Storage weights = Storage::native;
   Storage caches = Storage::native;
@@ -24,6 +26,19 @@ struct Options {
   Options(Storage both) : weights(both), caches(both) {}
   Options(Storage of_weights, Storage of_caches) : weights(of_weights), caches(of_caches) {}
 };
+
+/// Says where a projection's weight is declared that it stays in the compute type under any
+/// storage: what picks a branch (a router), and what sets how long a state lasts (a decay, a time
+/// step, the gates of a recurrence). An error there takes another branch, or adds up over time.
+///
+///   parameter("gate.weight", self.gate.weight, {c.n_experts, c.d_model}, keep_float);
+struct KeepFloat {
+  Index rows = std::numeric_limits<Index>::max();  // the last so many, or all
+
+  /// The last rows alone, where one matrix gives other things, too.
+  constexpr KeepFloat last(Index count) const { return {count}; }
+};
+inline constexpr KeepFloat keep_float;
 
 /// Gives a list of parts its length when weights are being filled; a const list has it already.
 template <class Part>
@@ -61,6 +76,10 @@ std::string values_of_fields(const Config& config, std::string_view sentence) {
   return values;
 }
 
+/// The last rows of a weight that a tag of its declaration keeps.
+constexpr Index kept_rows(KeepFloat tag) { return tag.rows; }
+constexpr Index kept_rows(const auto&) { return 0; }
+
 }  // namespace detail
 
 /// Throws `ConfigError` where a size of `config` is not positive or its own `check` objects; the
@@ -91,10 +110,23 @@ void check_config(std::string_view layer, const Config& config) {
 template <class Weights, class Config>
 Index count_parameters(const Weights& weights, const Config& config) {
   Index count = 0;
-  Weights::visit(weights, config, [&]<class P>(const Name&, const P&, Shape<P::rank> shape) {
-    count += shape.size();
-  });
+  Weights::visit(weights, config,
+                 [&]<class P>(const Name&, const P&, Shape<P::rank> shape, auto...) {
+                   count += shape.size();
+                 });
   return count;
+}
+
+/// Packs a projection's weight as `storage` and the tags of its declaration say. Throws
+/// `ConfigError` with its name where a number of it does not fit.
+template <class Weight>
+void pack_weight(std::string_view owner, const Name& name, Weight& weight, Storage storage,
+                 auto... tags) {
+  try {
+    weight.pack(storage, (Index{0} + ... + detail::kept_rows(tags)));
+  } catch (const ConfigError& error) {
+    throw ConfigError(std::string(owner) + ": weight " + name.text() + ": " + error.what());
+  }
 }
 
 /// The taps [W, D] of a depthwise convolution from a checkpoint's [D, 1, W].
@@ -112,7 +144,7 @@ template <class Weights, class Config>
 Weights make_weights(const Config& config, auto&& make) {
   Weights weights;
   Weights::visit(weights, config,
-                 [&]<class P>(const Name& name, P& parameter, Shape<P::rank> shape) {
+                 [&]<class P>(const Name& name, P& parameter, Shape<P::rank> shape, auto...) {
                    parameter = Parameter<typename P::value_type, P::rank>(make(name, shape));
                  });
   return weights;

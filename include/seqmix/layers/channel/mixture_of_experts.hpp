@@ -79,7 +79,7 @@ struct MixtureOfExpertsDefinition {
     Projection<Scalar> shared_gate_proj, shared_up_proj, shared_down_proj, shared_expert_gate;
 
     static void visit(auto& self, const Config& c, auto&& parameter) {
-      parameter("gate.weight", self.gate.weight, {c.n_experts, c.d_model});
+      parameter("gate.weight", self.gate.weight, {c.n_experts, c.d_model}, keep_float);
       if (c.router == Router::deepseek_v3) {
         parameter("gate.e_score_correction_bias", self.correction_bias, {c.n_experts});
       }

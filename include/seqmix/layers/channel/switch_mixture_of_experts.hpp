@@ -49,7 +49,8 @@ struct SwitchMixtureOfExpertsDefinition {
     std::vector<Expert> experts;
 
     static void visit(auto& self, const Config& c, auto&& parameter) {
-      parameter("router.classifier.weight", self.router.weight, {c.n_experts, c.d_model});
+      parameter("router.classifier.weight", self.router.weight, {c.n_experts, c.d_model},
+                keep_float);
       resize_parts(self.experts, c.n_experts);
       for (Index e = 0; e < c.n_experts; ++e) {
         auto& expert = self.experts[static_cast<std::size_t>(e)];

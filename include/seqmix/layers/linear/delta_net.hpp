@@ -55,7 +55,7 @@ struct DeltaNetDefinition {
       const Index keys = c.n_heads * c.head_k, values = c.n_heads * c.head_v;
       ConvolvedHeadsWeights<Scalar>::visit(self.heads, c.d_model, keys, values, c.conv_kernel,
                                            parameter);
-      parameter("b_proj.weight", self.b_proj.weight, {c.n_heads, c.d_model});
+      parameter("b_proj.weight", self.b_proj.weight, {c.n_heads, c.d_model}, keep_float);
       if (c.output_gate) parameter("g_proj.weight", self.g_proj.weight, {values, c.d_model});
       parameter("o_norm.weight", self.o_norm, {c.head_v});
       parameter("o_proj.weight", self.o_proj.weight, {c.d_model, values});

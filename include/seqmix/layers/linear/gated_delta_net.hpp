@@ -66,7 +66,8 @@ struct GatedDeltaNetDefinition {
     static void visit(auto& self, const Config& c, auto&& parameter) {
       const Index channels = c.n_key_heads * c.group_channels(), values = c.n_heads * c.head_v;
       parameter("in_proj_qkvz.weight", self.in_proj_qkvz.weight, {channels + values, c.d_model});
-      parameter("in_proj_ba.weight", self.in_proj_ba.weight, {2 * c.n_heads, c.d_model});
+      parameter("in_proj_ba.weight", self.in_proj_ba.weight, {2 * c.n_heads, c.d_model},
+                keep_float);
       parameter("conv1d.weight", self.conv, {channels, 1, c.conv_kernel});
       parameter("dt_bias", self.dt_bias, {c.n_heads});
       parameter("A_log", self.A_log, {c.n_heads});

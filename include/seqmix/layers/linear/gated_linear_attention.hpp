@@ -58,8 +58,8 @@ struct GatedLinearAttentionDefinition {
       parameter("k_proj.weight", self.k_proj.weight, {keys, c.d_model});
       parameter("v_proj.weight", self.v_proj.weight, {values, c.d_model});
       parameter("g_proj.weight", self.g_proj.weight, {values, c.d_model});
-      parameter("gk_proj.0.weight", self.gk_down.weight, {c.gate_rank, c.d_model});
-      parameter("gk_proj.1.weight", self.gk_up.weight, {keys, c.gate_rank});
+      parameter("gk_proj.0.weight", self.gk_down.weight, {c.gate_rank, c.d_model}, keep_float);
+      parameter("gk_proj.1.weight", self.gk_up.weight, {keys, c.gate_rank}, keep_float);
       parameter("gk_proj.1.bias", self.gk_up.bias, {keys});
       parameter("g_norm_swish_gate.weight", self.g_norm, {c.head_v});
       parameter("o_proj.weight", self.o_proj.weight, {c.d_model, values});

@@ -50,7 +50,7 @@ struct Hgrn2Definition {
     static void visit(auto& self, const Config& c, auto&& parameter) {
       const Index keys = c.n_heads * c.head_k, values = c.n_heads * c.head_v;
       parameter("q_proj.weight", self.q_proj.weight, {keys, c.d_model});
-      parameter("f_proj.weight", self.f_proj.weight, {keys, c.d_model});
+      parameter("f_proj.weight", self.f_proj.weight, {keys, c.d_model}, keep_float);
       parameter("i_proj.weight", self.i_proj.weight, {values, c.d_model});
       if (c.lower_bound) parameter("lower_bound", self.lower_bound, {keys});
       parameter("g_norm.weight", self.g_norm, {values});

@@ -60,9 +60,9 @@ struct KimiDeltaAttentionDefinition {
                                            parameter);
       parameter("A_log", self.A_log, {1, 1, c.n_heads, 1});
       parameter("dt_bias", self.dt_bias, {keys});
-      parameter("f_a_proj.weight", self.f_a_proj.weight, {rank, c.d_model});
-      parameter("f_b_proj.weight", self.f_b_proj.weight, {keys, rank});
-      parameter("b_proj.weight", self.b_proj.weight, {c.n_heads, c.d_model});
+      parameter("f_a_proj.weight", self.f_a_proj.weight, {rank, c.d_model}, keep_float);
+      parameter("f_b_proj.weight", self.f_b_proj.weight, {keys, rank}, keep_float);
+      parameter("b_proj.weight", self.b_proj.weight, {c.n_heads, c.d_model}, keep_float);
       parameter("g_a_proj.weight", self.g_a_proj.weight, {rank, c.d_model});
       parameter("g_b_proj.weight", self.g_b_proj.weight, {values, rank});
       if (c.gate_bias) parameter("g_b_proj.bias", self.g_b_proj.bias, {values});

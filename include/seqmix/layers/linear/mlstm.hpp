@@ -63,9 +63,9 @@ struct MlstmDefinition {
       parameter("k.weight", self.k.weight, {keys, c.d_model});
       parameter("v.weight", self.v.weight, {values, c.d_model});
       parameter("ogate_preact.weight", self.ogate.weight, {values, c.d_model});
-      parameter("igate_preact.weight", self.igate.weight, {c.n_heads, c.d_model});
+      parameter("igate_preact.weight", self.igate.weight, {c.n_heads, c.d_model}, keep_float);
       parameter("igate_preact.bias", self.igate.bias, {c.n_heads});
-      parameter("fgate_preact.weight", self.fgate.weight, {c.n_heads, c.d_model});
+      parameter("fgate_preact.weight", self.fgate.weight, {c.n_heads, c.d_model}, keep_float);
       parameter("fgate_preact.bias", self.fgate.bias, {c.n_heads});
       parameter("multihead_norm.weight", self.norm, {values});
       parameter("out_proj.weight", self.out_proj.weight, {c.d_model, values});

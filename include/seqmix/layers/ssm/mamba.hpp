@@ -73,8 +73,8 @@ struct MambaDefinition {
       if (c.bias) parameter("in_proj.bias", self.in_proj.bias, {2 * c.d_inner});
       parameter("conv1d.weight", self.conv, {c.d_inner, 1, c.conv_kernel});
       if (c.conv_bias) parameter("conv1d.bias", self.conv_bias, {c.d_inner});
-      parameter("x_proj.weight", self.x_proj.weight, {c.selected(), c.d_inner});
-      parameter("dt_proj.weight", self.dt_proj.weight, {c.d_inner, c.dt_rank});
+      parameter("x_proj.weight", self.x_proj.weight, {c.selected(), c.d_inner}, keep_float);
+      parameter("dt_proj.weight", self.dt_proj.weight, {c.d_inner, c.dt_rank}, keep_float);
       parameter("dt_proj.bias", self.dt_proj.bias, {c.d_inner});
       if (c.norm == MambaNorm::weighted) {
         parameter("dt_layernorm.weight", self.dt_norm, {c.dt_rank});

@@ -77,7 +77,7 @@ struct Mamba2Definition {
 
     static void visit(auto& self, const Config& c, auto&& parameter) {
       parameter("in_proj.weight", self.in_proj.weight,
-                {c.inner() + c.channels() + c.n_heads, c.d_model});
+                {c.inner() + c.channels() + c.n_heads, c.d_model}, keep_float.last(c.n_heads));
       if (c.bias) {
         parameter("in_proj.bias", self.in_proj.bias, {c.inner() + c.channels() + c.n_heads});
       }
