@@ -48,7 +48,7 @@ class ProjectionWeight {
     return numbers;
   }
   /// y [B, T, out] = x Wᵀ + bias, or without where it is null; packed weights alone.
-  void multiply(View<const Scalar, 3> x, const Scalar* bias, View<Scalar, 3> y,
+  void multiply(const View<const Scalar, 3>& x, const Scalar* bias, const View<Scalar, 3>& y,
                 Context& context) const {
     if (!kept_) return matmul<Scalar>(x, packed_, y, context, bias);
     const Index first = packed_.rows();
