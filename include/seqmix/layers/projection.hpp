@@ -34,6 +34,8 @@ class ProjectionWeight {
   /// The numbers, row-major.
   Tensor<Scalar, 2> to_tensor() const { return packed_ ? packed_.unpack() : plain_.to_tensor(); }
   const PackedMatrix<Scalar>& packed() const { return packed_; }
+  /// The same for copies, which share the numbers; packing makes new ones.
+  const void* identity() const { return packed_ ? packed_.identity() : plain_.identity(); }
 
  private:
   Parameter<Scalar, 2> plain_;

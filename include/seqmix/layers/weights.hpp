@@ -2,6 +2,7 @@
 
 #include <cctype>
 #include <concepts>
+#include <set>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -87,13 +88,17 @@ void check_config(std::string_view layer, const Config& config) {
   }
 }
 
-/// The number of numbers in all parameters.
+/// The number of numbers in all parameters. Copies of one handle are one parameter.
 template <class Weights, class Config>
 Index count_parameters(const Weights& weights, const Config& config) {
   Index count = 0;
-  Weights::visit(weights, config, [&]<class P>(const Name&, const P&, Shape<P::rank> shape) {
-    count += shape.size();
-  });
+  std::set<const void*> counted;
+  Weights::visit(weights, config,
+                 [&]<class P>(const Name&, const P& parameter, Shape<P::rank> shape) {
+                   // An empty tensor may lie where the next one starts.
+                   if (shape.size() == 0) return;
+                   if (counted.insert(parameter.identity()).second) count += shape.size();
+                 });
   return count;
 }
 
