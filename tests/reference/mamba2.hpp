@@ -12,7 +12,9 @@ template <class S>
 Output<S> mamba2(const Input<S>& in) {
   const Index B = in.B(), T = in.T(), H = in.size("n_heads"), P = in.size("head_dim");
   const Index N = in.size("state_size"), G = in.size("n_groups"), W = in.size("conv_kernel");
-  const Index inner = H * P, channels = inner + 2 * G * N, groups = in.size("norm_groups");
+  const Index inner = H * P, channels = inner + 2 * G * N;
+  Index groups = in.size("norm_groups");
+  if (groups == 0) groups = in.text("norm") == "group" ? G : 1;
   const double dt_max = in.config.at("dt_max").is_string() ? HUGE_VAL : in.number("dt_max");
   const auto bias = [&](const char* name) { return in.flag("bias") ? &in.weight(name) : nullptr; };
   Output<S> out{in.x, {}};
@@ -84,10 +86,10 @@ inline const std::vector<std::string> mamba2_configs{
         "rms_norm": true, "norm_before_gate": false, "norm_groups": 1, "norm_eps": 1e-5})",
     R"({"d_model": 21, "n_heads": 6, "head_dim": 5, "state_size": 7, "n_groups": 3,
         "conv_kernel": 3, "dt_min": 0.01, "dt_max": 0.5, "conv_bias": false, "bias": true,
-        "rms_norm": true, "norm_before_gate": true, "norm_groups": 3, "norm_eps": 1e-6})",
+        "rms_norm": true, "norm_before_gate": true, "norm": "group", "norm_eps": 1e-6})",
     R"({"d_model": 10, "n_heads": 2, "head_dim": 51, "state_size": 33, "n_groups": 2,
         "conv_kernel": 2, "dt_min": 0, "dt_max": "Infinity", "conv_bias": true, "bias": false,
-        "rms_norm": true, "norm_before_gate": false, "norm_groups": 1, "norm_eps": 1e-5})",
+        "rms_norm": true, "norm_before_gate": false, "norm": "width", "norm_eps": 1e-5})",
     R"({"d_model": 12, "n_heads": 3, "head_dim": 7, "state_size": 9, "n_groups": 1,
         "conv_kernel": 4, "dt_min": 0, "dt_max": "Infinity", "conv_bias": true, "bias": false,
         "rms_norm": false, "norm_before_gate": false, "norm_groups": 1, "norm_eps": 1e-5})"};

@@ -1,7 +1,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <set>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -14,8 +17,11 @@ SEQMIX_BEGIN_NAMESPACE
 
 /// A language model: token embedding, a stack of blocks, a norm and a head over the vocabulary.
 ///
-///   h = E[token],  h = block_l(h) for each block,  z = W_head rms_norm(h)
+///   h = s E[token],  h = block_l(h) for each block,  z = W_head rms_norm(h)
 ///   logits = z, or c tanh(z / c) with a cap c
+///
+/// A tied head (E = W_head) is one parameter: it is kept once, packed for the head's product, and
+/// the embedding reads its rows. In a narrower storage both are made of the rounded numbers.
 ///
 /// Its verbs are those of a mixer, from tokens [B, T] to logits [B, T, V]. Side values go from the
 /// block that gives them to the later ones that take them. All blocks are checked before one runs:
@@ -24,7 +30,8 @@ template <class Scalar>
 class LanguageModel {
  public:
   struct Parts {
-    Parameter<Scalar, 2> embedding;  // [V, D]
+    Parameter<Scalar, 2> embedding;  // [V, D]; tied: empty, or the head's own parameter
+    double embedding_scale = 1;
     std::vector<AnyMixer<Scalar>> blocks;
     Parameter<Scalar, 1> norm;  // [D]
     double norm_eps = 1e-6;
@@ -49,20 +56,23 @@ class LanguageModel {
   };
 
   explicit LanguageModel(Parts parts) : parts_(std::move(parts)) {
+    check_range("language model", "embedding_scale", parts_.embedding_scale, is_finite);
     check_range("language model", "norm_eps", parts_.norm_eps, at_least(0));
     check_range("language model", "logit_cap", parts_.logit_cap, is_positive.or_zero());
-    const Shape<2> expected{vocabulary(), d_model()};
-    if (parts_.head.weight.shape() != expected) {
-      throw ShapeError("language model: the head has shape " + parts_.head.weight.shape().text() +
-                       ", expected that of the embedding, " + expected.text());
-    }
-    if (parts_.norm.shape() != Shape<1>{d_model()}) {
-      throw ShapeError("language model: the norm has shape " + parts_.norm.shape().text() +
-                       ", expected [" + std::to_string(d_model()) + "]");
-    }
-    for (const auto& block : parts_.blocks) {
+    const auto expect = [](std::string_view name, const auto& parameter, const auto& shape) {
+      if (parameter.shape() == shape) return;
+      throw ShapeError("language model: " + std::string(name) + " has shape " +
+                       parameter.shape().text() + ", expected " + shape.text());
+    };
+    if (!parts_.head.weight) throw ShapeError("language model: head.weight is missing");
+    if (parts_.embedding) expect("embedding", parts_.embedding, parts_.head.weight.shape());
+    if (parts_.head.bias) expect("head.bias", parts_.head.bias, Shape<1>{vocabulary()});
+    expect("norm", parts_.norm, Shape<1>{d_model()});
+    for (std::size_t l = 0; l < parts_.blocks.size(); ++l) {
+      const auto& block = parts_.blocks[l];
       if (block.d_model() != d_model()) {
-        throw ShapeError("language model: a block has d_model " + std::to_string(block.d_model()) +
+        throw ShapeError("language model: " + std::string(block.name()) + ", block " +
+                         std::to_string(l) + ", has d_model " + std::to_string(block.d_model()) +
                          ", expected " + std::to_string(d_model()));
       }
     }
@@ -79,14 +89,20 @@ class LanguageModel {
         }
       }
     }
+    if (parts_.embedding.identity() == parts_.head.weight.identity()) parts_.embedding = {};
     parts_.head.weight.pack();
   }
 
-  Index vocabulary() const { return parts_.embedding.extent(0); }
-  Index d_model() const { return parts_.embedding.extent(1); }
+  Index vocabulary() const { return parts_.head.weight.shape()[0]; }
+  Index d_model() const { return parts_.head.weight.shape()[1]; }
+  /// The number of weights, each shared one counted once.
   Index parameters() const {
-    Index count = parts_.embedding.size() + parts_.norm.size() + vocabulary() * d_model();
-    for (const auto& block : parts_.blocks) count += block.parameters();
+    Index count = parts_.embedding.size() + parts_.norm.size() + vocabulary() * d_model() +
+                  parts_.head.bias.size();
+    std::set<const void*> counted;
+    for (const auto& block : parts_.blocks) {
+      if (counted.insert(block.identity()).second) count += block.parameters();
+    }
     return count;
   }
 
@@ -137,7 +153,12 @@ class LanguageModel {
     auto scratch = context.scratch<Scalar>();
     auto h = scratch(B, T, d_model());  // [B, T, D]
     for (Index b = 0; b < B; ++b) {
-      for (Index t = 0; t < T; ++t) copy(parts_.embedding[tokens(b, t)], h[b][t]);
+      for (Index t = 0; t < T; ++t) embed(tokens(b, t), h[b][t]);
+    }
+    if (parts_.embedding_scale != 1) {
+      const auto scale = static_cast<Scalar>(parts_.embedding_scale);
+      elementwise(
+          context, [scale](auto e) { return e * scale; }, h, h);
     }
     auto views = context.scratch<NamedView<Scalar>>();
     const View<NamedView<Scalar>, 1> sides = views(static_cast<Index>(sides_.size()));
@@ -153,6 +174,14 @@ class LanguageModel {
       const auto cap = static_cast<Scalar>(parts_.logit_cap);
       elementwise(
           context, [cap](auto z) { return simd::tanh(z / cap) * cap; }, logits, logits);
+    }
+  }
+  /// Writes the unscaled embedding of `token`, [D].
+  void embed(Index token, View<Scalar, 1> h) const {
+    if (parts_.embedding) {
+      copy(parts_.embedding[token], h);
+    } else {
+      parts_.head.weight.read_row(token, h);
     }
   }
   void check(View<const Index, 2> tokens, View<Scalar, 3> logits) const {

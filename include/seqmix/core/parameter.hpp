@@ -39,6 +39,8 @@ class Parameter {
   }
   operator View<const Scalar, Rank>() const { return view_; }
   const Scalar* data() const { return view_.data(); }
+  /// The same for copies, which share the numbers.
+  const void* identity() const { return data(); }
   const Shape<Rank>& shape() const { return view_.shape(); }
   Index extent(Index axis) const { return view_.extent(axis); }
   Index size() const { return view_.size(); }

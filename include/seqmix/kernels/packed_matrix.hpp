@@ -52,6 +52,8 @@ class PackedMatrix {
   explicit operator bool() const { return packed_ != nullptr; }
   Index rows() const { return rows_; }
   Index cols() const { return cols_; }
+  /// The same for copies, which share the numbers.
+  const void* identity() const { return packed_.get(); }
   /// Calls `read(panels)` with the numbers as they are stored: `View<const Stored, 3>`, [panels, K,
   /// panel width], where Stored is S, bfloat16, float16 or std::int8_t.
   void visit(auto&& read) const {
@@ -59,18 +61,18 @@ class PackedMatrix {
   }
   /// Of the integers of each output, the last panel filled up with zeros; null in other storages.
   const S* scales() const { return packed_->scales.data(); }
+  /// Writes row `n` of the numbers that are computed with, [K].
+  void read_row(Index n, View<S, 1> row) const {
+    constexpr Index width = detail::panel_width<S>;
+    const S scale = scales() ? scales()[n] : S(1);
+    visit([&](auto panels) {
+      for (Index k = 0; k < cols_; ++k) row[k] = scale * widened(panels(n / width, k, n % width));
+    });
+  }
   /// The numbers that are computed with, [N, K].
   Tensor<S, 2> unpack() const {
-    constexpr Index width = detail::panel_width<S>;
     Tensor<S, 2> weight({rows_, cols_});
-    visit([&](auto panels) {
-      for (Index n = 0; n < rows_; ++n) {
-        const S scale = scales() ? scales()[n] : S(1);
-        for (Index k = 0; k < cols_; ++k) {
-          weight(n, k) = scale * widened(panels(n / width, k, n % width));
-        }
-      }
-    });
+    for (Index n = 0; n < rows_; ++n) read_row(n, weight[n]);
     return weight;
   }
 

@@ -165,6 +165,8 @@ class AnyMixer {
 
   /// The number of weights.
   Index parameters() const { return held().parameters(); }
+  /// The same for copies, which share the layer.
+  const void* identity() const { return held_.get(); }
 
  private:
   struct Held {

@@ -56,6 +56,13 @@ class ProjectionWeight {
     matmul<Scalar>(x, kept_, y.template slice<2>(first, kept_.rows()), context,
                    bias != nullptr ? bias + first : nullptr);
   }
+  /// Writes row `row` of them; packed weights alone.
+  void read_row(Index row, View<Scalar, 1> to) const {
+    const bool kept = row >= packed_.rows();
+    (kept ? kept_ : packed_).read_row(kept ? row - packed_.rows() : row, to);
+  }
+  /// The same for copies, which share the numbers; packing makes new ones.
+  const void* identity() const { return packed_ ? packed_.identity() : plain_.identity(); }
 
  private:
   Parameter<Scalar, 2> plain_;

@@ -2,6 +2,7 @@
 
 #include <iterator>
 #include <limits>
+#include <set>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -68,13 +69,16 @@ void for_each_part(std::string_view name, Parts& parts, Index count, auto&& body
   }
 }
 
-/// The number of numbers in all parameters.
+/// The number of numbers in all parameters. Copies of one handle are one parameter.
 template <class Weights, class Config>
 Index count_parameters(const Weights& weights, const Config& config) {
   Index count = 0;
+  std::set<const void*> counted;
   Weights::visit(weights, config,
-                 [&]<class P>(const Name&, const P&, Shape<P::rank> shape, auto...) {
-                   count += shape.size();
+                 [&]<class P>(const Name&, const P& parameter, Shape<P::rank> shape, auto...) {
+                   // An empty tensor may lie where the next one starts.
+                   if (shape.size() == 0) return;
+                   if (counted.insert(parameter.identity()).second) count += shape.size();
                  });
   return count;
 }

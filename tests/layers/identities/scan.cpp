@@ -86,6 +86,24 @@ TEST_CASE("Mamba-2 is attention under a mask of decays") {
   CHECK(relative_error(y.view(), expected.view()) < 1e-13);
 }
 
+TEST_CASE("the norm of Mamba-2 sees one group of heads, or all of them where that is asked for") {
+  Mamba2Config config{.d_model = 10, .n_heads = 4, .head_dim = 3, .state_size = 5, .n_groups = 2};
+  const auto weights = random_weights<Mamba2Definition<double>::Weights>(config, 1);
+  const auto x = random_tensor<double, 3>({1, 20, 10}, 2);
+  const auto run = [&](Mamba2Norm norm, Index norm_groups) {
+    config.norm = norm, config.norm_groups = norm_groups;
+    Tensor<double, 3> y(x.shape());
+    Context context;
+    Mamba2<double>(config, weights).forward(x, y, context);
+    return y;
+  };
+  const auto by_group = run(Mamba2Norm::group, 0), over_width = run(Mamba2Norm::width, 0);
+  CHECK(support::same_bits(by_group.view(), run(Mamba2Norm::group, 2).view()));
+  CHECK(support::same_bits(over_width.view(), run(Mamba2Norm::group, 1).view()));
+  CHECK(relative_error(by_group.view(), over_width.view()) > 1e-3);
+  CHECK_THROWS_AS(run(Mamba2Norm::width, 2), ConfigError);
+}
+
 TEST_CASE("Mamba whose A is the same for all state numbers is Mamba-2 with heads of one channel") {
   const Index B = 2, T = 70, D = 37, N = 11;
   const auto x = random_tensor<double, 3>({B, T, D}, 1),

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <limits>
 #include <string_view>
@@ -15,6 +16,12 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
+/// What one norm of Mamba-2's output sees: the heads of one group (mamba_ssm, by which models were
+/// trained; Falcon-H1, Zamba2) or all heads (transformers' Mamba2Mixer and Bamba). With one group
+/// they are the same.
+enum class Mamba2Norm { group, width };
+constexpr std::array<std::string_view, 2> names_of(Mamba2Norm) { return {"group", "width"}; }
+
 struct Mamba2Config {
   Index d_model = 0;
   Index n_heads = 0;
@@ -28,7 +35,8 @@ struct Mamba2Config {
   bool bias = false;              // of in_proj and out_proj
   bool rms_norm = true;           // a norm beside the gate
   bool norm_before_gate = false;  // the norm sees the output before the gate, not behind it
-  Index norm_groups = 1;          // parts of the width that are normalised on their own
+  Mamba2Norm norm = Mamba2Norm::group;
+  Index norm_groups = 0;  // parts of the width that are normalised on their own; 0: as norm says
   double norm_eps = 1e-5;
 
   static void visit(auto& self, auto&& field) {
@@ -40,14 +48,21 @@ struct Mamba2Config {
     field("conv_bias", self.conv_bias), field("bias", self.bias);
     const auto normed = only_where(self.rms_norm, "rms_norm is true");
     field("rms_norm", self.rms_norm), field("norm_before_gate", self.norm_before_gate, normed);
-    field("norm_groups", self.norm_groups, normed);
+    field("norm", self.norm, normed);
+    field("norm_groups", self.norm_groups, zero_is_legal);  // files name it without a norm too
     field("norm_eps", self.norm_eps, at_least(0), normed);
   }
   void check() const {
     require(n_heads % n_groups == 0, "n_heads must be a multiple of n_groups");
-    require(n_heads * head_dim % norm_groups == 0,
+    require(n_heads * head_dim % norm_parts() == 0,
             "n_heads * head_dim must be a multiple of norm_groups");
+    require(norm_groups == 0 || norm == Mamba2Norm::group,
+            "norm \"width\" and norm_groups exclude each other");
     require(dt_min <= dt_max, "dt_min must not exceed dt_max");
+  }
+  Index norm_parts() const {
+    if (norm_groups > 0) return norm_groups;
+    return norm == Mamba2Norm::group ? n_groups : 1;
   }
   Index inner() const { return n_heads * head_dim; }
   Index channels() const { return inner() + 2 * n_groups * state_size; }
@@ -59,12 +74,14 @@ struct Mamba2Config {
 ///   S_t = exp(-dt_t exp(A_log)) S_{t-1} + B_tᵀ (dt_t x_t)              S_t [N, P] per head
 ///   y_t = W_out rms_norm((C_t S_t + D ⊙ x_t) ⊙ silu(z_t))
 ///
-/// The norm may be missing or stand before the gate: rms_norm(C_t S_t + D ⊙ x_t) ⊙ silu(z_t).
+/// The norm sees the heads of each group on their own, or all (`norm`). It may be missing or stand
+/// before the gate: rms_norm(C_t S_t + D ⊙ x_t) ⊙ silu(z_t).
 ///
 /// forward: O(T (D² + C D + D N)); step: O(D² + D N). State: H N P accumulators and W - 1 inputs of
 /// the short convolution a stream, whatever T.
-/// Source: Dao & Gu 2024, arXiv:2405.21060, section 2.1 and figure 6; HF transformers Mamba2Mixer,
-/// BambaMixer, FalconH1Mixer, GraniteMoeHybridMambaLayer, Zamba2MambaMixer.
+/// Source: Dao & Gu 2024, arXiv:2405.21060, section 2.1 and figure 6; mamba_ssm Mamba2 and
+/// RMSNormGated (group_size); HF transformers Mamba2Mixer, BambaMixer, FalconH1Mixer,
+/// GraniteMoeHybridMambaLayer, Zamba2MambaMixer.
 template <class S>
 struct Mamba2Definition {
   using Scalar = S;
@@ -155,7 +172,7 @@ struct Mamba2Definition {
  private:
   /// o = o ⊙ silu(z), with the norm: [B, T, H P].
   void gate(View<Scalar, 3> o, View<const Scalar, 3> z, Context& context) const {
-    const Index width = c.inner() / c.norm_groups;
+    const Index width = c.inner() / c.norm_parts();
     if (!c.rms_norm) {
       activate_gated(Activation::silu, o, z, context);
     } else if (!c.norm_before_gate) {
