@@ -162,11 +162,12 @@ inline std::filesystem::path scratch_folder() {
   return path;
 }
 
-/// Whether all numbers of a config are small, so that what it describes is cheap to run.
+/// Whether all sizes of a config are small, so that what it describes is cheap to run.
 inline bool is_small(const seqmix::Json& config) {
   return std::ranges::all_of(config, [](const seqmix::Json& value) {
-    return value.is_structured() ? is_small(value)
-                                 : !value.is_number() || std::abs(value.get<double>()) <= 64;
+    return value.is_structured()
+               ? is_small(value)
+               : !value.is_number_integer() || std::abs(value.get<double>()) <= 64;
   });
 }
 
