@@ -41,10 +41,10 @@ class Mutation {
     const bool framed = text_.size() >= first + prefix;
     if (framed) std::memcpy(&length, text_.data() + first, prefix);
     const std::size_t begin = first + prefix;
-    if (!framed || length > text_.size() - begin || one_of(16) == 0) return anything(0);
+    if (!framed || length > text_.size() - begin || one_of(32) == 0) return anything(0);
     const std::size_t data = begin + static_cast<std::size_t>(length);
-    if (one_of(8) == 0) return anything(data);
-    if (one_of(4) == 0) return word(data);
+    if (one_of(16) == 0) return anything(data);
+    if (one_of(2) == 0) return word(data);
     const std::size_t rest = text_.size() - static_cast<std::size_t>(length);
     json(begin, static_cast<std::size_t>(length));
     length = text_.size() - rest;
@@ -79,7 +79,7 @@ class Mutation {
     for (std::size_t i = first; i < first + size; ++i) {
       if (is_digit(text_[i]) && (i == first || !is_digit(text_[i - 1]))) numbers.push_back(i);
     }
-    if (numbers.empty() || one_of(3) == 0) {
+    if (numbers.empty() || one_of(8) == 0) {
       const std::string tail = text_.substr(first + size);
       text_.resize(first + size);
       anything(first);
@@ -162,11 +162,12 @@ inline std::filesystem::path scratch_folder() {
   return path;
 }
 
-/// Whether all numbers of a config are small, so that what it describes is cheap to run.
+/// Whether all sizes of a config are small, so that what it describes is cheap to run.
 inline bool is_small(const seqmix::Json& config) {
   return std::ranges::all_of(config, [](const seqmix::Json& value) {
-    return value.is_structured() ? is_small(value)
-                                 : !value.is_number() || std::abs(value.get<double>()) <= 64;
+    return value.is_structured()
+               ? is_small(value)
+               : !value.is_number_integer() || std::abs(value.get<double>()) <= 64;
   });
 }
 

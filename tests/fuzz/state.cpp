@@ -44,7 +44,7 @@ const std::vector<Case>& cases() {
           registry.complete_config(name, seqmix::parse_json(config_text, name));
       const auto weights = support::random_layer_weights(registry, name, config);
       auto layer = registry.make(name, config, weights, "", {seqmix::Storage::native, caches});
-      auto state = layer.make_state(1, 8);
+      auto state = layer.make_state(1, 16);
       result.push_back({std::move(layer), std::move(state)});
     }
     return result;
@@ -71,12 +71,14 @@ const std::filesystem::path& scratch_file() {
 extern "C" int LLVMFuzzerInitialize(int* argc, char*** argv) {
   fuzz::write_seeds(*argc, *argv, [](const std::filesystem::path& folder) {
     for (std::size_t i = 0; i < cases().size(); ++i) {
-      seqmix::AnyState state = cases()[i].state;
-      run(cases()[i], state, 2);
-      seqmix::save_state(scratch_file(), state.members());
-      const std::string bytes = static_cast<char>(i) + fuzz::read_file(scratch_file());
-      fuzz::write_file(folder / std::to_string(i),
-                       {reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()});
+      for (const Index tokens : {1, 6}) {  // fewer and more than a ring holds
+        seqmix::AnyState state = cases()[i].state;
+        run(cases()[i], state, tokens);
+        seqmix::save_state(scratch_file(), state.members());
+        const std::string bytes = static_cast<char>(i) + fuzz::read_file(scratch_file());
+        fuzz::write_file(folder / (std::to_string(i) + "-" + std::to_string(tokens)),
+                         {reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()});
+      }
     }
   });
   return 0;

@@ -43,8 +43,8 @@ struct Mamba2Config {
     field("d_model", self.d_model), field("n_heads", self.n_heads);
     field("head_dim", self.head_dim), field("state_size", self.state_size);
     field("n_groups", self.n_groups), field("conv_kernel", self.conv_kernel);
-    field("dt_min", self.dt_min, at_least(0)),
-        field("dt_max", self.dt_max, at_least(0).or_infinity());
+    field("dt_min", self.dt_min, at_least(0));
+    field("dt_max", self.dt_max, at_least(0).or_infinity());
     field("conv_bias", self.conv_bias), field("bias", self.bias);
     const auto normed = only_where(self.rms_norm, "rms_norm is true");
     field("rms_norm", self.rms_norm), field("norm_before_gate", self.norm_before_gate, normed);
