@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -31,6 +32,7 @@ struct DeltaRuleBlock {
   Index tokens() const { return q.extent(0); }
   Index keys() const { return q.extent(1); }
   Index values() const { return v.extent(1); }
+  std::array<View<const S, 2>, 4> rows() const { return {q, k, v, o}; }
   void write_factors(S* a, Index stride) const {
     decay.write_factors(row, head, first, tokens(), a, stride);
   }
@@ -189,14 +191,13 @@ void prepare_delta_chunk(const DeltaRuleBlock<S, Decay>& block, Index first, Ind
   constexpr Index C = delta_chunk, L = simd::lanes<S>;
   const Batch zero = simd::broadcast(S(0));
   using Weights = DeltaWeights<S>;
-  Batch sums[C * C];
-#pragma GCC unroll 16
-  for (Index i = 0; i < C * C; ++i) sums[i] = zero;
-  const auto add = [&](Index i, const Batch& x, const Batch& y) __attribute__((always_inline)) {
-    sums[i] = simd::fma<S>(x, y, sums[i]);
-  };
-  simd::for_each_block<S>(
-      block.keys(), [&](Index channel, auto lane_count) __attribute__((always_inline)) {
+  sum_channels<S, C * C>(
+      block.keys(), weights.sums,
+      [&](Index channel, auto lane_count, Batch* sums) __attribute__((always_inline)) {
+        const auto add = [&](Index i, const Batch& x, const Batch& y)
+            __attribute__((always_inline)) {
+          sums[i] = simd::fma<S>(x, y, sums[i]);
+        };
         const auto load = [&](const View<const S, 2>& from, Index i) {
           return i < tokens ? simd::load<S>(&from(first + i, channel), lane_count) : zero;
         };
@@ -231,7 +232,6 @@ void prepare_delta_chunk(const DeltaRuleBlock<S, Decay>& block, Index first, Ind
         put(3 * C, since_start.value());
         coefficients += DeltaSweep<S>::rows * L;
       });
-  add_lanes<S, C * C>(sums, weights.sums);
   for (Index i = 0; i < C; ++i) weights.beta[i] = i < tokens ? block.beta[first + i] : S(0);
 }
 
@@ -382,20 +382,11 @@ void delta_rule(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<S, 3> beta, const Decay& 
         .o = of_head(o).template slice<1>(part.column, part.width)};
   };
   if (form == Form::parallel && context.algorithm() != Algorithm::recurrent) {
-    const auto run_block = [&](const detail::StatePart& part, Index head, Index first, Index tokens,
-                               S* slabs, Context& worker) {
-      const auto [next, from] = part.next_block(head, first);
-      detail::LinesAhead<S> ahead;
-      if (from < T) {
-        const auto block = block_of(part, next, from, std::min(detail::packed_tokens, T - from));
-        for (const View<const S, 2>& rows :
-             {block.q, block.k, block.v, View<const S, 2>(block.o)}) {
-          ahead.add(rows);
-        }
-      }
-      detail::delta_rule_chunked(block_of(part, head, first, tokens), ahead, slabs, worker);
-    };
-    detail::for_each_copied_block(state, T, detail::DeltaSweep<S>::columns, context, run_block);
+    detail::for_each_swept_block(
+        state, T, detail::DeltaSweep<S>::columns, context, block_of,
+        [](const auto& block, detail::LinesAhead<S>& ahead, S* slabs, Context& worker) {
+          detail::delta_rule_chunked(block, ahead, slabs, worker);
+        });
   } else {
     detail::for_each_state_block(state, T, detail::delta_width * simd::lanes<S>, context,
                                  [&](const detail::StatePart& part, Index head, Index first,

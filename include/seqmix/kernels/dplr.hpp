@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <string>
 #include <string_view>
 
@@ -27,6 +28,7 @@ struct DplrBlock {
   Index tokens() const { return r.extent(0); }
   Index keys() const { return r.extent(1); }
   Index values() const { return v.extent(1); }
+  std::array<View<const S, 2>, 7> rows() const { return {r, log_decay, k, a, b, v, o}; }
 };
 
 /// The factor of a log decay.
@@ -138,8 +140,7 @@ struct DplrWeights {
 /// zeros. The k and b of tokens that write decay from token to token, so that they are the writers
 /// after the last.
 ///
-/// A constant decay rounds its product in the same way in each chunk, which would add up over a
-/// slow memory: what the total of a channel lacks is `lost` [K], which the next total takes.
+/// What the total of a channel lacks is `lost` [K], which the next total takes.
 template <class S>
 void prepare_dplr_chunk(const DplrBlock<S>& block, Index first, Index tokens, S* coefficients,
                         S* lost, DplrWeights<S>& weights) {
@@ -147,13 +148,11 @@ void prepare_dplr_chunk(const DplrBlock<S>& block, Index first, Index tokens, S*
   constexpr Index C = dplr_chunk, L = simd::lanes<S>;
   const Batch zero = simd::broadcast(S(0));
   using Weights = DplrWeights<S>;
-  Batch sums[Weights::count];
-#pragma GCC unroll 16
-  for (Index i = 0; i < Weights::count; ++i) sums[i] = zero;
-  const auto add = [&](Index i, const Batch& x, const Batch& y) __attribute__((always_inline)) {
-    sums[i] = simd::fma<S>(x, y, sums[i]);
-  };
-  const auto add_channels = [&](Index channel, auto lane_count) __attribute__((always_inline)) {
+  const auto add_channels = [&](Index channel, auto lane_count, Batch* sums)
+      __attribute__((always_inline)) {
+    const auto add = [&](Index i, const Batch& x, const Batch& y) __attribute__((always_inline)) {
+      sums[i] = simd::fma<S>(x, y, sums[i]);
+    };
     const auto load = [&](const View<const S, 2>& from, Index i) {
       return i < tokens ? simd::load<S>(&from(first + i, channel), lane_count) : zero;
     };
@@ -189,16 +188,11 @@ void prepare_dplr_chunk(const DplrBlock<S>& block, Index first, Index tokens, S*
       put(2 * C + j, key[j] * decay[j].value()), put(3 * C + j, back[j] * decay[j].value());
     }
     static_assert(C == 2);
-    const Batch product = since_start.value();
-    const Batch missing = simd::fma<S>(factor[0], factor[1], -product) + simd::load(lost + channel);
-    const Batch rest = simd::select<S>(product < simd::broadcast(S(0.5)), zero, missing);
-    const Batch total = product + rest;
-    simd::store<S>(lost + channel, (product - total) + rest);
-    put(4 * C, total);
+    const Batch missing = simd::exact_product<S>(factor[0], factor[1]).lo;
+    put(4 * C, carried_total<S>(since_start.value(), missing, lost + channel));
     coefficients += DplrSweep<S>::rows * L;
   };
-  simd::for_each_block<S>(block.keys(), add_channels);
-  add_lanes<S, Weights::count>(sums, weights.sums);
+  sum_channels<S, Weights::count>(block.keys(), weights.sums, add_channels);
 }
 
 /// Solves the triangular system of a chunk for some columns. found: [2 C, columns], by r, by a;
@@ -335,20 +329,11 @@ void dplr_state(In<S, 4> r, In<S, 4> log_decay, In<S, 4> k, In<S, 4> v, In<S, 4>
                                 .o = of_head(o).template slice<1>(part.column, part.width)};
   };
   if (form == Form::parallel && context.algorithm() != Algorithm::recurrent) {
-    const auto run_block = [&](const detail::StatePart& part, Index head, Index first, Index tokens,
-                               S* slabs, Context& worker) {
-      const auto [next, from] = part.next_block(head, first);
-      detail::LinesAhead<S> ahead;
-      if (from < T) {
-        const auto block = block_of(part, next, from, std::min(detail::packed_tokens, T - from));
-        for (const View<const S, 2>& rows : {block.r, block.log_decay, block.k, block.a, block.b,
-                                             block.v, View<const S, 2>(block.o)}) {
-          ahead.add(rows);
-        }
-      }
-      detail::dplr_chunked(block_of(part, head, first, tokens), ahead, slabs, worker);
-    };
-    detail::for_each_copied_block(state, T, detail::DplrSweep<S>::columns, context, run_block);
+    detail::for_each_swept_block(
+        state, T, detail::DplrSweep<S>::columns, context, block_of,
+        [](const auto& block, detail::LinesAhead<S>& ahead, S* slabs, Context& worker) {
+          detail::dplr_chunked(block, ahead, slabs, worker);
+        });
   } else {
     detail::for_each_state_block(state, T, detail::dplr_columns<S>, context,
                                  [&](const detail::StatePart& part, Index head, Index first,

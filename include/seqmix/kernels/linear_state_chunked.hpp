@@ -43,9 +43,8 @@ class FactorSpans {
     return first > last ? x : x * spans_[first][last];
   }
 
-  /// The product of all. A constant decay rounds it in the same way in each chunk, which would add
-  /// up over a slow memory: what it lacks is `lost`, which the next total of the block takes. The
-  /// next block starts anew, so that a cut between blocks changes no bit.
+  /// The product of all; what it lacks is `lost`, which the next total of the block takes. The next
+  /// block starts anew, so that a cut between blocks changes no bit.
   SEQMIX_ALWAYS_INLINE Batch total(S* lost) const {
     Batch missing = simd::broadcast(S(0));
 #pragma GCC unroll 4
@@ -54,12 +53,7 @@ class FactorSpans {
       const Batch rounding = simd::exact_product<S>(spans_[0][i - 1], factor).lo;
       missing = simd::fma<S>(missing, factor, rounding);
     }
-    const Batch product = spans_[0][C - 1];
-    const Batch rest = simd::select<S>(product < simd::broadcast(S(0.5)), simd::broadcast(S(0)),
-                                       missing + simd::load(lost));
-    const Batch total = product + rest;
-    simd::store<S>(lost, (product - total) + rest);
-    return total;
+    return carried_total<S>(spans_[0][C - 1], missing, lost);
   }
 
  private:
@@ -94,10 +88,7 @@ template <class S>
 void prepare_rows(const ChunkRows<S>& rows, S* coefficients, S* products) {
   using Batch = simd::Batch<S>;
   constexpr Index C = chunk_length, L = simd::lanes<S>;
-  Batch sums[C * C];
-#pragma GCC unroll 16
-  for (Index i = 0; i < C * C; ++i) sums[i] = simd::broadcast(S(0));
-  const auto add = [&](Index channel, auto lane_count) __attribute__((always_inline)) {
+  const auto add = [&](Index channel, auto lane_count, Batch* sums) __attribute__((always_inline)) {
     Batch key[C];
 #pragma GCC unroll 4
     for (Index i = 0; i < C; ++i) {
@@ -112,8 +103,7 @@ void prepare_rows(const ChunkRows<S>& rows, S* coefficients, S* products) {
     }
     coefficients += LinearSweep<S>::rows * L;
   };
-  simd::for_each_block<S>(rows.q.extent(1), add);
-  add_lanes<S, C * C>(sums, products);
+  sum_channels<S, C * C>(rows.q.extent(1), products, add);
 }
 
 /// The weights of a chunk with the factors `a` of a head, and its total decay as a coefficient.
@@ -150,10 +140,7 @@ void prepare_by_channel(const ChunkRows<S>& rows, const S* bonus, const S* a, In
                         S scale, S* coefficients, S* lost, ChunkWeights<S>& weights) {
   using Batch = simd::Batch<S>;
   constexpr Index C = chunk_length, L = simd::lanes<S>;
-  Batch sums[C * C];
-#pragma GCC unroll 16
-  for (Index i = 0; i < C * C; ++i) sums[i] = simd::broadcast(S(0));
-  const auto add = [&](Index channel, auto lane_count) __attribute__((always_inline)) {
+  const auto add = [&](Index channel, auto lane_count, Batch* sums) __attribute__((always_inline)) {
     const FactorSpans<S> spans(a + channel, a_stride);
     Batch key[C];
 #pragma GCC unroll 4
@@ -177,8 +164,7 @@ void prepare_by_channel(const ChunkRows<S>& rows, const S* bonus, const S* a, In
     simd::store<S>(coefficients + 2 * C * L, spans.total(lost + channel));
     coefficients += LinearSweep<S>::rows * L;
   };
-  simd::for_each_block<S>(rows.q.extent(1), add);
-  add_lanes<S, C * C>(sums, weights.read);
+  sum_channels<S, C * C>(rows.q.extent(1), weights.read, add);
   for (S& weight : weights.read) weight *= scale;
   std::fill_n(weights.since, C, scale), std::fill_n(weights.until, C, S(1));
 }
@@ -224,7 +210,7 @@ class LinearChunks {
   LinearChunks(const StateRows<S>& unit, bool by_channel, Context::Scratch<S>& scratch)
       : unit_(unit),
         a_stride_(by_channel ? round_up(unit.keys(), L) : L),
-        slabs_(unit.keys() * round_up(unit.values(), columns)),
+        slabs_(slabs_size(unit.keys(), unit.values(), columns)),
         states_(scratch(unit.heads(), slabs_).data()),
         factors_(scratch(packed_tokens, a_stride_).data()),
         lost_(scratch(a_stride_).data()),
@@ -233,11 +219,9 @@ class LinearChunks {
         found_(scratch(Sweep::readers, columns).data()),
         written_(scratch(Sweep::writers, columns).data()) {
     std::fill_n(written_, Sweep::writers * columns, S(0));
-    for_each_slab([](const View<S, 2>& from, S* to) { pack_padded<S>(from, to, columns); });
+    pack_slabs<S>(unit.state, columns, states_);
   }
-  void store_states() const {
-    for_each_slab([](const View<S, 2>& to, const S* from) { unpack_padded<S>(from, columns, to); });
-  }
+  void store_states() const { unpack_slabs<S>(states_, columns, unit_.state); }
 
   S* factors() const { return factors_; }
   Index factor_stride() const { return a_stride_; }
@@ -298,17 +282,6 @@ class LinearChunks {
   void end_factors() const {
     std::fill(factors_ + tokens_ * a_stride_, factors_ + chunks() * C * a_stride_, S(1));
     std::fill_n(lost_, a_stride_, S(0));
-  }
-  /// The columns of a state stand in slabs [K, columns] behind each other, padded with zeros: rows
-  /// at a distance of 4 KB would evict each other.
-  void for_each_slab(auto&& copy) const {
-    const Index V = unit_.values();
-    for (Index h = 0; h < unit_.heads(); ++h) {
-      for (Index column = 0; column < V; column += columns) {
-        copy(unit_.state[h].template slice<1>(column, std::min(columns, V - column)),
-             states_ + h * slabs_ + column * unit_.keys());
-      }
-    }
   }
 
   const StateRows<S>& unit_;

@@ -167,7 +167,7 @@ class TileChunks {
     const Index next_head = std::min(h + 1, unit_.heads() - 1);
     const View<const float, 2> next = of_chunk(unit_.v.template at<1>(next_head));
     const auto fetch = [&](const View<const float, 2>& rows, Index row, Index column) {
-      if (row < count_) __builtin_prefetch(rows.data() + row * rows.stride(0) + column);
+      if (row < count_ && column < rows.extent(1)) simd::prefetch(&rows(row, column));
     };
     for (Index j = 0; j < value_blocks_; ++j) {
       for (Index row = 0; row < blocks_ * side; row += 2) {

@@ -154,7 +154,7 @@ __attribute__((noinline)) void multiply_tile(const Product<S, Stored>& product, 
   for (Index k = 0; k < product.depth; ++k, a += a_stride, b += b_stride) {
     // Groups pass through the L1 cache once a panel.
     if constexpr (Grouped) __builtin_prefetch(a + 32 * Rows, 0, 3);
-    __builtin_prefetch(ahead, 0, 2), ahead += ahead_stride;
+    simd::prefetch(ahead), ahead += ahead_stride;
     simd::Batch<S> weight[width];
 #pragma GCC unroll 16
     for (Index r = 0; r < width; ++r) {

@@ -73,6 +73,19 @@ class DecayProduct {
   simd::Batch<S> scaled_ = simd::broadcast(1 / std::numeric_limits<S>::min());
 };
 
+/// A product of factors, what its rounding took off, and what the totals before it left in `lost`.
+/// A constant decay rounds its product in the same way in each chunk, which would add up over a
+/// slow memory.
+template <class S>
+SEQMIX_ALWAYS_INLINE simd::Batch<S> carried_total(const simd::Batch<S>& product,
+                                                  const simd::Batch<S>& missing, S* lost) {
+  const simd::Batch<S> rest = simd::select<S>(product < simd::broadcast(S(0.5)),
+                                              simd::broadcast(S(0)), missing + simd::load(lost));
+  const simd::Batch<S> total = product + rest;
+  simd::store<S>(lost, (product - total) + rest);
+  return total;
+}
+
 /// to[r, c] = f(from[r, c]) in rows of `stride` numbers, a multiple of the lanes, padded with f(0).
 /// Packed rows do not evict each other as rows at a distance of 4 KB do.
 template <class S>

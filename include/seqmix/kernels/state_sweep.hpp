@@ -150,13 +150,43 @@ struct StateSweep {
   }
 };
 
-/// to[i] = the sum of the lanes of sums[i]. `count` is a multiple of the lanes.
+/// to[i] = sums[i] over all channels, where `add(channel, lane_count, sums)` adds those of a
+/// register of them. `count` is a multiple of the lanes.
 template <class S, Index count>
-SEQMIX_ALWAYS_INLINE void add_lanes(const simd::Batch<S>* sums, S* to) {
+SEQMIX_ALWAYS_INLINE void sum_channels(Index channels, S* to, auto&& add) {
   static_assert(count % simd::lanes<S> == 0);
+  simd::Batch<S> sums[count];
+#pragma GCC unroll 16
+  for (Index i = 0; i < count; ++i) sums[i] = simd::broadcast(S(0));
+  simd::for_each_block<S>(
+      channels, [&](Index channel, auto lane_count)
+                    __attribute__((always_inline)) { add(channel, lane_count, sums); });
   for (Index i = 0; i < count; i += simd::lanes<S>) {
     simd::store<S>(to + i, simd::reduce_add_each<S>(sums + i));
   }
+}
+
+/// The columns of each head of a state [heads, K, V] in slabs [K, slab] behind each other, padded
+/// with zeros: rows at a distance of 4 KB would evict each other.
+constexpr Index slabs_size(Index K, Index V, Index slab) { return K * round_up(V, slab); }
+template <class S>
+void for_each_slab(const View<S, 3>& state, Index slab, S* slabs, auto&& copy) {
+  const Index K = state.extent(1), V = state.extent(2);
+  for (Index h = 0; h < state.extent(0); ++h, slabs += slabs_size(K, V, slab)) {
+    for (Index column = 0; column < V; column += slab) {
+      copy(state[h].template slice<1>(column, std::min(slab, V - column)), slabs + column * K);
+    }
+  }
+}
+template <class S>
+void pack_slabs(const View<S, 3>& state, Index slab, S* slabs) {
+  for_each_slab(state, slab, slabs,
+                [&](const View<S, 2>& from, S* to) { pack_padded<S>(from, to, slab); });
+}
+template <class S>
+void unpack_slabs(S* slabs, Index slab, const View<S, 3>& state) {
+  for_each_slab(state, slab, slabs,
+                [&](const View<S, 2>& to, const S* from) { unpack_padded<S>(from, slab, to); });
 }
 
 /// What one task does of a state [B, H, K, V]: heads [head, head + heads) of a batch row, their
@@ -170,8 +200,8 @@ struct StatePart {
     return {last ? head : h + 1, last ? first + packed_tokens : first};
   }
   template <class S>
-  View<S, 2> of_head(const View<S, 4>& state, Index h) const {
-    return state[row][h].template slice<1>(column, width);
+  View<S, 3> of_heads(const View<S, 4>& state) const {
+    return state[row].template slice<0>(head, heads).template slice<2>(column, width);
   }
 };
 
@@ -225,34 +255,33 @@ void for_each_state_block(const View<S, 4>& state, Index T, Index slab, Context&
                           auto&& body) {
   for_each_state_part(state, T, slab, context, [&](const StatePart& part, Context& worker) {
     for_each_block_of_time(part, T, [&](Index head, Index first, Index tokens) {
-      body(part, head, first, tokens, part.of_head(state, head), worker);
+      body(part, head, first, tokens, part.of_heads(state)[head - part.head], worker);
     });
   });
 }
 
-/// The same with a copy of the state of the head: its columns in slabs [K, slab] behind each other,
-/// padded with zeros. Rows at a distance of 4 KB would evict each other.
+/// Calls `sweep(block, ahead, slabs, worker)` for the same, where `block_of(part, head, first,
+/// tokens)` makes a block: `ahead` are the rows of the one that follows, `slabs` a copy of the
+/// state of the head.
 template <class S>
-void for_each_copied_block(const View<S, 4>& state, Index T, Index slab, Context& context,
-                           auto&& body) {
+void for_each_swept_block(const View<S, 4>& state, Index T, Index slab, Context& context,
+                          auto&& block_of, auto&& sweep) {
   for_each_state_part(state, T, slab, context, [&](const StatePart& part, Context& worker) {
-    const Index K = state.extent(2), size = K * round_up(part.width, slab);
+    const View<S, 3> heads = part.of_heads(state);
+    const Index size = slabs_size(heads.extent(1), heads.extent(2), slab);
     auto scratch = worker.template scratch<S>();
-    S* const copies = scratch(part.heads, size).data();
-    const auto for_each_slab = [&](auto&& copy) {
-      for (Index h = 0; h < part.heads; ++h) {
-        const View<S, 2> of_head = part.of_head(state, part.head + h);
-        for (Index column = 0; column < part.width; column += slab) {
-          copy(of_head.template slice<1>(column, std::min(slab, part.width - column)),
-               copies + h * size + column * K);
-        }
-      }
-    };
-    for_each_slab([&](const View<S, 2>& from, S* to) { pack_padded<S>(from, to, slab); });
+    S* const slabs = scratch(part.heads, size).data();
+    pack_slabs<S>(heads, slab, slabs);
     for_each_block_of_time(part, T, [&](Index head, Index first, Index tokens) {
-      body(part, head, first, tokens, copies + (head - part.head) * size, worker);
+      const auto [next, from] = part.next_block(head, first);
+      LinesAhead<S> ahead;
+      if (from < T) {
+        const auto following = block_of(part, next, from, std::min(packed_tokens, T - from));
+        for (const View<const S, 2>& rows : following.rows()) ahead.add(rows);
+      }
+      sweep(block_of(part, head, first, tokens), ahead, slabs + (head - part.head) * size, worker);
     });
-    for_each_slab([&](const View<S, 2>& to, const S* from) { unpack_padded<S>(from, slab, to); });
+    unpack_slabs<S>(slabs, slab, heads);
   });
 }
 

@@ -125,7 +125,7 @@ SEQMIX_ALWAYS_INLINE void multiply_steps(const bfloat16* a, const bfloat16* b, I
   constexpr Index line = alignment / static_cast<Index>(sizeof(bfloat16));
   for (; steps > 0; --steps) {
     for (Index i = 0; i < ahead.share; ++i, ahead.next += line) {
-      __builtin_prefetch(ahead.next, 0, 2);
+      simd::prefetch(ahead.next);
     }
     simd::multiply_pairs<a_terms, b_terms>(a, b);
     a += simd::pair_size(a_terms), b += simd::pair_size(b_terms);
