@@ -27,7 +27,7 @@ rm -f "$probe"
 
 configure fuzz
 say "building build/fuzz with $CMAKE_BUILD_PARALLEL_LEVEL job(s)"
-cmake --build --preset fuzz
+cmake --build --preset fuzz --target "${targets[@]/#/fuzz_}"
 
 findings=$root/build/fuzz/findings
 export TMPDIR=$root/build/fuzz/tmp # the targets' own files

@@ -34,7 +34,7 @@ const std::vector<Case>& cases() {
         {"gated_linear_attention", R"({"d_model": 8, "n_heads": 2, "head_k": 4, "head_v": 4})"},
         {"mamba2", R"({"d_model": 8, "n_heads": 2, "head_dim": 4, "state_size": 4})"},
         {"s4d", R"({"d_model": 4, "state_size": 4})"},
-        {"rwkv6", R"({"d_model": 8, "head_dim": 4})"},
+        {"rwkv6", R"({"d_model": 8, "head_dim": 4, "d_ff": 8, "mix_rank": 2, "decay_rank": 2})"},
         {"switch_mixture_of_experts", R"({"d_model": 4, "d_ff": 4, "n_experts": 2})"},
     };
     std::vector<Case> result;

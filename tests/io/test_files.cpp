@@ -208,7 +208,7 @@ struct LimitConfig {
   Index d_model = 0;
   double limit = 1;
   static void visit(auto& self, auto&& field) {
-    field("d_model", self.d_model), field("limit", self.limit);
+    field("d_model", self.d_model), field("limit", self.limit, is_number);
   }
 };
 

@@ -74,11 +74,11 @@ inline std::size_t end_of_token(std::string_view text, std::size_t at) {
   return std::min(text.find_first_of(structure, at), text.size());
 }
 
-/// Refuses what a hostile text makes of few bytes: the memory that `Reader` says to need for it may
-/// be three times the text and a fixed part more.
+/// What reads a JSON text event by event derives from this. Few bytes must not become many: the
+/// memory that the reader says to need may be three times the text and a fixed part.
 ///
-/// A `Reader` derives from this and has `open(bool object)`, `close()`, `member(key)` and
-/// `value(json)` for everything else; it throws on what it does not take.
+/// A `Reader` has `open(bool object)`, `close()`, `member(key)` and, for everything else,
+/// `value(json)`; each throws on what it does not take.
 template <class Reader>
 class JsonEvents {
  public:

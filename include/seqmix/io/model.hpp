@@ -545,7 +545,8 @@ LanguageModel<S> load_language_model(const std::filesystem::path& folder,
   using Experts = MixtureOfExpertsDefinition<S>;
   using Window = SlidingWindowAttentionDefinition<S>;
   const std::string config_path = (folder / "config.json").string();
-  const Json json = read_json(config_path);
+  const detail::JsonDocument document(read_json(config_path));
+  const Json& json = document;
   const auto type = json_field<std::string>(json, "model_type", config_path);
   const Checkpoint checkpoint = Checkpoint::open(folder);
   const auto loader = [&](const detail::Dialect& dialect) {
