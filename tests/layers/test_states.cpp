@@ -19,13 +19,19 @@ using namespace support;
 using Catch::Matchers::ContainsSubstring;
 using Catch::Matchers::MessageMatches;
 
+template <class S>
+LayerCase<S> layer_of(const std::string& name, const std::string& config) {
+  const auto& twins = reference::twins();
+  const auto twin = std::ranges::find(twins, name, &reference::Twin::layer);
+  REQUIRE(twin != twins.end());
+  return {*twin, config};
+}
+
 /// Sliding windows of 4 that can take 3 tokens back.
 LayerCase<double> window_layer() {
-  const auto& twins = reference::twins();
-  const auto twin = std::ranges::find(twins, "sliding_window_attention", &reference::Twin::layer);
-  REQUIRE(twin != twins.end());
-  return {*twin, R"({"d_model": 9, "n_heads": 2, "n_kv_heads": 1, "head_dim": 5,
-                     "window": 4, "max_rollback": 3})"};
+  return layer_of<double>("sliding_window_attention",
+                          R"({"d_model": 9, "n_heads": 2, "n_kv_heads": 1, "head_dim": 5,
+                              "window": 4, "max_rollback": 3})");
 }
 
 /// A file in the folder of temporary ones that goes with the object.
@@ -175,6 +181,26 @@ TEST_CASE("a position that no stream reaches is refused") {
   state.members().set_tokens(0, seqmix::max_tokens - 5);
   CHECK_THROWS_AS(layer.prefill(x, state, y, context), seqmix::CapacityError);
   CHECK(state.members().tokens(0) == seqmix::max_tokens - 5);
+}
+
+TEST_CASE("a mixer takes no memory for a state that nobody has asked for") {
+  const auto bytes_of = [](const std::string& name, const std::string& config) {
+    forget_peak();
+    const auto before = allocated_bytes();
+    const auto layer = layer_of<float>(name, config);
+    CHECK(layer.continues());
+    return peak_bytes() - before;
+  };
+  for (const std::string field :
+       {R"("window": 300000000)", R"("window": 4, "max_rollback": 300000000)",
+        R"("window": 4, "dilation": 300000000)", R"("window": 4, "n_sinks": 300000000)"}) {
+    INFO(field);
+    CHECK(bytes_of("sliding_window_attention",
+                   R"({"d_model": 4, "n_heads": 1, "n_kv_heads": 1, "head_dim": 4, )" + field +
+                       "}") < 1'000'000);
+  }
+  CHECK(bytes_of("linear_attention", R"({"d_model": 1, "n_heads": 1, "head_k": 20000, "head_v": 4,
+                                         "feature_map": "taylor"})") < 3'000'000);
 }
 
 TEST_CASE("a mixer that holds no layer says so") {
