@@ -60,7 +60,7 @@ struct Small {
     auto weights = random_weights<typename Block::Weights>(block, 100 + 50 * number);
     Block::Weights::visit(
         weights, std::as_const(block),
-        [&]<class P>(const Name& name, const P& parameter, Shape<P::rank>) {
+        [&]<class P>(const Name& name, const P& parameter, Shape<P::rank>, auto...) {
           std::string ours = name.text();
           for (const auto& [part, theirs] :
                {std::pair{"mixer_norm.", names.mixer_norm}, std::pair{"mixer.", names.mixer},
