@@ -157,7 +157,7 @@ std::vector<S> kept_by_a_token(const AnyMixer<S>& mixer, const std::string& memb
   copy(x.view()[0][0], x.view()[0][1]);
   AnyState state = mixer.make_state(2);
   const auto members = state.members();
-  const auto found = std::ranges::find(members.list(), member, &seqmix::StateMember::name);
+  const auto found = std::ranges::find(members.list(), member, &seqmix::NamedStateMember::name);
   S* const numbers = reinterpret_cast<S*>(found->data);
   const Index row = found->size() / 2;
   std::fill_n(numbers, row, S(1));
