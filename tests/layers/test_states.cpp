@@ -19,13 +19,17 @@ using namespace support;
 using Catch::Matchers::ContainsSubstring;
 using Catch::Matchers::MessageMatches;
 
+LayerCase<double> layer_of(const std::string& name, const std::string& config) {
+  const auto& twins = reference::twins();
+  const auto twin = std::ranges::find(twins, name, &reference::Twin::layer);
+  REQUIRE(twin != twins.end());
+  return {*twin, config};
+}
 /// Sliding windows of 4 that can take 3 tokens back.
 LayerCase<double> window_layer() {
-  const auto& twins = reference::twins();
-  const auto twin = std::ranges::find(twins, "sliding_window_attention", &reference::Twin::layer);
-  REQUIRE(twin != twins.end());
-  return {*twin, R"({"d_model": 9, "n_heads": 2, "n_kv_heads": 1, "head_dim": 5,
-                     "window": 4, "max_rollback": 3})"};
+  return layer_of("sliding_window_attention",
+                  R"({"d_model": 9, "n_heads": 2, "n_kv_heads": 1, "head_dim": 5,
+                      "window": 4, "max_rollback": 3})");
 }
 
 /// A file in the folder of temporary ones that goes with the object.
@@ -175,6 +179,43 @@ TEST_CASE("a position that no stream reaches is refused") {
   state.members().set_tokens(0, seqmix::max_tokens - 5);
   CHECK_THROWS_AS(layer.prefill(x, state, y, context), seqmix::CapacityError);
   CHECK(state.members().tokens(0) == seqmix::max_tokens - 5);
+}
+
+TEST_CASE("the state of another config of the same layer is refused, and stays as it was") {
+  struct Pair {
+    std::string layer, a, b;
+  };
+  const std::string heads = R"({"d_model": 8, "n_heads": 2, )", sizes = R"("head_dim": 4, )",
+                    widths = R"("head_k": 4, "head_v": 4, )";
+  const std::vector<Pair> pairs{
+      {"sliding_window_attention", heads + sizes + R"("n_kv_heads": 1, "window": 4})",
+       heads + sizes + R"("n_kv_heads": 1, "window": 4, "n_sinks": 2})"},
+      {"sliding_window_attention",
+       heads + sizes + R"("n_kv_heads": 1, "window": 3, "max_rollback": 4})",
+       heads + sizes + R"("n_kv_heads": 1, "window": 5, "max_rollback": 2})"},
+      {"retention", heads + widths + R"("score_norm": "none"})",
+       heads + widths + R"("score_norm": "scores"})"},
+      {"linear_attention", heads + widths + R"("feature_map": "relu", "normalize": false})",
+       heads + widths + R"("feature_map": "relu", "normalize": true})"},
+      {"rwkv4", R"({"d_model": 8, "d_ff": 8})", R"({"d_model": 4, "d_ff": 8})"},
+  };
+  Context context;
+  const auto refuses = [&](const LayerCase<double>& layer, const LayerCase<double>& other) {
+    INFO(other.text() << " for " << layer.text());
+    const auto x = layer.random_input(1, 3, 5);
+    auto y = unwritten<double>(x.shape());
+    AnyState state = other.make_state(1, 8), own = layer.make_state(1, 8);
+    const auto before = valid_numbers(state);
+    CHECK_THROWS_AS(layer.prefill(x, state, y, context), seqmix::ShapeError);
+    CHECK_THROWS_AS(layer.mixer().check(state, 1, 1), seqmix::ShapeError);
+    CHECK_THROWS_AS(layer.mixer().reset(state, 0), seqmix::ShapeError);
+    CHECK_THROWS_AS(own.members().copy_row(state.members(), 0, 0), seqmix::ShapeError);
+    CHECK(valid_numbers(state) == before);
+  };
+  for (const Pair& pair : pairs) {
+    const auto a = layer_of(pair.layer, pair.a), b = layer_of(pair.layer, pair.b);
+    refuses(a, b), refuses(b, a);
+  }
 }
 
 TEST_CASE("a mixer that holds no layer says so") {

@@ -288,7 +288,9 @@ class Mixer {
 
   /// Sets batch row `row` back to the state before its first token. Allocates nothing.
   void reset(State& state, Index row) const requires(continues && !reads_source) {
-    StateMembers(state).clear_row(row);
+    const StateMembers members(state);
+    check_members(state, members.batch());
+    members.clear_row(row);
     start_row(definition_, state, row);
   }
 
@@ -427,17 +429,7 @@ class Mixer {
   /// Compares without allocating: the state of another config, batch or a full cache never runs.
   /// `tokens(row)` are about to come.
   void check_state(const State& state, Index batch, auto&& tokens) const {
-    detail::StateCheck check(name, batch, expected_extents_);
-    State::visit(state, [&]<class Member>(const Name& member_name, const Member& member) {
-      const auto& numbers = state_tensor(member);
-      check.check_extents(member_name, numbers.shape().extents);
-      if constexpr (requires { numbers.storage(); }) {
-        check.check_storage(member_name, numbers.storage());
-      }
-      if constexpr (requires { member.reached; }) {
-        check.check_extents(member_name, member.reached.shape().extents);
-      }
-    });
+    const detail::StateCheck check = check_members(state, batch);
     Index past = 0, coming = 0;  // of the row that will be longest
     State::visit(state, [&]<class Member>(const Name& member_name, const Member& member) {
       if constexpr (std::same_as<Member, Position>) {
@@ -454,6 +446,23 @@ class Mixer {
         check.check_room(member_name, past, coming, member.capacity());
       }
     });
+  }
+  /// Whether this layer makes such a state of `batch` rows, capacities aside.
+  detail::StateCheck check_members(const State& state, Index batch) const {
+    detail::StateCheck check(name, batch, expected_extents_);
+    State::visit(state, [&]<class Member>(const Name& member_name, const Member& member) {
+      const auto& numbers = state_tensor(member);
+      check.check_extents(member_name, numbers.shape().extents);
+      if constexpr (requires { numbers.storage(); }) {
+        check.check_storage(member_name, numbers.storage());
+      }
+      if constexpr (requires { member.reached; }) {
+        check.check_extents(member_name, member.reached.shape().extents);
+        check.check_window(member_name, member.window);
+      }
+    });
+    check.check_end();
+    return check;
   }
 
   static constexpr Index any_extent = detail::StateCheck::any_extent;
@@ -489,7 +498,9 @@ class Mixer {
       if constexpr (requires { state_tensor(member).storage(); }) {
         extents.push_back(static_cast<Index>(state_tensor(member).storage()));
       }
-      if constexpr (requires { member.reached; }) extents.push_back(1);
+      if constexpr (requires { member.reached; }) {
+        extents.push_back(1), extents.push_back(member.window);
+      }
     });
     return extents;
   }
@@ -497,7 +508,7 @@ class Mixer {
   Options options_;
   Definition definition_;
   // Of every state member in the order of `visit`, of a cache with its storage behind them, of a
-  // ring with the extent of its marks, too.
+  // ring with the extent of its marks and its window, too.
   std::vector<Index> expected_extents_;
 };
 

@@ -155,7 +155,8 @@ class ConstStateMembers {
     if (same) {
       for_each_pair(other, [&](const Name&, const StateMember& a, const StateMember& b) {
         same = same && a.kind == b.kind && a.number_size == b.number_size &&
-               a.storage == b.storage && a.rank == b.rank && a.axis == b.axis;
+               a.storage == b.storage && a.rank == b.rank && a.axis == b.axis &&
+               a.window == b.window;
         for (Index i = 1; same && i < a.rank; ++i) {
           const bool is_capacity = a.kind == StateMember::Kind::appended && i == a.axis;
           same = is_capacity || a.extent(i) == b.extent(i);
@@ -181,6 +182,11 @@ class ConstStateMembers {
       result += name.text() + " " + text_of_extents(member.shape());
       if (member.storage != Storage::native) {
         result.append(" ").append(to_string(member.storage));
+      } else if (!member.integral) {
+        result.append(member.number_size == 4 ? " float" : " double");
+      }
+      if (member.kind == StateMember::Kind::ring) {
+        result.append(" with a window of ").append(std::to_string(member.window));
       }
     });
     return result + "}";
