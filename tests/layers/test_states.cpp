@@ -218,6 +218,29 @@ TEST_CASE("the state of another config of the same layer is refused, and stays a
   }
 }
 
+TEST_CASE("a side value that overlaps what is written is refused") {
+  Context context;
+  for (const bool writes : {true, false}) {
+    const auto layer = layer_of("rwkv7", R"({"d_model": 8, "head_dim": 4, "d_ff": 8,
+        "decay_rank": 2, "rate_rank": 2, "value_rank": 2, "gate_rank": 2, "layer_index": )" +
+                                             std::string(writes ? "0}" : "1}"));
+    auto x = layer.random_input(1, 3, 5), y = x, values = x;
+    const auto with = [&](View<double, 3> side) {
+      const seqmix::NamedView<double> sides[] = {{"value_first", side}};
+      layer.mixer().forward(x, y, context, sides);
+    };
+    const auto refuses = [&](View<double, 3> side) {
+      CHECK_THROWS_MATCHES(
+          with(side), seqmix::ShapeError,
+          MessageMatches(ContainsSubstring("side value value_first overlaps x or y")));
+    };
+    with(values);
+    refuses(y);
+    if (writes) refuses(x);
+    if (!writes) with(x);
+  }
+}
+
 TEST_CASE("a mixer that holds no layer says so") {
   AnyMixer<float> none;
   CHECK(!none);

@@ -131,7 +131,8 @@ void start_row(const Definition& definition, State& state, Index row) {
 /// The three verbs agree: for any split of a sequence into prefill pieces and steps, outputs and
 /// final state are those of one `forward`. x and y are the same view or disjoint, no number of y
 /// belongs to two tokens, and their last dimension is contiguous. `side` holds the side values of a
-/// layer that declares some, [B, T, width] each; all others have none.
+/// layer that declares some, [B, T, width] each, disjoint from y and, where the layer writes them,
+/// from x; all others have none.
 ///
 /// A verb that throws a `seqmix::Error` has written nothing: it checks first. After any other
 /// exception (no memory, an executor's own) the state is valid and its numbers are unspecified:
@@ -407,6 +408,9 @@ class Mixer {
           if (role == SideRole::output) {
             detail::check_output(name, which, view.shape(), view.strides());
           }
+          if (disjoint(view, y) && (role == SideRole::input || disjoint(view, x))) return;
+          throw ShapeError(std::string(name) + ": side value " + std::string(which) +
+                           " overlaps x or y; it must be disjoint from what is written");
         });
   }
   void check_source(const View<const Scalar, 3>& source) const requires reads_source {
