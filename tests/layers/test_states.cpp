@@ -19,17 +19,19 @@ using namespace support;
 using Catch::Matchers::ContainsSubstring;
 using Catch::Matchers::MessageMatches;
 
-LayerCase<double> layer_of(const std::string& name, const std::string& config) {
+template <class S>
+LayerCase<S> layer_of(const std::string& name, const std::string& config) {
   const auto& twins = reference::twins();
   const auto twin = std::ranges::find(twins, name, &reference::Twin::layer);
   REQUIRE(twin != twins.end());
   return {*twin, config};
 }
+
 /// Sliding windows of 4 that can take 3 tokens back.
 LayerCase<double> window_layer() {
-  return layer_of("sliding_window_attention",
-                  R"({"d_model": 9, "n_heads": 2, "n_kv_heads": 1, "head_dim": 5,
-                      "window": 4, "max_rollback": 3})");
+  return layer_of<double>("sliding_window_attention",
+                          R"({"d_model": 9, "n_heads": 2, "n_kv_heads": 1, "head_dim": 5,
+                              "window": 4, "max_rollback": 3})");
 }
 
 /// A file in the folder of temporary ones that goes with the object.
@@ -170,17 +172,6 @@ TEST_CASE("an output whose tokens share numbers is refused") {
   });
 }
 
-TEST_CASE("a position that no stream reaches is refused") {
-  const auto layer = window_layer();
-  const auto x = layer.random_input(1, 6, 3);
-  auto y = unwritten<double>(x.shape());
-  Context context;
-  AnyState state = layer.make_state(1, 6);
-  state.members().set_tokens(0, seqmix::max_tokens - 5);
-  CHECK_THROWS_AS(layer.prefill(x, state, y, context), seqmix::CapacityError);
-  CHECK(state.members().tokens(0) == seqmix::max_tokens - 5);
-}
-
 TEST_CASE("the state of another config of the same layer is refused, and stays as it was") {
   struct Pair {
     std::string layer, a, b;
@@ -213,7 +204,7 @@ TEST_CASE("the state of another config of the same layer is refused, and stays a
     CHECK(valid_numbers(state) == before);
   };
   for (const Pair& pair : pairs) {
-    const auto a = layer_of(pair.layer, pair.a), b = layer_of(pair.layer, pair.b);
+    const auto a = layer_of<double>(pair.layer, pair.a), b = layer_of<double>(pair.layer, pair.b);
     refuses(a, b), refuses(b, a);
   }
 }
@@ -221,9 +212,9 @@ TEST_CASE("the state of another config of the same layer is refused, and stays a
 TEST_CASE("a side value that overlaps what is written is refused") {
   Context context;
   for (const bool writes : {true, false}) {
-    const auto layer = layer_of("rwkv7", R"({"d_model": 8, "head_dim": 4, "d_ff": 8,
+    const auto layer = layer_of<double>("rwkv7", R"({"d_model": 8, "head_dim": 4, "d_ff": 8,
         "decay_rank": 2, "rate_rank": 2, "value_rank": 2, "gate_rank": 2, "layer_index": )" +
-                                             std::string(writes ? "0}" : "1}"));
+                                                     std::string(writes ? "0}" : "1}"));
     auto x = layer.random_input(1, 3, 5), y = x, values = x;
     const auto with = [&](View<double, 3> side) {
       const seqmix::NamedView<double> sides[] = {{"value_first", side}};
@@ -239,6 +230,17 @@ TEST_CASE("a side value that overlaps what is written is refused") {
     if (writes) refuses(x);
     if (!writes) with(x);
   }
+}
+
+TEST_CASE("a position that no stream reaches is refused") {
+  const auto layer = window_layer();
+  const auto x = layer.random_input(1, 6, 3);
+  auto y = unwritten<double>(x.shape());
+  Context context;
+  AnyState state = layer.make_state(1, 6);
+  state.members().set_tokens(0, seqmix::max_tokens - 5);
+  CHECK_THROWS_AS(layer.prefill(x, state, y, context), seqmix::CapacityError);
+  CHECK(state.members().tokens(0) == seqmix::max_tokens - 5);
 }
 
 TEST_CASE("a mixer that holds no layer says so") {
