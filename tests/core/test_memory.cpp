@@ -1,7 +1,10 @@
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
 #include <cstdint>
+#include <new>
+#include <utility>
 
+#include "seqmix/core/cache.hpp"
 #include "seqmix/core/context.hpp"
 #include "seqmix/core/parameter.hpp"
 #include "support/allocations.hpp"
@@ -71,7 +74,53 @@ TEST_CASE("a tensor is assigned in place where shapes agree, and may have a shap
   const Tensor<float, 2> shape_alone({large, 5}, Memory::shapes_only());
   CHECK(shape_alone.shape() == Shape<2>{large, 5});
   CHECK(shape_alone.data() == nullptr);
+  Tensor<float, 2> copied = shape_alone, assigned({2, 2});
+  assigned = shape_alone;
+  CHECK(copied.shape() == shape_alone.shape());
+  CHECK(assigned.data() == nullptr);
+  assigned = copied;
+  CHECK(assigned.shape() == shape_alone.shape());
   CHECK_THROWS_AS((Tensor<float, 2>({large, large}, Memory::shapes_only())), ShapeError);
+}
+
+TEST_CASE("a cache is assigned in place, or not at all where memory ends") {
+  Cache<float, 2> cache({2, 5}), other({2, 5}), larger({1000, 5}, {}, Storage::int8);
+  const std::byte* const numbers = cache.bytes().data();
+  const auto before = allocations();
+  cache = other;
+  CHECK(allocations() == before);
+  CHECK(cache.bytes().data() == numbers);
+  for (const int count : {0, 1}) {
+    support::fail_allocations_after(count);
+    bool failed = false;
+    try {
+      cache = larger;
+    } catch (const std::bad_alloc&) {
+      failed = true;
+    }
+    support::fail_allocations_after(-1);
+    CHECK(failed);
+    CHECK(cache.shape() == Shape<2>{2, 5});
+    CHECK(cache.storage() == Storage::native);
+    CHECK(cache.bytes().data() == numbers);
+  }
+  const Cache<float, 2> moved = std::move(cache);
+  CHECK(moved.bytes().data() == numbers);
+  CHECK(cache.shape() == Shape<2>{});
+}
+
+TEST_CASE("a parameter that was moved from is empty, and one without a handle is not") {
+  Parameter<float, 1> parameter = Tensor<float, 1>({3});
+  const Parameter<float, 1> moved = std::move(parameter);
+  CHECK(moved);
+  CHECK(!parameter);
+  CHECK(parameter.data() == nullptr);
+  CHECK(parameter.shape() == Shape<1>{0});
+  parameter = moved;
+  CHECK(parameter.identity() == moved.identity());
+
+  const Tensor<float, 1> mine({3});
+  CHECK(Parameter<float, 1>(mine.view(), nullptr));
 }
 
 TEST_CASE("scratch never moves while it is in use") {

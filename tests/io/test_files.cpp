@@ -184,26 +184,6 @@ TEST_CASE("a JSON text takes at most four times its length and a fixed part") {
   CHECK(error.empty());
 }
 
-/// Calls `call` with memory that ends after each number of allocations, until it succeeds. Whatever
-/// it throws, nothing may end the program.
-void exhaust(auto&& call) {
-  for (std::int64_t count = 0; count < 10'000; ++count) {
-    bool succeeded = false;
-    support::fail_allocations_after(count);
-    try {
-      call();
-      succeeded = true;
-    } catch (const std::bad_alloc&) {
-    } catch (...) {
-      support::fail_allocations_after(-1);
-      throw;
-    }
-    support::fail_allocations_after(-1);
-    if (succeeded) return;
-  }
-  FAIL("never succeeds");
-}
-
 struct LimitConfig {
   Index d_model = 0;
   double limit = 1;
@@ -223,10 +203,11 @@ TEST_CASE("where memory ends is std::bad_alloc, and nothing ends the program") {
   folder.write("model.safetensors.index.json", std::string_view(R"({"metadata": {"a": [[1], {}]},
       "weight_map": {"a": "one.safetensors", "a tensor with a longer name": "one.safetensors"}})"));
   for (const FileAccess access : {FileAccess::read, FileAccess::mapped}) {
-    exhaust([&] { Safetensors::open(path, access).parameter<double, 1>("a", {2}); });
-    exhaust([&] { Checkpoint::open(folder.path(), access).parameter<float, 1>("a", {2}); });
+    support::exhaust([&] { Safetensors::open(path, access).parameter<double, 1>("a", {2}); });
+    support::exhaust(
+        [&] { Checkpoint::open(folder.path(), access).parameter<float, 1>("a", {2}); });
   }
-  exhaust([] {
+  support::exhaust([] {
     LimitConfig config;
     const detail::JsonDocument json = parse_json(
         R"({"d_model": 4, "limit": {"__float__": "Infinity"}})", "a config with a long name");

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "seqmix/io/model.hpp"
+#include "support/allocations.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/safetensors_builder.hpp"
@@ -87,13 +88,16 @@ struct Small {
 
   Model load(LoadOptions options = {}) const {
     const test::TemporaryFolder folder;
+    write(folder);
+    return load_language_model<double>(folder.path(), options);
+  }
+  void write(const test::TemporaryFolder& folder) const {
     folder.write("config.json", config.dump());
     test::SafetensorsBuilder file;
     for (const auto& [name, tensor] : tensors) {
       file.add(name, "F64", Json(tensor.first).dump(), tensor.second);
     }
     folder.write("model.safetensors", file.build());
-    return load_language_model<double>(folder.path(), options);
   }
   Small with(const Json& changes) const {
     Small result = *this;
@@ -515,6 +519,15 @@ TEST_CASE("a field of a wrong type or size is refused with its key, whatever the
       }
     }
   }
+}
+
+TEST_CASE("where memory ends while a model is loaded nothing ends the program") {
+  const test::TemporaryFolder folder;
+  llama()
+      .with({{"rope_scaling", {{"rope_type", "linear"}, {"factor", 2.0}}},
+             {"architectures", {{"of", "no"}, {"use", "here"}}}})
+      .write(folder);
+  support::exhaust([&] { load_language_model<double>(folder.path()); });
 }
 
 TEST_CASE("a size of zero that others are divided by is refused, not divided by") {

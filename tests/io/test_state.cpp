@@ -392,6 +392,58 @@ TEST_CASE("what a ring has overwritten is part of a state file") {
              ContainsSubstring("position.0\": not a count of tokens"));
 }
 
+TEST_CASE("a ring of other rows does not take what was written over its past") {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "ring.state";
+  const auto save = [&](Index tokens) {
+    RingState small = ring_state();
+    StateMembers(small).set_tokens(0, tokens);
+    if (tokens > 4) StateMembers(small).rewind(0, 4);
+    save_state(path, ConstStateMembers(std::as_const(small)));
+  };
+  RingState large{{2}, {{2, 9, 2}, 3}};
+  save(6);  // position 5 lies where position 0 did
+  const auto before = bytes_of(large);
+  CHECK_THROWS_AS(load_state(path, StateMembers(large)), CheckpointError);
+  CHECK(bytes_of(large) == before);
+  RingState same = ring_state();
+  load_state(path, StateMembers(same));
+  for (const Index tokens : {5, 4}) {
+    save(tokens);
+    load_state(path, StateMembers(large));
+    StateMembers(large).rewind(0, 0);
+  }
+}
+
+TEST_CASE("a position that no file can hold is not saved or copied") {
+  const TemporaryFolder folder;
+  for (const Index position : {Index{-5}, max_tokens + 1}) {
+    RingState state = ring_state(), other = ring_state();
+    state.position[0] = position;
+    const auto before = bytes_of(other);
+    CHECK_THROWS_AS(save_state(folder.path() / "a.state", ConstStateMembers(std::as_const(state))),
+                    ShapeError);
+    CHECK_THROWS_AS(StateMembers(other).copy_row(ConstStateMembers(std::as_const(state)), 0, 0),
+                    ShapeError);
+    CHECK(bytes_of(other) == before);
+  }
+  // Rows that one member lacks are rows of none.
+  RingState uneven = ring_state();
+  uneven.position = Position(7);
+  CHECK(ConstStateMembers(std::as_const(uneven)).batch() == 2);
+  uneven.position = Position(1);
+  CHECK(ConstStateMembers(std::as_const(uneven)).batch() == 1);
+}
+
+TEST_CASE("a state file with a long header is read where that is asked for") {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "many.state";
+  CountState many{Tensor<Index, 2>({200, 2})};
+  save_state(path, ConstStateMembers(std::as_const(many)));
+  CHECK_THROWS_AS(load_state(path, StateMembers(many), HeaderLimit{1000}), CheckpointError);
+  load_state(path, StateMembers(many), HeaderLimit{100'000});
+}
+
 TEST_CASE("counts in a state file have bounds") {
   const TemporaryFolder folder;
   const auto path = folder.path() / "counts.state";

@@ -172,6 +172,66 @@ TEST_CASE("an output whose tokens share numbers is refused") {
   });
 }
 
+TEST_CASE("the state of another config of the same layer is refused, and stays as it was") {
+  struct Pair {
+    std::string layer, a, b;
+  };
+  const std::string heads = R"({"d_model": 8, "n_heads": 2, )", sizes = R"("head_dim": 4, )",
+                    widths = R"("head_k": 4, "head_v": 4, )";
+  const std::vector<Pair> pairs{
+      {"sliding_window_attention", heads + sizes + R"("n_kv_heads": 1, "window": 4})",
+       heads + sizes + R"("n_kv_heads": 1, "window": 4, "n_sinks": 2})"},
+      {"sliding_window_attention",
+       heads + sizes + R"("n_kv_heads": 1, "window": 3, "max_rollback": 4})",
+       heads + sizes + R"("n_kv_heads": 1, "window": 5, "max_rollback": 2})"},
+      {"retention", heads + widths + R"("score_norm": "none"})",
+       heads + widths + R"("score_norm": "scores"})"},
+      {"linear_attention", heads + widths + R"("feature_map": "relu", "normalize": false})",
+       heads + widths + R"("feature_map": "relu", "normalize": true})"},
+      {"rwkv4", R"({"d_model": 8, "d_ff": 8})", R"({"d_model": 4, "d_ff": 8})"},
+  };
+  Context context;
+  const auto refuses = [&](const LayerCase<double>& layer, const LayerCase<double>& other) {
+    INFO(other.text() << " for " << layer.text());
+    const auto x = layer.random_input(1, 3, 5);
+    auto y = unwritten<double>(x.shape());
+    AnyState state = other.make_state(1, 8), own = layer.make_state(1, 8);
+    const auto before = valid_numbers(state);
+    CHECK_THROWS_AS(layer.prefill(x, state, y, context), seqmix::ShapeError);
+    CHECK_THROWS_AS(layer.mixer().check(state, 1, 1), seqmix::ShapeError);
+    CHECK_THROWS_AS(layer.mixer().reset(state, 0), seqmix::ShapeError);
+    CHECK_THROWS_AS(own.members().copy_row(state.members(), 0, 0), seqmix::ShapeError);
+    CHECK(valid_numbers(state) == before);
+  };
+  for (const Pair& pair : pairs) {
+    const auto a = layer_of<double>(pair.layer, pair.a), b = layer_of<double>(pair.layer, pair.b);
+    refuses(a, b), refuses(b, a);
+  }
+}
+
+TEST_CASE("a side value that overlaps what is written is refused") {
+  Context context;
+  for (const bool writes : {true, false}) {
+    const auto layer = layer_of<double>("rwkv7", R"({"d_model": 8, "head_dim": 4, "d_ff": 8,
+        "decay_rank": 2, "rate_rank": 2, "value_rank": 2, "gate_rank": 2, "layer_index": )" +
+                                                     std::string(writes ? "0}" : "1}"));
+    auto x = layer.random_input(1, 3, 5), y = x, values = x;
+    const auto with = [&](View<double, 3> side) {
+      const seqmix::NamedView<double> sides[] = {{"value_first", side}};
+      layer.mixer().forward(x, y, context, sides);
+    };
+    const auto refuses = [&](View<double, 3> side) {
+      CHECK_THROWS_MATCHES(
+          with(side), seqmix::ShapeError,
+          MessageMatches(ContainsSubstring("side value value_first overlaps x or y")));
+    };
+    with(values);
+    refuses(y);
+    if (writes) refuses(x);
+    if (!writes) with(x);
+  }
+}
+
 TEST_CASE("a position that no stream reaches is refused") {
   const auto layer = window_layer();
   const auto x = layer.random_input(1, 6, 3);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 #include "seqmix/core/named_enum.hpp"
 #include "seqmix/core/tensor.hpp"
@@ -128,6 +129,22 @@ class Cache {
         shape_(shape),
         bytes_(with_last(checked_product(shape[Rank - 1], number_size<Scalar>(storage))), memory),
         scales_(with_last(storage == Storage::int8 ? 1 : 0), memory) {}
+  Cache(const Cache&) = default;
+  Cache(Cache&& other) noexcept { swap(other); }
+  /// In place where shape and storage agree, or not at all where memory ends.
+  Cache& operator=(const Cache& other) {
+    if (storage_ == other.storage_ && shape_ == other.shape_) {
+      bytes_ = other.bytes_, scales_ = other.scales_;
+    } else {
+      *this = Cache(other);
+    }
+    return *this;
+  }
+  Cache& operator=(Cache&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~Cache() = default;
 
   Storage storage() const { return storage_; }
   const Shape<Rank>& shape() const { return shape_; }
@@ -143,6 +160,10 @@ class Cache {
   const Tensor<bfloat16, Rank>& scales() const { return scales_; }
 
  private:
+  void swap(Cache& other) noexcept {
+    std::swap(storage_, other.storage_), std::swap(shape_, other.shape_);
+    std::swap(bytes_, other.bytes_), std::swap(scales_, other.scales_);
+  }
   Shape<Rank> with_last(Index extent) const {
     Shape<Rank> shape = shape_;
     shape[Rank - 1] = extent;

@@ -11,7 +11,7 @@ SEQMIX_BEGIN_NAMESPACE
 /// An immutable weight behind a shared handle: copies share the numbers.
 ///
 /// It owns a tensor that was moved in, or borrows row-major numbers that a handle keeps alive (a
-/// mapped file, say).
+/// mapped file, say); without a handle the caller does.
 template <class Scalar, Index Rank>
 class Parameter {
  public:
@@ -29,8 +29,16 @@ class Parameter {
     if (!numbers.contiguous()) throw ShapeError("a borrowed parameter must be contiguous");
   }
 
+  Parameter(const Parameter&) = default;
+  Parameter(Parameter&& other) noexcept { swap(other); }
+  Parameter& operator=(Parameter other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~Parameter() = default;
+
   /// Whether there are numbers; an optional bias that a layer lacks is an empty parameter.
-  explicit operator bool() const { return handle_ != nullptr; }
+  explicit operator bool() const { return data() != nullptr || handle_ != nullptr; }
   View<const Scalar, Rank> view() const { return view_; }
   Tensor<Scalar, Rank> to_tensor() const {
     Tensor<Scalar, Rank> numbers(shape());
@@ -50,6 +58,10 @@ class Parameter {
   }
 
  private:
+  void swap(Parameter& other) noexcept {
+    std::swap(handle_, other.handle_), std::swap(view_, other.view_);
+  }
+
   std::shared_ptr<const void> handle_;
   View<const Scalar, Rank> view_;
 };

@@ -12,7 +12,7 @@ SEQMIX_BEGIN_NAMESPACE
 /// Owned row-major numbers at a 64-byte aligned address, zero at the start.
 ///
 /// A tensor converts to views; a copy owns heap memory of its own. One of `Memory::shapes_only()`
-/// has none: it is there to be asked for its shape.
+/// has none, nor have its copies: it is there to be asked for its shape.
 template <class T, Index Rank>
 class Tensor {
   static_assert(std::is_trivially_copyable_v<T>);
@@ -34,12 +34,15 @@ class Tensor {
     }
     view_ = {data_, shape};
   }
-  Tensor(const Tensor& other) : Tensor(other.shape()) { std::copy_n(other.data_, size_, data_); }
+  Tensor(const Tensor& other)
+      : Tensor(other.shape(), other.memory_.is_none() ? Memory::shapes_only() : Memory{}) {
+    copy_numbers(other);
+  }
   Tensor(Tensor&& other) noexcept { swap(other); }
   /// Numbers of the same shape go where this tensor's are; nothing is allocated then.
   Tensor& operator=(const Tensor& other) {
-    if (data_ != nullptr && shape() == other.shape()) {
-      if (this != &other) std::copy_n(other.data_, size_, data_);
+    if (shape() == other.shape() && (data_ == nullptr) == (other.data_ == nullptr)) {
+      copy_numbers(other);
     } else {
       *this = Tensor(other);
     }
@@ -73,6 +76,9 @@ class Tensor {
   decltype(auto) operator[](Index index) const { return view()[index]; }
 
  private:
+  void copy_numbers(const Tensor& other) {
+    if (data_ != other.data_) std::copy_n(other.data_, size_, data_);
+  }
   void swap(Tensor& other) noexcept {
     std::swap(memory_, other.memory_);
     std::swap(data_, other.data_);

@@ -155,7 +155,7 @@ class JsonDocument {
  public:
   JsonDocument() = default;
   JsonDocument(Json json) : json_(std::move(json)) {}
-  JsonDocument(const JsonDocument&) = delete;
+  JsonDocument(JsonDocument&&) = default;
   JsonDocument& operator=(const JsonDocument&) = delete;
   ~JsonDocument() { clear(json_); }
 

@@ -155,23 +155,22 @@ inline constexpr std::array<std::pair<std::string_view, Activation>, 11> activat
 /// model can have is a `ConfigError` that starts with the file and the key.
 class HuggingFaceConfig {
  public:
-  /// What `object` lacks has the value of `defaults`, a JSON text.
+  /// What `object`, which must outlive this, lacks has the value of `defaults`, a JSON text.
   HuggingFaceConfig(const Json& object, std::string name, std::string_view defaults = "{}")
-      : fields_(parse_json(defaults, "defaults")), name_(std::move(name)) {
+      : object_(object), defaults_(parse_json(defaults, "defaults")), name_(std::move(name)) {
     if (!object.is_object()) {
       throw ConfigError(name_ + ": got " + excerpt(object) + ", expected an object");
     }
-    fields_.update(object);
   }
 
   /// Whether the class sees None: the key is null, or absent without a default.
   bool is_null(std::string_view key) const {
-    const auto found = fields_.find(key);
-    return found == fields_.end() || found->is_null();
+    const Json* const found = find(key);
+    return found == nullptr || found->is_null();
   }
   template <class Field>
   Field get(std::string_view key) const {
-    return json_field<Field>(fields_, key, name_);
+    return json_field<Field>(holder_of(key), key, name_);
   }
   template <class Field>
   Field get(std::string_view key, Field in_place_of_null) const {
@@ -207,14 +206,14 @@ class HuggingFaceConfig {
     fail(key, "one of " + known);
   }
   HuggingFaceConfig object(std::string_view key) const {
-    return {fields_.at(std::string(key)), name_ + ": " + std::string(key)};
+    return {*find(key), name_ + ": " + std::string(key)};
   }
   /// A list of at least one number or string.
   template <class Field>
   std::vector<Field> list(std::string_view key) const {
     std::vector<Field> result;
-    if (is_null(key) || !fields_.at(std::string(key)).is_array()) fail(key, "a list");
-    for (const Json& item : fields_.at(std::string(key))) {
+    if (is_null(key) || !find(key)->is_array()) fail(key, "a list");
+    for (const Json& item : *find(key)) {
       result.push_back(field_from_json<Field>(item, name_ + ": " + std::string(key)));
     }
     if (result.empty()) fail(key, "a list with items");
@@ -234,14 +233,25 @@ class HuggingFaceConfig {
     if (!is_null(key)) fail(key, "null, all that is supported");
   }
   [[noreturn]] void fail(std::string_view key, std::string_view expected) const {
-    const auto found = fields_.find(key);
+    const Json* const found = find(key);
     throw ConfigError(name_ + ": " + std::string(key) + ": got " +
-                      (found == fields_.end() ? "nothing" : excerpt(*found)) + ", expected " +
+                      (found == nullptr ? "nothing" : excerpt(*found)) + ", expected " +
                       std::string(expected));
   }
 
  private:
-  Json fields_;
+  const Json& holder_of(std::string_view key) const {
+    if (object_.contains(key)) return object_;
+    return defaults_;
+  }
+  const Json* find(std::string_view key) const {
+    const Json& holder = holder_of(key);
+    const auto found = holder.find(key);
+    return found == holder.end() ? nullptr : &*found;
+  }
+
+  const Json& object_;
+  JsonDocument defaults_;
   std::string name_;
 };
 

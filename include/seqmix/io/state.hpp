@@ -12,8 +12,9 @@
 #include "seqmix/layers/state.hpp"
 
 // A state file is a safetensors file with one tensor a member and batch row, `<member>.<row>`,
-// without the batch axis; of a cache it holds the valid entries only, as they are stored, and the
-// scales of 8-bit ones as `<member>.scales.<row>`. Metadata: `format`, `rows`.
+// without the batch axis; of a cache it holds the valid entries only, as they are stored (of a ring
+// those that tokens wrote which were taken back, too), and the scales of 8-bit ones as
+// `<member>.scales.<row>`. Metadata: `format`, `rows`.
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -29,7 +30,7 @@ inline DType state_dtype(const StateMember& member) {
   return member.number_size == 4 ? DType::f32 : DType::f64;
 }
 
-/// The shape that a row of a member has in a file.
+/// The shape that a row of a member has in a file with the entries of `tokens` tokens.
 inline std::vector<Index> row_shape(const StateMember& member, Index tokens) {
   const auto row = member.shape().subspan(1);
   std::vector<Index> shape(row.begin(), row.end());
@@ -44,8 +45,8 @@ inline std::vector<Index> row_shape(const StateMember& member, Index tokens) {
 /// A state file beside the state that it is to fill.
 class StateFile {
  public:
-  StateFile(const std::filesystem::path& path, const StateMembers& state)
-      : file_(Safetensors::open(path)), state_(state) {
+  StateFile(const std::filesystem::path& path, const StateMembers& state, HeaderLimit limit)
+      : file_(Safetensors::open(path, FileAccess::read, limit)), state_(state) {
     expect_metadata("format", std::string(state_format));
     expect_metadata("rows", std::to_string(state.batch()));
     read_positions();
@@ -67,7 +68,7 @@ class StateFile {
     }
     auto next = loaded_.begin();
     for_each_tensor([&](const NamedStateMember& member, Index row, const StoredTensor&) {
-      state_.fill_row(member, row, tokens_of(row), (next++)->data());
+      state_.fill_row(member, row, held_by(member, row), (next++)->data());
     });
   }
 
@@ -79,7 +80,14 @@ class StateFile {
     throw CheckpointError(file_.source() + ": metadata " + key + " is " + got + ", expected " +
                           expected);
   }
-  Index& tokens_of(Index row) { return tokens_[static_cast<std::size_t>(row)]; }
+  /// What the file says of a row.
+  struct Tokens {
+    Index seen = 0, reached = 0;
+  };
+  Tokens& tokens_of(Index row) { return tokens_[static_cast<std::size_t>(row)]; }
+  Index held_by(const StateMember& member, Index row) {
+    return member.held(tokens_of(row).seen, tokens_of(row).reached);
+  }
   /// Calls `body(member, row, tensor)`; a file from before rings had marks has none of them.
   void for_each_tensor(auto&& body) {
     for (const NamedStateMember& member : members_) {
@@ -108,17 +116,20 @@ class StateFile {
   }
   void read_positions() {
     for_each_tensor([&](const NamedStateMember& member, Index row, const StoredTensor& tensor) {
-      if (member.kind == StateMember::Kind::position) tokens_of(row) = count_of(tensor);
+      if (member.kind == StateMember::Kind::position) tokens_of(row).seen = count_of(tensor);
+      if (member.kind == StateMember::Kind::position || member.kind == StateMember::Kind::mark) {
+        tokens_of(row).reached = std::max(tokens_of(row).reached, count_of(tensor));
+      }
     });
   }
   void check_tensor(const NamedStateMember& member, Index row, const StoredTensor& tensor) {
     using Kind = StateMember::Kind;
-    const Index seen = tokens_of(row);
+    const Index seen = tokens_of(row).seen;
     known_.insert(tensor.name);
     if (tensor.dtype != state_dtype(member)) {
       tensor.fail("wrong dtype", to_string(tensor.dtype), to_string(state_dtype(member)));
     }
-    const std::vector<Index> expected = row_shape(member, seen);
+    const std::vector<Index> expected = row_shape(member, held_by(member, row));
     if (tensor.shape != expected) {
       tensor.fail("wrong shape", shape_text(tensor.shape), shape_text(expected));
     }
@@ -144,7 +155,7 @@ class StateFile {
   const Safetensors file_;
   const StateMembers state_;
   const std::vector<NamedStateMember> members_ = state_.list();
-  std::vector<Index> tokens_ = std::vector<Index>(static_cast<std::size_t>(state_.batch()), 0);
+  std::vector<Tokens> tokens_ = std::vector<Tokens>(static_cast<std::size_t>(state_.batch()));
   std::set<std::string, std::less<>> known_;
   std::vector<StoredBytes> loaded_;
 };
@@ -156,7 +167,8 @@ inline void save_state(const std::filesystem::path& path, const ConstStateMember
   std::vector<StoredTensor> tensors;
   for (const NamedStateMember& member : state.list()) {
     for (Index row = 0; row < state.batch(); ++row) {
-      const ByteRuns runs = member.runs(row, state.tokens(row));
+      const Index held = member.held(state.tokens(row), state.reached(row));
+      const ByteRuns runs = member.runs(row, held);
       auto bytes = std::make_shared<std::vector<std::byte>>();
       for (Index i = 0; i < runs.count; ++i) {
         const std::byte* const run = runs.first + i * runs.stride;
@@ -164,7 +176,7 @@ inline void save_state(const std::filesystem::path& path, const ConstStateMember
       }
       tensors.push_back({.name = member.name + "." + std::to_string(row),
                          .dtype = detail::state_dtype(member),
-                         .shape = detail::row_shape(member, state.tokens(row)),
+                         .shape = detail::row_shape(member, held),
                          .bytes = {*bytes, bytes},
                          .file = path.string()});
     }
@@ -178,9 +190,10 @@ inline void save_state(const std::filesystem::path& path, const ConstStateMember
 ///
 /// Throws `CheckpointError` on a file of another layer, batch, number type or storage and on counts
 /// of tokens that no state has, and `CapacityError` where a cache is too small; the state is then
-/// as it was.
-inline void load_state(const std::filesystem::path& path, const StateMembers& state) {
-  detail::StateFile(path, state).fill();
+/// as it was. A file of very many rows and members may need a longer header than the usual one.
+inline void load_state(const std::filesystem::path& path, const StateMembers& state,
+                       HeaderLimit limit = {}) {
+  detail::StateFile(path, state, limit).fill();
 }
 
 SEQMIX_END_NAMESPACE

@@ -85,18 +85,18 @@ inline void check_offsets(std::string_view layer, const View<const Index, 1>& cu
   expect(cu_seqlens[offsets - 1] == tokens, offsets - 1, "the number of tokens, ", tokens);
 }
 
-/// Compares the members of a state, in the order of `visit`, with what the layer makes: their
-/// extents, batch aside, and the storages of caches.
+/// Compares the members of a state, in the order of `visit`, with what the layer makes: how many
+/// there are, their extents, batch aside, the storages of caches and the windows of rings.
 class StateCheck {
  public:
   static constexpr Index any_extent = -1;
 
   StateCheck(std::string_view layer, Index batch, std::span<const Index> expected)
-      : layer_(layer), batch_(batch), next_(expected.data()) {}
+      : layer_(layer), batch_(batch), expected_(expected) {}
 
   void check_extents(const Name& member, std::span<const Index> extents) {
-    for (std::size_t axis = 0; axis < extents.size(); ++axis, ++next_) {
-      const Index wanted = axis == 0 ? batch_ : *next_;
+    for (std::size_t axis = 0; axis < extents.size(); ++axis) {
+      const Index made = next(member), wanted = axis == 0 ? batch_ : made;
       if (wanted == any_extent || extents[axis] == wanted) continue;
       throw ShapeError(std::string(layer_) + ": state " + member.text() + " has shape " +
                        text_of_extents(extents) + ", expected " + std::to_string(wanted) +
@@ -104,11 +104,23 @@ class StateCheck {
     }
   }
   void check_storage(const Name& member, Storage storage) {
-    const auto wanted = static_cast<Storage>(*next_++);
+    const auto wanted = static_cast<Storage>(next(member));
     if (storage == wanted) return;
     throw ShapeError(std::string(layer_) + ": state " + member.text() + " is stored as " +
                      std::string(to_string(storage)) + ", expected " +
                      std::string(to_string(wanted)));
+  }
+  void check_window(const Name& member, Index window) {
+    const Index wanted = next(member);
+    if (window == wanted) return;
+    throw ShapeError(std::string(layer_) + ": state " + member.text() + " has a window of " +
+                     std::to_string(window) + ", expected " + std::to_string(wanted));
+  }
+  /// After the last member.
+  void check_end() const {
+    if (expected_.empty()) return;
+    throw ShapeError(std::string(layer_) +
+                     ": the state lacks members, as one of another config does");
   }
   /// Position `row` of a state that anybody may have written to.
   void check_position(const Name& member, Index row, Index past, Index coming) const {
@@ -127,9 +139,19 @@ class StateCheck {
   }
 
  private:
+  Index next(const Name& member) {
+    if (expected_.empty()) {
+      throw ShapeError(std::string(layer_) + ": state " + member.text() +
+                       " is none of its members; the state is one of another config");
+    }
+    const Index number = expected_.front();
+    expected_ = expected_.subspan(1);
+    return number;
+  }
+
   std::string_view layer_;
   Index batch_;
-  const Index* next_;
+  std::span<const Index> expected_;  // of the members to come
 };
 
 }  // namespace detail

@@ -131,7 +131,8 @@ void start_row(const Definition& definition, State& state, Index row) {
 /// The three verbs agree: for any split of a sequence into prefill pieces and steps, outputs and
 /// final state are those of one `forward`. x and y are the same view or disjoint, no number of y
 /// belongs to two tokens, and their last dimension is contiguous. `side` holds the side values of a
-/// layer that declares some, [B, T, width] each; all others have none.
+/// layer that declares some, [B, T, width] each, disjoint from y and, where the layer writes them,
+/// from x; all others have none.
 ///
 /// A verb that throws a `seqmix::Error` has written nothing: it checks first. After any other
 /// exception (no memory, an executor's own) the state is valid and its numbers are unspecified:
@@ -288,7 +289,9 @@ class Mixer {
 
   /// Sets batch row `row` back to the state before its first token. Allocates nothing.
   void reset(State& state, Index row) const requires(continues && !reads_source) {
-    StateMembers(state).clear_row(row);
+    const StateMembers members(state);
+    check_members(state, members.batch());
+    members.clear_row(row);
     start_row(definition_, state, row);
   }
 
@@ -405,6 +408,9 @@ class Mixer {
           if (role == SideRole::output) {
             detail::check_output(name, which, view.shape(), view.strides());
           }
+          if (disjoint(view, y) && (role == SideRole::input || disjoint(view, x))) return;
+          throw ShapeError(std::string(name) + ": side value " + std::string(which) +
+                           " overlaps x or y; it must be disjoint from what is written");
         });
   }
   void check_source(const View<const Scalar, 3>& source) const requires reads_source {
@@ -427,17 +433,7 @@ class Mixer {
   /// Compares without allocating: the state of another config, batch or a full cache never runs.
   /// `tokens(row)` are about to come.
   void check_state(const State& state, Index batch, auto&& tokens) const {
-    detail::StateCheck check(name, batch, expected_extents_);
-    State::visit(state, [&]<class Member>(const Name& member_name, const Member& member) {
-      const auto& numbers = state_tensor(member);
-      check.check_extents(member_name, numbers.shape().extents);
-      if constexpr (requires { numbers.storage(); }) {
-        check.check_storage(member_name, numbers.storage());
-      }
-      if constexpr (requires { member.reached; }) {
-        check.check_extents(member_name, member.reached.shape().extents);
-      }
-    });
+    const detail::StateCheck check = check_members(state, batch);
     Index past = 0, coming = 0;  // of the row that will be longest
     State::visit(state, [&]<class Member>(const Name& member_name, const Member& member) {
       if constexpr (std::same_as<Member, Position>) {
@@ -454,6 +450,23 @@ class Mixer {
         check.check_room(member_name, past, coming, member.capacity());
       }
     });
+  }
+  /// Whether this layer makes such a state of `batch` rows, capacities aside.
+  detail::StateCheck check_members(const State& state, Index batch) const {
+    detail::StateCheck check(name, batch, expected_extents_);
+    State::visit(state, [&]<class Member>(const Name& member_name, const Member& member) {
+      const auto& numbers = state_tensor(member);
+      check.check_extents(member_name, numbers.shape().extents);
+      if constexpr (requires { numbers.storage(); }) {
+        check.check_storage(member_name, numbers.storage());
+      }
+      if constexpr (requires { member.reached; }) {
+        check.check_extents(member_name, member.reached.shape().extents);
+        check.check_window(member_name, member.window);
+      }
+    });
+    check.check_end();
+    return check;
   }
 
   static constexpr Index any_extent = detail::StateCheck::any_extent;
@@ -489,7 +502,9 @@ class Mixer {
       if constexpr (requires { state_tensor(member).storage(); }) {
         extents.push_back(static_cast<Index>(state_tensor(member).storage()));
       }
-      if constexpr (requires { member.reached; }) extents.push_back(1);
+      if constexpr (requires { member.reached; }) {
+        extents.push_back(1), extents.push_back(member.window);
+      }
     });
     return extents;
   }
@@ -497,7 +512,7 @@ class Mixer {
   Options options_;
   Definition definition_;
   // Of every state member in the order of `visit`, of a cache with its storage behind them, of a
-  // ring with the extent of its marks, too.
+  // ring with the extent of its marks and its window, too.
   std::vector<Index> expected_extents_;
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -73,6 +74,9 @@ struct StateMember {
     const Index entry = product(axis + 1, rank) * number_size;
     return {first, product(1, axis), capacity * entry, std::min(tokens, capacity) * entry};
   }
+  /// The tokens whose entries a row holds that has seen `tokens` and once had seen `reached`: those
+  /// that were taken back have taken the place of older ones in a ring.
+  Index held(Index tokens, Index reached) const { return kind == Kind::ring ? reached : tokens; }
   /// Whether the row can go back from `reached` tokens to `tokens`: whether what the layer would
   /// look back on has not been overwritten.
   bool can_go_back(Index reached, Index tokens) const {
@@ -116,15 +120,28 @@ class ConstStateMembers {
     for_each([&](const Name&, const StateMember&) { none = false; });
     return none;
   }
+  /// The rows that all members have.
   Index batch() const {
-    Index rows = 0;
-    for_each([&](const Name&, const StateMember& member) { rows = member.batch(); });
-    return rows;
+    Index rows = std::numeric_limits<Index>::max();
+    for_each(
+        [&](const Name&, const StateMember& member) { rows = std::min(rows, member.batch()); });
+    return empty() ? 0 : rows;
   }
-  /// The number of tokens that `row` has seen; 0 where the state does not count them.
+  /// The number of tokens that `row` has seen; 0 where the state does not count them. Throws where
+  /// what anybody may have written there is none, or more than a cache has room for.
   Index tokens(Index row) const {
     check_row("tokens", row);
-    return position_of(row);
+    const Index tokens = position_of(row);
+    check_tokens("tokens", tokens);
+    return tokens;
+  }
+  /// The most tokens that `row` has ever seen: more than now where some were taken back.
+  Index reached(Index row) const {
+    Index most = tokens(row);
+    for_each([&](const Name&, const StateMember& member) {
+      if (member.kind == StateMember::Kind::mark) most = std::max(most, number(member, row));
+    });
+    return most;
   }
 
   /// The bytes that the tokens so far need, and the bytes that are held.
@@ -155,7 +172,8 @@ class ConstStateMembers {
     if (same) {
       for_each_pair(other, [&](const Name&, const StateMember& a, const StateMember& b) {
         same = same && a.kind == b.kind && a.number_size == b.number_size &&
-               a.storage == b.storage && a.rank == b.rank && a.axis == b.axis;
+               a.storage == b.storage && a.rank == b.rank && a.axis == b.axis &&
+               a.window == b.window;
         for (Index i = 1; same && i < a.rank; ++i) {
           const bool is_capacity = a.kind == StateMember::Kind::appended && i == a.axis;
           same = is_capacity || a.extent(i) == b.extent(i);
@@ -174,6 +192,21 @@ class ConstStateMembers {
                      std::to_string(batch()));
   }
 
+  /// Throws `ShapeError` on a number of tokens that no row has seen, and `CapacityError` where a
+  /// cache has no room for them.
+  void check_tokens(std::string_view verb, Index tokens) const {
+    if (tokens < 0 || tokens > max_tokens) {
+      throw ShapeError(std::string(verb) + ": got " + std::to_string(tokens) +
+                       " tokens, expected 0 to " + std::to_string(max_tokens));
+    }
+    for_each([&](const Name& name, const StateMember& member) {
+      if (member.kind != StateMember::Kind::appended || tokens <= member.capacity) return;
+      throw CapacityError(std::string(verb) + ": state " + name.text() + ": a row of " +
+                          std::to_string(tokens) + " tokens does not fit in a capacity of " +
+                          std::to_string(member.capacity));
+    });
+  }
+
   std::string text() const {
     std::string result = "{";
     for_each([&](const Name& name, const StateMember& member) {
@@ -181,6 +214,11 @@ class ConstStateMembers {
       result += name.text() + " " + text_of_extents(member.shape());
       if (member.storage != Storage::native) {
         result.append(" ").append(to_string(member.storage));
+      } else if (!member.integral) {
+        result.append(member.number_size == 4 ? " float" : " double");
+      }
+      if (member.kind == StateMember::Kind::ring) {
+        result.append(" with a window of ").append(std::to_string(member.window));
       }
     });
     return result + "}";
@@ -300,11 +338,7 @@ class StateMembers : public ConstStateMembers {
   /// Says that `row` has seen `value` tokens; that the entries are theirs is the caller's word.
   void set_tokens(Index row, Index value) const {
     check_row("set_tokens", row);
-    if (value < 0 || value > max_tokens) {
-      throw ShapeError("set_tokens: got " + std::to_string(value) + " tokens, expected 0 to " +
-                       std::to_string(max_tokens));
-    }
-    check_room("set_tokens", *this, value);
+    check_tokens("set_tokens", value);
     for_each([&](const Name&, const StateMember& member) {
       if (member.kind == StateMember::Kind::position) set_number(member, row, value);
       if (member.kind == StateMember::Kind::mark) set_number(member, row, 0);
@@ -361,12 +395,13 @@ class StateMembers : public ConstStateMembers {
     check_same_layer(from);
     from.check_row("copy_row: source", from_row);
     check_row("copy_row: target", to_row);
-    const Index tokens = from.tokens(from_row);
-    check_room("copy_row", *this, tokens);
+    const Index tokens = from.tokens(from_row), reached = from.reached(from_row);
+    check_tokens("copy_row", tokens);
     for_each_pair(from, [&](const Name&, const StateMember& to, const StateMember& source) {
-      const ByteRuns bytes = source.runs(from_row, tokens);
+      const Index held = source.held(tokens, reached);
+      const ByteRuns bytes = source.runs(from_row, held);
       for (Index i = 0; i < bytes.count; ++i) {
-        write_run(to.runs(to_row, tokens), i, bytes.first + i * bytes.stride);
+        write_run(to.runs(to_row, held), i, bytes.first + i * bytes.stride);
       }
     });
   }
@@ -378,14 +413,6 @@ class StateMembers : public ConstStateMembers {
   }
 
  private:
-  static void check_room(std::string_view verb, const StateMembers& state, Index tokens) {
-    state.for_each([&](const Name& name, const StateMember& member) {
-      if (member.kind != StateMember::Kind::appended || tokens <= member.capacity) return;
-      throw CapacityError(std::string(verb) + ": state " + name.text() + ": a row of " +
-                          std::to_string(tokens) + " tokens does not fit in a capacity of " +
-                          std::to_string(member.capacity));
-    });
-  }
   // The state of this class is one that may be changed: see its constructor.
   static std::byte* writable(const ByteRuns& runs) { return const_cast<std::byte*>(runs.first); }
   static void write_run(const ByteRuns& to, Index i, const std::byte* bytes) {
