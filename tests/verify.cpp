@@ -1,10 +1,10 @@
-// Checks layer files against the library: verify FILE..., verify --list for the layers' names,
-// verify --law for how far the verbs of each layer are apart, or verify --errors for what narrow
-// storage and lower precision cost each layer.
-// Exit status: 0 all ok, 1 a layer disagrees with its file, 2 a bad file or command.
+// `verify_main` for every layer of the library, and two tables about them: verify --law for how far
+// the verbs of each layer are apart, verify --errors for what narrow storage and lower precision
+// cost each layer.
+
+#include "seqmix/io/verify.hpp"
 
 #include <algorithm>
-#include <exception>
 #include <iomanip>
 #include <iostream>
 #include <iterator>
@@ -14,7 +14,6 @@
 #include <vector>
 
 #include "support/compare.hpp"
-#include "support/golden.hpp"
 #include "support/layer_case.hpp"
 
 namespace {
@@ -23,17 +22,6 @@ std::string scientific(double value) {
   std::ostringstream text;
   text << std::scientific << std::setprecision(1) << value;
   return text.str();
-}
-
-int verify(const std::string& path) {
-  const auto errors = support::check_golden(seqmix::Safetensors::open(path));
-  std::cout << (errors.ok() ? "ok" : "FAIL") << " " << path << " " << errors.layer
-            << " forward=" << scientific(errors.forward)
-            << " prefill=" << (errors.continues ? scientific(errors.prefill) : "none")
-            << " step=" << (errors.continues ? scientific(errors.step) : "none");
-  if (errors.state > 0) std::cout << " state=" << scientific(errors.state);
-  std::cout << "\n";
-  return errors.ok() ? 0 : 1;
 }
 
 /// The largest relative errors between the verbs of a layer, over the configs of its twin and the
@@ -161,14 +149,6 @@ void print_errors() {
 
 int main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + 1, argv + argc);
-  if (arguments.empty()) {
-    std::cerr << "usage: verify FILE..., verify --list, verify --law, or verify --errors\n";
-    return 2;
-  }
-  if (arguments == std::vector<std::string>{"--list"}) {
-    for (const std::string& name : support::registry<double>().names()) std::cout << name << "\n";
-    return 0;
-  }
   if (arguments == std::vector<std::string>{"--law"}) {
     print_law();
     return 0;
@@ -177,16 +157,8 @@ int main(int argc, char** argv) {
     print_errors();
     return 0;
   }
-  int status = 0;
-  for (const std::string& path : arguments) {
-    try {
-      status = std::max(status, verify(path));
-    } catch (const std::exception& error) {
-      // What is wrong with a file begins with its path already.
-      const std::string text = error.what();
-      std::cerr << "verify: " << (text.starts_with(path) ? text : path + ": " + text) << "\n";
-      status = 2;
-    }
-  }
+  const int status = seqmix::verify_main(arguments, support::registry<double>());
+  if (arguments.empty())
+    std::cerr << "       verify --law or verify --errors: tables of all layers\n";
   return status;
 }

@@ -6,13 +6,17 @@
 #include <fstream>
 #include <iterator>
 
+#include "seqmix/io/verify.hpp"
 #include "support/compare.hpp"
-#include "support/golden.hpp"
+#include "support/layers/registry.hpp"
 
 namespace {
 
-using support::check_golden;
 using support::relative_error;
+
+seqmix::Verification check_golden(const seqmix::Safetensors& file) {
+  return seqmix::verify_layer_file(file, support::registry<double>());
+}
 
 const std::filesystem::path folder = SEQMIX_SOURCE_DIR "/tests/golden";
 
@@ -24,8 +28,7 @@ TEST_CASE("every layer gives what its published implementation gives") {
     if (entry.path().extension() != ".safetensors") continue;
     ++files;
     const auto errors = check_golden(seqmix::Safetensors::open(entry.path()));
-    INFO(entry.path().filename() << " forward " << errors.forward << " prefill " << errors.prefill
-                                 << " step " << errors.step << " state " << errors.state);
+    INFO(entry.path().filename() << " " << errors.first_difference);
     CHECK(errors.ok());
   }
   CHECK(files >= 12);
@@ -51,10 +54,14 @@ TEST_CASE("a golden file that is slightly wrong fails") {
 }
 
 TEST_CASE("tolerances come from the layer and the precision alone") {
-  CHECK(support::golden_tolerance("attention", "float64") == 1e-12);
-  CHECK(support::golden_tolerance("hyena", "float64") == 1e-10);
-  CHECK(support::golden_tolerance("attention", "float32") == 2e-6);
-  CHECK_THROWS_AS(support::golden_tolerance("attention", "0.5"), seqmix::CheckpointError);
+  const auto tolerance = [](const char* layer, const char* precision) {
+    return seqmix::layer_file_tolerance(support::registry<double>().card(layer), precision);
+  };
+  CHECK(tolerance("attention", "float64") == 1e-12);
+  CHECK(tolerance("hyena", "float64") == 1e-10);
+  CHECK(tolerance("s4", "float64") == 1e-10);
+  CHECK(tolerance("attention", "float32") == 2e-6);
+  CHECK_THROWS_AS(tolerance("attention", "0.5"), seqmix::CheckpointError);
 }
 
 TEST_CASE("the comparator fails what it must") {

@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <iterator>
 #include <limits>
 
+#include "seqmix/testing/state.hpp"
 #include "support/random_weights.hpp"
 
 namespace support {
@@ -31,11 +30,6 @@ T side_value(Index i, Index width, auto&& token) {
 }
 
 }  // namespace
-
-bool is_indirect(std::string_view layer) {
-  constexpr std::string_view layers[] = {"hyena", "s4"};
-  return std::find(std::begin(layers), std::end(layers), layer) != std::end(layers);
-}
 
 template <class S>
 SideValues<S>::SideValues(const AnyMixer<S>& mixer, View<const S, 3> x) {
@@ -163,7 +157,7 @@ void LayerCase<S>::step(View<const S, 2> x, AnyState& state, View<S, 2> y, Conte
 }
 template <class S>
 bool LayerCase<S>::is_indirect() const {
-  return support::is_indirect(name());
+  return registry<S>().card(name()).indirect;
 }
 
 template <class S>
@@ -202,43 +196,7 @@ double LayerCase<S>::bound(double literal_error) const {
 SEQMIX_FOR_EACH_TEST_SCALAR(SEQMIX_INSTANTIATE)
 
 std::map<std::string, std::vector<double>> valid_numbers(AnyState& state) {
-  const seqmix::StateMembers members = state.members();
-  std::map<std::string, std::vector<double>> result;
-  for (const seqmix::NamedStateMember& member : members.list()) {
-    if (member.kind == seqmix::StateMember::Kind::mark) continue;  // twins never go back
-    std::vector<double>& numbers = result[member.name];
-    const auto append = [&]<class T>(T, const std::byte* run, Index bytes) {
-      std::vector<T> typed(static_cast<std::size_t>(bytes) / sizeof(T));
-      std::memcpy(typed.data(), run, static_cast<std::size_t>(bytes));
-      std::transform(typed.begin(), typed.end(), std::back_inserter(numbers), [](T value) {
-        if constexpr (std::is_arithmetic_v<T>)
-          return static_cast<double>(value);
-        else
-          return static_cast<double>(static_cast<float>(value));
-      });
-    };
-    for (Index row = 0; row < members.batch(); ++row) {
-      const seqmix::ByteRuns runs = member.runs(row, members.tokens(row));
-      for (Index i = 0; i < runs.count; ++i) {
-        const std::byte* const run = runs.first + i * runs.stride;
-        const Index bytes = runs.length;
-        if (member.integral) {
-          append(std::int64_t{}, run, bytes);
-        } else if (member.storage == seqmix::Storage::bf16) {
-          append(seqmix::bfloat16{}, run, bytes);
-        } else if (member.storage == seqmix::Storage::f16) {
-          append(seqmix::float16{}, run, bytes);
-        } else if (member.storage == seqmix::Storage::int8) {
-          append(std::int8_t{}, run, bytes);
-        } else if (member.number_size == sizeof(float)) {
-          append(float{}, run, bytes);
-        } else {
-          append(double{}, run, bytes);
-        }
-      }
-    }
-  }
-  return result;
+  return seqmix::testing::valid_numbers(state.members());
 }
 
 }  // namespace support

@@ -7,7 +7,6 @@
 #include <random>
 #include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "reference/twin.hpp"
@@ -85,9 +84,6 @@ class LayerCase {
   reference::Input<double> input_;  // without x
   AnyMixer<S> mixer_;
 };
-
-/// Whether a long Fourier transform or a triangular inverse stands between the layer's x and y.
-bool is_indirect(std::string_view layer);
 
 /// The valid numbers of each member of a state, row after row, as the twins list them.
 std::map<std::string, std::vector<double>> valid_numbers(AnyState& state);

@@ -9,6 +9,7 @@
 
 #include "seqmix/io/load.hpp"
 #include "seqmix/layers/any_mixer.hpp"
+#include "seqmix/layers/describe_config.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -16,11 +17,14 @@ SEQMIX_BEGIN_NAMESPACE
 /// What the catalogue of layers says of one.
 struct LayerCard {
   std::string_view title;
-  std::string_view paper;    // author, year, arXiv id
-  std::string_view forward;  // cost of T tokens
-  std::string_view step;     // cost of one token
-  std::string_view state;    // numbers that a stream remembers
-  std::string_view header;   // below seqmix/
+  std::string_view paper = {};    // author, year, arXiv id
+  std::string_view forward = {};  // cost of T tokens
+  std::string_view step = {};     // cost of one token
+  std::string_view state = {};    // numbers that a stream remembers
+  std::string_view header = {};   // below seqmix/; none for a layer from elsewhere
+  /// Whether a long Fourier transform or a triangular inverse stands between x and y: outputs in
+  /// double then agree to 1e-10, else to 1e-12.
+  bool indirect = false;
 };
 
 /// Makes layers by name. The families register themselves: `register_linear(registry)` and so on.
@@ -38,7 +42,8 @@ class Registry {
                 return AnyMixer<Scalar>(
                     make_layer<Mixer<Definition>>(config, tensors, prefix, options));
               },
-              &visit_parameters_of<Definition>, &complete_config_of<Definition>});
+              &visit_parameters_of<Definition>, &complete_config_of<Definition>,
+              &blank_of<Definition>, &fields_of<Definition>});
   }
 
   std::vector<std::string> names() const {
@@ -65,6 +70,17 @@ class Registry {
     find(name).visit(config, visit);
   }
 
+  /// The layer with zeros for weights: for what does not depend on them, as the shape of its state.
+  AnyMixer<Scalar> make_blank(const std::string& name, const Json& config) const {
+    return find(name).blank(config);
+  }
+
+  /// A field of a config and its default as JSON; null where there is none.
+  struct Field : FieldDescription {
+    Json otherwise = {};
+  };
+  std::vector<Field> fields(const std::string& name) const { return find(name).fields(); }
+
   /// `config` with every field that it leaves out at its default.
   Json complete_config(const std::string& name, const Json& config) const {
     return find(name).complete(config);
@@ -76,7 +92,35 @@ class Registry {
     AnyMixer<Scalar> (*make)(const Json&, const StoredTensors&, std::string_view prefix, Options);
     void (*visit)(const Json&, const VisitShape&);
     Json (*complete)(const Json&);
+    AnyMixer<Scalar> (*blank)(const Json&);
+    std::vector<Field> (*fields)();
   };
+
+  template <class Definition>
+  static AnyMixer<Scalar> blank_of(const Json& json) {
+    typename Definition::Config config;
+    read_config(json, config, Definition::name);
+    typename Definition::Weights weights;
+    Definition::Weights::visit(
+        weights, std::as_const(config),
+        []<class P>(const Name&, P& parameter, Shape<P::rank> shape, auto...) {
+          using T = typename P::value_type;
+          parameter = Parameter<T, P::rank>(Tensor<T, P::rank>(shape));
+        });
+    return Mixer<Definition>(std::move(config), std::move(weights));
+  }
+
+  template <class Definition>
+  static std::vector<Field> fields_of() {
+    using Config = typename Definition::Config;
+    const Json defaults = write_config(Config{});
+    std::vector<Field> result;
+    describe_config<Config>([&](FieldDescription field) {
+      Json otherwise = field.required ? Json() : defaults.at(field.name);
+      result.push_back({std::move(field), std::move(otherwise)});
+    });
+    return result;
+  }
 
   template <class Definition>
   static Json complete_config_of(const Json& json) {

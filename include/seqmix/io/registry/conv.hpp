@@ -13,7 +13,8 @@ void register_conv(Registry<S>& registry) {
                                              .forward = "O(T D² + T log T D)",
                                              .step = "O(D² + log² t D), amortized or spread",
                                              .state = "2 t (order - 1) D + (W - 1) (order + 1) D",
-                                             .header = "layers/conv/hyena.hpp"});
+                                             .header = "layers/conv/hyena.hpp",
+                                             .indirect = true});
 }
 
 SEQMIX_END_NAMESPACE

@@ -21,7 +21,8 @@ void register_ssm(Registry<S>& registry) {
                                           .forward = "O(T (D² + N D))",
                                           .step = "O(D² + N D)",
                                           .state = "N D",
-                                          .header = "layers/ssm/s4.hpp"});
+                                          .header = "layers/ssm/s4.hpp",
+                                          .indirect = true});
   registry.template add<S4DDefinition<S>>({.title = "S4D (diagonal)",
                                            .paper = "Gu 2022, arXiv:2206.11893",
                                            .forward = "O(T (D² + N D))",

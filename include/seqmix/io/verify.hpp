@@ -1,0 +1,665 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <exception>
+#include <iomanip>
+#include <iostream>
+#include <limits>
+#include <optional>
+#include <set>
+#include <span>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "seqmix/io/registry.hpp"
+#include "seqmix/io/state.hpp"
+#include "seqmix/testing/compare.hpp"
+#include "seqmix/testing/state.hpp"
+
+// Layer files against the layers of a registry, and the program `verify` that checks them. Beside
+// what `load_layer` reads, such a file holds
+//
+//   metadata  source               what made it
+//             precision            "float64", or "float32" where that code computes in float
+//   tensors   x, y                 [B, T, D] each
+//             in.<name>            side values that the layer takes, [B, T, width]; in.source
+//             out.<name>           side values that it gives
+//             initial.<member>     the state before the first token, [B, ...] as `StateMember`
+//                                  shapes it, of a cache the valid entries; a member without a
+//                                  tensor is as the layer makes it
+//             state.<member>       the state after the last token, in the same form
+//             trace.<name>         intermediates, which nothing here compares
+//
+// and nothing else.
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// How far a layer, in double, is from the outputs that a layer file holds: relative errors, the
+/// largest over y and side values. What there is not is empty: `forward` where the file has an
+/// initial state, which that verb does not start from (one `prefill` of all tokens takes its
+/// place); `prefill` and `step` where the layer has no state; `state` where the file has none.
+struct Verification {
+  std::string layer;
+  double tolerance = 0;
+  std::optional<double> forward;
+  std::optional<double> prefill;  // the largest over the ways to cut the sequence
+  std::optional<double> step;
+  std::optional<double> state;   // the final state of both, the largest over members
+  std::string first_difference;  // where `ok()` is false: where, got and expected, in words
+
+  bool ok() const {
+    const auto is_small = [&](const std::optional<double>& error) {
+      return !error || *error <= tolerance;
+    };
+    return is_small(forward) && is_small(prefill) && is_small(step) && is_small(state);
+  }
+};
+
+/// The relative error that a layer may have: 1e-12 where the file is float64 (1e-10 for indirect
+/// layers), 2e-6 where the published code forces float32. A file chooses nothing else.
+inline double layer_file_tolerance(const LayerCard& card, std::string_view precision) {
+  if (precision == "float32") return 2e-6;
+  if (precision == "float64") return card.indirect ? 1e-10 : 1e-12;
+  throw CheckpointError("metadata precision is " + detail::in_quotes(precision) +
+                        ", expected \"float64\" or \"float32\"");
+}
+
+namespace detail {
+
+inline Shape<3> shape_in_file(const Safetensors& file, std::string_view name) {
+  const auto shape = file.entry(name).shape;
+  if (shape.size() != 3) {
+    throw CheckpointError(file.source() + ": tensor " + std::string(name) + " has " +
+                          std::to_string(shape.size()) + " axes, expected [B, T, D]");
+  }
+  return {shape[0], shape[1], shape[2]};
+}
+
+/// The numbers of a tensor of integers or floating point, row-major.
+inline std::vector<double> stored_numbers(StoredTensor tensor, bool integral) {
+  const Index count = tensor.bytes.size() / size_of(tensor.dtype);
+  tensor.shape = {count};
+  if (integral) {
+    const auto integers = tensor.integers();
+    return {integers.data(), integers.data() + count};
+  }
+  const auto numbers = tensor.parameter<double, 1>({count});
+  return {numbers.data(), numbers.data() + count};
+}
+
+/// Where numbers first differ from a file's by more than `tolerance` times the root mean square of
+/// the file's: there is such a place wherever the relative error exceeds the tolerance, unless the
+/// file has zeros alone. `visit(body)` calls `body(i, place)` in the order that counts as first,
+/// with `place()` in words, until that returns true.
+inline std::string find_difference(std::string_view what, std::span<const double> got,
+                                   std::span<const double> expected, double tolerance,
+                                   auto&& visit) {
+  const std::string name(what);
+  if (got.size() != expected.size()) {
+    return name + ": the layer has " + std::to_string(got.size()) + " numbers, the file " +
+           std::to_string(expected.size());
+  }
+  double squares = 0;
+  for (const double value : expected) squares += std::isfinite(value) ? value * value : 0;
+  const double rms = std::sqrt(squares / static_cast<double>(expected.size()));
+  std::string result = name + ": the file has zeros alone, which have no relative error";
+  visit([&](std::size_t i, auto&& place) {
+    if (std::abs(got[i] - expected[i]) <= tolerance * rms) return false;
+    std::ostringstream text;
+    text << name << " first differs at " << place() << std::setprecision(17) << ": got " << got[i]
+         << ", expected " << expected[i] << std::setprecision(2) << ", apart by "
+         << std::abs(got[i] - expected[i]) << "; tolerance " << tolerance << " of " << rms
+         << ", the root mean square";
+    result = text.str();
+    return true;
+  });
+  return result;
+}
+
+/// The state that a file gives for the time before the first token.
+class InitialState {
+ public:
+  /// `members`: those of a state that the layer makes for `batch` rows.
+  InitialState(const Safetensors& file, const ConstStateMembers& members, Index batch)
+      : tokens_(static_cast<std::size_t>(batch), 0) {
+    const std::vector<NamedStateMember> list = members.list();
+    const auto read_all = [&](bool positions) {
+      for (const NamedStateMember& member : list) {
+        const std::string name = prefix + member.name;
+        const bool is_position = member.kind == StateMember::Kind::position;
+        if (member.kind == StateMember::Kind::mark || is_position != positions) continue;
+        if (file.contains(name)) {
+          given_.push_back({member.name, read(file.entry(name), member, batch)});
+        } else if (member.is_cache() && tokens() > 0) {
+          throw CheckpointError(file.source() + ": tensor " + name + " is missing: the rows have " +
+                                "seen tokens, as initial.position says");
+        }
+      }
+    };
+    read_all(true);
+    for (const Given& position : given_) {
+      if (position.numbers != given_.front().numbers) {
+        throw CheckpointError(file.source() + ": " + prefix + position.name + " and " + prefix +
+                              given_.front().name + " disagree");
+      }
+      std::ranges::transform(position.numbers, tokens_.begin(),
+                             [](double count) { return static_cast<Index>(count); });
+    }
+    const bool has_cache = std::ranges::any_of(list, &NamedStateMember::is_cache);
+    if (has_cache && std::ranges::count(tokens_, tokens()) != batch) {
+      throw CheckpointError(file.source() + ": rows of different positions have caches of " +
+                            "different lengths, which no tensor initial.<member> holds");
+    }
+    read_all(false);
+  }
+
+  static constexpr const char* prefix = "initial.";
+  bool given() const { return !given_.empty(); }
+  /// The most tokens that a row has seen.
+  Index tokens() const { return tokens_.empty() ? 0 : std::ranges::max(tokens_); }
+
+  /// Writes what is given into a state that has room for `tokens()` tokens.
+  void fill(const StateMembers& state) const {
+    for (Index row = 0; row < state.batch() && tokens() > 0; ++row) {
+      state.set_tokens(row, tokens_[static_cast<std::size_t>(row)]);
+    }
+    for (const NamedStateMember& member : state.list()) {
+      const auto found = std::ranges::find(given_, member.name, &Given::name);
+      if (found == given_.end() || member.kind == StateMember::Kind::position) continue;
+      if (member.integral) {
+        fill_member<Index>(state, member, found->numbers);
+      } else {
+        fill_member<double>(state, member, found->numbers);
+      }
+    }
+  }
+
+ private:
+  struct Given {
+    std::string name;
+    std::vector<double> numbers;
+  };
+
+  std::vector<double> read(const StoredTensor& tensor, const StateMember& member,
+                           Index batch) const {
+    std::vector<Index> shape = row_shape(member, tokens());
+    shape.insert(shape.begin(), batch);
+    if (tensor.shape != shape) {
+      tensor.fail("wrong shape", shape_text(tensor.shape), shape_text(shape));
+    }
+    std::vector<double> numbers = stored_numbers(tensor, member.integral);
+    for (const double number : numbers) {
+      if (!member.integral || (number >= 0 && number <= static_cast<double>(max_tokens))) continue;
+      tensor.fail("not a count of tokens", text_of_field(number),
+                  "0 to " + std::to_string(max_tokens));
+    }
+    return numbers;
+  }
+
+  template <class T>
+  void fill_member(const StateMembers& state, const StateMember& member,
+                   const std::vector<double>& numbers) const {
+    std::vector<T> typed(numbers.size());
+    std::ranges::transform(numbers, typed.begin(),
+                           [](double number) { return static_cast<T>(number); });
+    const std::size_t stride = typed.size() / std::max<std::size_t>(tokens_.size(), 1);
+    for (std::size_t row = 0; row < tokens_.size(); ++row) {
+      state.fill_row(member, static_cast<Index>(row), tokens_[row],
+                     reinterpret_cast<const std::byte*>(typed.data() + row * stride));
+    }
+  }
+
+  std::vector<Given> given_;
+  std::vector<Index> tokens_;  // that each row has seen
+};
+
+/// A layer beside the file that it was loaded from.
+class LayerFile {
+ public:
+  LayerFile(const Safetensors& file, const Registry<double>& registry)
+      : file_(file), layer_(registry.load(file)) {
+    result_.layer = layer_metadata(file, "layer");
+    result_.tolerance =
+        layer_file_tolerance(registry.card(result_.layer), layer_metadata(file, "precision"));
+    layer_metadata(file, "source");
+    const Shape<3> shape = shape_in_file(file, "x");
+    x_ = file.parameter<double, 3>("x", shape).to_tensor();
+    known_.insert("x");
+    batch_ = shape[0], tokens_ = shape[1];
+    add_side("y", shape_in_file(file, "y"), SideRole::output);
+    for (const SideDescription& side : layer_.sides()) {
+      const bool input = side.role == SideRole::input;
+      add_side((input ? "in." : "out.") + side.name, {batch_, tokens_, side.width}, side.role);
+    }
+    if (reads_source()) {
+      known_.insert("in.source");
+      source_ =
+          file.parameter<double, 3>("in.source", shape_in_file(file, "in.source")).to_tensor();
+    }
+    if (layer_.continues()) add_state();
+    refuse_others();
+  }
+
+  Verification verify() {
+    forget_outputs();
+    if (!initial_ || !initial_->given()) {
+      if (reads_source()) {
+        layer_.forward(x_, source(), y(), context_, sides(0, tokens_));
+      } else {
+        layer_.forward(x_, y(), context_, sides(0, tokens_));
+      }
+      compare("forward", result_.forward);
+    } else {
+      prefill(tokens_);
+    }
+    if (layer_.continues()) {
+      prefill(1);
+      step();
+    }
+    return std::move(result_);
+  }
+
+ private:
+  struct Side {
+    std::string name;  // in the file
+    SideRole role = SideRole::output;
+    Parameter<double, 3> published;
+    Tensor<double, 3> values = {};
+  };
+
+  void add_side(std::string name, Shape<3> shape, SideRole role) {
+    Parameter<double, 3> published = file_.parameter<double, 3>(name, shape);
+    Tensor<double, 3> values = published.to_tensor();
+    known_.insert(name);
+    sides_.push_back({std::move(name), role, std::move(published), std::move(values)});
+  }
+  /// Of a layer that reads a source the state is made of it, and a file cannot give another.
+  void add_state() {
+    const AnyState state = make_state(0);
+    for (const NamedStateMember& member : state.members().list()) {
+      if (member.kind == StateMember::Kind::mark) continue;
+      known_.insert("state." + member.name);
+      if (!reads_source()) known_.insert(InitialState::prefix + member.name);
+    }
+    if (!reads_source()) initial_.emplace(file_, state.members(), batch_);
+  }
+  void refuse_others() const {
+    for (const auto& [key, text] : file_.metadata()) {
+      if (key == "layer" || key == "config" || key == "source" || key == "precision") continue;
+      throw CheckpointError(file_.source() + ": unexpected metadata " + in_quotes(key) +
+                            ", expected layer, config, source and precision alone");
+    }
+    for (const std::string& name : file_.names()) {
+      if (known_.contains(name) || name.starts_with(weights_prefix) || name.starts_with("trace.")) {
+        continue;
+      }
+      const std::string kind = name.substr(0, name.find('.') + 1);
+      std::string expected;
+      for (const std::string& one : known_) {
+        if (!kind.empty() && one.starts_with(kind))
+          expected += (expected.empty() ? "" : ", ") + one;
+      }
+      const bool is_kind =
+          kind == "in." || kind == "out." || kind == "initial." || kind == "state.";
+      if (is_kind && expected.empty()) expected = "none: this layer has no " + kind + "*";
+      if (!is_kind) expected = "weights.*, x, y, in.*, out.*, initial.*, state.* or trace.*";
+      throw CheckpointError(file_.source() + ": unexpected tensor " + in_quotes(name) + " " +
+                            shape_text(file_.entry(name).shape) + ", expected " + expected);
+    }
+  }
+
+  bool reads_source() const { return layer_.d_source() > 0; }
+  View<const double, 3> source() const { return source_; }
+  View<double, 3> y() { return sides_.front().values.view(); }
+  std::span<const NamedView<double>> sides(Index first, Index count) {
+    views_.clear();
+    for (Side& side : sides_) {
+      if (&side == &sides_.front()) continue;  // y
+      const std::string_view name = side.name;
+      views_.push_back(
+          {name.substr(name.find('.') + 1), side.values.view().template slice<1>(first, count)});
+    }
+    return views_;
+  }
+  AnyState make_state(Index capacity) {
+    if (reads_source()) return layer_.make_state(source(), context_);
+    return layer_.make_state(batch_, capacity);
+  }
+  AnyState make_initial_state() {
+    AnyState state = make_state(tokens_ + (initial_ ? initial_->tokens() : 0));
+    if (initial_) initial_->fill(state.members());
+    return state;
+  }
+  void forget_outputs() {
+    for (Side& side : sides_) {
+      if (side.role == SideRole::output) {
+        seqmix::fill(side.values.view(), std::numeric_limits<double>::quiet_NaN());
+      }
+    }
+  }
+
+  /// In pieces that grow from `first_piece` tokens on.
+  void prefill(Index first_piece) {
+    forget_outputs();
+    AnyState state = make_initial_state();
+    for (Index first = 0, count = first_piece; first < tokens_;
+         first += count, count = 2 * count + 3) {
+      const Index piece = std::min(count, tokens_ - first);
+      layer_.prefill(x_.view().template slice<1>(first, piece), state,
+                     y().template slice<1>(first, piece), context_, sides(first, piece));
+    }
+    compare("prefill", result_.prefill);
+    compare_state("prefill", state);
+  }
+  void step() {
+    forget_outputs();
+    AnyState state = make_initial_state();
+    for (Index t = 0; t < tokens_; ++t) {
+      layer_.step(x_.view().template at<1>(t), state, y().template at<1>(t), context_, sides(t, 1));
+    }
+    compare("step", result_.step);
+    compare_state("step", state);
+  }
+
+  /// Raises `largest` to the error of the outputs.
+  void compare(std::string_view verb, std::optional<double>& largest) {
+    for (const Side& side : sides_) {
+      if (side.role == SideRole::input) continue;
+      const View<const double, 3> got = side.values.view();
+      raise(largest, testing::relative_error(got, side.published.view()), [&] {
+        const auto in_order = [&](auto&& body) {  // the first token, of all rows
+          const Shape<3> shape = got.shape();
+          for (Index t = 0; t < shape[1]; ++t) {
+            for (Index b = 0; b < shape[0]; ++b) {
+              for (Index d = 0; d < shape[2]; ++d) {
+                const auto place = [&] {
+                  return "token " + std::to_string(t) + ", channel " + std::to_string(d) +
+                         ", row " + std::to_string(b);
+                };
+                if (body(static_cast<std::size_t>((b * shape[1] + t) * shape[2] + d), place)) {
+                  return;
+                }
+              }
+            }
+          }
+        };
+        return std::string(verb) + ": " +
+               find_difference(side.name, testing::numbers_of(got),
+                               testing::numbers_of(side.published.view()), result_.tolerance,
+                               in_order);
+      });
+    }
+  }
+  /// The same of the members that the file has a final state of.
+  void compare_state(std::string_view verb, const AnyState& state) {
+    for (const auto& [member, numbers] : testing::valid_numbers(state.members())) {
+      const std::string name = "state." + member;
+      if (!file_.contains(name)) continue;
+      const StoredTensor stored = file_.entry(name);
+      const bool integral = !is_floating(stored.dtype);
+      const std::vector<double> expected = stored_numbers(stored, integral);
+      const double error = testing::relative_error<double, double>(numbers, expected);
+      raise(result_.state, error, [&] {
+        const auto in_order = [&](auto&& body) {
+          for (std::size_t i = 0; i < numbers.size(); ++i) {
+            if (body(i, [&] { return place_in(stored.shape, static_cast<Index>(i)); })) return;
+          }
+        };
+        return std::string(verb) + ": " +
+               find_difference(name, numbers, expected, result_.tolerance, in_order);
+      });
+    }
+  }
+  static bool is_floating(DType dtype) {
+    return dtype == DType::f64 || dtype == DType::f32 || dtype == DType::f16 ||
+           dtype == DType::bf16;
+  }
+  /// "[0, 3, 1]": the indices of number `i` of a tensor.
+  static std::string place_in(std::vector<Index> shape, Index i) {
+    for (auto extent = shape.rbegin(); extent != shape.rend(); ++extent) {
+      i /= std::exchange(*extent, i % *extent);
+    }
+    return shape_text(shape);
+  }
+  void raise(std::optional<double>& largest, double error, auto&& describe) {
+    largest = std::max(largest.value_or(0), error);
+    if (error > result_.tolerance && result_.first_difference.empty()) {
+      result_.first_difference = describe();
+    }
+  }
+
+  const Safetensors& file_;
+  AnyMixer<double> layer_;
+  Verification result_;
+  Context context_;
+  Index batch_ = 0, tokens_ = 0;
+  Tensor<double, 3> x_, source_;
+  std::vector<Side> sides_;  // y first
+  std::vector<NamedView<double>> views_;
+  std::optional<InitialState> initial_;
+  std::set<std::string, std::less<>> known_;
+};
+
+/// What `verify --describe` prints of a layer with one config.
+class Description {
+ public:
+  Description(const Registry<double>& registry, std::string name, std::ostream& out)
+      : registry_(registry), name_(std::move(name)), out_(out) {}
+
+  /// `given`: fields of the config whose shapes are shown; sizes without a default that it leaves
+  /// out are small ones.
+  void print(const Json& given) {
+    const LayerCard& card = registry_.card(name_);
+    out_ << name_ << (card.title.empty() ? "" : ": ") << card.title << "\n";
+    const auto line = [&](const char* label, std::string_view text) {
+      if (!text.empty()) out_ << "  " << std::left << std::setw(9) << label << text << "\n";
+    };
+    line("paper", card.paper);
+    line("header", card.header.empty() ? "" : "seqmix/" + std::string(card.header));
+    line("forward", card.forward), line("step", card.step), line("state", card.state);
+    print_config();
+    const Json config = sample(given);
+    out_ << "\nwith " << config.dump() << ":\n";
+    print_weights(config);
+    const AnyMixer<double> layer = registry_.make_blank(name_, config);
+    print_sides(layer);
+    print_state(layer);
+  }
+
+ private:
+  using Rows = std::vector<std::vector<std::string>>;
+
+  void print_table(const std::string& title, const Rows& rows) {
+    out_ << "\n" << title << "\n";
+    std::vector<std::size_t> widths;
+    for (const auto& row : rows) {
+      widths.resize(std::max(widths.size(), row.size()));
+      for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+    }
+    for (const auto& row : rows) {
+      std::string line = " ";
+      for (std::size_t i = 0; i < row.size(); ++i) {
+        line.append(" ").append(row[i]).append(widths[i] - row[i].size() + 1, ' ');
+      }
+      out_ << line.substr(0, line.find_last_not_of(' ') + 1) << "\n";
+    }
+  }
+
+  void print_config() {
+    Rows rows{{"field", "default", "values"}};
+    for (const auto& field : registry_.fields(name_)) {
+      const bool listed = field.type == "one of", any = field.legal.empty();
+      std::string values = field.type + (any ? "" : listed ? " " : ", ") + field.legal;
+      if (!field.condition.empty()) values += "; counts only where " + field.condition;
+      rows.push_back({field.name, field.required ? "required" : field.otherwise.dump(), values});
+    }
+    print_table("config", rows);
+  }
+  Json sample(const Json& given) const {
+    Json config = given;
+    for (const auto& field : registry_.fields(name_)) {
+      if (!field.required || config.contains(field.name)) continue;
+      config[field.name] = field.name == "d_model" ? 64 : 16;
+    }
+    registry_.complete_config(name_, config);  // refuses one that is not legal
+    return config;
+  }
+
+  void print_weights(const Json& config) {
+    Rows rows;
+    registry_.visit_parameters(name_, config,
+                               [&](const std::string& name, const std::vector<Index>& shape) {
+                                 rows.push_back({weights_prefix.data() + name, shape_text(shape)});
+                               });
+    print_table("weights", rows);
+  }
+  void print_sides(const AnyMixer<double>& layer) {
+    Rows rows;
+    if (layer.d_source() > 0) {
+      rows.push_back({"in.source", "[B, S, " + std::to_string(layer.d_source()) + "]"});
+    }
+    for (const SideDescription& side : layer.sides()) {
+      rows.push_back({(side.role == SideRole::input ? "in." : "out.") + side.name,
+                      "[B, T, " + std::to_string(side.width) + "]"});
+    }
+    if (!rows.empty()) print_table("side values", rows);
+  }
+  void print_state(const AnyMixer<double>& layer) {
+    if (!layer.continues()) {
+      out_ << "\nno state: forward is the only verb\n";
+      return;
+    }
+    // What grows with the tokens, or the source, is what differs between rooms for one and two.
+    const AnyState one = make_state(layer, 1), two = make_state(layer, 2);
+    const auto members = one.members().list(), longer = two.members().list();
+    Rows rows;
+    for (std::size_t m = 0; m < members.size(); ++m) {
+      if (members[m].kind == StateMember::Kind::mark) continue;
+      std::string shape = "[B";
+      for (Index i = 1; i < members[m].rank; ++i) {
+        const bool grows = members[m].extent(i) != longer[m].extent(i);
+        const char* const length = layer.d_source() > 0 ? "S" : "t";
+        shape += ", " + (grows ? length : std::to_string(members[m].extent(i)));
+      }
+      rows.push_back({members[m].name, shape + "]", text_of(members[m].kind)});
+    }
+    if (rows.empty()) rows.push_back({"none"});
+    print_table("state", rows);
+  }
+  static AnyState make_state(const AnyMixer<double>& layer, Index length) {
+    if (layer.d_source() == 0) return layer.make_state(1, length);
+    const Tensor<double, 3> source({1, length, layer.d_source()});
+    Context context;
+    return layer.make_state(source, context);
+  }
+  static std::string text_of(StateMember::Kind kind) {
+    switch (kind) {
+      case StateMember::Kind::appended:
+        return "an entry a token";
+      case StateMember::Kind::ring:
+        return "ring of entries";
+      case StateMember::Kind::position:
+        return "tokens so far";
+      default:
+        return "";
+    }
+  }
+
+  const Registry<double>& registry_;
+  std::string name_;
+  std::ostream& out_;
+};
+
+/// Prints the line of one file, and on a failure a second one that says where.
+inline bool verify_file(const std::string& path, const Registry<double>& registry,
+                        std::ostream& out) {
+  const Safetensors file = Safetensors::open(path);
+  const Verification result = LayerFile(file, registry).verify();
+  const auto text = [](const std::optional<double>& error) {
+    std::ostringstream number;
+    number << std::scientific << std::setprecision(1);
+    return error ? (number << *error, number.str()) : "none";
+  };
+  out << (result.ok() ? "ok" : "FAIL") << " " << path << " " << result.layer
+      << " forward=" << text(result.forward) << " prefill=" << text(result.prefill)
+      << " step=" << text(result.step);
+  if (result.state) out << " state=" << text(result.state);
+  out << "\n";
+  if (!result.ok()) out << "  " << result.first_difference << "\n";
+  return result.ok();
+}
+
+}  // namespace detail
+
+/// Runs the layer of a file by each of its verbs. Throws an `Error` where the file is no layer file
+/// or holds what no layer of this name and config uses.
+inline Verification verify_layer_file(const Safetensors& file, const Registry<double>& registry) {
+  return detail::LayerFile(file, registry).verify();
+}
+
+/// Prints a layer's facts: config, and with `config` completed by small sizes weights, side values
+/// and state.
+inline void describe_layer(const std::string& layer, const Json& config,
+                           const Registry<double>& registry, std::ostream& out) {
+  detail::Description(registry, layer, out).print(config);
+}
+
+/// The program `verify` for the layers of a registry:
+///
+///   verify FILE...                    checks layer files, a line each
+///   verify --list                     the layers' names
+///   verify --describe LAYER [CONFIG]  a layer's facts; CONFIG is JSON
+///
+/// Returns its exit status: 0 all ok, 1 a layer disagrees with its file, 2 a bad file or command.
+inline int verify_main(std::span<const std::string> arguments, const Registry<double>& registry,
+                       std::ostream& out = std::cout, std::ostream& errors = std::cerr) {
+  const auto is = [&](std::string_view option, std::size_t least, std::size_t most) {
+    return arguments.size() >= least && arguments.size() <= most && arguments[0] == option;
+  };
+  const auto status_of = [&](const std::string& subject, auto&& run) {
+    try {
+      return run();
+    } catch (const std::exception& error) {
+      // What is wrong with a file begins with its path already.
+      const std::string text = error.what();
+      errors << "verify: " << (text.starts_with(subject) ? text : subject + ": " + text) << "\n";
+      return 2;
+    }
+  };
+  if (is("--list", 1, 1)) {
+    for (const std::string& name : registry.names()) out << name << "\n";
+    return 0;
+  }
+  if (is("--describe", 2, 3)) {
+    return status_of(arguments[1], [&] {
+      const Json config =
+          arguments.size() == 3 ? parse_json(arguments[2], "CONFIG") : Json::object();
+      describe_layer(arguments[1], config, registry, out);
+      return 0;
+    });
+  }
+  if (arguments.empty() || arguments[0].starts_with("--")) {
+    errors << "usage: verify FILE..., verify --list, or verify --describe LAYER [CONFIG]\n";
+    return 2;
+  }
+  int status = 0;
+  for (const std::string& path : arguments) {
+    status = std::max(
+        status, status_of(path, [&] { return detail::verify_file(path, registry, out) ? 0 : 1; }));
+  }
+  return status;
+}
+inline int verify_main(int argc, char** argv, const Registry<double>& registry) {
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  return verify_main(arguments, registry);
+}
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <concepts>
+#include <set>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "seqmix/core/named_enum.hpp"
+#include "seqmix/layers/check_config.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// A field of a config in words.
+struct FieldDescription {
+  std::string name = {};
+  std::string type = {};       // "integer", "number", "true or false", "text" or "one of"
+  std::string legal = {};      // its values; empty: all of the type
+  std::string condition = {};  // when it is read at all; empty: always
+  bool required = false;       // whether its default is no legal value
+};
+
+namespace detail {
+
+template <class Field, class... Tags>
+FieldDescription describe_field(std::string_view name, const Field& value, const Tags&... tags) {
+  FieldDescription result{.name = std::string(name)};
+  if (const OnlyWhere* const read = find_tag<OnlyWhere>(tags...))
+    result.condition = read->condition;
+  if constexpr (std::same_as<Field, bool>) {
+    result.type = "true or false";
+  } else if constexpr (std::same_as<Field, Index>) {
+    const Index least = find_tag<ZeroIsLegal>(tags...) ? 0 : 1;
+    result.type = "integer";
+    result.legal = "at least " + std::to_string(least);
+    result.required = value < least;
+  } else if constexpr (std::floating_point<Field>) {
+    const Range& range = *find_tag<Range>(tags...);
+    result.type = "number";
+    result.legal = range.text();
+    result.required = !range.has(value);
+  } else if constexpr (NamedEnum<Field>) {
+    result.type = "one of";
+    for (const std::string_view one : names_of(value)) {
+      result.legal.append(result.legal.empty() ? "" : ", ").append(one);
+    }
+  } else {
+    result.type = "text";
+  }
+  return result;
+}
+
+}  // namespace detail
+
+/// Calls `body(FieldDescription)` for the fields of a config. Parts of a composite that share a
+/// name share the field, which is described once.
+template <class Config>
+void describe_config(auto&& body) {
+  std::set<std::string, std::less<>> described;
+  const Config config{};
+  Config::visit(config, [&](std::string_view name, const auto& value, const auto&... tags) {
+    if (described.emplace(name).second) body(detail::describe_field(name, value, tags...));
+  });
+}
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix
