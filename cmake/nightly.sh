@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Everything that takes hours: cmake/nightly.sh [SECONDS [TARGET...]] builds the fuzz targets (file,
-# layer, state, model; all of them by default) and runs each for SECONDS (default 1200). Inputs that
-# fail land in build/fuzz/findings; a corpus grows in build/fuzz/corpus, from run to run.
-# CXX chooses the compiler, which must be a clang.
+# Everything that takes hours: cmake/nightly.sh [SECONDS [TARGET...]] runs clang-tidy over all layers,
+# builds the fuzz targets (file, layer, state, model; all of them by default) and runs each for
+# SECONDS (default 1200). Inputs that fail land in build/fuzz/findings; a corpus grows in
+# build/fuzz/corpus, from run to run. CXX chooses the compiler, which must be a clang.
 set -euo pipefail
 # shellcheck source=cmake/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -14,18 +14,25 @@ targets=("${@:2}")
 
 export CXX=${CXX:-clang++}
 set_up
-# The fuzzer's run-time library is a package of its own.
+major=$("$CXX" -dumpversion)
+major=${major%%.*}
+need() { # package
+  can_install || fail "needed and not installed: $1"
+  update_apt
+  install_packages "$1"
+}
+# The fuzzer's run-time library and clang-tidy are packages of their own.
 probe=$root/build/fuzzer-probe
 if ! "$CXX" -fsanitize=fuzzer,address -x c++ -o "$probe" - >>"$log" 2>&1 \
   <<<'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }'; then
-  major=$("$CXX" -dumpversion)
-  can_install || fail "$CXX has no libFuzzer: install libclang-rt-${major%%.*}-dev"
-  update_apt
-  install_packages "libclang-rt-${major%%.*}-dev"
+  need "libclang-rt-$major-dev"
 fi
 rm -f "$probe"
+has "clang-tidy-$major" || need "clang-tidy-$major"
 
 configure fuzz
+say "clang-tidy-$major over include/seqmix/seqmix.hpp"
+"clang-tidy-$major" --quiet -p build/fuzz include/seqmix/seqmix.hpp 2>>"$log"
 say "building build/fuzz with $CMAKE_BUILD_PARALLEL_LEVEL job(s)"
 cmake --build --preset fuzz --target "${targets[@]/#/fuzz_}"
 

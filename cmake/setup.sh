@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by test.sh and quickstart.sh; leaves the shell in the project's root.
+# Sourced by the scripts beside it; leaves the shell in the project's root.
 #
 #   set_up                     compiler, CMake and a build tool, through apt where they are missing
 #   configure PRESET [ARG...]  configures build/PRESET; libraries that are missing come from the first

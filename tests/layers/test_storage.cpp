@@ -156,13 +156,14 @@ std::vector<S> kept_by_a_token(const AnyMixer<S>& mixer, const std::string& memb
   auto x = random_tokens<S>({1, 2, mixer.d_model()});
   copy(x.view()[0][0], x.view()[0][1]);
   AnyState state = mixer.make_state(2);
-  const auto members = state.members();
-  const auto found = std::ranges::find(members.list(), member, &seqmix::NamedStateMember::name);
-  S* const numbers = reinterpret_cast<S*>(found->data);
+  const auto members = state.members().list();
+  const auto found = std::ranges::find(members, member, &seqmix::NamedStateMember::name);
   const Index row = found->size() / 2;
-  std::fill_n(numbers, row, S(1));
+  const std::vector<S> ones(static_cast<std::size_t>(row), S(1));
+  state.members().fill_row(*found, 0, 0, reinterpret_cast<const std::byte*>(ones.data()));
   Context context = poisoned();
   mixer.step(x.view()[0], state, Tensor<S, 2>({2, mixer.d_model()}), context);
+  const S* const numbers = reinterpret_cast<const S*>(found->data);
   std::vector<S> kept(numbers, numbers + row);
   for (Index i = 0; i < row; ++i) kept[static_cast<std::size_t>(i)] -= numbers[row + i];
   return kept;

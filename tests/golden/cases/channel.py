@@ -72,6 +72,25 @@ def mixture_of_experts(arguments):
         return case(name, shape, "deepseek_v3", "DeepseekV3MoE", "DeepseekV3Config", config,
                     fields, lambda module, x: module(x))
 
+    def dbrx(name, shape, d_model, d_ff, n_experts, n_experts_per_token):
+        FFN, Config = hugging_face("dbrx", "DbrxFFN", "DbrxConfig")
+        module = FFN(Config(d_model=d_model, ffn_config=dict(
+            ffn_hidden_size=d_ff, moe_num_experts=n_experts, moe_top_k=n_experts_per_token)))
+        for parameter in module.parameters():  # of the experts empty, as they come
+            parameter.data.normal_(std=1.2 / math.sqrt(parameter.shape[1]))
+        fused = module.experts.mlp
+        weights = {"gate.weight": module.router.layer.weight}
+        for expert in range(n_experts):
+            rows = slice(expert * d_ff, (expert + 1) * d_ff)
+            weights |= {f"experts.{expert}.w1.weight": fused.w1[rows],
+                        f"experts.{expert}.w3.weight": fused.v1[rows],
+                        f"experts.{expert}.w2.weight": fused.w2[rows].T}
+        source = published(FFN) + ("; router.layer is named gate here; w1, v1, w2 are cut into "
+                                   "the experts' w1, w3 and, transposed, w2")
+        fields = fields_of("softmax_then_top_k", d_model=d_model, d_ff=d_ff, n_experts=n_experts,
+                           n_experts_per_token=n_experts_per_token, normalize_top_k=True)
+        return Case(name, fields, source, shape, weights, lambda x: (module.eval()(x)[0], {}))
+
     yield mixtral("odd", (2, 37), 15, 11, 5, 2)
     yield mixtral("long-top-3", (1, 150), 20, 24, 8, 3)
     yield mixtral("few-tokens-top-1", (2, 3), 12, 20, 16, 1)
@@ -80,6 +99,7 @@ def mixture_of_experts(arguments):
     yield olmoe("olmoe", (1, 140), 14, 9, 8, 4)
     yield deepseek("deepseek-groups", (2, 37), 11, 7, 12, 3, 4, 2, 2, True, 2.5)
     yield deepseek("deepseek-one-group", (1, 131), 14, 8, 8, 3, 1, 1, 1, False, 1.5)
+    yield dbrx("dbrx", (2, 37), 13, 9, 16, 4)
 
 
 def switch_mixture_of_experts(arguments):
