@@ -87,6 +87,8 @@ def sparse_transformer_mask(arguments, length, mode, span, block, n_heads=1, ver
 
 
 def block_sparse_attention(arguments):
+    from local_attention.transformer import LocalMHA
+
     module_class, config_class, rotary_class = hugging_face(
         "llama", "LlamaAttention", "LlamaConfig", "LlamaRotaryEmbedding")
 
@@ -136,6 +138,18 @@ def block_sparse_attention(arguments):
     yield case("layout", (1, 139), fields(16, 4, 1, 8),
                dict(pattern="layout", block=8, layout_heads=4, layout_blocks=18), fixed,
                layout=fixed[:, 7::8, ::8].long())
+    # Buckets of tokens that see themselves and the bucket before.
+    d_model, n_heads, head_dim, bucket = 18, 3, 6, 8
+    module = randomise(LocalMHA(dim=d_model, window_size=bucket, dim_head=head_dim, heads=n_heads,
+                                causal=True, exact_windowsize=False))
+    q, k, v = module.to_qkv.weight.chunk(3)
+    yield Case("local-attention-buckets",
+               {**fields(d_model, n_heads, n_heads, head_dim), "pattern": "big_bird",
+                "block": bucket, "n_global": 0, "n_local": 2},
+               published(LocalMHA) + ", causal, inexact windows; to_qkv is cut into q_proj, k_proj "
+               "and v_proj, to_out is named o_proj here", (2, 139),
+               {"q_proj.weight": q, "k_proj.weight": k, "v_proj.weight": v,
+                "o_proj.weight": module.to_out.weight}, lambda x: (module(x), {}))
 
 
 def longformer_attention(arguments):
