@@ -64,7 +64,7 @@ Printed run(const std::vector<std::string>& arguments,
   const int status = verify_main(arguments, registry, out, errors);
   return {status, out.str(), errors.str()};
 }
-Printed run(const File& file) {
+Printed run_file(const File& file) {
   const TemporaryFolder folder;
   file.save(folder.path() / "layer.safetensors");
   return run({(folder.path() / "layer.safetensors").string()});
@@ -80,8 +80,8 @@ File continued(const std::string& name, Index cut) {
   Tensor<double, 3> first({x.extent(0), cut, x.extent(2)});
   Context context;
   layer.prefill(x.view().slice<1>(0, cut), state, first, context);
-  file.set<3>("x", Tensor<double, 3>(x.view().slice<1>(cut, T - cut)).view());
-  file.set<3>("y", Tensor<double, 3>(y.view().slice<1>(cut, T - cut)).view());
+  file.set<3>("x", x.view().slice<1>(cut, T - cut));
+  file.set<3>("y", y.view().slice<1>(cut, T - cut));
   const auto numbers = testing::valid_numbers(state.members());
   for (const NamedStateMember& member : state.members().list()) {
     if (member.kind == StateMember::Kind::mark) continue;
@@ -117,7 +117,7 @@ TEST_CASE("verify starts prefill and step from a file's initial state") {
        }) {
     INFO(name);
     File file = continued(name, 30);
-    const Printed right = run(file);
+    const Printed right = run_file(file);
     INFO(right.out << right.errors);
     CHECK(right.status == 0);
     CHECK_THAT(right.out, StartsWith("ok "));
@@ -125,14 +125,14 @@ TEST_CASE("verify starts prefill and step from a file's initial state") {
 
     // Without it the same outputs are wrong.
     std::erase_if(file.tensors, [](const auto& one) { return one.first.starts_with("initial."); });
-    CHECK(run(file).status == 1);
+    CHECK(run_file(file).status == 1);
   }
 }
 
 TEST_CASE("members without an initial tensor are as the layer makes them") {
   File file = continued("gated_delta_net--odd.safetensors", 30);
   file.tensors.erase("initial.memory");
-  const Printed printed = run(file);
+  const Printed printed = run_file(file);
   CHECK(printed.status == 1);
   CHECK_THAT(printed.out, StartsWith("FAIL "));
 }
@@ -142,7 +142,7 @@ TEST_CASE("an initial state that no layer can have is refused") {
   const auto error = [&](const std::function<void(File&)>& change) {
     File file = attention;
     change(file);
-    const Printed printed = run(file);
+    const Printed printed = run_file(file);
     CHECK(printed.status == 2);
     CHECK(printed.out.empty());
     return printed.errors;
@@ -174,7 +174,7 @@ TEST_CASE("verify refuses what it does not use") {
   const auto error = [](const char* name, const std::string& tensor) {
     File file(name);
     file.set<1>(tensor, Tensor<double, 1>({2}).view());
-    const Printed printed = run(file);
+    const Printed printed = run_file(file);
     CHECK(printed.status == 2);
     CHECK(printed.out.empty());
     return printed.errors;
@@ -198,9 +198,9 @@ TEST_CASE("verify refuses what it does not use") {
 
   File file(gla);
   file.set<1>("trace.anything", Tensor<double, 1>({2}).view());
-  CHECK(run(file).status == 0);
+  CHECK(run_file(file).status == 0);
   file.metadata["tolerance"] = "1";
-  CHECK_THAT(run(file).errors,
+  CHECK_THAT(run_file(file).errors,
              ContainsSubstring("unexpected metadata \"tolerance\", expected layer, "
                                "config, source and precision alone"));
 }
@@ -212,7 +212,7 @@ TEST_CASE("a failure says where") {
     Tensor<double, 3> numbers = file.numbers(tensor);
     change(numbers);
     file.set<3>(tensor, numbers.view());
-    const Printed printed = run(file);
+    const Printed printed = run_file(file);
     CHECK(printed.status == 1);
     CHECK_THAT(printed.out, StartsWith("FAIL "));
     CHECK(std::ranges::count(printed.out, '\n') == 2);
@@ -240,14 +240,14 @@ TEST_CASE("a failure says where") {
   std::ranges::copy(numbers, flat.data());
   file.set<1>("state.memory", flat.view());
   file.tensors["state.memory"].shape = shape;
-  const Printed printed = run(file);
+  const Printed printed = run_file(file);
   CHECK(printed.status == 1);
   CHECK_THAT(printed.out,
              ContainsSubstring("\n  prefill: state.memory first differs at [1, 0, 2, 1]: got "));
 
   file.set<1>("state.memory", Tensor<double, 1>({3}).view());
-  CHECK_THAT(run(file).out, ContainsSubstring("prefill: state.memory: the layer has ") &&
-                                ContainsSubstring(" numbers, the file 3\n"));
+  CHECK_THAT(run_file(file).out, ContainsSubstring("prefill: state.memory: the layer has ") &&
+                                     ContainsSubstring(" numbers, the file 3\n"));
 }
 
 TEST_CASE("verify describes every layer") {
