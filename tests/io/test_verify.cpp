@@ -103,7 +103,71 @@ File continued(const std::string& name, Index cut) {
   return file;
 }
 
+/// A user's own layer: y_t = y_{t-1} + w ⊙ x_t.
+struct OwnConfig {
+  Index d_model = 0;
+  static void visit(auto& self, auto&& field) { field("d_model", self.d_model); }
+};
+template <class S>
+struct OwnDefinition {
+  using Scalar = S;
+  using Config = OwnConfig;
+  static constexpr std::string_view name = "own_sum";
+  struct Weights {
+    Parameter<Scalar, 1> scale;
+    static void visit(auto& self, const Config& c, auto&& parameter) {
+      parameter("scale", self.scale, {c.d_model});
+    }
+  };
+  struct State {
+    Tensor<Scalar, 2> sum;  // [B, D]
+    static void visit(auto& self, auto&& tensor) { tensor("sum", self.sum); }
+  };
+  Config c;
+  Weights w;
+  State make_state(Index batch, Index, Memory memory) const {
+    return {.sum = {{batch, c.d_model}, memory}};
+  }
+  template <Form form>
+  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context&) const {
+    for (Index b = 0; b < x.extent(0); ++b) {
+      for (Index t = 0; t < x.extent(1); ++t) {
+        for (Index d = 0; d < c.d_model; ++d) {
+          y(b, t, d) = state.sum(b, d) += w.scale[d] * x(b, t, d);
+        }
+      }
+    }
+  }
+};
+
 }  // namespace
+
+TEST_CASE("verify checks a user's own layer") {
+  Registry<double> registry;
+  registry.add<OwnDefinition<double>>({.title = "Own sum"});
+  const TemporaryFolder folder;
+  const std::string path = (folder.path() / "own.safetensors").string();
+  Tensor<double, 3> x({1, 5, 2}), y(x.shape());
+  Tensor<double, 2> sum({1, 2});
+  Tensor<double, 1> scale({2});
+  for (Index d = 0; d < 2; ++d) {
+    scale[d] = 0.5, sum(0, d) = 3;
+    for (Index t = 0; t < 5; ++t) x(0, t, d) = 2, y(0, t, d) = 4 + static_cast<double>(t);
+  }
+  save_safetensors(
+      path,
+      {stored_tensor("x", x.view()), stored_tensor("y", y.view()),
+       stored_tensor("initial.sum", sum.view()), stored_tensor("weights.scale", scale.view())},
+      {{"layer", "own_sum"},
+       {"config", R"({"d_model": 2})"},
+       {"precision", "float64"},
+       {"source", "by hand"}});
+  CHECK(run({path}, registry).out ==
+        "ok " + path + " own_sum forward=none prefill=0.0e+00 step=0.0e+00\n");
+  CHECK_THAT(run({"--describe", "own_sum"}, registry).out,
+             StartsWith("own_sum: Own sum\n\nconfig\n") && ContainsSubstring("\n  sum  [B, 64]\n"));
+  CHECK(run({path}).status == 2);  // the library has no such layer
+}
 
 TEST_CASE("verify starts prefill and step from a file's initial state") {
   for (const char* const name : {
