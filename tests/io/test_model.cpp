@@ -469,7 +469,7 @@ TEST_CASE("a scaling of rotary positions that the layer does not have is refused
   CHECK_THAT(rope_error({{"factor", 2.0}}), ContainsSubstring("rope_type is missing"));
   CHECK_THAT(rope_error({{"rope_type", "linear"}}), ContainsSubstring("factor is missing"));
   CHECK_THAT(rope_error({{"rope_type", "linear"}, {"factor", 0.5}}),
-             ContainsSubstring("rope_factor must be at least 1"));
+             ContainsSubstring("rope_factor is 0.5, expected at least 1"));
   CHECK_THAT(rope_error({{"rope_type", "yarn"}, {"factor", 2.0}, {"truncate", false}}),
              ContainsSubstring("truncate: got false"));
   CHECK_THAT(rope_error({{"rope_type", "yarn"}, {"factor", 2.0}, {"attention_factor", 0.0}}),
