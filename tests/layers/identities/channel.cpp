@@ -44,7 +44,7 @@ TEST_CASE("a token that uses every expert gets the dense mixture, whatever the r
   for (const Router router : {Router::mixtral, Router::softmax_then_top_k, Router::deepseek_v3}) {
     for (const bool normalize : {false, true}) {
       auto config = config_of(router, E, E);
-      config.normalize_top_k = normalize;
+      config.normalize_top_k = normalize && router != Router::mixtral;  // which always does
       if (router == Router::deepseek_v3) config.routed_scaling = 2.5;
       const auto weights = random_weights<Definition::Weights>(config, 5);
       const auto gate = weights.gate.weight.to_tensor();

@@ -274,15 +274,15 @@ TEST_CASE("favor with an epsilon beside which its features are nothing is a mean
 TEST_CASE("an epsilon is favor's, and a bias of the output is not asked for twice") {
   LinearAttentionConfig config{.d_model = 10, .n_heads = 2, .head_k = 3, .head_v = 5};
   config.kernel_eps = 1e-4;
-  CHECK_THROWS_AS(config.check(), ConfigError);
+  CHECK_THROWS_AS(check_config("linear_attention", config), ConfigError);
   config.feature_map = FeatureMap::favor, config.n_features = 7;
-  CHECK_NOTHROW(config.check());
+  CHECK_NOTHROW(check_config("linear_attention", config));
   for (const double eps : {-1e-4, std::numeric_limits<double>::quiet_NaN()}) {
     config.kernel_eps = eps;
-    CHECK_THROWS_AS(config.check(), ConfigError);
+    CHECK_THROWS_AS(check_config("linear_attention", config), ConfigError);
   }
   config.kernel_eps = 0, config.bias = config.out_bias = true;
-  CHECK_THROWS_AS(config.check(), ConfigError);
+  CHECK_THROWS_AS(check_config("linear_attention", config), ConfigError);
 }
 
 TEST_CASE("an mLSTM whose gates are open is linear attention with a denominator of at least one") {
