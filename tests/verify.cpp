@@ -157,7 +157,8 @@ int main(int argc, char** argv) {
     print_errors();
     return 0;
   }
-  const int status = seqmix::verify_main(arguments, support::registry<double>());
+  const int status =
+      seqmix::verify_main(arguments, support::registry<double>(), std::cout, std::cerr);
   if (arguments.empty())
     std::cerr << "       verify --law or verify --errors: tables of all layers\n";
   return status;

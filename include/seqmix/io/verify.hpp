@@ -6,9 +6,9 @@
 #include <cstring>
 #include <exception>
 #include <iomanip>
-#include <iostream>
 #include <limits>
 #include <optional>
+#include <ostream>
 #include <set>
 #include <span>
 #include <sstream>
@@ -617,9 +617,10 @@ inline void describe_layer(const std::string& layer, const Json& config,
 ///   verify --list                     the layers' names
 ///   verify --describe LAYER [CONFIG]  a layer's facts; CONFIG is JSON
 ///
-/// Returns its exit status: 0 all ok, 1 a layer disagrees with its file, 2 a bad file or command.
+/// It writes to `out`, about a bad file or command to `errors`. Returns its exit status: 0 all ok,
+/// 1 a layer disagrees with its file, 2 a bad file or command.
 inline int verify_main(std::span<const std::string> arguments, const Registry<double>& registry,
-                       std::ostream& out = std::cout, std::ostream& errors = std::cerr) {
+                       std::ostream& out, std::ostream& errors) {
   const auto is = [&](std::string_view option, std::size_t least, std::size_t most) {
     return arguments.size() >= least && arguments.size() <= most && arguments[0] == option;
   };
@@ -656,9 +657,10 @@ inline int verify_main(std::span<const std::string> arguments, const Registry<do
   }
   return status;
 }
-inline int verify_main(int argc, char** argv, const Registry<double>& registry) {
+inline int verify_main(int argc, char** argv, const Registry<double>& registry, std::ostream& out,
+                       std::ostream& errors) {
   const std::vector<std::string> arguments(argv + 1, argv + argc);
-  return verify_main(arguments, registry);
+  return verify_main(arguments, registry, out, errors);
 }
 
 SEQMIX_END_NAMESPACE
