@@ -36,9 +36,7 @@ extern "C" int LLVMFuzzerInitialize(int* argc, char*** argv) {
 
 extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size,
                                                std::size_t limit, unsigned seed) {
-  fuzz::Mutation mutation(data, size, limit, seed);
-  mutation.safetensors(0);
-  return mutation.write(data);
+  return fuzz::mutate_safetensors(data, size, limit, seed, 0);
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

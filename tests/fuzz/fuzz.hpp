@@ -143,6 +143,14 @@ class Mutation {
   std::string text_;
 };
 
+/// What `LLVMFuzzerCustomMutator` does to an input that is a safetensors file from `first` on.
+inline std::size_t mutate_safetensors(std::uint8_t* data, std::size_t size, std::size_t limit,
+                                      unsigned seed, std::size_t first) {
+  Mutation mutation(data, size, limit, seed);
+  mutation.safetensors(first);
+  return mutation.write(data);
+}
+
 inline void write_file(const std::filesystem::path& path, Bytes bytes) {
   std::ofstream(path, std::ios::binary)
       .write(reinterpret_cast<const char*>(bytes.data()),

@@ -86,9 +86,7 @@ extern "C" int LLVMFuzzerInitialize(int* argc, char*** argv) {
 
 extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size,
                                                std::size_t limit, unsigned seed) {
-  fuzz::Mutation mutation(data, size, limit, seed);
-  mutation.safetensors(1);
-  return mutation.write(data);
+  return fuzz::mutate_safetensors(data, size, limit, seed, 1);
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
