@@ -193,7 +193,7 @@ class HuggingFaceConfig {
   }
   double positive(std::string_view key) const {
     const auto value = get<double>(key);
-    if (!(value > 0 && std::isfinite(value))) fail(key, "a positive number");
+    if (!is_positive.has(value)) fail(key, is_positive.text());
     return value;
   }
   Activation activation(std::string_view key) const {
