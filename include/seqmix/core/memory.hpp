@@ -1,8 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
-#include <limits>
 #include <memory>
 #include <new>
 #include <vector>
