@@ -3,7 +3,7 @@
 #include <string>
 
 #include "compare/worker.hpp"
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/core/named_enum.hpp"
 #include "seqmix/core/tensor.hpp"
 
@@ -11,7 +11,9 @@
 
 namespace compare {
 
+using seqmix::Call;
 using seqmix::Context;
+using seqmix::Form;
 using seqmix::Index;
 using seqmix::Shape;
 using seqmix::Tensor;
@@ -32,24 +34,31 @@ Enum choice(const Request& request, const std::string& name) {
   return value;
 }
 
-/// A kernel with its operands.
+/// A kernel with its operands, called with all tokens of one row.
 class Kernel : public Work {
  public:
-  explicit Kernel(Context& context) : context_(context) {}
-  void run() final { run(context_); }
+  Kernel(Context& context, Index tokens, Form form)
+      : segment_{0, 0, tokens, form}, call_(context, {&segment_, 1}) {}
+  Kernel(const Kernel&) = delete;
+  Kernel& operator=(const Kernel&) = delete;
+  void run() final { run(call_); }
 
  protected:
-  virtual void run(Context& context) = 0;
+  virtual void run(const Call& call) = 0;
+  const Call& call() const { return call_; }
 
  private:
-  Context& context_;
+  seqmix::Segment segment_;
+  Call call_;
 };
 
 /// `Kernel` whose result is a tensor, `y`.
 template <Index Rank>
 class KernelTo : public Kernel {
  public:
-  KernelTo(Context& context, Shape<Rank> shape) : Kernel(context), y(shape) {}
+  /// [T, ...]
+  KernelTo(Context& context, Shape<Rank> shape, Form form = Form::parallel)
+      : Kernel(context, shape[0], form), y(shape) {}
   std::span<const float> output() override {
     return {y.data(), static_cast<std::size_t>(y.size())};
   }

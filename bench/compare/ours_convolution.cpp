@@ -12,22 +12,22 @@
 namespace compare {
 namespace {
 
-class ShortConv final : public KernelTo<3> {
+class ShortConv final : public KernelTo<2> {
  public:
   ShortConv(const Request& r, Context& context)
-      : KernelTo(context, {1, r["T"], r["D"]}),
-        x_(read<3>(r, "x", y.shape())),
+      : KernelTo(context, {r["T"], r["D"]}),
+        x_(read<2>(r, "x", y.shape())),
         taps_(read<2>(r, "taps", {r["W"], r["D"]})),
         history_({1, r["W"] - 1, r["D"]}) {}
 
  private:
-  void run(Context& context) override {
+  void run(const Call& call) override {
     seqmix::fill(history_.view(), 0.F);
     seqmix::short_conv<float>(x_, taps_, {}, seqmix::ShortConvActivation::none, history_, y.view(),
-                              context);
+                              call);
   }
 
-  Tensor<float, 3> x_;        // [1, T, D]
+  Tensor<float, 2> x_;        // [T, D]
   Tensor<float, 2> taps_;     // [W, D]
   Tensor<float, 3> history_;  // [1, W - 1, D]
 };
@@ -36,28 +36,27 @@ seqmix::LongFilter<float> read_filter(const Request& r) {
   return seqmix::LongFilter<float>(read<2>(r, "h", {r["D"], r["T"]}));
 }
 
-class LongConv final : public KernelTo<3> {
+class LongConv final : public KernelTo<2> {
  public:
   LongConv(const Request& r, Context& context)
-      : KernelTo(context, {1, r["T"], r["D"]}),
-        u_(read<3>(r, "u", y.shape())),
+      : KernelTo(context, {r["T"], r["D"]}),
+        u_(read<2>(r, "u", y.shape())),
         filter_(read_filter(r)) {}
 
  private:
-  void run(Context& context) override { seqmix::long_conv<float>(u_, filter_, y.view(), context); }
+  void run(const Call& call) override { seqmix::long_conv<float>(u_, filter_, y.view(), call); }
 
-  Tensor<float, 3> u_;  // [1, T, D]
+  Tensor<float, 2> u_;  // [T, D]
   seqmix::LongFilter<float> filter_;
 };
 
 /// T steps of a long convolution. Of what is timed, `worst` is the longest step of all, each taken
 /// at its fastest so that what interrupts the process does not count.
-class LongConvSteps final : public KernelTo<3> {
+class LongConvSteps final : public KernelTo<2> {
  public:
   LongConvSteps(const Request& r, Context& context)
-      : KernelTo(context, {1, r["T"], r["D"]}),
-        context_(context),
-        u_(read<3>(r, "u", y.shape())),
+      : KernelTo(context, {r["T"], r["D"]}),
+        u_(read<2>(r, "u", y.shape())),
         filter_(read_filter(r)),
         worst_(r.text("worst", "0") == "1") {
     if (r.text("form") == "spread") spread_.emplace(filter_);
@@ -66,11 +65,11 @@ class LongConvSteps final : public KernelTo<3> {
 
   double measure(double budget) override {
     if (!worst_) return Work::measure(budget);
-    std::vector<double> best(static_cast<std::size_t>(u_.extent(1)), 1);
+    std::vector<double> best(static_cast<std::size_t>(u_.extent(0)), 1);
     for (int repeat = 0; repeat < 3; ++repeat) {
-      for (Index t = 0; t < u_.extent(1); ++t) {
+      for (Index t = 0; t < u_.extent(0); ++t) {
         const auto start = Clock::now();
-        step(t, context_);
+        step(t, call());
         auto& least = best[static_cast<std::size_t>(t)];
         least = std::min(least, seconds_since(start));
       }
@@ -79,10 +78,10 @@ class LongConvSteps final : public KernelTo<3> {
   }
 
  private:
-  void run(Context& context) override {
-    for (Index t = 0; t < u_.extent(1); ++t) step(t, context);
+  void run(const Call& call) override {
+    for (Index t = 0; t < u_.extent(0); ++t) step(t, call);
   }
-  void step(Index t, Context& context) {
+  void step(Index t, const Call& call) {
     const View<const Index, 1> past(&t, {1});
     const auto u = std::as_const(u_).view().at<1>(t);
     const auto to = y.view().at<1>(t);
@@ -93,8 +92,7 @@ class LongConvSteps final : public KernelTo<3> {
     }
   }
 
-  Context& context_;
-  Tensor<float, 3> u_;  // [1, T, D], the history too
+  Tensor<float, 2> u_;  // [T, D], the history too
   seqmix::LongFilter<float> filter_;
   std::optional<seqmix::SpreadFilter<float>> spread_;
   bool worst_;
@@ -134,8 +132,8 @@ class S4dKernel final : public KernelTo<3> {
   }
 
  private:
-  void run(Context& context) override {
-    context.parallel_for(y.extent(0), [&](Index block, Context& worker) {
+  void run(const Call& call) override {
+    call.parallel_for(y.extent(0), [&](Index block, const Call& worker) {
       seqmix::vandermonde_taps<float>(std::as_const(terms_).view()[block], y.view()[block], worker);
     });
   }

@@ -7,25 +7,25 @@
 namespace compare {
 namespace {
 
-class Matmul final : public KernelTo<3> {
+class Matmul final : public KernelTo<2> {
  public:
   Matmul(const Request& r, Context& context)
-      : KernelTo(context, {1, r["M"], r["N"]}),
-        x_(read<3>(r, "x", {1, r["M"], r["K"]})),
+      : KernelTo(context, {r["M"], r["N"]}),
+        x_(read<2>(r, "x", {r["M"], r["K"]})),
         w_(read<2>(r, "w", {r["N"], r["K"]})) {}
 
  private:
-  void run(Context& context) override { seqmix::matmul<float>(x_, w_, y.view(), context); }
+  void run(const Call& call) override { seqmix::matmul<float>(x_, w_, y.view(), call); }
 
-  Tensor<float, 3> x_;             // [1, M, K]
+  Tensor<float, 2> x_;             // [M, K]
   seqmix::PackedMatrix<float> w_;  // [N, K]
 };
 
-class Experts final : public KernelTo<3> {
+class Experts final : public KernelTo<2> {
  public:
   Experts(const Request& r, Context& context)
-      : KernelTo(context, {1, r["T"], r["D"]}),
-        x_(read<3>(r, "x", {1, r["T"], r["D"]})),
+      : KernelTo(context, {r["T"], r["D"]}),
+        x_(read<2>(r, "x", {r["T"], r["D"]})),
         layer_({.d_model = r["D"],
                 .d_ff = r["F"],
                 .n_experts = r["E"],
@@ -52,9 +52,11 @@ class Experts final : public KernelTo<3> {
     }
     return result;
   }
-  void run(Context& context) override { layer_.forward(x_, y, context); }
+  void run(const Call& call) override {
+    layer_.forward(x_.view().insert<0>(), y.view().insert<0>(), call.context());
+  }
 
-  Tensor<float, 3> x_;  // [1, T, D]
+  Tensor<float, 2> x_;  // [T, D]
   Layer layer_;
 };
 

@@ -9,36 +9,57 @@
 namespace compare {
 namespace {
 
-using seqmix::Form;
-
-/// A memory [1, H, K, V] that T tokens pass through: queries [1, T, G, K] and keys, values
-/// [1, T, H, V].
-class Memory : public KernelTo<4> {
+/// A memory [1, H, K, V] that T tokens pass through: queries [T, G, K] and keys, values [T, H, V].
+class Memory : public KernelTo<3> {
  public:
   Memory(const Request& r, Context& context, Index groups, const char* query, const char* key)
-      : KernelTo(context, {1, r["T"], r["H"], r["V"]}),
-        q(read<4>(r, query, {1, r["T"], groups, r["K"]})),
-        k(read<4>(r, key, {1, r["T"], groups, r["K"]})),
-        v(read<4>(r, "v", y.shape())),
-        state({1, r["H"], r["K"], r["V"]}) {}
+      : KernelTo(context, {r["T"], r["H"], r["V"]}),
+        q_(read<3>(r, query, {r["T"], groups, r["K"]})),
+        k_(read<3>(r, key, {r["T"], groups, r["K"]})),
+        v_(read<3>(r, "v", y.shape())),
+        state_({1, r["H"], r["K"], r["V"]}) {}
 
  protected:
-  Tensor<float, 4> q, k, v, state;
+  /// A block of time.
+  struct Block {
+    Index first, count;
+    View<const float, 3> q, k, v;
+    View<float, 4> state;
+    View<float, 3> y;
+
+    auto operator()(const auto& all) const {
+      return std::as_const(all).view().slice(seqmix::axis::time, first, count);
+    }
+  };
 
  private:
-  virtual void advance(Context& context) = 0;
-  void run(Context& context) override {
-    seqmix::fill(state.view(), 0.F);
-    advance(context);
+  virtual void advance(const Block& block, const Call& call) = 0;
+  /// In blocks of time, as a mixer calls it.
+  void run(const Call& call) override {
+    seqmix::fill(state_.view(), 0.F);
+    const Index tokens = y.extent(0);
+    for (Index first = 0; first < tokens; first += seqmix::usual_block_tokens) {
+      const Index count = std::min(seqmix::usual_block_tokens, tokens - first);
+      const auto part = [&](auto view) {
+        return view.slice(seqmix::axis::time, first, count);
+      };
+      const seqmix::Segment segment{0, 0, count, Form::parallel};
+      advance({first, count, part(std::as_const(q_).view()), part(std::as_const(k_).view()),
+               part(std::as_const(v_).view()), state_.view(), part(y.view())},
+              call.with(seqmix::Segments(&segment, 1)));
+    }
   }
+
+  Tensor<float, 3> q_, k_, v_;
+  Tensor<float, 4> state_;
 };
 
-/// A number for each token and head, [1, T, H], or also for each key channel, [1, T, H, K].
-Tensor<float, 3> of_heads(const Request& r, const char* name) {
-  return read<3>(r, name, {1, r["T"], r["H"]});
+/// A number for each token and head, [T, H], or also for each key channel, [T, H, K].
+Tensor<float, 2> of_heads(const Request& r, const char* name) {
+  return read<2>(r, name, {r["T"], r["H"]});
 }
-Tensor<float, 4> of_channels(const Request& r, const char* name) {
-  return read<4>(r, name, {1, r["T"], r["H"], r["K"]});
+Tensor<float, 3> of_channels(const Request& r, const char* name) {
+  return read<3>(r, name, {r["T"], r["H"], r["K"]});
 }
 
 class LinearAttention final : public Memory {
@@ -46,8 +67,8 @@ class LinearAttention final : public Memory {
   LinearAttention(const Request& r, Context& context) : Memory(r, context, r["H"], "q", "k") {}
 
  private:
-  void advance(Context& context) override {
-    seqmix::linear_state<Form::parallel, float>(q, k, v, seqmix::NoDecay{}, 1, state, y, context);
+  void advance(const Block& b, const Call& call) override {
+    seqmix::linear_state<float>(b.q, b.k, b.v, seqmix::NoDecay{}, 1, b.state, b.y, call);
   }
 };
 
@@ -57,8 +78,8 @@ class Retention final : public Memory {
       : Memory(r, context, r["H"], "q", "k"), decay_(read<1>(r, "factor", Shape<1>{r["H"]})) {}
 
  private:
-  void advance(Context& context) override {
-    seqmix::linear_state<Form::parallel, float>(q, k, v, decay_, 1, state, y, context);
+  void advance(const Block& b, const Call& call) override {
+    seqmix::linear_state<float>(b.q, b.k, b.v, decay_, 1, b.state, b.y, call);
   }
   seqmix::ConstantDecay<float> decay_;
 };
@@ -69,11 +90,11 @@ class GatedLinearAttention final : public Memory {
       : Memory(r, context, r["H"], "q", "k"), g_(of_channels(r, "g")) {}
 
  private:
-  void advance(Context& context) override {
-    seqmix::linear_state<Form::parallel, float>(q, k, v, seqmix::VectorDecay<float>{g_.view()}, 1,
-                                                state, y, context);
+  void advance(const Block& b, const Call& call) override {
+    seqmix::linear_state<float>(b.q, b.k, b.v, seqmix::VectorDecay<float>{b(g_)}, 1, b.state, b.y,
+                                call);
   }
-  Tensor<float, 4> g_;
+  Tensor<float, 3> g_;
 };
 
 class GatedDeltaRule final : public Memory {
@@ -82,11 +103,11 @@ class GatedDeltaRule final : public Memory {
       : Memory(r, context, r["H"], "q", "k"), g_(of_heads(r, "g")), beta_(of_heads(r, "beta")) {}
 
  private:
-  void advance(Context& context) override {
-    seqmix::delta_rule<Form::parallel, float>(q, k, v, beta_, seqmix::ScalarDecay<float>{g_.view()},
-                                              1, state, y, context);
+  void advance(const Block& b, const Call& call) override {
+    seqmix::delta_rule<float>(b.q, b.k, b.v, b(beta_), seqmix::ScalarDecay<float>{b(g_)}, 1, b.state,
+                              b.y, call);
   }
-  Tensor<float, 3> g_, beta_;
+  Tensor<float, 2> g_, beta_;
 };
 
 class Rwkv6 final : public Memory {
@@ -97,11 +118,11 @@ class Rwkv6 final : public Memory {
         u_(read<2>(r, "u", {r["H"], r["K"]})) {}
 
  private:
-  void advance(Context& context) override {
-    const seqmix::ReadBeforeWithBonus<float> decay{{{g_.view()}}, u_.view()};
-    seqmix::linear_state<Form::parallel, float>(q, k, v, decay, 1, state, y, context);
+  void advance(const Block& b, const Call& call) override {
+    const seqmix::ReadBeforeWithBonus<float> decay{{{b(g_)}}, u_.view()};
+    seqmix::linear_state<float>(b.q, b.k, b.v, decay, 1, b.state, b.y, call);
   }
-  Tensor<float, 4> g_;
+  Tensor<float, 3> g_;
   Tensor<float, 2> u_;
 };
 
@@ -114,10 +135,10 @@ class Rwkv7 final : public Memory {
         b_(of_channels(r, "b")) {}
 
  private:
-  void advance(Context& context) override {
-    seqmix::dplr_state<Form::parallel, float>(q, g_, k, v, a_, b_, state, y, context);
+  void advance(const Block& b, const Call& call) override {
+    seqmix::dplr_state<float>(b.q, b(g_), b.k, b.v, b(a_), b(b_), b.state, b.y, call);
   }
-  Tensor<float, 4> g_, a_, b_;
+  Tensor<float, 3> g_, a_, b_;
 };
 
 /// The heads share one key and query.
@@ -127,22 +148,22 @@ class Mamba2 final : public Memory {
       : Memory(r, context, 1, "C", "B"), g_(of_heads(r, "g")) {}
 
  private:
-  void advance(Context& context) override {
-    seqmix::linear_state<Form::parallel, float>(q, k, v, seqmix::ScalarDecay<float>{g_.view()}, 1,
-                                                state, y, context);
+  void advance(const Block& b, const Call& call) override {
+    seqmix::linear_state<float>(b.q, b.k, b.v, seqmix::ScalarDecay<float>{b(g_)}, 1, b.state, b.y,
+                                call);
   }
-  Tensor<float, 3> g_;
+  Tensor<float, 2> g_;
 };
 
-class Mamba final : public KernelTo<3> {
+class Mamba final : public KernelTo<2> {
  public:
   Mamba(const Request& r, Context& context)
-      : KernelTo(context, {1, r["T"], r["D"]}),
-        x_(read<3>(r, "x", y.shape())),
-        dt_(read<3>(r, "dt", y.shape())),
-        z_(read<3>(r, "z", y.shape())),
-        B_(read<3>(r, "B", {1, r["T"], r["N"]})),
-        C_(read<3>(r, "C", {1, r["T"], r["N"]})),
+      : KernelTo(context, {r["T"], r["D"]}),
+        x_(read<2>(r, "x", y.shape())),
+        dt_(read<2>(r, "dt", y.shape())),
+        z_(read<2>(r, "z", y.shape())),
+        B_(read<2>(r, "B", {r["T"], r["N"]})),
+        C_(read<2>(r, "C", {r["T"], r["N"]})),
         rates_(read<2>(r, "A", {r["N"], r["D"]})),
         skip_(read<1>(r, "skip", Shape<1>{r["D"]})),
         state_({1, r["N"], r["D"]}) {
@@ -151,12 +172,12 @@ class Mamba final : public KernelTo<3> {
   }
 
  private:
-  void run(Context& context) override {
+  void run(const Call& call) override {
     seqmix::fill(state_.view(), 0.F);
-    seqmix::selective_scan<float>(x_, dt_, rates_, B_, C_, skip_, z_, state_, y.view(), context);
+    seqmix::selective_scan<float>(x_, dt_, rates_, B_, C_, skip_, z_, state_, y.view(), call);
   }
 
-  Tensor<float, 3> x_, dt_, z_, B_, C_;  // [1, T, D], [1, T, N]
+  Tensor<float, 2> x_, dt_, z_, B_, C_;  // [T, D], [T, N]
   Tensor<float, 2> rates_;               // [N, D]
   Tensor<float, 1> skip_;                // [D]
   Tensor<float, 3> state_;               // [1, N, D]

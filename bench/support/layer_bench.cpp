@@ -37,12 +37,12 @@ Tensor<float, 3> random_input(Index T, Index d_model) {
 /// What a layer takes or gives beside x and y at each of T tokens.
 struct SideValues {
   std::vector<seqmix::SideDescription> list;
-  std::vector<Tensor<float, 3>> values;
+  std::vector<Tensor<float, 3>> values;  // [1, T, W]
   std::vector<seqmix::NamedView<float>> views;
 
   SideValues(const AnyMixer<float>& layer, Index T) : list(layer.sides()) {
     for (const auto& side : list) values.push_back(random_input(T, side.width));
-    for (std::size_t i = 0; i < list.size(); ++i) views.push_back({list[i].name, values[i].view()});
+    for (std::size_t i = 0; i < list.size(); ++i) views.push_back({list[i].name, values[i].view()[0]});
   }
 };
 

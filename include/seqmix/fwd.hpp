@@ -5,12 +5,14 @@
 // How to forward-declare the library's classes: their namespace carries an architecture tag, so
 // include this instead of writing declarations by hand.
 namespace seqmix {
-SEQMIX_BEGIN_NAMESPACE
 
 template <Index Rank>
 struct Shape;
 template <class T, Index Rank>
 class View;
+
+SEQMIX_BEGIN_NAMESPACE
+
 template <class T, Index Rank>
 class Tensor;
 template <class Scalar, Index Rank>

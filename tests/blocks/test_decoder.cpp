@@ -67,12 +67,13 @@ TEST_CASE("a decoder block is its parts put together by hand") {
   Context context;
   Tensor<double, 3> normed(x.shape()), mixed(x.shape()), u(x.shape()), expected(x.shape());
   const auto add = [](auto a, auto b) { return a + b; };
-  rms_norm<double, 3>(x, weights.mixer_norm, config.norm_eps, normed, context);
+  const Call call(context, {});
+  rms_norm<double, 3>(x, weights.mixer_norm, config.norm_eps, normed, call);
   mixer.forward(normed, mixed, context);
-  elementwise(context, add, u.view(), x.view(), mixed.view());
-  rms_norm<double, 3>(u, weights.channel_norm, config.norm_eps, normed, context);
+  elementwise(call, add, u.view(), x.view(), mixed.view());
+  rms_norm<double, 3>(u, weights.channel_norm, config.norm_eps, normed, call);
   channel.forward(normed, mixed, context);
-  elementwise(context, add, expected.view(), u.view(), mixed.view());
+  elementwise(call, add, expected.view(), u.view(), mixed.view());
 
   Tensor<double, 3> y(x.shape());
   block.forward(x, y, context);
@@ -88,7 +89,7 @@ TEST_CASE("a decoder block obeys the law and steps without allocation") {
     block.forward(x, expected, context);
     auto state = block.make_state(2, T);
     block.prefill(x.view().slice<1>(0, 70), state, y.view().slice<1>(0, 70), context);
-    block.reserve(context, 2);
+    block.prepare(context, 2, 2);
     const auto before = support::allocations();
     for (Index t = 70; t < T; ++t) block.step(x.view().at<1>(t), state, y.view().at<1>(t), context);
     CHECK(support::allocations() == before);

@@ -12,15 +12,15 @@ using seqmix::Index;
 /// Runs six tokens at once, then one more.
 void run(const seqmix::AnyMixer<float>& layer) {
   if (layer.d_model() > 64 || layer.d_source() > 64) return;
-  std::vector<seqmix::Tensor<float, 3>> values;
+  std::vector<seqmix::Tensor<float, 2>> values;
   std::vector<seqmix::NamedView<float>> sides, side_of_token;
   const auto descriptions = layer.sides();
   for (const seqmix::SideDescription& side : descriptions) {
-    values.emplace_back(seqmix::Shape<3>{2, 6, side.width});
+    values.emplace_back(seqmix::Shape<2>{2 * 6, side.width});
   }
   for (std::size_t i = 0; i < values.size(); ++i) {
     sides.push_back({descriptions[i].name, values[i].view()});
-    side_of_token.push_back({descriptions[i].name, values[i].view().slice<1>(0, 1)});
+    side_of_token.push_back({descriptions[i].name, values[i].view().slice<0>(0, 2)});
   }
   seqmix::Tensor<float, 3> x({2, 6, layer.d_model()});
   for (Index i = 0; i < x.size(); ++i) x.data()[i] = static_cast<float>(i % 7) - 3;

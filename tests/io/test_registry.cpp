@@ -48,12 +48,9 @@ struct ScaleDefinition {
   Config c;
   Weights w;
   State make_state(Index, Index, Memory) const { return {}; }
-  template <Form form>
-  void run(View<const Scalar, 3> x, State&, View<Scalar, 3> y, Context&) const {
-    for (Index b = 0; b < x.extent(0); ++b) {
-      for (Index t = 0; t < x.extent(1); ++t) {
-        for (Index d = 0; d < c.d_model; ++d) y(b, t, d) = w.scale[d] * x(b, t, d);
-      }
+  void run(View<const Scalar, 2> x, State&, View<Scalar, 2> y, const Call&) const {
+    for (Index t = 0; t < x.extent(0); ++t) {
+      for (Index d = 0; d < c.d_model; ++d) y(t, d) = w.scale[d] * x(t, d);
     }
   }
 };

@@ -128,12 +128,11 @@ struct OwnDefinition {
   State make_state(Index batch, Index, Memory memory) const {
     return {.sum = {{batch, c.d_model}, memory}};
   }
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context&) const {
-    for (Index b = 0; b < x.extent(0); ++b) {
-      for (Index t = 0; t < x.extent(1); ++t) {
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    for (const Segment& segment : call.segments()) {
+      for (Index t = segment.first; t < segment.first + segment.count; ++t) {
         for (Index d = 0; d < c.d_model; ++d) {
-          y(b, t, d) = state.sum(b, d) += w.scale[d] * x(b, t, d);
+          y(t, d) = state.sum(segment.row, d) += w.scale[d] * x(t, d);
         }
       }
     }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "seqmix/kernels/activation.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
@@ -14,6 +15,7 @@ using namespace seqmix;
 using Catch::Matchers::ContainsSubstring;
 using support::random_tensor;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -103,11 +105,11 @@ TEMPLATE_TEST_CASE("each activation is its formula, gated or not, at any width",
       const auto f = [&](long double v) { return expected_activation(activation, v); };
 
       auto y = gate;
-      activate(activation, y.view(), context);
+      activate(activation, y.view(), TestCall(context));
       CHECK(support::relative_error(y.view(), expected<3>(f, gate).view()) <= tolerance<S>);
 
       auto gated = x;
-      activate_gated<S, 3>(activation, gated, gate, context);
+      activate_gated<S, 3>(activation, gated, gate, TestCall(context));
       const auto product = [&](long double value, long double by) { return f(by) * value; };
       CHECK(support::relative_error(gated.view(), expected<3>(product, x, gate).view()) <=
             tolerance<S>);
@@ -117,14 +119,14 @@ TEMPLATE_TEST_CASE("each activation is its formula, gated or not, at any width",
       fill(guarded.view(), S(42));
       const auto inner = guarded.view().template slice<2>(1, width);
       copy(gate.view(), inner);
-      activate(activation, inner, context);
+      activate(activation, inner, TestCall(context));
       CHECK(same_bits(inner, y.view()));
       for (Index t = 0; t < 5; ++t) {
         CHECK(guarded(1, t, 0) == 42);
         CHECK(guarded(1, t, width + 1) == 42);
       }
       auto itself = gate;
-      activate_gated<S, 3>(activation, itself, itself, context);
+      activate_gated<S, 3>(activation, itself, itself, TestCall(context));
       const auto square = [&](long double v) { return f(v) * v; };
       CHECK(support::relative_error(itself.view(), expected<3>(square, gate).view()) <=
             tolerance<S>);
@@ -147,7 +149,7 @@ TEMPLATE_TEST_CASE("the log decay is scale log sigmoid", "[activation]", float, 
                    (v > 0 ? -std::log1p(std::exp(-v)) : v - std::log1p(std::exp(v)));
           },
           x);
-      log_sigmoid(x.view(), scale, context);
+      log_sigmoid(x.view(), scale, TestCall(context));
       CHECK(support::relative_error(x.view(), decay.view()) <= tolerance<S>);
       // Far to the right the number is tiny, never zero: its relative error is what counts.
       const double last = decay.data()[x.size() - 1];
@@ -167,8 +169,8 @@ TEMPLATE_TEST_CASE("NaN goes through every activation and stays where it is", "[
     auto x = wide_input<S>({1, 2, width}, 7);
     auto sick = x;
     for (const Index i : {Index{0}, width - 1}) sick(0, 1, i) = std::numeric_limits<S>::quiet_NaN();
-    activate(activation, x.view(), context);
-    activate(activation, sick.view(), context);
+    activate(activation, x.view(), TestCall(context));
+    activate(activation, sick.view(), TestCall(context));
     CHECK(std::isnan(sick(0, 1, 0)));
     CHECK(std::isnan(sick(0, 1, width - 1)));
     CHECK(same_bits(sick[0][0], x[0][0]));
@@ -184,12 +186,12 @@ TEMPLATE_TEST_CASE("threads change no bit of an activation", "[activation]", flo
   for (const Activation activation : activations) {
     INFO(to_string(activation));
     auto expected_gated = x;
-    activate_gated<S, 2>(activation, expected_gated, gate, serial);
+    activate_gated<S, 2>(activation, expected_gated, gate, TestCall(serial));
     for (const Index workers : {1, 2, 3}) {
       support::ThreadExecutor executor(workers);
       Context context(executor);
       auto y = x;
-      activate_gated<S, 2>(activation, y, gate, context);
+      activate_gated<S, 2>(activation, y, gate, TestCall(context));
       CHECK(same_bits(y.view(), expected_gated.view()));
     }
   }
@@ -200,7 +202,7 @@ TEST_CASE("a gate with other rows is named", "[activation]") {
   Tensor<float, 3> x({2, 3, 4}), gate({2, 2, 4});
   std::string text;
   try {
-    activate_gated<float, 3>(Activation::silu, x, gate, context);
+    activate_gated<float, 3>(Activation::silu, x, gate, TestCall(context));
   } catch (const ShapeError& error) {
     text = error.what();
   }

@@ -7,13 +7,16 @@
 #include "seqmix/kernels/attention_policies.hpp"
 #include "seqmix/kernels/latent_attention.hpp"
 #include "support/allocations.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
+using support::flat;
 using support::random_tensor;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -75,7 +78,7 @@ TEMPLATE_TEST_CASE("an entry comes back rounded, and goes in again as the same b
       CHECK(same_bits(numbers_of(stored(back, storage)).view(), back.view()));
       Context context;
       Tensor<S, 4> rounded(x.shape());
-      round_entries<S>(x, storage, rounded.view(), context);
+      round_entries<S>(flat(x), storage, flat(rounded), TestCall(context));
       CHECK(same_bits(rounded.view(), back.view()));
     }
   }
@@ -115,7 +118,7 @@ TEST_CASE("appending writes behind what each row has") {
     past[1] = 3;
     Appended<float, 4, 2> cache({2, 3, 5, 1}, {}, storage);
     Context context;
-    append<float>(x, past, cache.view(), context);
+    append<float>(flat(x), past, cache.view(), TestCall(context, 2, 2));
     const auto numbers = numbers_of(cache.entries);
     CHECK(cache.capacity() == 5);
     CHECK(std::abs(numbers(0, 2, 1, 0) - 1) < 0.01F);
@@ -123,6 +126,26 @@ TEST_CASE("appending writes behind what each row has") {
     CHECK(numbers(1, 0, 2, 0) == 0);
     CHECK(std::abs(numbers(1, 0, 4, 0) - 1) < 0.01F);
   }
+  // Two tokens of row 2, then one of row 0.
+  const auto x = random_tensor<float, 3>({3, 2, 4}, 1);
+  Tensor<Index, 1> past({3});
+  past[2] = 3;
+  Tensor<float, 4> mixed({3, 2, 6, 4}), leading({3, 2, 4, 4});
+  Context context;
+  const TestCall call(context, {{2, 0, 2, Form::parallel}, {0, 2, 1, Form::recurrent}});
+  append<float>(x, past, mixed.view(), call);
+  append_leading<float>(x, past, leading.view(), call);
+  for (Index g = 0; g < 2; ++g) {
+    for (const Tensor<float, 4>& written : {mixed, leading}) {
+      CHECK(same_bits(written[2][g][3], x[0][g]));
+      CHECK(same_bits(written[0][g][0], x[2][g]));
+      CHECK(written(2, g, 2, 0) == 0);
+      CHECK(written(1, g, 0, 0) == 0);
+      CHECK(written(0, g, 1, 0) == 0);
+    }
+    CHECK(same_bits(mixed[2][g][4], x[1][g]));
+  }
+
   const Tensor<float, 4> other({1, 1, 3, 2});
   Cache<float, 4> cache({1, 1, 3, 1}, {}, Storage::bf16);
   CHECK_THROWS_AS(store_entries<float>(other, cache.view()), ShapeError);
@@ -151,16 +174,15 @@ TEMPLATE_TEST_CASE("attention reads a narrow cache as the numbers that it gives 
       context.set_poison(true);
       Tensor<S, 4> o({n.B, n.T, n.H, n.V}), expected(o.shape());
       const PlainScore score{inverse_sqrt(n.K)};
-      attention<Form::parallel, S>(q, plain_keys, plain_values, past, Causal{}, score,
-                                   expected.view(), context);
-      attention<Form::parallel, S>(q, keys.view(), values.view(), past, Causal{}, score, o.view(),
-                                   context);
+      const TestCall parallel(context, n.B, n.T), recurrent(context, n.B, n.T, Form::recurrent);
+      attention<S>(flat(q), plain_keys, plain_values, past, Causal{}, score, flat(expected),
+                   parallel);
+      attention<S>(flat(q), keys.view(), values.view(), past, Causal{}, score, flat(o), parallel);
       CHECK(same_bits(o.view(), expected.view()));
-      attention<Form::recurrent, S>(q, keys.view(), values.view(), past, Causal{}, score, o.view(),
-                                    context);
+      attention<S>(flat(q), keys.view(), values.view(), past, Causal{}, score, flat(o), recurrent);
       CHECK(support::relative_error(o.view(), expected.view()) <= tolerance<S>);
-      attention<Form::recurrent, S>(q, plain_keys, plain_values, past, Causal{}, score,
-                                    expected.view(), context);
+      attention<S>(flat(q), plain_keys, plain_values, past, Causal{}, score, flat(expected),
+                   recurrent);
       CHECK(support::relative_error(o.view(), expected.view()) <= tolerance<S>);
       CHECK((storage == Storage::int8 || same_bits(o.view(), expected.view())));
     }
@@ -170,40 +192,52 @@ TEMPLATE_TEST_CASE("attention reads a narrow cache as the numbers that it gives 
 TEMPLATE_TEST_CASE("a narrow ring holds what its queries have seen", "", float, double) {
   using S = TestType;
   const Index T = 150, H = 4, G = 2, K = 24, width = 20;
-  const auto q = random_tensor<S, 4>({1, T, H, K}, 1);
-  const auto k = random_tensor<S, 4>({1, T, G, K}, 2), v = random_tensor<S, 4>({1, T, G, K}, 3);
+  const auto q = random_tensor<S, 3>({T, H, K}, 1);
+  const auto k = random_tensor<S, 3>({T, G, K}, 2), v = random_tensor<S, 3>({T, G, K}, 3);
   for (const Index dilation : {1, 3}) {
     const Index rows = round_up((width - 1) * dilation + 1, dilation);
-    const auto run = [&]<Form form>(std::integral_constant<Form, form>, Storage storage,
-                                    const auto& from_k, const auto& from_v, Index piece) {
-      Cache<S, 4> keys({1, G, rows, K}, {}, storage), values({1, G, rows, K}, {}, storage);
-      Tensor<S, 4> o({1, T, H, K});
+    // In pieces, between those of another row.
+    const auto run = [&](Form form, Storage storage, const auto& from_k, const auto& from_v,
+                         Index piece) {
+      Cache<S, 4> keys({3, G, rows, K}, {}, storage), values({3, G, rows, K}, {}, storage);
+      Tensor<S, 3> o({T, H, K});
+      Tensor<Index, 1> past({3});
       Context context;
       context.set_poison(true);
       for (Index first = 0; first < T; first += piece) {
-        const Index count = std::min(piece, T - first);
-        const auto tokens = [&](const auto& view) { return view.template slice<1>(first, count); };
-        dilated_ring_attention<form>(tokens(q.view()), tokens(from_k.view()), tokens(from_v.view()),
-                                     View<const Index, 1>(&first, {1}), width, dilation,
-                                     PlainScore{0.2}, keys.view(), values.view(), tokens(o.view()),
-                                     context);
+        const Index count = std::min(piece, T - first), before = std::min<Index>(first, 2);
+        const auto tokens = [&](const auto& view) {
+          return view.slice(axis::time, first - before, before + count);
+        };
+        Tensor<S, 3> part({before + count, H, K});
+        past[1] = first;
+        if (before == 0) {
+          dilated_ring_attention(tokens(q.view()), tokens(from_k.view()), tokens(from_v.view()),
+                                 past, width, dilation, PlainScore{0.2}, keys.view(), values.view(),
+                                 part.view(), TestCall(context, {{1, 0, count, form}}));
+        } else {
+          dilated_ring_attention(
+              tokens(q.view()), tokens(from_k.view()), tokens(from_v.view()), past, width, dilation,
+              PlainScore{0.2}, keys.view(), values.view(), part.view(),
+              TestCall(context, {{2, 0, before, Form::parallel}, {1, before, count, form}}));
+        }
+        copy(part.view().slice(axis::time, before, count), o.view().slice(axis::time, first, count));
+        past[2] += before;
       }
       return o;
     };
-    constexpr std::integral_constant<Form, Form::parallel> parallel;
-    constexpr std::integral_constant<Form, Form::recurrent> recurrent;
     for (const Storage storage : storages) {
       INFO(to_string(storage) << " dilation " << dilation);
       Context context;
-      Tensor<S, 4> rounded_k(k.shape()), rounded_v(v.shape());
-      round_entries<S>(k, storage, rounded_k.view(), context);
-      round_entries<S>(v, storage, rounded_v.view(), context);
-      const auto expected = run(parallel, Storage::native, rounded_k, rounded_v, T);
+      Tensor<S, 3> rounded_k(k.shape()), rounded_v(v.shape());
+      round_entries<S>(k, storage, rounded_k.view(), TestCall(context));
+      round_entries<S>(v, storage, rounded_v.view(), TestCall(context));
+      const auto expected = run(Form::parallel, Storage::native, rounded_k, rounded_v, T);
       for (const Index piece : {Index{1}, Index{7}, Index{64}, T}) {
-        CHECK(support::relative_error(run(parallel, storage, k, v, piece).view(),
-                                      expected.view()) <= tolerance<S>);
-        CHECK(support::relative_error(run(recurrent, storage, k, v, piece).view(),
-                                      expected.view()) <= tolerance<S>);
+        for (const Form form : {Form::parallel, Form::recurrent}) {
+          CHECK(support::relative_error(run(form, storage, k, v, piece).view(), expected.view()) <=
+                tolerance<S>);
+        }
       }
     }
   }
@@ -223,21 +257,22 @@ TEMPLATE_TEST_CASE("latent attention reads a narrow cache in each of its ways", 
     const auto plain = numbers_of(cache);
     Context context;
     context.set_poison(true);
-    Tensor<S, 4> o({2, T, H, V}), expected(o.shape());
+    const TestCall parallel(context, 2, T), recurrent(context, 2, T, Form::recurrent);
+    Tensor<S, 3> o({2 * T, H, V}), expected(o.shape());
     for (const Algorithm algorithm : {Algorithm::chunked, Algorithm::recurrent}) {
-      context.set_algorithm(algorithm);
-      latent_attention<Form::parallel, S>(q, plain, past, heads, 0.1, expected.view(), context);
-      latent_attention<Form::parallel, S>(q, cache.view(), past, heads, 0.1, o.view(), context);
+      const Call call = parallel->with(algorithm);
+      latent_attention<S>(flat(q), plain, past, heads, 0.1, expected.view(), call);
+      latent_attention<S>(flat(q), cache.view(), past, heads, 0.1, o.view(), call);
       CHECK(same_bits(o.view(), expected.view()));
     }
-    latent_attention<Form::recurrent, S>(q, cache.view(), past, heads, 0.1, o.view(), context);
+    latent_attention<S>(flat(q), cache.view(), past, heads, 0.1, o.view(), recurrent);
     CHECK(support::relative_error(o.view(), expected.view()) <= 4 * tolerance<S>);
   }
 }
 
 TEST_CASE("decoding from any cache: same bits for any thread count, and no allocation") {
   const Index H = 8, G = 2, K = 32, length = 5000;
-  const auto q = random_tensor<float, 4>({2, 1, H, K}, 1);
+  const auto q = random_tensor<float, 3>({2, H, K}, 1);
   Tensor<Index, 1> past({2});
   past[0] = length - 1, past[1] = 700;
   for (const Storage storage : storages) {
@@ -245,10 +280,11 @@ TEST_CASE("decoding from any cache: same bits for any thread count, and no alloc
     auto keys = stored(random_tensor<float, 4>({2, G, length, K}, 2), storage);
     auto values = stored(random_tensor<float, 4>({2, G, length, K}, 3), storage);
     const auto decode = [&](Context& context) {
-      Tensor<float, 4> o({2, 1, H, K});
+      Tensor<float, 3> o({2, H, K});
+      const TestCall call(context, 2, 1, Form::recurrent);
       const auto before = support::allocations();
-      attention<Form::recurrent, float>(q, keys.view(), values.view(), past, Causal{},
-                                        PlainScore{0.2}, o.view(), context);
+      attention<float>(q, keys.view(), values.view(), past, Causal{}, PlainScore{0.2}, o.view(),
+                       call);
       return std::pair{std::move(o), support::allocations() - before};
     };
     Context serial;

@@ -10,14 +10,18 @@
 #include "seqmix/core/tensor.hpp"
 #include "seqmix/kernels/delta_rule.hpp"
 #include "support/allocations.hpp"
+#include "support/call.hpp"
+#include "support/company.hpp"
 #include "support/compare.hpp"
 #include "support/thread_executor.hpp"
 
 namespace {
 
 using namespace seqmix;
+using support::flat;
 using support::relative_error;
 using support::same_bits;
+using support::TestCall;
 
 enum class Kind { none, scalar, vector };
 constexpr Kind kinds[] = {Kind::none, Kind::scalar, Kind::vector};
@@ -114,16 +118,14 @@ Result<R> literal(const Problem<S>& p) {
   return result;
 }
 
-/// Tokens [first, first + count).
-template <Form form, class S>
-void run_part(const Problem<S>& p, View<S, 4> state, View<S, 4> o, Index first, Index count,
-              Context& context) {
-  const auto part = [&](const auto& tensor) {
-    return tensor.view().template slice<1>(first, count);
-  };
+/// Tokens [first, first + count) of all rows behind each other.
+template <class S>
+void run_part(const Problem<S>& p, View<S, 4> state, View<S, 3> o, Index first, Index count,
+              const Call& call) {
+  const auto part = [&](const auto& tensor) { return flat(tensor).slice(axis::time, first, count); };
   const auto run = [&](const auto& decay) {
-    delta_rule<form>(part(p.q), part(p.k), part(p.v), part(p.beta), decay, p.scale, state,
-                     o.template slice<1>(first, count), context);
+    delta_rule(part(p.q), part(p.k), part(p.v), part(p.beta), decay, p.scale, state,
+               o.slice(axis::time, first, count), call);
   };
   if (p.kind == Kind::none) {
     run(NoDecay{});
@@ -140,10 +142,16 @@ Result<S> run(const Problem<S>& p, Context& context, Index piece = -1) {
   const auto [B, T, H, G, K, V] = p.n;
   Result<S> result{Tensor<S, 4>({B, T, H, V}), p.state};
   fill(result.o.view(), std::numeric_limits<S>::quiet_NaN());
-  if (piece < 0) piece = std::max<Index>(T, 1);
-  for (Index first = 0; first < T; first += piece) {
-    run_part<Form::parallel>(p, result.state.view(), result.o.view(), first,
-                             std::min(piece, T - first), context);
+  if (piece < 0) {
+    run_part(p, result.state.view(), flat(result.o), 0, B * T, TestCall(context, B, T));
+    return result;
+  }
+  for (Index row = 0; row < B; ++row) {
+    for (Index first = 0; first < T; first += piece) {
+      const Index count = std::min(piece, T - first);
+      run_part(p, result.state.view(), flat(result.o), row * T + first, count,
+               TestCall(context, {{row, 0, count, Form::parallel}}));
+    }
   }
   return result;
 }
@@ -272,6 +280,37 @@ TEST_CASE("delta_rule: threads and batch position change no bit, NaN stays in it
   }
 }
 
+TEST_CASE("delta_rule: segments keep their bits in any company, rows left out their numbers") {
+  using support::company_rows, support::company_tokens, support::row_without_company;
+  for (const Kind kind : kinds) {
+    for (const auto& [H, G, K, V] : {Shape<4>{6, 2, 17, 37}.extents, {1, 1, 40, 300}}) {
+      const Problem<float> p(kind, {.B = 1, .T = company_tokens, .H = H, .G = G, .K = K, .V = V});
+      const Problem<float> states(kind, {.B = company_rows, .T = 1, .H = H, .G = G, .K = K, .V = V});
+      // Rows of the state may lie at any stride.
+      Result<float> fresh{Tensor<float, 4>({1, company_tokens, H, V}),
+                          Tensor<float, 4>({company_rows, H + 1, K + 2, V + 3})};
+      const auto window = [&](auto& wide) {
+        return wide.view()
+            .slice(axis::head, 1, H)
+            .template slice<2>(1, K)
+            .slice(axis::channel, 2, V);
+      };
+      copy(states.state.view(), window(fresh.state));
+      for (const Algorithm algorithm : algorithms) {
+        INFO(text(p.n, kind, algorithm));
+        const auto run_call = [&](Index first, Index count, Result<float>& result,
+                                  const Call& call) {
+          run_part(p, window(result.state), flat(result.o), first, count, call);
+        };
+        const Result<float> got =
+            support::check_company(fresh, run_call, same<float>, algorithm);
+        CHECK(same_bits(got.state.view()[row_without_company],
+                        fresh.state.view()[row_without_company]));
+      }
+    }
+  }
+}
+
 TEST_CASE("delta_rule: how heads and columns are shared out to tasks changes no bit") {
   for (const Kind kind : kinds) {
     const Problem<float> p(kind, {.B = 1, .T = 70, .H = 18, .G = 9, .K = 17, .V = 70});
@@ -310,10 +349,13 @@ TEST_CASE("delta_rule: a wrong shape is named") {
   const Problem<float> p(Kind::none, {.B = 1, .T = 4, .H = 3, .G = 1, .K = 5, .V = 6});
   Tensor<float, 4> o({1, 4, 3, 6}), state({1, 3, 5, 6});
   Context context;
-  const auto run_with = [&](View<const float, 4> k, View<const float, 3> beta) {
-    delta_rule<Form::parallel>(p.q, k, p.v, beta, NoDecay{}, 1, state.view(), o.view(), context);
+  const auto run_with = [&](View<const float, 3> k, View<const float, 2> beta) {
+    delta_rule(flat(p.q), k, flat(p.v), beta, NoDecay{}, 1, state.view(), flat(o),
+               TestCall(context, 1, 4));
   };
-  CHECK_NOTHROW(run_with(p.k, p.beta));
-  CHECK_THROWS_AS(run_with(p.k.view().slice<3>(0, 4), p.beta), ShapeError);
-  CHECK_THROWS_AS(run_with(p.k, p.beta.view().slice<2>(0, 2)), ShapeError);
+  const View<const float, 3> k = flat(p.k);
+  const View<const float, 2> beta = flat(p.beta);
+  CHECK_NOTHROW(run_with(k, beta));
+  CHECK_THROWS_AS(run_with(k.slice(axis::channel, 0, 4), beta), ShapeError);
+  CHECK_THROWS_AS(run_with(k, beta.slice(axis::channel, 0, 2)), ShapeError);
 }

@@ -5,14 +5,18 @@
 #include <limits>
 
 #include "seqmix/kernels/dplr.hpp"
+#include "support/call.hpp"
+#include "support/company.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
+using support::flat;
 using support::random_tensor;
 using support::relative_error;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -58,22 +62,25 @@ struct Case {
     fill(result.o.view(), std::numeric_limits<S>::quiet_NaN());
     return result;
   }
+  /// Tokens [first, first + count) of all rows behind each other.
+  void run(View<S, 4> memory, View<S, 3> o, Index first, Index count, const Call& call) const {
+    const auto part = [&](const auto& x) { return flat(x).slice(axis::time, first, count); };
+    dplr_state(part(r), part(g), part(k), part(v), part(a), part(b), memory,
+               o.slice(axis::time, first, count), call);
+  }
+  /// Tokens [first, first + count) of each row, one row a call.
   void run(Result<S>& result, Index first, Index count, Context& context) const {
-    const auto part = [&](const Tensor<S, 4>& x) {
-      return x.view().template slice<1>(first, count);
-    };
-    const auto o = result.o.view().template slice<1>(first, count);
-    if (count == 1) {
-      dplr_state<Form::recurrent>(part(r), part(g), part(k), part(v), part(a), part(b),
-                                  result.state, o, context);
-    } else {
-      dplr_state<Form::parallel>(part(r), part(g), part(k), part(v), part(a), part(b), result.state,
-                                 o, context);
+    const Form form = count == 1 ? Form::recurrent : Form::parallel;
+    for (Index row = 0; row < v.extent(0); ++row) {
+      run(result.state, flat(result.o), row * v.extent(1) + first, count,
+          TestCall(context, {{row, 0, count, form}}));
     }
   }
   Result<S> whole(Context& context) const {
     Result<S> result = fresh();
-    run(result, 0, v.extent(1), context);
+    const Index rows = v.extent(0), T = v.extent(1);
+    run(result.state, flat(result.o), 0, rows * T,
+        TestCall(context, rows, T, T == 1 ? Form::recurrent : Form::parallel));
     return result;
   }
 
@@ -195,17 +202,41 @@ TEMPLATE_TEST_CASE("dplr_state has the same bits for any cut, threads, row and s
       CHECK(same(c.whole(threaded)));
     }
     // Values, outputs and the state between other numbers.
-    Tensor<S, 4> wide({B, T, H, 2 * V + 3}), wide_state({B, H, K + 1, V + 3});
-    const auto in = wide.view().template slice<3>(1, V),
-               out = wide.view().template slice<3>(V + 2, V);
+    Tensor<S, 3> wide({B * T, H, 2 * V + 3});
+    Tensor<S, 4> wide_state({B, H, K + 1, V + 3});
+    const auto in = wide.view().slice(axis::channel, 1, V),
+               out = wide.view().slice(axis::channel, V + 2, V);
     const auto state = wide_state.view().template slice<2>(1, K).template slice<3>(2, V);
-    copy(c.v.view(), in), copy(c.state.view(), state);
-    dplr_state<Form::parallel>(c.r, c.g, c.k, in, c.a, c.b, state, out, context);
-    CHECK(same_bits(out, expected.o.view()));
+    copy(flat(c.v), in), copy(c.state.view(), state);
+    dplr_state(flat(c.r), flat(c.g), flat(c.k), in, flat(c.a), flat(c.b), state, out,
+               TestCall(context, B, T));
+    CHECK(same_bits(out, flat(expected.o)));
     CHECK(same_bits(state, expected.state.view()));
     for (Index row = 0; row < B * T * H; ++row) {
       const S* const numbers = wide.data() + row * (2 * V + 3);
       CHECK((numbers[0] == 0 && numbers[V + 1] == 0 && numbers[2 * V + 2] == 0));
+    }
+  }
+}
+
+TEST_CASE("dplr_state: segments keep their bits in any company, rows left out their numbers",
+          "[dplr]") {
+  using support::company_rows, support::company_tokens, support::row_without_company;
+  for (const auto& [H, K, V] : {Shape<3>{6, 17, 37}.extents, {1, 40, 300}}) {
+    const Case<float> c(1, company_tokens, H, K, V);
+    const Result<float> fresh{Tensor<float, 4>(c.v.shape()),
+                              random_tensor<float, 4>({company_rows, H, K, V}, 8)};
+    const auto same = [](const Result<float>& a, const Result<float>& b) {
+      return same_bits(a.o.view(), b.o.view()) && same_bits(a.state.view(), b.state.view());
+    };
+    const auto run = [&](Index first, Index count, Result<float>& result, const Call& call) {
+      c.run(result.state, flat(result.o), first, count, call);
+    };
+    for (const Algorithm algorithm : algorithms) {
+      CAPTURE(H, K, V, static_cast<int>(algorithm));
+      const Result<float> got = support::check_company(fresh, run, same, algorithm);
+      CHECK(same_bits(got.state.view()[row_without_company],
+                      fresh.state.view()[row_without_company]));
     }
   }
 }
@@ -262,13 +293,13 @@ TEST_CASE("dplr_state of nothing is nothing, and wrong shapes throw", "[dplr]") 
   CHECK(same_bits(nothing.whole(context).state.view(), nothing.state.view()));
   auto result = c.fresh();
   Tensor<float, 4> o({1, 3, 2, 5}), other({1, 2, 5, 4});
-  CHECK_THROWS_AS(
-      dplr_state<Form::parallel>(c.r, c.g, c.k, c.v, c.a, c.b, other, o.view(), context),
-      ShapeError);
-  CHECK_THROWS_AS(
-      dplr_state<Form::parallel>(c.r, c.g, c.k, c.r, c.a, c.b, result.state, o.view(), context),
-      ShapeError);
-  CHECK_THROWS_AS(
-      dplr_state<Form::parallel>(c.r, c.g, c.v, c.v, c.a, c.b, result.state, o.view(), context),
-      ShapeError);
+  const auto run_with = [&](const Tensor<float, 4>& k, const Tensor<float, 4>& v,
+                            Tensor<float, 4>& state) {
+    dplr_state(flat(c.r), flat(c.g), flat(k), flat(v), flat(c.a), flat(c.b), state, flat(o),
+               TestCall(context, 1, 3));
+  };
+  CHECK_NOTHROW(run_with(c.k, c.v, result.state));
+  CHECK_THROWS_AS(run_with(c.k, c.v, other), ShapeError);
+  CHECK_THROWS_AS(run_with(c.k, c.r, result.state), ShapeError);
+  CHECK_THROWS_AS(run_with(c.v, c.v, result.state), ShapeError);
 }

@@ -3,14 +3,18 @@
 #include <cmath>
 
 #include "seqmix/kernels/exponential_gate.hpp"
+#include "support/call.hpp"
+#include "support/company.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
+using support::flat;
 using support::random_tensor;
 using support::relative_error;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -22,11 +26,13 @@ struct Gates {
 Gates run(Gates gates, Context& context, Index pieces = 1) {
   const Index count = gates.input.extent(1) / pieces;
   for (Index i = 0; i < pieces; ++i) {
-    const auto part = [&](auto& tensor) {
-      return tensor.view().template slice<1>(i * count, count);
-    };
-    exponential_gates(part(gates.input), part(gates.forget), gates.maximum.view(),
-                      part(gates.floor), context);
+    for (Index row = 0; row < gates.input.extent(0); ++row) {
+      const auto part = [&](auto& tensor) {
+        return tensor.view()[row].slice(axis::time, i * count, count);
+      };
+      exponential_gates(part(gates.input), part(gates.forget), gates.maximum.view(),
+                        part(gates.floor), TestCall(context, {{row, 0, count, Form::parallel}}));
+    }
   }
   return gates;
 }
@@ -44,7 +50,9 @@ TEST_CASE("exponential gates are the recurrence of their maximum", "[exponential
         gates.forget.data()[i] = -std::abs(gates.forget.data()[i] * size);
       }
       Context serial;
-      const Gates got = run(gates, serial);
+      Gates got = gates;
+      exponential_gates(flat(got.input), flat(got.forget), got.maximum.view(), flat(got.floor),
+                        TestCall(serial, 2, T));
       for (Index b = 0; b < 2; ++b) {
         for (Index h = 0; h < H; ++h) {
           double m = gates.maximum(b, h);
@@ -68,11 +76,33 @@ TEST_CASE("exponential gates are the recurrence of their maximum", "[exponential
   }
 }
 
+TEST_CASE("segments of exponential gates keep their bits in any company", "[exponential_gate]") {
+  const Index T = support::company_tokens, H = 11;
+  const auto same = [](const Gates& a, const Gates& b) {
+    return same_bits(a.input.view(), b.input.view()) &&
+           same_bits(a.forget.view(), b.forget.view()) &&
+           same_bits(a.floor.view(), b.floor.view()) && same_bits(a.maximum.view(), b.maximum.view());
+  };
+  const auto go = [](Index first, Index count, Gates& gates, const Call& call) {
+    const auto part = [&](auto& tensor) {
+      return tensor.view()[0].slice(axis::time, first, count);
+    };
+    exponential_gates(part(gates.input), part(gates.forget), gates.maximum.view(),
+                      part(gates.floor), call);
+  };
+  const Gates gates{random_tensor<double, 3>({1, T, H}, 1), random_tensor<double, 3>({1, T, H}, 2),
+                    Tensor<double, 3>({1, T, H}),
+                    random_tensor<double, 2>({support::company_rows, H}, 3)};
+  const Gates got = support::check_company(gates, go, same);
+  CHECK(same_bits(got.maximum.view()[support::row_without_company],
+                  gates.maximum.view()[support::row_without_company]));
+}
+
 TEST_CASE("a soft cap keeps small numbers and bounds large ones", "[exponential_gate]") {
   Tensor<double, 1> x({5});
   const double numbers[] = {0, 1e-3, -3, 1e3, -1e300};
   std::copy_n(numbers, 5, x.data());
   Context context;
-  soft_cap(x.view(), 15, context);
+  soft_cap(x.view(), 15, TestCall(context));
   for (Index i = 0; i < 5; ++i) CHECK(std::abs(x[i] - 15 * std::tanh(numbers[i] / 15)) < 1e-14);
 }

@@ -7,14 +7,17 @@
 #include <utility>
 
 #include "seqmix/kernels/feature_map.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
+using support::flat;
 using support::random_tensor;
 using support::relative_error;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -27,11 +30,11 @@ double dot(const View<const double, 1>& a, const View<const double, 1>& b) {
 }  // namespace
 
 TEST_CASE("pointwise features are the functions they are named after", "[feature_map]") {
-  const auto x = random_tensor<double, 4>({2, 3, 2, 19}, 1);
+  const auto x = random_tensor<double, 3>({6, 2, 19}, 1);
   Context context;
   const auto check = [&](FeatureMap map, auto&& f) {
-    Tensor<double, 4> features(x.shape()), expected(x.shape());
-    pointwise_features(map, x, features.view(), context);
+    Tensor<double, 3> features(x.shape()), expected(x.shape());
+    pointwise_features(map, x, features.view(), TestCall(context));
     for (Index i = 0; i < x.size(); ++i) expected.data()[i] = f(x.data()[i]);
     CHECK(relative_error(features.view(), expected.view()) < 1e-15);
   };
@@ -39,57 +42,57 @@ TEST_CASE("pointwise features are the functions they are named after", "[feature
   check(FeatureMap::relu, [](double v) { return std::max(v, 0.0); });
   check(FeatureMap::elu_plus_one, [](double v) { return v > 0 ? v + 1 : std::exp(v); });
 
-  Tensor<double, 4> features(x.shape());
-  pointwise_features(FeatureMap::softmax, x, features.view(), context);
+  Tensor<double, 3> features(x.shape());
+  pointwise_features(FeatureMap::softmax, x, features.view(), TestCall(context));
   double sum = 0;
-  for (Index i = 0; i < 19; ++i) sum += features(1, 2, 1, i);
+  for (Index i = 0; i < 19; ++i) sum += features(5, 1, i);
   CHECK(std::abs(sum - 1) < 1e-15);
 }
 
 TEST_CASE("features refuse heads that are not contiguous or do not fit", "[feature_map]") {
-  const Tensor<double, 4> x({1, 3, 2, 4});
-  Tensor<double, 4> features({1, 3, 2, 4}), wide({1, 3, 2, 8});
+  const Tensor<double, 3> x({3, 2, 4});
+  Tensor<double, 3> features({3, 2, 4}), wide({3, 2, 8});
   Context context;
-  const auto error = [&](const View<const double, 4>& from, const View<double, 4>& to) {
+  const auto error = [&](const View<const double, 3>& from, const View<double, 3>& to) {
     try {
-      pointwise_features<double>(FeatureMap::relu, from, to, context);
+      pointwise_features<double>(FeatureMap::relu, from, to, TestCall(context));
     } catch (const ShapeError& thrown) {
       return std::string(thrown.what());
     }
     return std::string();
   };
   const auto every_second = [&](const auto& view) {
-    const Shape<4> strides{48, 16, 8, 2};
+    const Shape<3> strides{16, 8, 2};
     return std::remove_cvref_t<decltype(view)>(view.data(), features.shape(), strides);
   };
   const std::string rule =
-      "relu features of [1, 3, 2, 4] have shape [1, 3, 2, 4], expected contiguous heads and "
-      "[1, 3, 2, 4]";
+      "relu features of [3, 2, 4] have shape [3, 2, 4], expected contiguous heads and "
+      "[3, 2, 4]";
   CHECK(error(x, features.view()).empty());
   CHECK(error(x, every_second(wide.view())) == rule);
   CHECK(error(every_second(std::as_const(wide).view()), features.view()) == rule);
   CHECK(error(x, wide.view()) ==
-        "relu features of [1, 3, 2, 4] have shape [1, 3, 2, 8], expected contiguous heads and "
-        "[1, 3, 2, 4]");
+        "relu features of [3, 2, 4] have shape [3, 2, 8], expected contiguous heads and "
+        "[3, 2, 4]");
   // A width of one has no stride.
-  const auto column = [](const auto& view) { return view.template slice<3>(3, 1); };
+  const auto column = [](const auto& view) { return view.slice(axis::channel, 3, 1); };
   CHECK(error(column(every_second(std::as_const(wide).view())), column(every_second(wide.view())))
             .empty());
 }
 
 TEST_CASE("a product of taylor features is the polynomial", "[feature_map]") {
   for (const Index K : {1, 2, 5, 16, 17}) {
-    const auto q = random_tensor<double, 4>({1, 3, 2, K}, 1);
-    const auto k = random_tensor<double, 4>({1, 3, 2, K}, 2);
-    Tensor<double, 4> a({1, 3, 2, taylor_width(K)}), b(a.shape());
+    const auto q = random_tensor<double, 3>({3, 2, K}, 1);
+    const auto k = random_tensor<double, 3>({3, 2, K}, 2);
+    Tensor<double, 3> a({3, 2, taylor_width(K)}), b(a.shape());
     Context context;
-    taylor_features(q, a.view(), context);
-    taylor_features(k, b.view(), context);
+    taylor_features(q, a.view(), TestCall(context));
+    taylor_features(k, b.view(), TestCall(context));
     for (Index t = 0; t < 3; ++t) {
       for (Index h = 0; h < 2; ++h) {
-        const double s = dot(q.view()[0][t][h], k.view()[0][t][h]) / std::sqrt(double(K));
+        const double s = dot(q.view()[t][h], k.view()[t][h]) / std::sqrt(double(K));
         const double expected = 1 + s + s * s / 2;
-        CHECK(std::abs(dot(a.view()[0][t][h], b.view()[0][t][h]) - expected) < 1e-13);
+        CHECK(std::abs(dot(a.view()[t][h], b.view()[t][h]) - expected) < 1e-13);
       }
     }
   }
@@ -105,10 +108,11 @@ TEST_CASE("a product of cosformer features falls with the cosine of the distance
   past[1] = 40;
   support::ThreadExecutor executor(2);
   Context context(executor);
-  cosformer_features(q, past, 100.0, a.view(), context);
-  cosformer_features(k, past, 100.0, b.view(), context);
-  pointwise_features(FeatureMap::relu, q, p.view(), context);
-  pointwise_features(FeatureMap::relu, k, r.view(), context);
+  const TestCall call(context, 2, T);
+  cosformer_features(flat(q), past, 100.0, flat(a), call);
+  cosformer_features(flat(k), past, 100.0, flat(b), call);
+  pointwise_features(FeatureMap::relu, flat(q), flat(p), call);
+  pointwise_features(FeatureMap::relu, flat(k), flat(r), call);
   for (Index row = 0; row < 2; ++row) {
     for (Index i = 0; i < T; ++i) {
       for (Index j = 0; j <= i; ++j) {
@@ -129,15 +133,26 @@ TEST_CASE("favor keys times the decays since are the exponentials of one maximum
       auto k = random_tensor<double, 4>({2, T, 2, K}, 1);
       for (Index i = 0; i < k.size(); ++i) k.data()[i] *= size;
       const auto projected = random_tensor<double, 4>({2, T, 2, width}, 2);
+      // Both rows at once, or each of them in pieces.
       const auto run = [&](Context& context, Index pieces) {
         Tensor<double, 4> features = projected;
         Tensor<double, 3> decay({2, T, 2});
         Tensor<double, 2> maximum({2, 2});
         fill(maximum.view(), -1e30);
-        for (Index first = 0; first < T; first += T / pieces) {
-          favor_keys(k.view().slice<1>(first, T / pieces),
-                     features.view().slice<1>(first, T / pieces), maximum.view(),
-                     decay.view().slice<1>(first, T / pieces), epsilon, context);
+        const Index count = T / pieces;
+        if (pieces == 1) {
+          favor_keys(flat(k), flat(features), maximum.view(), flat(decay), epsilon,
+                     TestCall(context, 2, T));
+          return std::tuple(features, decay, maximum);
+        }
+        for (Index row = 0; row < 2; ++row) {
+          for (Index first = 0; first < T; first += count) {
+            const auto part = [&](auto& x) {
+              return x.view()[row].slice(axis::time, first, count);
+            };
+            favor_keys(part(k), part(features), maximum.view(), part(decay), epsilon,
+                       TestCall(context, {{row, 0, count, Form::parallel}}));
+          }
         }
         return std::tuple(features, decay, maximum);
       };
@@ -148,7 +163,7 @@ TEST_CASE("favor keys times the decays since are the exponentials of one maximum
       CHECK(same_bits(std::get<0>(run(context, 4)).view(), features.view()));
       CHECK(same_bits(std::get<1>(run(context, 4)).view(), decay.view()));
       Tensor<double, 4> decays({2, T, 2, F + 1});
-      favor_decays<double>(decay, decays.view(), context);
+      favor_decays<double>(flat(decay), flat(decays), TestCall(context));
       for (Index h = 0; h < 2; ++h) {
         double rest = 0, most = -1e30;  // the log of the decay from t on
         for (Index t = T - 1; t >= 0; --t) {
@@ -173,6 +188,48 @@ TEST_CASE("favor keys times the decays since are the exponentials of one maximum
   }
 }
 
+TEST_CASE("features that follow a row have the same bits in any company", "[feature_map]") {
+  const Index rows = 4, T = 1 + 65 + 7, H = 2, K = 5, F = 19;
+  // Row 2 is in none.
+  const Segment segments[] = {
+      {3, 0, 1, Form::recurrent}, {0, 1, 65, Form::parallel}, {1, 66, 7, Form::recurrent}};
+  const auto x = random_tensor<float, 3>({T, H, K}, 1);
+  const auto projected = random_tensor<float, 3>({T, H, F}, 2);
+  const auto before = random_tensor<float, 2>({rows, H}, 3);
+  Tensor<Index, 1> past({rows});
+  for (Index row = 0; row < rows; ++row) past[row] = 7 * row;
+  struct Result {
+    Tensor<float, 3> cosformer, favor;
+    Tensor<float, 2> decay, maximum;
+  };
+  const auto fresh = [&] {
+    return Result{Tensor<float, 3>({T, H, 2 * K}), projected, Tensor<float, 2>({T, H}), before};
+  };
+  Result alone = fresh();
+  Context context;
+  for (const auto& [row, first, count, form] : segments) {
+    const auto part = [from = first, tokens = count](auto& numbers) {
+      return numbers.view().slice(axis::time, from, tokens);
+    };
+    const TestCall call(context, {{row, 0, count, form}});
+    cosformer_features(part(x), past, 100.0, part(alone.cosformer), call);
+    favor_keys(part(x), part(alone.favor), alone.maximum.view(), part(alone.decay), 0, call);
+  }
+  for (const Index workers : {1, 3}) {
+    support::ThreadExecutor executor(workers);
+    Context threads(executor);
+    const Call call(threads, segments);
+    Result mixed = fresh();
+    cosformer_features(x, past, 100.0, mixed.cosformer.view(), call);
+    favor_keys(x, mixed.favor.view(), mixed.maximum.view(), mixed.decay.view(), 0, call);
+    CHECK(same_bits(mixed.cosformer.view(), alone.cosformer.view()));
+    CHECK(same_bits(mixed.favor.view(), alone.favor.view()));
+    CHECK(same_bits(mixed.decay.view(), alone.decay.view()));
+    CHECK(same_bits(mixed.maximum.view(), alone.maximum.view()));
+    CHECK(same_bits(std::as_const(mixed.maximum)[2], before[2]));
+  }
+}
+
 TEST_CASE("favor queries are exponentials, with an epsilon and their sum where there is one",
           "[feature_map]") {
   const Index K = 5, F = 19;
@@ -181,7 +238,7 @@ TEST_CASE("favor queries are exponentials, with an epsilon and their sum where t
   for (const double epsilon : {0.0, 1e-3}) {
     const auto projected = random_tensor<double, 4>({2, 3, 2, F + (epsilon > 0 ? 1 : 0)}, 2);
     Tensor<double, 4> features = projected;
-    favor_queries(q.view(), features.view(), epsilon, context);
+    favor_queries(flat(q), flat(features), epsilon, TestCall(context));
     double square = 0, most = -1e30, sum = 0;
     for (Index i = 0; i < K; ++i) square += q(1, 2, 1, i) * q(1, 2, 1, i);
     const double norm = epsilon > 0 ? square / std::sqrt(double(K)) / 2 : 0;

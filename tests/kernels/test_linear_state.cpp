@@ -10,14 +10,17 @@
 #include "seqmix/core/tensor.hpp"
 #include "seqmix/kernels/linear_state.hpp"
 #include "support/allocations.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/thread_executor.hpp"
 
 namespace {
 
 using namespace seqmix;
+using support::flat;
 using support::relative_error;
 using support::same_bits;
+using support::TestCall;
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
@@ -31,9 +34,9 @@ constexpr bool by_nothing(Kind kind) { return kind == Kind::none || kind == Kind
 constexpr bool by_head(Kind kind) { return kind == Kind::scalar || kind == Kind::scalar_after; }
 constexpr bool by_channel(Kind kind) { return kind == Kind::vector || kind == Kind::vector_after; }
 
-/// f of the decay of a kind.
+/// f of the decay of a kind, [T, H] or [T, H, K].
 template <class S>
-void with_decay(Kind kind, View<const S, 3> head_log, View<const S, 4> log, auto&& f) {
+void with_decay(Kind kind, View<const S, 2> head_log, View<const S, 3> log, auto&& f) {
   const auto ordered = [&](const auto& decay) {
     using Decay = std::remove_cvref_t<decltype(decay)>;
     if (reads_before(kind)) return f(ReadBefore<Decay>{decay});
@@ -129,21 +132,36 @@ Result<R> literal(const Problem<S>& p) {
   return result;
 }
 
-/// Tokens [first, first + count) of the batch rows [row, row + rows).
-template <Form form, class S>
-void run_part(const Problem<S>& p, View<S, 4> state, View<S, 4> o, Index first, Index count,
-              Context& context, Index row = 0, Index rows = -1) {
+/// Tokens [first, first + count) of the batch rows [row, row + rows), those of `state` and `o`.
+template <class S>
+void run_part(Form form, const Problem<S>& p, View<S, 4> state, View<S, 4> o, Index first,
+              Index count, Context& context, Index row = 0, Index rows = -1) {
   if (rows < 0) rows = p.n.B;
-  const auto part = [&]<Index Rank>(View<const S, Rank> view) {
-    return view.template slice<0>(row, rows).template slice<1>(first, count);
+  const auto part = [&]<Index Rank>(const Tensor<S, Rank>& tensor) {
+    Shape<Rank> shape = tensor.shape();
+    shape[0] = rows, shape[1] = count;
+    Tensor<S, Rank> result(shape);
+    copy(tensor.view().template slice<0>(row, rows).template slice<1>(first, count), result.view());
+    return result;
   };
-  const auto q = part(p.q.view()), k = part(p.k.view()), v = part(p.v.view());
-  const auto y = o.template slice<1>(first, count);
-  const auto log = by_channel(p.kind) ? part(p.log.view()) : View<const S, 4>();
-  const auto head_log = by_head(p.kind) ? part(p.head_log.view()) : View<const S, 3>();
-  with_decay<S>(p.kind, head_log, log, [&](const auto& decay) {
-    linear_state<form>(q, k, v, decay, p.scale, state, y, context);
+  const auto q = part(p.q), k = part(p.k), v = part(p.v);
+  const auto log = by_channel(p.kind) ? part(p.log) : Tensor<S, 4>();
+  const auto head_log = by_head(p.kind) ? part(p.head_log) : Tensor<S, 3>();
+  Tensor<S, 4> y({rows, count, p.n.H, p.n.V});
+  fill(y.view(), std::numeric_limits<S>::quiet_NaN());
+  const TestCall call(context, rows, count, form);
+  with_decay<S>(p.kind, flat(head_log), flat(log), [&](const auto& decay) {
+    linear_state(flat(q), flat(k), flat(v), decay, p.scale, state, flat(y), call);
   });
+  copy(y.view(), o.template slice<1>(first, count));
+}
+
+/// Tokens of all rows at once by any decay.
+template <class S>
+void run_all(Form form, const Problem<S>& p, const auto& decay, Result<S>& result,
+             Context& context) {
+  linear_state(flat(p.q), flat(p.k), flat(p.v), decay, p.scale, result.state.view(), flat(result.o),
+               TestCall(context, p.n.B, p.n.T, form));
 }
 
 /// Outputs full of NaN and a copy of the initial state.
@@ -165,7 +183,7 @@ Context poisoned(Algorithm algorithm) {
 template <class S>
 Result<S> run(const Problem<S>& p, Context& context) {
   Result<S> result = fresh(p);
-  run_part<Form::parallel>(p, result.state.view(), result.o.view(), 0, p.n.T, context);
+  run_part(Form::parallel, p, result.state.view(), result.o.view(), 0, p.n.T, context);
   return result;
 }
 template <class S>
@@ -358,8 +376,7 @@ TEST_CASE("linear_state: a product that a reset hides may be infinite") {
   for (Index i = 0; i < p.n.K; ++i) p.k(0, 0, 0, i) = p.q(0, 1, 0, i) = 1e25F;
   Result<float> result = fresh(p);
   Context context;
-  linear_state<Form::parallel>(p.q, p.k, p.v, ConstantDecay<float>(nothing), p.scale,
-                               result.state.view(), result.o.view(), context);
+  run_all(Form::parallel, p, ConstantDecay<float>(nothing), result, context);
   CHECK(finite(result.o));
 }
 
@@ -441,9 +458,9 @@ TEST_CASE("linear_state: any split into prefill pieces and steps agrees") {
         for (Index first = 0; first < p.n.T;) {
           const Index piece = std::min<Index>(static_cast<Index>(random() % 40), p.n.T - first);
           if (piece == 1) {
-            run_part<Form::recurrent>(p, got.state.view(), got.o.view(), first, 1, context);
+            run_part(Form::recurrent, p, got.state.view(), got.o.view(), first, 1, context);
           } else {
-            run_part<Form::parallel>(p, got.state.view(), got.o.view(), first, piece, context);
+            run_part(Form::parallel, p, got.state.view(), got.o.view(), first, piece, context);
           }
           first += piece;
         }
@@ -461,7 +478,7 @@ TEST_CASE("linear_state: steps have the bits of the recurrence, cuts at blocks c
     Result<float> stepped = fresh(p);
     Context context = poisoned(Algorithm::automatic);
     for (Index t = 0; t < p.n.T; ++t) {
-      run_part<Form::recurrent>(p, stepped.state.view(), stepped.o.view(), t, 1, context);
+      run_part(Form::recurrent, p, stepped.state.view(), stepped.o.view(), t, 1, context);
     }
     CHECK(same(stepped.o, whole.o));
     CHECK(same(stepped.state, whole.state));
@@ -471,8 +488,8 @@ TEST_CASE("linear_state: steps have the bits of the recurrence, cuts at blocks c
       Context cutting = poisoned(algorithm);
       Result<float> cut = fresh(p);
       for (Index first = 0; first < p.n.T; first += 64) {
-        run_part<Form::parallel>(p, cut.state.view(), cut.o.view(), first,
-                                 std::min<Index>(64, p.n.T - first), cutting);
+        run_part(Form::parallel, p, cut.state.view(), cut.o.view(), first,
+                 std::min<Index>(64, p.n.T - first), cutting);
       }
       const Result<float> uncut = run(p, algorithm);
       CHECK(same(cut.o, uncut.o));
@@ -481,8 +498,8 @@ TEST_CASE("linear_state: steps have the bits of the recurrence, cuts at blocks c
   }
 }
 
-TEST_CASE("linear_state: blocks of time are the recurrence and change no bit") {
-  constexpr Index T = 2 * detail::block_tokens + 37;
+TEST_CASE("linear_state: a long segment is the recurrence and cuts at blocks change no bit") {
+  constexpr Index T = 1061;
   for (const Kind kind : kinds) {
     const Problem<double> p(kind, {.B = 1, .T = T, .H = 2, .G = 2, .K = 7, .V = 9}, {.divisor = 1});
     const Result<double> expected = literal<double>(p);
@@ -494,8 +511,8 @@ TEST_CASE("linear_state: blocks of time are the recurrence and change no bit") {
       CHECK(error(got.state, expected.state) <= 1e-12);
       Result<double> cut = fresh(p);
       for (Index first = 0; first < T; first += 192) {
-        run_part<Form::parallel>(p, cut.state.view(), cut.o.view(), first,
-                                 std::min<Index>(192, T - first), context);
+        run_part(Form::parallel, p, cut.state.view(), cut.o.view(), first,
+                 std::min<Index>(192, T - first), context);
       }
       CHECK(same(cut.o, got.o));
       CHECK(same(cut.state, got.state));
@@ -515,33 +532,36 @@ TEST_CASE("linear_state: strided operands, and nothing is written beside the out
       constexpr Index head_log_at = log_at + H * K, o_at = head_log_at + H + 3;
       constexpr Index width = o_at + H * V + 7;
       constexpr float guard = 1234.5F;
-      Tensor<float, 3> rows({B, T, width});
+      Tensor<float, 2> rows({B * T, width});
       fill(rows.view(), guard);
-      const auto heads = [&](Index at, Index count, Index size) {
-        return rows.view().slice<2>(at, count * size).split<2>(count, size);
+      const auto columns = [&](Index at, Index count) {
+        return rows.view().slice(axis::channel, at, count);
       };
-      copy(p.q.view(), heads(q_at, G, K)), copy(p.k.view(), heads(k_at, G, K));
-      copy(p.v.view(), heads(v_at, H, V));
-      if (by_channel(kind)) copy(p.log.view(), heads(log_at, H, K));
-      if (by_head(kind)) copy(p.head_log.view(), rows.view().slice<2>(head_log_at, H));
+      const auto heads = [&](Index at, Index count, Index size) {
+        return columns(at, count * size).split(axis::channel, count, size);
+      };
+      copy(flat(p.q), heads(q_at, G, K)), copy(flat(p.k), heads(k_at, G, K));
+      copy(flat(p.v), heads(v_at, H, V));
+      if (by_channel(kind)) copy(flat(p.log), heads(log_at, H, K));
+      if (by_head(kind)) copy(flat(p.head_log), columns(head_log_at, H));
       Tensor<float, 4> wide_state({B, H + 1, K + 2, V + 3});
       fill(wide_state.view(), guard);
       const auto state = wide_state.view().slice<1>(1, H).slice<2>(1, K).slice<3>(2, V);
       copy(p.state.view(), state);
-      const Tensor<float, 3> rows_before = rows;
+      const Tensor<float, 2> rows_before = rows;
       const Tensor<float, 4> state_before = wide_state;
 
       Context context = poisoned(algorithm);
       const auto o = heads(o_at, H, V);
       const auto go = [&](const auto& decay) {
-        linear_state<Form::parallel>(heads(q_at, G, K), heads(k_at, G, K), heads(v_at, H, V), decay,
-                                     p.scale, state, o, context);
+        linear_state(heads(q_at, G, K), heads(k_at, G, K), heads(v_at, H, V), decay, p.scale, state,
+                     o, TestCall(context, B, T));
       };
-      with_decay<float>(kind, rows.view().slice<2>(head_log_at, H), heads(log_at, H, K), go);
-      CHECK(same_bits(o, expected.o.view()));
+      with_decay<float>(kind, columns(head_log_at, H), heads(log_at, H, K), go);
+      CHECK(same_bits(o, flat(expected.o)));
       CHECK(same_bits(state, expected.state.view()));
       // Put the outputs back: then nothing else may have changed.
-      copy(rows_before.view().slice<2>(o_at, H * V).split<2>(H, V), o);
+      copy(rows_before.view().slice(axis::channel, o_at, H * V).split(axis::channel, H, V), o);
       copy(state_before.view().slice<1>(1, H).slice<2>(1, K).slice<3>(2, V), state);
       CHECK(same_bits(rows.view(), rows_before.view()));
       CHECK(same_bits(wide_state.view(), state_before.view()));
@@ -572,8 +592,8 @@ TEST_CASE("linear_state: the same bits for any threads, any batch position, any 
         clean.set_algorithm(algorithm), clean.set_poison(false);
         Result<float> alone = fresh(p);
         for (Index b = 0; b < n.B; ++b) {
-          run_part<Form::parallel>(p, alone.state.view().slice<0>(b, 1),
-                                   alone.o.view().slice<0>(b, 1), 0, n.T, clean, b, 1);
+          run_part(Form::parallel, p, alone.state.view().slice<0>(b, 1),
+                   alone.o.view().slice<0>(b, 1), 0, n.T, clean, b, 1);
         }
         CHECK(same(alone.o, expected.o));
         CHECK(same(alone.state, expected.state));
@@ -660,12 +680,14 @@ TEST_CASE("linear_state: constant factors are the scalar decay of their logarith
         Result<double> result = fresh(p);
         for (Index first = 0; first < T; first += piece) {
           const Index count = std::min(piece, T - first);
-          const auto part = [&](const Tensor<double, 4>& x) {
-            return x.view().slice<1>(first, count);
-          };
-          linear_state<Form::parallel>(part(p.q), part(p.k), part(p.v), by, p.scale,
-                                       result.state.view(), result.o.view().slice<1>(first, count),
-                                       context);
+          for (Index row = 0; row < n.B; ++row) {
+            const auto part = [&](auto& x) {
+              return x.view()[row].slice(axis::time, first, count);
+            };
+            const Segment segments[] = {{row, 0, count, Form::parallel}};
+            linear_state(part(p.q), part(p.k), part(p.v), by, p.scale, result.state.view(),
+                         part(result.o), Call(context, segments));
+          }
         }
         return result;
       };
@@ -694,14 +716,14 @@ TEST_CASE("linear_state: what is left of the past by constant factors keeps its 
   for (const double factor : {1e-3, 0.1, 0.49, 0.51, 0.9, 1 - 0x1p-12}) {
     const Sizes n{.B = 1, .T = 3 * detail::chunk_length + 5, .H = 1, .G = 1, .K = 9, .V = 16};
     Problem<float> p(Kind::none, n);
+    p.scale = 1;
     fill(p.k.view(), 0), fill(p.q.view(), 1), fill(p.state.view(), 1);
     Tensor<float, 1> kept({1});
     kept[0] = static_cast<float>(factor);
     for (const Algorithm algorithm : algorithms) {
       Context context = poisoned(algorithm);
       Result<float> got = fresh(p);
-      linear_state<Form::parallel>(p.q, p.k, p.v, ConstantDecay<float>{kept}, 1, got.state.view(),
-                                   got.o.view(), context);
+      run_all(Form::parallel, p, ConstantDecay<float>{kept}, got, context);
       for (Index t = 0; t < n.T; ++t) {
         INFO("factor " << factor << ", token " << t << ", algorithm " << int(algorithm));
         const double left = 9 * std::pow(static_cast<double>(kept[0]), double(t + 1));
@@ -730,22 +752,18 @@ TEST_CASE("linear_state: a bonus counts what a token reads of its own") {
         }
       }
     }
-    const ReadBeforeWithBonus<double> decay{{{p.log}}, bonus};
+    const ReadBeforeWithBonus<double> decay{{{flat(p.log)}}, bonus};
     for (const Algorithm algorithm : algorithms) {
       INFO(text(n, p.kind, algorithm));
       Context context = poisoned(algorithm);
       Result<double> got = fresh(p), stepped = fresh(p);
-      linear_state<Form::parallel>(p.q, p.k, p.v, decay, p.scale, got.state.view(), got.o.view(),
-                                   context);
+      run_all(Form::parallel, p, decay, got, context);
       CHECK(error(got.o, expected.o) <= 1e-12);
       CHECK(error(got.state, expected.state) <= 1e-12);
-      linear_state<Form::recurrent>(p.q, p.k, p.v, decay, p.scale, stepped.state.view(),
-                                    stepped.o.view(), context);
+      run_all(Form::recurrent, p, decay, stepped, context);
       CHECK(error(stepped.o, expected.o) <= 1e-12);
-      const ReadBeforeWithBonus<double> narrow{{{p.log}}, bonus.view().slice<1>(1, n.K - 1)};
-      CHECK_THROWS_AS(linear_state<Form::parallel>(p.q, p.k, p.v, narrow, p.scale, got.state.view(),
-                                                   got.o.view(), context),
-                      ShapeError);
+      const ReadBeforeWithBonus<double> narrow{{{flat(p.log)}}, bonus.view().slice<1>(1, n.K - 1)};
+      CHECK_THROWS_AS(run_all(Form::parallel, p, narrow, got, context), ShapeError);
     }
   }
 }
@@ -800,8 +818,7 @@ TEST_CASE("linear_state: constant factors on matrix units") {
   Context context = poisoned(Algorithm::chunked);
   context.set_precision(Precision::bf16x3);
   Result<float> got = fresh(p);
-  linear_state<Form::parallel>(p.q, p.k, p.v, ConstantDecay<float>{kept}, p.scale, got.state.view(),
-                               got.o.view(), context);
+  run_all(Form::parallel, p, ConstantDecay<float>{kept}, got, context);
   CHECK(error(got.o, expected.o) <= 2e-5);
   CHECK(error(got.state, expected.state) <= 2e-5);
 }
@@ -827,14 +844,14 @@ TEST_CASE("linear_state: matrix units give the same bits for any threads, batch 
         }
         Result<float> alone = fresh(p), cut = fresh(p);
         for (Index b = 0; b < n.B; ++b) {
-          run_part<Form::parallel>(p, alone.state.view().slice<0>(b, 1),
-                                   alone.o.view().slice<0>(b, 1), 0, n.T, serial, b, 1);
+          run_part(Form::parallel, p, alone.state.view().slice<0>(b, 1),
+                   alone.o.view().slice<0>(b, 1), 0, n.T, serial, b, 1);
         }
         CHECK(same(alone.o, expected.o));
         CHECK(same(alone.state, expected.state));
         for (Index first = 0; first < n.T; first += 64) {
-          run_part<Form::parallel>(p, cut.state.view(), cut.o.view(), first,
-                                   std::min<Index>(64, n.T - first), serial);
+          run_part(Form::parallel, p, cut.state.view(), cut.o.view(), first,
+                   std::min<Index>(64, n.T - first), serial);
         }
         CHECK(same(cut.o, expected.o));
         CHECK(same(cut.state, expected.state));
@@ -843,24 +860,50 @@ TEST_CASE("linear_state: matrix units give the same bits for any threads, batch 
   }
 }
 
-TEST_CASE("linear_state: packed documents are runs of their own at every precision") {
-  const Piece pieces[] = {{0, 0, 70}, {1, 70, 1}, {2, 71, 130}};
-  for (const Precision precision : {Precision::fp32, Precision::bf16x3}) {
-    for (const Algorithm algorithm : algorithms) {
-      const Problem<float> p(Kind::scalar, {.B = 1, .T = 201, .H = 2, .G = 1, .K = 40, .V = 24});
-      const Problem<float> states(Kind::scalar, {.B = 3, .T = 1, .H = 2, .G = 1, .K = 40, .V = 24});
-      Context context = poisoned(algorithm);
-      context.set_precision(precision);
-      Result<float> packed = fresh(p), alone = fresh(p);
-      packed.state = alone.state = states.state;
-      for (const Piece& piece : pieces) {
-        run_part<Form::parallel>(p, alone.state.view().slice<0>(piece.row, 1), alone.o.view(),
-                                 piece.first, piece.count, context);
+TEST_CASE("linear_state: segments keep their bits in any company, rows left out their numbers") {
+  constexpr Index rows = 6, T = 1 + 65 + 7 + 1 + 130;
+  // Of one token and of many in both forms; row 3 is in none.
+  const Segment segments[] = {{4, 0, 1, Form::recurrent},
+                              {1, 1, 65, Form::parallel},
+                              {0, 66, 7, Form::recurrent},
+                              {5, 73, 1, Form::parallel},
+                              {2, 74, 130, Form::parallel}};
+  for (const Kind kind : kinds) {
+    for (const auto& [H, G, K, V] : {Shape<4>{2, 1, 40, 24}.extents, {1, 1, 17, 300}}) {
+      const Problem<float> p(kind, {.B = 1, .T = T, .H = H, .G = G, .K = K, .V = V});
+      const Problem<float> states(kind, {.B = rows, .T = 1, .H = H, .G = G, .K = K, .V = V});
+      for (const Precision precision : {Precision::fp32, Precision::bf16x3}) {
+        for (const Algorithm algorithm :
+             {Algorithm::automatic, Algorithm::recurrent, Algorithm::chunked}) {
+          INFO(text(p.n, kind, algorithm) << ", precision " << static_cast<int>(precision));
+          Context context = poisoned(algorithm);
+          context.set_precision(precision);
+          Result<float> alone = fresh(p);
+          alone.state = states.state;
+          for (const Segment& segment : segments) {
+            run_part(segment.form, p, alone.state.view().slice(axis::row, segment.row, 1),
+                     alone.o.view(), segment.first, segment.count, context);
+          }
+          for (const Index workers : {1, 3}) {
+            support::ThreadExecutor executor(workers);
+            Context threads(executor);
+            threads.set_algorithm(algorithm), threads.set_precision(precision);
+            threads.set_poison(true);
+            // Rows of a state may lie at any stride.
+            Tensor<float, 4> wide({rows, H + 1, K, V});
+            const auto state = wide.view().slice(axis::head, 0, H);
+            copy(states.state.view(), state);
+            Result<float> mixed = fresh(p);
+            with_decay<float>(kind, flat(p.head_log), flat(p.log), [&](const auto& decay) {
+              linear_state(flat(p.q), flat(p.k), flat(p.v), decay, p.scale, state, flat(mixed.o),
+                           Call(threads, segments));
+            });
+            CHECK(same(mixed.o, alone.o));
+            CHECK(same_bits(state, alone.state.view()));
+            CHECK(same_bits(state[3], states.state.view()[3]));
+          }
+        }
       }
-      const Context::PackedScope scope(context, pieces);
-      run_part<Form::parallel>(p, packed.state.view(), packed.o.view(), 0, p.n.T, context);
-      CHECK(same(packed.o, alone.o));
-      CHECK(same(packed.state, alone.state));
     }
   }
 }
@@ -877,7 +920,7 @@ TEST_CASE("linear_state: a lone head is cut in columns and keeps its bits") {
       const Result<float> got = run(p, context);
       Result<float> cut = fresh(p);
       for (Index first = 0; first < p.n.T; first += 32) {
-        run_part<Form::parallel>(p, cut.state.view(), cut.o.view(), first, 32, narrow);
+        run_part(Form::parallel, p, cut.state.view(), cut.o.view(), first, 32, narrow);
       }
       CHECK(same(got.o, cut.o));
       CHECK(same(got.state, cut.state));
@@ -903,13 +946,19 @@ TEST_CASE("linear_state: nothing to do leaves everything as it is") {
 
 TEST_CASE("linear_state: a step allocates nothing once the context has grown") {
   for (const Kind kind : kinds) {
-    const Problem<float> p(kind, {.B = 2, .T = 3, .H = 4, .G = 2, .K = 33, .V = 17});
+    const Problem<float> p(kind, {.B = 2, .T = 1, .H = 4, .G = 2, .K = 33, .V = 17});
     Result<float> result = fresh(p);
     Context context;
-    run_part<Form::recurrent>(p, result.state.view(), result.o.view(), 0, 1, context);
-    run_part<Form::recurrent>(p, result.state.view(), result.o.view(), 1, 1, context);
+    const TestCall call(context, p.n.B, 1, Form::recurrent);
+    const auto step = [&] {
+      with_decay<float>(kind, flat(p.head_log), flat(p.log), [&](const auto& decay) {
+        linear_state(flat(p.q), flat(p.k), flat(p.v), decay, p.scale, result.state.view(),
+                     flat(result.o), call);
+      });
+    };
+    step(), step();
     const auto before = support::allocations();
-    run_part<Form::recurrent>(p, result.state.view(), result.o.view(), 2, 1, context);
+    step();
     CHECK(support::allocations() == before);
   }
 }
@@ -919,27 +968,27 @@ TEST_CASE("linear_state: operands that do not fit are named") {
   const Problem<float> p(Kind::vector, {.B = 2, .T = 5, .H = 4, .G = 2, .K = 3, .V = 6});
   Result<float> result = fresh(p);
   Context context;
-  const VectorDecay<float> decay{p.log.view()};
-  const auto call = [&](View<const float, 4> q, View<const float, 4> k, View<const float, 4> v,
-                        const auto& by, View<float, 4> state, View<float, 4> o) {
-    linear_state<Form::parallel>(q, k, v, by, 1, state, o, context);
+  const VectorDecay<float> decay{flat(p.log)};
+  const auto call = [&](View<const float, 3> q, View<const float, 3> k, View<const float, 3> v,
+                        const auto& by, View<float, 4> state, View<float, 3> o) {
+    linear_state(q, k, v, by, 1, state, o, TestCall(context, 2, 5));
   };
-  const auto q = p.q.view(), k = p.k.view(), v = p.v.view();
-  const auto state = result.state.view(), o = result.o.view();
+  const auto q = flat(p.q), k = flat(p.k), v = flat(p.v);
+  const auto state = result.state.view();
+  const auto o = flat(result.o);
   const auto names = [](const char* name) { return ContainsSubstring(name); };
-  CHECK_THROWS_WITH(call(q.slice<1>(0, 4), k, v, decay, state, o), names(": q has shape"));
-  CHECK_THROWS_WITH(call(q, k.slice<3>(0, 2), v, decay, state, o), names(": k has shape"));
-  CHECK_THROWS_WITH(call(q, k, v.slice<0>(0, 1), decay, state, o), names(": v has shape"));
+  CHECK_THROWS_WITH(call(q.slice<0>(0, 9), k, v, decay, state, o), names(": q has shape"));
+  CHECK_THROWS_WITH(call(q, k.slice<2>(0, 2), v, decay, state, o), names(": k has shape"));
+  CHECK_THROWS_WITH(call(q, k, v.slice<0>(0, 5), decay, state, o), names(": v has shape"));
   CHECK_THROWS_WITH(call(q, k, v, decay, state.slice<2>(0, 2), o), names(": state has shape"));
-  CHECK_THROWS_WITH(call(q, k, v, VectorDecay<float>{p.log.view().slice<2>(0, 2)}, state, o),
+  CHECK_THROWS_WITH(call(q, k, v, VectorDecay<float>{decay.log.slice<1>(0, 2)}, state, o),
                     names("log decay has shape"));
-  CHECK_THROWS_WITH(
-      call(q, k, v, ScalarDecay<float>{p.log.view().at<3>(0).slice<1>(0, 2)}, state, o),
-      names("log decay has shape"));
-  CHECK_THROWS_WITH(call(q, k, v.slice<2>(0, 3), decay, state, o.slice<2>(0, 3)),
+  CHECK_THROWS_WITH(call(q, k, v, ScalarDecay<float>{decay.log.at<2>(0).slice<0>(0, 2)}, state, o),
+                    names("log decay has shape"));
+  CHECK_THROWS_WITH(call(q, k, v.slice<1>(0, 3), decay, state, o.slice<1>(0, 3)),
                     names("3 heads do not divide into 2 groups"));
-  const Tensor<float, 4> every_other({2, 5, 4, 12});
-  const View<const float, 4> gaps(every_other.data(), {2, 5, 4, 6}, {240, 48, 12, 2});
+  const Tensor<float, 3> every_other({10, 4, 12});
+  const View<const float, 3> gaps(every_other.data(), {10, 4, 6}, {48, 12, 2});
   CHECK_THROWS_WITH(call(q, k, gaps, decay, state, o),
                     names("the last dimension of v has stride 2"));
   CHECK_THROWS_AS(call(q, k, gaps, decay, state, o), ShapeError);

@@ -6,13 +6,20 @@
 #include <vector>
 
 #include "seqmix/kernels/long_conv.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
+#include "support/parts.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
+using support::flat;
+using support::gather;
+using support::Parts;
+using support::parts_of;
 using support::random_tensor;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -56,6 +63,7 @@ double tolerance(Index tokens) {
          static_cast<double>(std::numeric_limits<S>::epsilon());
 }
 
+/// `long_conv` of u [B, T, D].
 template <class S>
 Tensor<S, 3> run(View<const S, 3> u, const LongFilter<S>& filter, Algorithm algorithm) {
   Context context;
@@ -63,8 +71,20 @@ Tensor<S, 3> run(View<const S, 3> u, const LongFilter<S>& filter, Algorithm algo
   context.set_algorithm(algorithm);
   Tensor<S, 3> y(u.shape());
   fill(y.view(), std::numeric_limits<S>::quiet_NaN());
-  long_conv<S>(u, filter, y, context);
+  long_conv<S>(flat(u), filter, flat(y), TestCall(context, u.extent(0), u.extent(1)));
   return y;
+}
+
+/// Continues parts of the rows of u [B, T, D] by themselves; u is its own history.
+template <class S>
+void run_parts(const Tensor<S, 3>& u, const LongFilter<S>& filter, const Parts& parts,
+               Tensor<S, 3>& y, Context& context) {
+  const auto segments = support::segments_of(parts);
+  Tensor<Index, 1> past({u.extent(0)});
+  for (const support::Part& part : parts) past[part.row] = part.begin;
+  auto some = gather(u, parts);
+  long_conv_continue<S>(some, u, past, filter, some.view(), Call(context, segments));
+  support::scatter(some, parts, y.view());
 }
 
 Tensor<Index, 1> counts(const std::vector<Index>& values) {
@@ -172,7 +192,8 @@ TEMPLATE_TEST_CASE("a continued long_conv is the whole one, rows at their own po
           context.set_poison(true);
           context.set_algorithm(algorithm);
           fill(y.view(), std::numeric_limits<S>::quiet_NaN());
-          long_conv_continue<S>(fresh, history, past, filter, y, context);
+          long_conv_continue<S>(flat(fresh), history, past, filter, flat(y),
+                                TestCall(context, 3, T));
           CAPTURE(L, T, starts, static_cast<int>(algorithm));
           CHECK(support::relative_error(y.view(), wanted.view()) <= 4 * tolerance<S>(total));
         }
@@ -191,32 +212,30 @@ TEMPLATE_TEST_CASE("steps and direct sums have the same bits", "[long_conv]", fl
       const auto expected = run<S>(u, filter, Algorithm::recurrent);
       Context context;
       context.set_poison(true);
-      context.set_algorithm(Algorithm::chunked);  // a step is direct all the same
+      context.set_algorithm(Algorithm::chunked);  // a recurrent segment is direct all the same
       Tensor<S, 3> y({2, T, D});
       for (Index t = 0; t < T; ++t) {
-        const auto past = counts({t, t});
-        long_conv_step<S>(u.view().template at<1>(t), u, past, filter, y.view().template at<1>(t),
-                          context);
+        run_parts(u, filter, parts_of(0, 2, t, 1, Form::recurrent), y, context);
       }
       CAPTURE(D, L);
       CHECK(same_bits(y.view(), expected.view()));
 
       // Pieces too, whatever their length.
-      context.set_algorithm(Algorithm::recurrent);
-      fill(y.view(), std::numeric_limits<S>::quiet_NaN());
-      Index first = 0;
-      for (const Index count : {2, 0, 9, 64}) {
-        const auto past = counts({first, first});
-        long_conv_continue<S>(u.view().template slice<1>(first, count), u, past, filter,
-                              y.view().template slice<1>(first, count), context);
-        first += count;
+      for (const Form form : {Form::recurrent, Form::parallel}) {
+        if (form == Form::parallel) context.set_algorithm(Algorithm::recurrent);
+        fill(y.view(), std::numeric_limits<S>::quiet_NaN());
+        Index first = 0;
+        for (const Index count : {2, 0, 9, 64}) {
+          run_parts(u, filter, parts_of(0, 2, first, count, form), y, context);
+          first += count;
+        }
+        CHECK(same_bits(y.view(), expected.view()));
       }
-      CHECK(same_bits(y.view(), expected.view()));
     }
   }
 }
 
-TEMPLATE_TEST_CASE("long_conv in place, strided, threaded and alone has the same bits",
+TEMPLATE_TEST_CASE("long_conv in place, strided, threaded and in any company has the same bits",
                    "[long_conv]", float, double) {
   using S = TestType;
   const S guard = 777;
@@ -235,15 +254,16 @@ TEMPLATE_TEST_CASE("long_conv in place, strided, threaded and alone has the same
       context.set_poison(true);
       context.set_algorithm(algorithm);
       Tensor<S, 3> expected(u.shape());
-      long_conv_continue<S>(u, history, past, filter, expected, context);
+      long_conv_continue<S>(flat(u), history, past, filter, flat(expected),
+                            TestCall(context, B, T));
 
-      // A slice of wider rows with the batch second.
-      Tensor<S, 3> wide({T + 2, B, D + 5});
+      // A slice of wider rows.
+      Tensor<S, 2> wide({B * T + 2, D + 5});
       fill(wide.view(), guard);
-      const View<S, 3> y(&wide(1, 0, 2), {B, T, D}, {D + 5, B * (D + 5), 1});
-      copy(u.view(), y);
-      long_conv_continue<S>(y, history, past, filter, y, context);
-      CHECK(same_bits(y, expected.view()));
+      const View<S, 2> y(&wide(1, 2), {B * T, D}, {D + 5, 1});
+      copy(flat(u), y);
+      long_conv_continue<S>(y, history, past, filter, y, TestCall(context, B, T));
+      CHECK(same_bits(y, flat(expected)));
       fill(y, guard);
       bool untouched = true;
       for (Index i = 0; i < wide.size(); ++i) untouched &= wide.data()[i] == guard;
@@ -254,16 +274,49 @@ TEMPLATE_TEST_CASE("long_conv in place, strided, threaded and alone has the same
         Context threaded(executor);
         threaded.set_algorithm(algorithm);
         Tensor<S, 3> got(u.shape());
-        long_conv_continue<S>(u, history, past, filter, got, threaded);
+        long_conv_continue<S>(flat(u), history, past, filter, flat(got), TestCall(threaded, B, T));
         CHECK(same_bits(got.view(), expected.view()));
       }
       for (Index b = 0; b < B; ++b) {
-        Tensor<S, 3> alone({1, T, D});
-        long_conv_continue<S>(u.view().template slice<0>(b, 1),
-                              history.view().template slice<0>(b, 1),
-                              past.view().template slice<0>(b, 1), filter, alone, context);
-        CHECK(same_bits(alone.view()[0], expected.view()[b]));
+        Tensor<S, 2> alone({T, D});
+        long_conv_continue<S>(u.view()[b], history, past, filter, alone.view(),
+                              TestCall(context, {{b, 0, T, Form::parallel}}));
+        CHECK(same_bits(alone.view(), expected.view()[b]));
       }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("segments of long_conv do not see each other", "[long_conv]", float, double) {
+  using S = TestType;
+  const Index B = 5, T = 200, D = 2 * simd::lanes<S> + 1;
+  const LongFilter<S> filter(random_taps<S>(D, T));
+  const auto u = random_tensor<S, 3>({B, T, D}, 23);
+  const Parts mixed{{4, 0, 130},
+                    {0, 199, 1, Form::recurrent},
+                    {3, 20, 7},
+                    {2, 7, 65},
+                    {1, 100, 12, Form::recurrent}};
+  for (const Algorithm algorithm : algorithms) {
+    Tensor<S, 3> expected(u.shape());
+    Context context;
+    context.set_poison(true);
+    context.set_algorithm(algorithm);
+    for (const support::Part& part : mixed) run_parts(u, filter, {part}, expected, context);
+    for (const Index workers : {1, 3}) {
+      support::ThreadExecutor executor(workers);
+      Context threaded(executor);
+      threaded.set_algorithm(algorithm);
+      Tensor<S, 3> y(u.shape());
+      run_parts(u, filter, mixed, y, threaded);
+      CHECK(same_bits(y.view(), expected.view()));
+    }
+    // Without history, too.
+    const auto fresh = random_tensor<S, 3>({B, 65, D}, 24);
+    const auto whole = run<S>(fresh, filter, algorithm);
+    for (Index b = 0; b < B; ++b) {
+      const auto row = fresh.view().template slice<0>(b, 1);
+      CHECK(same_bits(run<S>(row, filter, algorithm).view()[0], whole.view()[b]));
     }
   }
 }
@@ -305,7 +358,8 @@ TEST_CASE("long_conv of nothing is nothing, and wrong shapes throw", "[long_conv
   for (const Shape<3> shape : {Shape<3>{0, 4, 8}, Shape<3>{2, 0, 8}, Shape<3>{2, 4, 0}}) {
     const LongFilter<float> filter(Tensor<float, 2>({shape[2], 5}).view());
     Tensor<float, 3> u(shape);
-    CHECK_NOTHROW(long_conv<float>(u, filter, u, context));
+    CHECK_NOTHROW(
+        long_conv<float>(flat(u), filter, flat(u), TestCall(context, shape[0], shape[1])));
   }
   CHECK_THROWS_AS(LongFilter<float>(Tensor<float, 2>({3, 0}).view()), ShapeError);
 
@@ -317,19 +371,19 @@ TEST_CASE("long_conv of nothing is nothing, and wrong shapes throw", "[long_conv
   const auto u = random_tensor<float, 3>({2, 5, 6}, 1);
   const auto history = random_tensor<float, 3>({2, 7, 6}, 2);
   Tensor<float, 3> y({2, 5, 6});
-  const auto call = [&](View<const float, 3> x, View<const float, 3> old,
-                        View<const Index, 1> past) {
-    long_conv_continue<float>(x, old, past, filter, y, context);
+  const auto run_with = [&](View<const float, 2> x, View<const float, 3> old,
+                            View<const Index, 1> past) {
+    long_conv_continue<float>(x, old, past, filter, flat(y), TestCall(context, 2, 5));
   };
-  CHECK_NOTHROW(call(u, history, counts({0, 7})));
-  CHECK_THROWS_AS(call(u, history, counts({0, 8})), ShapeError);
-  CHECK_THROWS_AS(call(u, history, counts({0, -1})), ShapeError);
-  CHECK_THROWS_AS(call(u, history, counts({0})), ShapeError);
-  CHECK_THROWS_AS(call(u.view().slice<1>(0, 4), history, counts({0, 0})), ShapeError);
-  CHECK_THROWS_AS(call(u, history.view().slice<2>(0, 5), counts({0, 0})), ShapeError);
-  CHECK_THROWS_AS(call(u, history.view().slice<0>(0, 1), counts({0, 0})), ShapeError);
-  const View<const float, 3> transposed(u.data(), {2, 5, 6}, {30, 1, 5});
-  CHECK_THROWS_AS(call(transposed, history, counts({0, 0})), ShapeError);
+  CHECK_NOTHROW(run_with(flat(u), history, counts({0, 7})));
+  CHECK_THROWS_AS(run_with(flat(u), history, counts({0, 8})), ShapeError);
+  CHECK_THROWS_AS(run_with(flat(u), history, counts({0, -1})), ShapeError);
+  CHECK_THROWS_AS(run_with(flat(u), history, counts({0})), ShapeError);
+  CHECK_THROWS_AS(run_with(flat(u).slice<0>(0, 9), history, counts({0, 0})), ShapeError);
+  CHECK_THROWS_AS(run_with(flat(u), history.view().slice<2>(0, 5), counts({0, 0})), ShapeError);
+  CHECK_THROWS_AS(run_with(flat(u), history.view().slice<0>(0, 1), counts({0, 0})), ShapeError);
+  const View<const float, 2> transposed(u.data(), {10, 6}, {1, 10});
+  CHECK_THROWS_AS(run_with(transposed, history, counts({0, 0})), ShapeError);
   const LongFilter<float> wider(random_taps<float>(7, 10));
-  CHECK_THROWS_AS(long_conv<float>(u, wider, y, context), ShapeError);
+  CHECK_THROWS_AS(long_conv<float>(flat(u), wider, flat(y), TestCall(context, 2, 5)), ShapeError);
 }

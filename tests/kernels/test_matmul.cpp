@@ -9,6 +9,7 @@
 
 #include "seqmix/kernels/matmul.hpp"
 #include "support/allocations.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
@@ -16,6 +17,7 @@
 using namespace seqmix;
 using support::random_tensor;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -61,22 +63,25 @@ Tensor<S, 2> filled(Index rows, Index columns, S value) {
   return result;
 }
 
-/// A window [B, T, D] whose rows have gaps on all sides, filled with one value.
+/// A window [T, D] whose rows have gaps on all sides, filled with one value.
 template <class S>
 struct Padded {
-  Tensor<S, 3> numbers;
-  View<S, 3> window;
+  Tensor<S, 2> numbers;
+  View<S, 2> window;
 
-  Padded(Index B, Index T, Index D, S guard) : numbers({B, T + 2, D + 5}) {
+  Padded(Index T, Index D, S guard) : numbers({T + 2, D + 5}) {
     fill(numbers.view(), guard);
-    window = numbers.view().template slice<1>(1, T).template slice<2>(3, D);
+    window = inside(numbers);
+  }
+  static View<S, 2> inside(Tensor<S, 2>& all) {
+    const Index T = all.extent(0) - 2, D = all.extent(1) - 5;
+    return all.view().slice(axis::time, 1, T).slice(axis::channel, 3, D);
   }
   /// Whether all but the window is as it was.
   bool intact() const {
     const S guard = numbers.data()[0];
-    Tensor<S, 3> copied = numbers;
-    const Index T = window.extent(1), D = window.extent(2);
-    fill(copied.view().template slice<1>(1, T).template slice<2>(3, D), guard);
+    Tensor<S, 2> copied = numbers;
+    fill(inside(copied), guard);
     for (Index i = 0; i < copied.size(); ++i) {
       if (copied.data()[i] != guard) return false;
     }
@@ -116,11 +121,6 @@ struct Problem {
   }
 };
 
-template <class S>
-View<const S, 3> as_sequence(const Tensor<S, 2>& rows) {
-  return rows.view().template insert<0>();
-}
-
 constexpr Storage narrow_storages[] = {Storage::bf16, Storage::f16, Storage::int8};
 
 template <class S>
@@ -136,7 +136,7 @@ void check_shape(Index M, Index K, Index N, Storage storage = Storage::native) {
           chains<S>(problem.x.view(), problem.w.view(), problem.start(with_bias, accumulate));
       auto y = problem.y;
       if (!accumulate) fill(y.view(), std::numeric_limits<S>::quiet_NaN());
-      matmul<S>(as_sequence(problem.x), packed, y.view().template insert<0>(), context,
+      matmul<S>(problem.x, packed, y.view(), TestCall(context),
                 with_bias ? problem.bias.data() : nullptr, accumulate);
       CHECK(same_bits(y.view(), expected.view()));
     }
@@ -213,18 +213,18 @@ TEMPLATE_TEST_CASE("matmul reads and writes strided rows and nothing else", "[ma
   Context context;
   const S nan = std::numeric_limits<S>::quiet_NaN();
   const Index wide = (detail::panels_to_pack + 1) * detail::panel_width<S> + 1;
-  for (const Index T : {1, 2, 5, 30}) {
+  for (const Index T : {1, 2, 3, 6, 15, 30, 90}) {
     for (const Index N : {Index{7}, Index{33}, wide}) {
       INFO("T " << T << ", N " << N);
-      const Index B = 3, K = 37;
-      const Problem<S> problem(B * T, K, N);
+      const Index K = 37;
+      const Problem<S> problem(T, K, N);
       const auto expected =
           chains<S>(problem.x.view(), problem.w.view(), problem.start(true, false));
-      Padded<S> x(B, T, K, nan), y(B, T, N, S(12345));
-      copy(View<const S, 3>(problem.x.data(), {B, T, K}), x.window);
-      matmul<S>(x.window, PackedMatrix<S>(problem.w.view()), y.window, context,
+      Padded<S> x(T, K, nan), y(T, N, S(12345));
+      copy(problem.x.view(), x.window);
+      matmul<S>(x.window, PackedMatrix<S>(problem.w.view()), y.window, TestCall(context),
                 problem.bias.data());
-      CHECK(same_bits(y.window, View<const S, 3>(expected.data(), {B, T, N})));
+      CHECK(same_bits(y.window, expected.view()));
       CHECK(y.intact());
     }
   }
@@ -239,14 +239,15 @@ TEMPLATE_TEST_CASE("a row has the same bits alone and at every place", "[matmul]
     const PackedMatrix<S> packed(problem.w.view());
     Tensor<S, 2> alone({61, N});
     for (Index m = 0; m < 61; ++m) {
-      matmul<S>(as_sequence(problem.x).template slice<1>(m, 1), packed,
-                alone.view().template slice<0>(m, 1).template insert<0>(), context);
+      matmul<S>(problem.x.view().slice(axis::time, m, 1), packed,
+                alone.view().slice(axis::time, m, 1), TestCall(context));
     }
     for (Index M = 1; M <= 61; ++M) {
       for (const Index first : {Index{0}, 61 - M}) {
-        Tensor<S, 3> y({1, M, N});
-        matmul<S>(as_sequence(problem.x).template slice<1>(first, M), packed, y.view(), context);
-        CHECK(same_bits(y.view().template at<0>(0), alone.view().template slice<0>(first, M)));
+        Tensor<S, 2> y({M, N});
+        matmul<S>(problem.x.view().slice(axis::time, first, M), packed, y.view(),
+                  TestCall(context));
+        CHECK(same_bits(y.view(), alone.view().slice(axis::time, first, M)));
       }
     }
   }
@@ -271,8 +272,7 @@ TEMPLATE_TEST_CASE("matmul has the same bits on any number of threads", "[matmul
     const PackedMatrix<S> packed(problem.w.view(), storages[i % 4]);
     const auto run = [&](Context context) {
       auto y = problem.y;
-      matmul<S>(as_sequence(problem.x), packed, y.view().template insert<0>(), context,
-                problem.bias.data(), true);
+      matmul<S>(problem.x, packed, y.view(), TestCall(context), problem.bias.data(), true);
       return y;
     };
     const auto serial = run(Context());
@@ -290,12 +290,11 @@ TEST_CASE("matmul of nothing is legal", "[matmul]") {
   Context context;
   const auto w = random_tensor<float, 2>({5, 3}, 1);
   const PackedMatrix<float> packed(w.view());
-  Tensor<float, 3> no_batch({0, 4, 3}), no_time({2, 0, 3}), y_batch({0, 4, 5}), y_time({2, 0, 5});
-  CHECK_NOTHROW(matmul(no_batch, packed, y_batch.view(), context));
-  CHECK_NOTHROW(matmul(no_time, packed, y_time.view(), context));
+  Tensor<float, 2> no_tokens({0, 3}), y_tokens({0, 5});
+  CHECK_NOTHROW(matmul(no_tokens, packed, y_tokens.view(), TestCall(context)));
   const PackedMatrix<float> no_outputs(Tensor<float, 2>({0, 3}).view());
-  Tensor<float, 3> x({2, 4, 3}), y({2, 4, 0});
-  CHECK_NOTHROW(matmul(x, no_outputs, y.view(), context));
+  Tensor<float, 2> x({8, 3}), y({8, 0});
+  CHECK_NOTHROW(matmul(x, no_outputs, y.view(), TestCall(context)));
 }
 
 TEST_CASE("matmul names what does not fit", "[matmul]") {
@@ -303,36 +302,38 @@ TEST_CASE("matmul names what does not fit", "[matmul]") {
   Context context;
   const auto w = random_tensor<float, 2>({5, 3}, 1);
   const PackedMatrix<float> packed(w.view());
-  Tensor<float, 3> x({2, 4, 3}), y({2, 4, 5}), narrow({2, 4, 2}), late({2, 3, 5});
-  CHECK_THROWS_AS(matmul(narrow, packed, y.view(), context), ShapeError);
-  CHECK_THROWS_WITH(matmul(narrow, packed, y.view(), context),
-                    ContainsSubstring("x has shape [2, 4, 2], expected [B, T, 3]"));
-  CHECK_THROWS_WITH(matmul(x, packed, late.view(), context),
-                    ContainsSubstring("y has shape [2, 3, 5], expected [2, 4, 5]"));
-  CHECK_THROWS_WITH(matmul<float>({x.data(), {2, 4, 3}, {12, 1, 4}}, packed, y.view(), context),
-                    ContainsSubstring("strides 4 and 1, expected 1"));
-  CHECK_THROWS_AS(matmul<float>({}, packed, y.view(), context), ShapeError);
-  CHECK_THROWS_AS(matmul(x, PackedMatrix<float>(), y.view(), context), ShapeError);
+  Tensor<float, 2> x({8, 3}), y({8, 5}), narrow({8, 2}), late({6, 5});
+  const TestCall call(context);
+  CHECK_THROWS_AS(matmul(narrow, packed, y.view(), call), ShapeError);
+  CHECK_THROWS_WITH(matmul(narrow, packed, y.view(), call),
+                    ContainsSubstring("x has shape [8, 2], expected [T, 3]"));
+  CHECK_THROWS_WITH(matmul(x, packed, late.view(), call),
+                    ContainsSubstring("y has shape [6, 5], expected [8, 5]"));
+  CHECK_THROWS_WITH(matmul<float>({x.data(), {8, 3}, {1, 8}}, packed, y.view(), call),
+                    ContainsSubstring("strides 8 and 1, expected 1"));
+  CHECK_THROWS_AS(matmul<float>({}, packed, y.view(), call), ShapeError);
+  CHECK_THROWS_AS(matmul(x, PackedMatrix<float>(), y.view(), call), ShapeError);
 }
 
 TEST_CASE("matmul refuses an output that overlaps its input", "[matmul]") {
   Context context;
   const auto w = random_tensor<float, 2>({5, 3}, 1);
   const PackedMatrix<float> packed(w.view());
-  auto buffer = random_tensor<float, 3>({2, 4, 8}, 2);
-  const auto x = buffer.view().slice<2>(0, 3), y = buffer.view().slice<2>(3, 5);
-  CHECK_THROWS_AS(matmul<float>(buffer.view().slice<2>(1, 3), packed, y, context), ShapeError);
-  CHECK_THROWS_AS(
-      matmul<float>(buffer.view().slice<2>(5, 3), packed, buffer.view().slice<2>(1, 5), context),
-      ShapeError);
+  auto buffer = random_tensor<float, 2>({8, 8}, 2);
+  const TestCall call(context);
+  const auto columns = [&](Index first, Index count) {
+    return buffer.view().slice(axis::channel, first, count);
+  };
+  const auto x = columns(0, 3), y = columns(3, 5);
+  CHECK_THROWS_AS(matmul<float>(columns(1, 3), packed, y, call), ShapeError);
+  CHECK_THROWS_AS(matmul<float>(columns(5, 3), packed, columns(1, 5), call), ShapeError);
   // Columns of one buffer that lie beside each other are disjoint, on either side.
   Tensor<float, 2> rows({8, 3});
-  copy(View<const float, 3>(x), View<float, 3>(rows.data(), {2, 4, 3}));
+  copy(x, rows.view());
   const auto expected = chains<float>(rows.view(), w.view(), filled<float>(8, 5, 0));
-  matmul<float>(x, packed, y, context);
-  CHECK(same_bits(y, View<const float, 3>(expected.data(), {2, 4, 5})));
-  const auto right = buffer.view().slice<2>(5, 3), left = buffer.view().slice<2>(0, 5);
-  CHECK_NOTHROW(matmul<float>(right, packed, left, context));
+  matmul<float>(x, packed, y, call);
+  CHECK(same_bits(y, expected.view()));
+  CHECK_NOTHROW(matmul<float>(columns(5, 3), packed, columns(0, 5), call));
 }
 
 TEMPLATE_TEST_CASE("a packed matrix gives its numbers back", "[matmul]", float, double) {
@@ -419,8 +420,8 @@ TEMPLATE_TEST_CASE("a weight that is no number spoils its own output", "[matmul]
   for (const Storage storage : narrow_storages) {
     Problem<S> problem(3, 10, 40);
     problem.w(7, 4) = std::numeric_limits<S>::quiet_NaN();
-    matmul<S>(as_sequence(problem.x), PackedMatrix<S>(problem.w.view(), storage),
-              problem.y.view().template insert<0>(), context);
+    matmul<S>(problem.x, PackedMatrix<S>(problem.w.view(), storage), problem.y.view(),
+              TestCall(context));
     for (Index m = 0; m < 3; ++m) {
       for (Index n = 0; n < 40; ++n) CHECK(std::isnan(problem.y(m, n)) == (n == 7));
     }
@@ -433,12 +434,13 @@ TEST_CASE("few rows allocate nothing, many rows nothing the second time", "[matm
   for (const Index M : {Index{1}, Index{2}, detail::rows_to_pack - 1, detail::rows_to_pack}) {
     INFO("M " << M);
     Context context;
-    const auto x = random_tensor<float, 3>({1, M, 50}, 2);
-    Tensor<float, 3> y({1, M, wide});
+    const auto x = random_tensor<float, 2>({M, 50}, 2);
+    Tensor<float, 2> y({M, wide});
+    const TestCall call(context);
     const auto first = support::allocations();
-    matmul<float>(x, packed, y, context);
+    matmul<float>(x, packed, y, call);
     const auto second = support::allocations();
-    matmul<float>(x, packed, y, context);
+    matmul<float>(x, packed, y, call);
     const auto third = support::allocations();
     CHECK((second == first) == (M < detail::rows_to_pack));  // many rows are packed in scratch
     CHECK(third == second);

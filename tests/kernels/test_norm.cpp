@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "seqmix/kernels/norm.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
@@ -18,6 +19,7 @@ using Catch::Matchers::ContainsSubstring;
 using support::random_tensor;
 using support::relative_error;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -114,12 +116,14 @@ TEMPLATE_TEST_CASE("rms_norm divides by the root of the mean square", "[norm]", 
       const auto expected = expected_norm({width, false, false, eps}, x, as_is,
                                           [&](auto v, Index, Index i) { return v * weight[i]; });
       Tensor<S, 2> y(x.shape());
-      rms_norm<S, 2>(x, weight, eps, y, context);
+      rms_norm<S, 2>(x, weight, eps, y, TestCall(context));
       CHECK(relative_error(y.view(), expected.y.view()) <= tolerance<S>);
-      check_window<S>(x, y,
-                      [&](auto window) { rms_norm<S, 2>(window, weight, eps, window, context); });
-      check_window<S>(Tensor<S, 2>(x.shape()), y,
-                      [&](auto window) { rms_norm<S, 2>(x, weight, eps, window, context); });
+      check_window<S>(x, y, [&](auto window) {
+        rms_norm<S, 2>(window, weight, eps, window, TestCall(context));
+      });
+      check_window<S>(Tensor<S, 2>(x.shape()), y, [&](auto window) {
+        rms_norm<S, 2>(x, weight, eps, window, TestCall(context));
+      });
     }
   }
 }
@@ -139,10 +143,10 @@ TEMPLATE_TEST_CASE("the gated norms take the gate after or before the norm", "[n
           expected_norm({width, false, false, eps}, x, as_is,
                         [&](auto v, Index row, Index i) { return v * weight[i] * by(row, i); });
       auto y = x;
-      gated_rms_norm<S, 2>(y, gate, weight, eps, context);
+      gated_rms_norm<S, 2>(y, gate, weight, eps, TestCall(context));
       CHECK(relative_error(y.view(), norm_first.y.view()) <= tolerance<S>);
-      check_window<S>(x, y,
-                      [&](auto window) { gated_rms_norm(window, gate, weight, eps, context); });
+      check_window<S>(
+          x, y, [&](auto window) { gated_rms_norm(window, gate, weight, eps, TestCall(context)); });
 
       for (const Index groups : {Index{1}, Index{2}, Index{3}, width}) {
         if (width % groups != 0) continue;
@@ -152,10 +156,10 @@ TEMPLATE_TEST_CASE("the gated norms take the gate after or before the norm", "[n
             [&](auto v, Index row, Index i) { return v * by(row, i); },
             [&](auto v, Index, Index i) { return v * weight[i]; });
         auto z = x;
-        rms_norm_of_gated<S, 2>(z, gate, weight, width / groups, eps, context);
+        rms_norm_of_gated<S, 2>(z, gate, weight, width / groups, eps, TestCall(context));
         CHECK(relative_error(z.view(), gate_first.y.view()) <= tolerance<S>);
         check_window<S>(x, z, [&](auto window) {
-          rms_norm_of_gated(window, gate, weight, width / groups, eps, context);
+          rms_norm_of_gated(window, gate, weight, width / groups, eps, TestCall(context));
         });
       }
     }
@@ -189,7 +193,7 @@ TEMPLATE_TEST_CASE("group_norm centres and scales each group, with or without we
               });
           Tensor<S, 2> y(x.shape());
           fill(y.view(), std::numeric_limits<S>::quiet_NaN());
-          group_norm<S, 2>(x, weight, bias, group, eps, y, context);
+          group_norm<S, 2>(x, weight, bias, group, eps, y, TestCall(context));
           if (group == 1 && given < 2) {
             CHECK(std::all_of(y.data(), y.data() + y.size(), [](S v) { return v == 0; }));
           } else {
@@ -197,11 +201,11 @@ TEMPLATE_TEST_CASE("group_norm centres and scales each group, with or without we
                   tolerance<S> * expected.sensitivity);
           }
           check_window<S>(x, y, [&](auto window) {
-            group_norm<S, 2>(window, weight, bias, group, eps, window, context);
+            group_norm<S, 2>(window, weight, bias, group, eps, window, TestCall(context));
           });
           if (groups == 1) {
             Tensor<S, 2> whole(x.shape());
-            layer_norm<S, 2>(x, weight, bias, eps, whole, context);
+            layer_norm<S, 2>(x, weight, bias, eps, whole, TestCall(context));
             CHECK(same_bits(whole.view(), y.view()));
           }
         }
@@ -219,9 +223,9 @@ TEMPLATE_TEST_CASE("l2_norm divides by the root of the sum of squares", "[norm]"
       const auto x = random_tensor<S, 2>({5, width}, 9);
       const auto expected = expected_norm({width, false, true, eps}, x, as_is, as_is);
       auto y = x;
-      l2_norm(y.view(), eps, context);
+      l2_norm(y.view(), eps, TestCall(context));
       CHECK(relative_error(y.view(), expected.y.view()) <= tolerance<S>);
-      check_window<S>(x, y, [&](auto window) { l2_norm(window, eps, context); });
+      check_window<S>(x, y, [&](auto window) { l2_norm(window, eps, TestCall(context)); });
     }
   }
 }
@@ -234,17 +238,17 @@ TEMPLATE_TEST_CASE("a group has the bits of a row of its own", "[norm]", float, 
                gate = random_tensor<S, 2>({3, 4 * group}, 11);
     const auto weight = random_tensor<S, 1>({4 * group}, 12);
     auto gated = x;
-    rms_norm_of_gated<S, 2>(gated, gate, weight, group, 1e-5, context);
+    rms_norm_of_gated<S, 2>(gated, gate, weight, group, 1e-5, TestCall(context));
     Tensor<S, 2> centred(x.shape());
-    group_norm<S, 2>(x, weight, weight, group, 1e-5, centred, context);
+    group_norm<S, 2>(x, weight, weight, group, 1e-5, centred, TestCall(context));
     for (Index first = 0; first < 4 * group; first += group) {
       const auto part = weight.view().template slice<0>(first, group);
       Tensor<S, 2> alone({3, group}), own({3, group});
       copy(x.view().template slice<1>(first, group), alone.view());
-      layer_norm<S, 2>(alone, part, part, 1e-5, own, context);
+      layer_norm<S, 2>(alone, part, part, 1e-5, own, TestCall(context));
       CHECK(same_bits(own.view(), centred.view().template slice<1>(first, group)));
       rms_norm_of_gated<S, 2>(alone, gate.view().template slice<1>(first, group), part, group, 1e-5,
-                              context);
+                              TestCall(context));
       CHECK(same_bits(alone.view(), gated.view().template slice<1>(first, group)));
     }
   }
@@ -273,11 +277,11 @@ TEMPLATE_TEST_CASE("rows of zeros stay zero, and NaN stays in its row", "[norm]"
       REQUIRE(std::isnan(ill(2, i)));
     }
   };
-  check([&](auto& y) { rms_norm<S, 2>(y, ones, 1e-5, y, context); });
-  check([&](auto& y) { gated_rms_norm<S, 2>(y, x, ones, 1e-5, context); });
-  check([&](auto& y) { rms_norm_of_gated<S, 2>(y, x, ones, width, 1e-5, context); });
-  check([&](auto& y) { layer_norm<S, 2>(y, ones, {}, 1e-5, y, context); });
-  check([&](auto& y) { l2_norm(y.view(), 1e-5, context); });
+  check([&](auto& y) { rms_norm<S, 2>(y, ones, 1e-5, y, TestCall(context)); });
+  check([&](auto& y) { gated_rms_norm<S, 2>(y, x, ones, 1e-5, TestCall(context)); });
+  check([&](auto& y) { rms_norm_of_gated<S, 2>(y, x, ones, width, 1e-5, TestCall(context)); });
+  check([&](auto& y) { layer_norm<S, 2>(y, ones, {}, 1e-5, y, TestCall(context)); });
+  check([&](auto& y) { l2_norm(y.view(), 1e-5, TestCall(context)); });
 }
 
 TEMPLATE_TEST_CASE("threads and higher ranks change no bit of a norm", "[norm]", float, double) {
@@ -309,21 +313,25 @@ TEMPLATE_TEST_CASE("threads and higher ranks change no bit of a norm", "[norm]",
     return y;
   };
   check([&]<Index R>(View<const S, R> from, View<const S, R>, Context& context) {
-    return in_place(from, [&](auto y) { rms_norm<S, R>(from, weight, 1e-5, y, context); });
-  });
-  check([&]<Index R>(View<const S, R> from, View<const S, R> by, Context& context) {
-    return in_place(from, [&](auto y) { gated_rms_norm<S, R>(y, by, weight, 1e-5, context); });
+    return in_place(from,
+                    [&](auto y) { rms_norm<S, R>(from, weight, 1e-5, y, TestCall(context)); });
   });
   check([&]<Index R>(View<const S, R> from, View<const S, R> by, Context& context) {
     return in_place(from,
-                    [&](auto y) { rms_norm_of_gated<S, R>(y, by, weight, group, 1e-5, context); });
+                    [&](auto y) { gated_rms_norm<S, R>(y, by, weight, 1e-5, TestCall(context)); });
+  });
+  check([&]<Index R>(View<const S, R> from, View<const S, R> by, Context& context) {
+    return in_place(from, [&](auto y) {
+      rms_norm_of_gated<S, R>(y, by, weight, group, 1e-5, TestCall(context));
+    });
   });
   check([&]<Index R>(View<const S, R> from, View<const S, R>, Context& context) {
-    return in_place(from,
-                    [&](auto y) { group_norm<S, R>(from, weight, {}, group, 1e-5, y, context); });
+    return in_place(from, [&](auto y) {
+      group_norm<S, R>(from, weight, {}, group, 1e-5, y, TestCall(context));
+    });
   });
   check([&]<Index R>(View<const S, R> from, View<const S, R>, Context& context) {
-    return in_place(from, [&](auto y) { l2_norm(y, 1e-5, context); });
+    return in_place(from, [&](auto y) { l2_norm(y, 1e-5, TestCall(context)); });
   });
 }
 
@@ -331,11 +339,11 @@ TEST_CASE("no rows are legal for every norm", "[norm]") {
   Context context;
   Tensor<float, 3> x({2, 0, 4});
   const auto weight = random_tensor<float, 1>({4}, 1);
-  rms_norm<float, 3>(x, weight, 1e-5, x, context);
-  gated_rms_norm<float, 3>(x, x, weight, 1e-5, context);
-  rms_norm_of_gated<float, 3>(x, x, weight, 2, 1e-5, context);
-  layer_norm<float, 3>(x, weight, weight, 1e-5, x, context);
-  l2_norm(x.view(), 1e-5, context);
+  rms_norm<float, 3>(x, weight, 1e-5, x, TestCall(context));
+  gated_rms_norm<float, 3>(x, x, weight, 1e-5, TestCall(context));
+  rms_norm_of_gated<float, 3>(x, x, weight, 2, 1e-5, TestCall(context));
+  layer_norm<float, 3>(x, weight, weight, 1e-5, x, TestCall(context));
+  l2_norm(x.view(), 1e-5, TestCall(context));
   CHECK(x.empty());
 }
 
@@ -353,37 +361,42 @@ TEST_CASE("a norm names the shape that does not fit and writes nothing", "[norm]
     CHECK_THAT(text, ContainsSubstring("has shape [5], expected [6]"));
     return text.substr(0, text.find(':'));
   };
-  CHECK(weight_error([&] { rms_norm<float, 2>(x, short_weight, 0, y, context); }) == "rms_norm");
-  CHECK(weight_error([&] { gated_rms_norm<float, 2>(y, x, short_weight, 0, context); }) ==
+  CHECK(weight_error([&] { rms_norm<float, 2>(x, short_weight, 0, y, TestCall(context)); }) ==
+        "rms_norm");
+  CHECK(weight_error([&] { gated_rms_norm<float, 2>(y, x, short_weight, 0, TestCall(context)); }) ==
         "gated_rms_norm");
-  CHECK(weight_error([&] { rms_norm_of_gated<float, 2>(y, x, short_weight, 3, 0, context); }) ==
-        "rms_norm_of_gated");
+  CHECK(weight_error([&] {
+          rms_norm_of_gated<float, 2>(y, x, short_weight, 3, 0, TestCall(context));
+        }) == "rms_norm_of_gated");
   for (const bool as_bias : {false, true}) {
     const View<const float, 1> w = as_bias ? none : short_weight.view();
     const View<const float, 1> b = as_bias ? short_weight.view() : none;
-    CHECK(weight_error([&] { group_norm<float, 2>(x, w, b, 3, 0, y, context); }) == "group_norm");
+    CHECK(weight_error([&] { group_norm<float, 2>(x, w, b, 3, 0, y, TestCall(context)); }) ==
+          "group_norm");
   }
   const View<const float, 1> gaps(x.data(), {6}, {2});
-  CHECK_THAT(shape_error([&] { rms_norm<float, 2>(x, gaps, 0, y, context); }),
+  CHECK_THAT(shape_error([&] { rms_norm<float, 2>(x, gaps, 0, y, TestCall(context)); }),
              ContainsSubstring("rms_norm: weight"));
 
   for (const Index group : {0, -1, 4, 7}) {
     const std::string text = "rows of 6 do not divide into groups of " + std::to_string(group);
-    CHECK_THAT(shape_error([&] { group_norm<float, 2>(x, none, none, group, 0, y, context); }),
-               ContainsSubstring("group_norm: " + text));
-    CHECK_THAT(shape_error([&] { rms_norm_of_gated<float, 2>(y, x, weight, group, 0, context); }),
+    CHECK_THAT(
+        shape_error([&] { group_norm<float, 2>(x, none, none, group, 0, y, TestCall(context)); }),
+        ContainsSubstring("group_norm: " + text));
+    CHECK_THAT(shape_error(
+                   [&] { rms_norm_of_gated<float, 2>(y, x, weight, group, 0, TestCall(context)); }),
                ContainsSubstring("rms_norm_of_gated: " + text));
   }
 
   const auto rows_error = [](auto&& call) {
     CHECK_THAT(shape_error(call), ContainsSubstring("got [4, 6]") && ContainsSubstring("[3, 6]"));
   };
-  rows_error([&] { rms_norm<float, 2>(other_rows, weight, 0, y, context); });
-  rows_error([&] { gated_rms_norm<float, 2>(y, other_rows, weight, 0, context); });
-  rows_error([&] { rms_norm_of_gated<float, 2>(y, other_rows, weight, 3, 0, context); });
-  rows_error([&] { layer_norm<float, 2>(other_rows, none, none, 0, y, context); });
+  rows_error([&] { rms_norm<float, 2>(other_rows, weight, 0, y, TestCall(context)); });
+  rows_error([&] { gated_rms_norm<float, 2>(y, other_rows, weight, 0, TestCall(context)); });
+  rows_error([&] { rms_norm_of_gated<float, 2>(y, other_rows, weight, 3, 0, TestCall(context)); });
+  rows_error([&] { layer_norm<float, 2>(other_rows, none, none, 0, y, TestCall(context)); });
   const View<float, 2> columns(y.data(), {3, 3}, {6, 2});
-  CHECK_THAT(shape_error([&] { l2_norm(columns, 0, context); }),
+  CHECK_THAT(shape_error([&] { l2_norm(columns, 0, TestCall(context)); }),
              ContainsSubstring("got [3, 3]") && ContainsSubstring("contiguous rows"));
   CHECK(same_bits(x.view(), std::as_const(y).view()));
 }

@@ -6,13 +6,19 @@
 #include <vector>
 
 #include "seqmix/kernels/online_conv.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
+#include "support/parts.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
+using support::gather;
+using support::Parts;
+using support::parts_of;
 using support::random_tensor;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -46,7 +52,7 @@ Tensor<long double, 3> literal_conv(const Tensor<S, 3>& u, const LongFilter<S>& 
   return y;
 }
 
-/// A stream of either form that has not seen a token.
+/// Streams of either form that have not seen a token.
 template <class S>
 struct Stream {
   LongFilter<S> filter;
@@ -65,39 +71,33 @@ struct Stream {
     fill(history.view(), std::numeric_limits<S>::quiet_NaN());
     if (!spread) fill(sums.view(), std::numeric_limits<S>::quiet_NaN());
   }
-  void append(const View<const S, 3>& u) {
-    for (Index b = 0; b < u.extent(0); ++b) {
-      copy(u[b], history.view()[b].template slice<0>(past[b], u.extent(1)));
+  /// Goes on by parts of u [B, T, D], y of them in their place.
+  void advance(View<const S, 3> u, const Parts& parts, View<S, 3> y, Context& context) {
+    const auto segments = support::segments_of(parts);
+    const Call call(context, segments);
+    auto some = gather(u, parts);
+    for (const support::Part& part : parts) {
+      copy(u[part.row].slice(axis::time, part.begin, part.count),
+           history.view()[part.row].slice(axis::time, past[part.row], part.count));
     }
-  }
-  void seen(Index tokens) {
-    for (Index b = 0; b < past.extent(0); ++b) past[b] += tokens;
+    if (spread) {
+      spread_conv<S>(some, history, past, spread_filter, sums, some.view(), call);
+    } else {
+      online_conv<S>(some, history, past, filter, sums, some.view(), call);
+    }
+    for (const support::Part& part : parts) past[part.row] += part.count;
+    support::scatter(some, parts, y);
   }
   void prefill(View<const S, 3> u, View<S, 3> y, Context& context) {
-    append(u);
-    long_conv_continue<S>(u, history, past, filter, y, context);
-    if (spread) {
-      spread_conv_advance<S>(history, past, u.extent(1), spread_filter, sums, context);
-    } else {
-      online_conv_advance<S>(history, past, u.extent(1), filter, sums, context);
-    }
-    seen(u.extent(1));
-  }
-  void step(View<const S, 2> u, View<S, 2> y, Context& context) {
-    append(u.template insert<1>());
-    if (spread) {
-      spread_conv_step<S>(u, history, past, spread_filter, sums, y, context);
-    } else {
-      online_conv_step<S>(u, history, past, filter, sums, y, context);
-    }
-    seen(1);
+    advance(u, parts_of(0, u.extent(0), 0, u.extent(1)), y, context);
   }
 };
 
+/// Steps through all tokens of u.
 template <class S>
 void run(Stream<S>& stream, View<const S, 3> u, View<S, 3> y, Context& context) {
   for (Index t = 0; t < u.extent(1); ++t) {
-    stream.step(u.template at<1>(t), y.template at<1>(t), context);
+    stream.advance(u, parts_of(0, u.extent(0), t, 1, Form::recurrent), y, context);
   }
 }
 
@@ -216,6 +216,50 @@ TEMPLATE_TEST_CASE("rows at their own positions, threads and NaN", "[online_conv
   }
 }
 
+TEMPLATE_TEST_CASE("streams of an online convolution do not see each other", "[online_conv]", float,
+                   double) {
+  using S = TestType;
+  const Index B = 4, T = 260, D = 2 * simd::lanes<S> + 1;
+  const LongFilter<S> filter = random_filter<S>(D, 400);
+  const auto u = random_tensor<S, 3>({B, T, D}, 9);
+  const std::vector<Parts> calls{
+      {{3, 0, 65}, {0, 0, 1, Form::recurrent}, {2, 0, 7}},
+      {{1, 0, 130}, {2, 7, 1, Form::recurrent}, {0, 1, 2, Form::recurrent}, {3, 65, 1}},
+      {{2, 8, 40, Form::recurrent}, {3, 66, 100, Form::recurrent}},
+      {{0, 3, 257}, {3, 166, 94}, {1, 130, 1, Form::recurrent}, {2, 48, 3}}};
+  for (const bool spread : {false, true}) {
+    Context context;
+    context.set_poison(true);
+    Stream<S> alone(filter, 64, spread, B, T), steps(filter, 64, spread, B, T);
+    Tensor<S, 3> expected(u.shape()), stepped(u.shape());
+    for (const Parts& parts : calls) {
+      for (const support::Part& part : parts) alone.advance(u, {part}, expected, context);
+    }
+    // A recurrent segment of many tokens is as many of one.
+    for (const Parts& parts : calls) {
+      for (const support::Part& part : parts) {
+        const bool cut = part.form == Form::recurrent;
+        for (Index t = 0; t < part.count; t += cut ? 1 : part.count) {
+          steps.advance(u, {{part.row, part.begin + t, cut ? 1 : part.count, part.form}}, stepped,
+                        context);
+        }
+      }
+    }
+    CHECK(same_bits(stepped.view(), expected.view()));
+    CHECK(same_bits(steps.sums.view(), alone.sums.view()));
+    for (const Index workers : {1, 3}) {
+      support::ThreadExecutor executor(workers);
+      Context threaded(executor);
+      Stream<S> together(filter, 64, spread, B, T);
+      Tensor<S, 3> y(u.shape());
+      for (const Parts& parts : calls) together.advance(u, parts, y, threaded);
+      CHECK(same_bits(y.view(), expected.view()));
+      CHECK(same_bits(together.sums.view(), alone.sums.view()));
+      CHECK(same_bits(together.history.view(), alone.history.view()));
+    }
+  }
+}
+
 TEST_CASE("an online convolution of wrong shapes throws", "[online_conv]") {
   Context context;
   const LongFilter<float> filter = random_filter<float>(5, 90);
@@ -223,9 +267,10 @@ TEST_CASE("an online convolution of wrong shapes throws", "[online_conv]") {
   Tensor<float, 3> history({2, 90, 5}), sums({2, 90, 5}), blocks({2, spread.rows(), 5});
   Tensor<float, 2> token({2, 5});
   Tensor<Index, 1> past({2});
+  const TestCall call(context, 2, 1, Form::recurrent);
   const auto step = [&] {
-    online_conv_step<float>(token, history, past, filter, sums, token, context);
-    spread_conv_step<float>(token, history, past, spread, blocks, token, context);
+    online_conv<float>(token, history, past, filter, sums, token.view(), call);
+    spread_conv<float>(token, history, past, spread, blocks, token.view(), call);
   };
   CHECK_NOTHROW(step());
   past[1] = 90;

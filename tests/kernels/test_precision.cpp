@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "seqmix/kernels/matmul.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
@@ -12,6 +13,7 @@ using namespace seqmix;
 using support::random_tensor;
 using support::relative_error;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -35,19 +37,18 @@ Tensor<double, 2> product(View<const float, 2> x, View<const float, 2> w, const 
 }
 
 template <class S>
-Tensor<S, 3> matmul_at(Precision precision, View<const S, 3> x, const PackedMatrix<S>& w,
+Tensor<S, 2> matmul_at(Precision precision, View<const S, 2> x, const PackedMatrix<S>& w,
                        const S* bias = nullptr, Executor* executor = nullptr) {
   Context context = executor ? Context(*executor) : Context();
   context.set_precision(precision);
-  Tensor<S, 3> y({x.extent(0), x.extent(1), w.rows()});
+  Tensor<S, 2> y({x.extent(0), w.rows()});
   fill(y.view(), std::numeric_limits<S>::quiet_NaN());
-  matmul<S>(x, w, y.view(), context, bias);
+  matmul<S>(x, w, y.view(), TestCall(context), bias);
   return y;
 }
 
-/// Rows [first, first + count) of a batch row.
-View<const float, 3> tokens(const Tensor<float, 3>& y, Index row, Index first, Index count) {
-  return y.view().slice<0>(row, 1).slice<1>(first, count);
+View<const float, 2> tokens(const Tensor<float, 2>& y, Index first, Index count) {
+  return y.view().slice(axis::time, first, count);
 }
 
 }  // namespace
@@ -69,7 +70,7 @@ TEST_CASE("products on matrix units are as near as their precision says", "[prec
   Context context;
   context.set_precision(precision);
   auto y = before;
-  matmul<float>(x.view().insert<0>(), PackedMatrix<float>(w.view()), y.view().insert<0>(), context,
+  matmul<float>(x, PackedMatrix<float>(w.view()), y.view(), TestCall(context),
                 with_bias ? bias.data() : nullptr, accumulate);
   const auto expected = product(x.view(), w.view(), with_bias ? bias.data() : nullptr,
                                 accumulate ? &before : nullptr);
@@ -85,20 +86,20 @@ TEST_CASE("weights of each storage are multiplied at each precision", "[precisio
   CAPTURE(precision, storage, K);
   const auto x = random_tensor<float, 2>({45, K}, 1), w = random_tensor<float, 2>({70, K}, 2);
   const PackedMatrix<float> packed(w.view(), storage);
-  const auto y = matmul_at<float>(precision, x.view().insert<0>(), packed);
+  const auto y = matmul_at<float>(precision, x.view(), packed);
   const auto expected = product(x.view(), packed.unpack().view(), nullptr, nullptr);
-  CHECK(relative_error(y.view()[0], expected.view()) <= bound(precision));
+  CHECK(relative_error(y.view(), expected.view()) <= bound(precision));
 }
 
 TEST_CASE("matrix units are used where they are, and only there", "[precision]") {
   const auto precision = GENERATE(Precision::bf16x3, Precision::bf16);
-  const auto x = random_tensor<float, 3>({1, 40, 70}, 1);
+  const auto x = random_tensor<float, 2>({40, 70}, 1);
   const PackedMatrix<float> w(random_tensor<float, 2>({50, 70}, 2).view());
   const bool same = same_bits(matmul_at<float>(precision, x.view(), w).view(),
                               matmul_at<float>(Precision::fp32, x.view(), w).view());
   CHECK(same == !simd::matrix_units());
 
-  const auto exact_x = random_tensor<double, 3>({1, 40, 70}, 1);
+  const auto exact_x = random_tensor<double, 2>({40, 70}, 1);
   const PackedMatrix<double> exact_w(random_tensor<double, 2>({50, 70}, 2).view());
   CHECK(same_bits(matmul_at<double>(precision, exact_x.view(), exact_w).view(),
                   matmul_at<double>(Precision::fp32, exact_x.view(), exact_w).view()));
@@ -106,8 +107,8 @@ TEST_CASE("matrix units are used where they are, and only there", "[precision]")
 
 TEST_CASE("the bits of a token do not depend on the others or on threads", "[precision]") {
   const auto precision = GENERATE(Precision::bf16x3, Precision::bf16);
-  const Index K = GENERATE(70, 1030), T = 75;
-  const auto x = random_tensor<float, 3>({3, T, K}, 1);
+  const Index K = GENERATE(70, 1030), T = 225;
+  const auto x = random_tensor<float, 2>({T, K}, 1);
   const auto bias = random_tensor<float, 1>({300}, 3);
   const PackedMatrix<float> w(random_tensor<float, 2>({300, K}, 2).view());
   const auto y = matmul_at<float>(precision, x.view(), w, bias.data());
@@ -116,35 +117,33 @@ TEST_CASE("the bits of a token do not depend on the others or on threads", "[pre
     CHECK(same_bits(matmul_at<float>(precision, x.view(), w, bias.data(), &executor).view(),
                     y.view()));
   }
-  for (Index row = 0; row < 3; ++row) {
-    for (const Index first : {0, 1, 17, 32, 74}) {
-      for (const Index count : {1, 2, 16, 33, 75}) {
-        if (first + count > T) continue;
-        CAPTURE(row, first, count);
-        const auto part = matmul_at<float>(precision, tokens(x, row, first, count), w, bias.data());
-        CHECK(same_bits(part.view(), tokens(y, row, first, count)));
-      }
+  for (const Index first : {0, 1, 17, 32, 74, 75, 150, 224}) {
+    for (const Index count : {1, 2, 16, 33, 75}) {
+      if (first + count > T) continue;
+      CAPTURE(first, count);
+      const auto part = matmul_at<float>(precision, tokens(x, first, count), w, bias.data());
+      CHECK(same_bits(part.view(), tokens(y, first, count)));
     }
   }
 }
 
 TEST_CASE("strided operands of matrix units keep to their numbers", "[precision]") {
   const auto precision = GENERATE(Precision::bf16x3, Precision::bf16);
-  const Index B = 2, T = GENERATE(5, 40), K = 37, N = GENERATE(20, 64);
+  const Index T = GENERATE(5, 40, 80), K = 37, N = GENERATE(20, 64);
   constexpr float guard = 7;
-  const auto x = random_tensor<float, 3>({B, T, K}, 1);
+  const auto x = random_tensor<float, 2>({T, K}, 1);
   const PackedMatrix<float> w(random_tensor<float, 2>({N, K}, 2).view());
   const auto expected = matmul_at<float>(precision, x.view(), w);
 
-  Tensor<float, 3> wide_x({B, T + 1, K + 3}), wide_y({B, T + 2, N + 5});
+  Tensor<float, 2> wide_x({T + 1, K + 3}), wide_y({T + 2, N + 5});
   fill(wide_x.view(), std::numeric_limits<float>::quiet_NaN());
-  const auto strided_x = wide_x.view().slice<1>(1, T).slice<2>(2, K);
+  const auto strided_x = wide_x.view().slice(axis::time, 1, T).slice(axis::channel, 2, K);
   copy(x.view(), strided_x);
   fill(wide_y.view(), guard);
-  const auto strided_y = wide_y.view().slice<1>(1, T).slice<2>(3, N);
+  const auto strided_y = wide_y.view().slice(axis::time, 1, T).slice(axis::channel, 3, N);
   Context context;
   context.set_precision(precision);
-  matmul<float>(strided_x, w, strided_y, context);
+  matmul<float>(strided_x, w, strided_y, TestCall(context));
   CHECK(same_bits(strided_y, expected.view()));
 
   fill(strided_y, guard);
@@ -159,16 +158,16 @@ TEST_CASE("what is not finite stays in its row", "[precision]") {
       GENERATE(std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity());
   const Index row = GENERATE(0, 15, 16, 33);
   CAPTURE(precision, bad, row);
-  auto x = random_tensor<float, 3>({1, 35, 70}, 1);
+  auto x = random_tensor<float, 2>({35, 70}, 1);
   const PackedMatrix<float> w(random_tensor<float, 2>({50, 70}, 2).view());
   const auto before = matmul_at<float>(precision, x.view(), w);
-  x(0, row, 69) = bad;
+  x(row, 69) = bad;
   const auto after = matmul_at<float>(precision, x.view(), w);
   for (Index t = 0; t < 35; ++t) {
-    if (t != row) CHECK(same_bits(tokens(after, 0, t, 1), tokens(before, 0, t, 1)));
+    if (t != row) CHECK(same_bits(tokens(after, t, 1), tokens(before, t, 1)));
   }
   Index finite = 0;
-  for (Index n = 0; n < 50; ++n) finite += std::isfinite(after(0, row, n));
+  for (Index n = 0; n < 50; ++n) finite += std::isfinite(after(row, n));
   CHECK(finite == 0);
 }
 
@@ -178,8 +177,7 @@ TEST_CASE("finite numbers of any size give finite products", "[precision]") {
   for (Index i = 0; i < x.size(); ++i) x.data()[i] = std::copysign(size, x.data()[i]);
   auto w = random_tensor<float, 2>({33, 64}, 2);
   for (Index i = 0; i < w.size(); ++i) w.data()[i] /= 1000;
-  const auto y =
-      matmul_at<float>(Precision::bf16x3, x.view().insert<0>(), PackedMatrix<float>(w.view()));
+  const auto y = matmul_at<float>(Precision::bf16x3, x.view(), PackedMatrix<float>(w.view()));
   for (Index i = 0; i < y.size(); ++i) REQUIRE(std::isfinite(y.data()[i]));
 }
 
@@ -187,7 +185,7 @@ TEST_CASE("nothing times nothing on matrix units", "[precision]") {
   const auto bias = random_tensor<float, 1>({40}, 3);
   const PackedMatrix<float> w(Tensor<float, 2>({40, 0}).view());
   const auto y =
-      matmul_at<float>(Precision::bf16x3, Tensor<float, 3>({2, 3, 0}).view(), w, bias.data());
+      matmul_at<float>(Precision::bf16x3, Tensor<float, 2>({6, 0}).view(), w, bias.data());
   for (Index i = 0; i < y.size(); ++i) CHECK(y.data()[i] == bias(i % 40));
-  CHECK(matmul_at<float>(Precision::bf16x3, Tensor<float, 3>({0, 3, 0}).view(), w).empty());
+  CHECK(matmul_at<float>(Precision::bf16x3, Tensor<float, 2>({0, 0}).view(), w).empty());
 }

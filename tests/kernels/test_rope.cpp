@@ -6,13 +6,16 @@
 #include <vector>
 
 #include "seqmix/kernels/rope.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
+using support::flat;
 using support::random_tensor;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -58,8 +61,9 @@ TEMPLATE_TEST_CASE("rope turns pairs by position times frequency", "[rope]", flo
         const Tensor<S, 4> before = x;
         const auto past = positions({start, 3 * start + 5});
         const RotaryFrequencies frequencies(rotary_dim, 10000);
-        rope(x.view(), frequencies, past,
-             interleaved ? RotaryLayout::interleaved : RotaryLayout::half_split, context);
+        rope(flat(x), frequencies, past,
+             interleaved ? RotaryLayout::interleaved : RotaryLayout::half_split,
+             TestCall(context, 2, T));
         // An angle in double is off by its own last bits.
         const double angle_error = 1e-15 * static_cast<double>(3 * start + T);
         double worst = 0;
@@ -91,7 +95,8 @@ TEMPLATE_TEST_CASE("rope keeps norms, is nothing at position 0, and scores depen
   const RotaryFrequencies frequencies(K, 10000);
   const auto q = random_tensor<S, 4>({1, 1, 1, K}, 1), k = random_tensor<S, 4>({1, 1, 1, K}, 2);
   const auto turned = [&](Tensor<S, 4> x, Index position) {
-    rope(x.view(), frequencies, positions({position}), RotaryLayout::half_split, context);
+    rope(flat(x), frequencies, positions({position}), RotaryLayout::half_split,
+         TestCall(context, 1, 1));
     return x;
   };
   const auto dot = [&](const Tensor<S, 4>& a, const Tensor<S, 4>& b) {
@@ -136,8 +141,9 @@ TEMPLATE_TEST_CASE("both rope layouts are one rotation of permuted numbers", "[r
     };
     interleaved = from_halves(halves);
     const RotaryFrequencies frequencies(2 * pairs, 500);
-    rope(halves.view(), frequencies, positions({7}), RotaryLayout::half_split, context);
-    rope(interleaved.view(), frequencies, positions({7}), RotaryLayout::interleaved, context);
+    const TestCall call(context, 1, T);
+    rope(flat(halves), frequencies, positions({7}), RotaryLayout::half_split, call);
+    rope(flat(interleaved), frequencies, positions({7}), RotaryLayout::interleaved, call);
     CHECK(same_bits(from_halves(halves).view(), interleaved.view()));
   }
 }
@@ -150,34 +156,52 @@ TEMPLATE_TEST_CASE("rope bits depend on positions alone", "[rope]", float, doubl
   const auto past = positions({0, 5, 40});
   Tensor<S, 4> whole = x;
   Context context;
-  rope(whole.view(), frequencies, past, RotaryLayout::half_split, context);
+  rope(flat(whole), frequencies, past, RotaryLayout::half_split, TestCall(context, B, T));
 
   for (const Index workers : {1, 2, 3}) {
     support::ThreadExecutor executor(workers);
     Context threaded(executor);
     Tensor<S, 4> again = x;
-    rope(again.view(), frequencies, past, RotaryLayout::half_split, threaded);
+    rope(flat(again), frequencies, past, RotaryLayout::half_split, TestCall(threaded, B, T));
     CHECK(same_bits(again.view(), whole.view()));
+    // Rows of other lengths in another order.
+    Tensor<S, 3> mixed({78, H, K});
+    const std::vector<Segment> segments{
+        {2, 0, T, Form::parallel}, {0, T, 1, Form::recurrent}, {1, T + 1, 27, Form::parallel}};
+    const auto of = [&](const Segment& segment) {
+      return mixed.view().slice(axis::time, segment.first, segment.count);
+    };
+    const auto of_row = [](const Tensor<S, 4>& from, const Segment& segment) {
+      return from.view()[segment.row].slice(axis::time, 0, segment.count);
+    };
+    for (const Segment& segment : segments) copy(of_row(x, segment), of(segment));
+    rope(mixed.view(), frequencies, past, RotaryLayout::half_split, Call(threaded, segments));
+    for (const Segment& segment : segments) {
+      CHECK(same_bits(of(segment), of_row(whole, segment)));
+    }
   }
   for (Index b = 0; b < B; ++b) {  // one row alone, one token at a time, in a wider buffer
     Tensor<S, 4> row({1, T, H, K + 3});
     const auto window = row.view().template slice<3>(2, K);
     copy(x.view().template slice<0>(b, 1), window);
     for (Index t = 0; t < T; ++t) {
-      rope(window.template slice<1>(t, 1), frequencies, positions({past(b) + t}),
-           RotaryLayout::half_split, context);
+      rope(window[0].slice(axis::time, t, 1), frequencies, positions({past(b) + t}),
+           RotaryLayout::half_split, TestCall(context, 1, 1));
     }
     CHECK(same_bits(window, whole.view().template slice<0>(b, 1)));
     for (const Index i : {Index{0}, Index{1}, K + 2}) CHECK(row(0, 0, 0, i) == 0);
   }
+  Tensor<S, 4> from_start = x;
+  rope(flat(from_start), frequencies, {}, RotaryLayout::half_split, TestCall(context, B, T));
+  CHECK(same_bits(from_start[0], whole[0]));
 }
 
 TEST_CASE("rope says what does not fit", "[rope]") {
   Context context;
   Tensor<float, 4> x({2, 3, 1, 6});
   const auto turn = [&](Index rotary_dim, const std::vector<Index>& past) {
-    rope(x.view(), RotaryFrequencies(rotary_dim, 10), positions(past), RotaryLayout::half_split,
-         context);
+    rope(flat(x), RotaryFrequencies(rotary_dim, 10), positions(past), RotaryLayout::half_split,
+         TestCall(context, 2, 3));
   };
   CHECK_NOTHROW(turn(6, {0, 0}));
   CHECK_THROWS_AS(turn(8, {0, 0}), ShapeError);
@@ -185,8 +209,8 @@ TEST_CASE("rope says what does not fit", "[rope]") {
   CHECK_THROWS_AS(RotaryFrequencies(5, 10), ConfigError);
   CHECK_THROWS_AS(RotaryFrequencies(4, 0), ConfigError);
   Tensor<float, 4> empty({0, 3, 1, 6});
-  CHECK_NOTHROW(rope(empty.view(), RotaryFrequencies(6, 10), positions({}),
-                     RotaryLayout::half_split, context));
+  CHECK_NOTHROW(rope(flat(empty), RotaryFrequencies(6, 10), positions({}),
+                     RotaryLayout::half_split, TestCall(context, 0, 3)));
 }
 
 TEST_CASE("frequencies of longer contexts", "[rope]") {
@@ -218,10 +242,10 @@ TEST_CASE("frequencies of longer contexts", "[rope]") {
   Context context;
   auto x = random_tensor<double, 4>({1, 40, 1, d}, 1);
   const auto before = x;
-  rope(x.view(),
+  rope(flat(x),
        RotaryFrequencies(d, base,
                          {.kind = RopeScaling::yarn, .factor = factor, .original_length = 2048}),
-       positions({5}), RotaryLayout::half_split, context);
+       positions({5}), RotaryLayout::half_split, TestCall(context, 1, 40));
   for (Index t = 0; t < 40; ++t) {
     double norm = 0, norm_before = 0;
     for (Index i = 0; i < d; ++i) {
@@ -237,7 +261,8 @@ TEST_CASE("positions stop at the last", "[rope]") {
   auto x = random_tensor<double, 4>({1, 50, 1, 6}, 2);
   for (Index t = 1; t < 50; ++t) copy(x[0][0], x[0][t]);
   auto stopped = x;
-  rope(x.view(), frequencies, positions({3}), RotaryLayout::half_split, context);
-  rope(stopped.view(), frequencies, positions({3}), RotaryLayout::half_split, context, 20);
+  const TestCall call(context, 1, 50);
+  rope(flat(x), frequencies, positions({3}), RotaryLayout::half_split, call);
+  rope(flat(stopped), frequencies, positions({3}), RotaryLayout::half_split, call, 20);
   for (Index t = 0; t < 50; ++t) CHECK(same_bits(stopped[0][t], x[0][std::min<Index>(t, 17)]));
 }

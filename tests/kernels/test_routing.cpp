@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "seqmix/kernels/routing.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
@@ -18,6 +19,7 @@ using namespace seqmix;
 using Catch::Matchers::ContainsSubstring;
 using support::random_tensor;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -181,38 +183,38 @@ TEMPLATE_TEST_CASE("gathered and combined rows come back", "[routing]", float, d
     if (width == 0) continue;
     for (const Index k : {1, 2, 4}) {
       INFO("width " << width << " k " << k);
-      const Index B = 2, T = 7, rows = B * T;
+      const Index rows = 14;
       // Experts 0 and 3 stay empty.
       Routing routing = random_routing(rows, k, 7, {1, 2, 4, 5}, 5);
       const Routes routes = routing.routes();
-      const auto wide = random_tensor<S, 3>({B, T + 1, width + 3}, 6);
-      const auto x = wide.view().template slice<1>(1, T).template slice<2>(2, width);
+      const auto wide = random_tensor<S, 2>({rows + 1, width + 3}, 6);
+      const auto x = wide.view().slice(axis::time, 1, rows).slice(axis::channel, 2, width);
       Context context;
       Tensor<S, 2> pairs({rows * k, width});
       fill(pairs.view(), std::numeric_limits<S>::quiet_NaN());
-      gather_rows<S>(x, routes, pairs.view(), context);
+      gather_rows<S>(x, routes, pairs.view(), TestCall(context));
       for (Index pair = 0; pair < rows * k; ++pair) {
         const Index row = routes.pair_row[pair];
-        CHECK(same_bits(std::as_const(pairs)[pair], x[row / T][row % T]));
+        CHECK(same_bits(std::as_const(pairs)[pair], x[row]));
       }
 
       // Powers of two that add up to 1 lose no bit.
       Tensor<S, 2> weight({rows, k});
       fill(weight.view(), S(1) / static_cast<S>(k));
-      Tensor<S, 3> guarded({B, T, width + 2});
+      Tensor<S, 2> guarded({rows, width + 2});
       fill(guarded.view(), S(42));
-      const auto y = guarded.view().template slice<2>(1, width);
-      combine_rows<S>(pairs, weight, routes, y, context);
+      const auto y = guarded.view().slice(axis::channel, 1, width);
+      combine_rows<S>(pairs, weight, routes, y, TestCall(context));
       CHECK(same_bits(y, x));
-      for (Index t = 0; t < T; ++t) {
-        CHECK(guarded(1, t, 0) == 42);
-        CHECK(guarded(1, t, width + 1) == 42);
+      for (Index row = 0; row < rows; ++row) {
+        CHECK(guarded(row, 0) == 42);
+        CHECK(guarded(row, width + 1) == 42);
       }
 
       // Any weights, and pairs that experts have changed.
       weight = random_tensor<S, 2>({rows, k}, 7);
       pairs = random_tensor<S, 2>({rows * k, width}, 8);
-      Tensor<double, 3> expected({B, T, width});
+      Tensor<double, 2> expected({rows, width});
       for (Index row = 0; row < rows; ++row) {
         for (Index i = 0; i < width; ++i) {
           long double sum = 0;
@@ -220,10 +222,10 @@ TEMPLATE_TEST_CASE("gathered and combined rows come back", "[routing]", float, d
             sum +=
                 static_cast<long double>(weight(row, choice)) * pairs(routes.place(row, choice), i);
           }
-          expected(row / T, row % T, i) = static_cast<double>(sum);
+          expected(row, i) = static_cast<double>(sum);
         }
       }
-      combine_rows<S>(pairs, weight, routes, y, context);
+      combine_rows<S>(pairs, weight, routes, y, TestCall(context));
       CHECK(support::relative_error(y, expected.view()) <=
             4 * static_cast<double>(std::numeric_limits<S>::epsilon()));
     }
@@ -235,19 +237,19 @@ TEMPLATE_TEST_CASE("a row's NaN reaches no other row", "[routing]", float, doubl
   Context context;
   const Index rows = 6, width = 2 * simd::lanes<S> + 1;
   Routing routing = random_routing(rows, 2, 4, {0, 1, 3}, 9);
-  auto x = random_tensor<S, 3>({1, rows, width}, 10);
+  auto x = random_tensor<S, 2>({rows, width}, 10);
   const auto healthy = x;
-  fill(x.view()[0][2], std::numeric_limits<S>::quiet_NaN());
+  fill(x.view()[2], std::numeric_limits<S>::quiet_NaN());
   Tensor<S, 2> pairs({rows * 2, width}), weight({rows, 2});
   fill(weight.view(), S(0.5));
-  Tensor<S, 3> y({1, rows, width});
-  gather_rows<S>(x, routing.routes(), pairs.view(), context);
-  combine_rows<S>(pairs, weight, routing.routes(), y.view(), context);
+  Tensor<S, 2> y({rows, width});
+  gather_rows<S>(x, routing.routes(), pairs.view(), TestCall(context));
+  combine_rows<S>(pairs, weight, routing.routes(), y.view(), TestCall(context));
   for (Index row = 0; row < rows; ++row) {
     if (row == 2) {
-      CHECK(std::isnan(y(0, row, width - 1)));
+      CHECK(std::isnan(y(row, width - 1)));
     } else {
-      CHECK(same_bits(std::as_const(y)[0][row], healthy[0][row]));
+      CHECK(same_bits(std::as_const(y)[row], healthy[row]));
     }
   }
 }
@@ -256,13 +258,13 @@ TEMPLATE_TEST_CASE("threads change no bit of gathering and combining", "[routing
   using S = TestType;
   const Index rows = 45, k = 3, width = 1031;
   Routing routing = random_routing(rows, k, 6, {0, 1, 2, 4, 5}, 11);
-  const auto x = random_tensor<S, 3>({3, rows / 3, width}, 12);
+  const auto x = random_tensor<S, 2>({rows, width}, 12);
   const auto weight = random_tensor<S, 2>({rows, k}, 13);
   const auto run = [&](Context& context) {
     Tensor<S, 2> pairs({rows * k, width});
-    Tensor<S, 3> y(x.shape());
-    gather_rows<S>(x, routing.routes(), pairs.view(), context);
-    combine_rows<S>(pairs, weight, routing.routes(), y.view(), context);
+    Tensor<S, 2> y(x.shape());
+    gather_rows<S>(x, routing.routes(), pairs.view(), TestCall(context));
+    combine_rows<S>(pairs, weight, routing.routes(), y.view(), TestCall(context));
     return y;
   };
   Context serial;
@@ -281,7 +283,7 @@ TEST_CASE("the best groups are kept, by the sum of their two best", "[routing]")
   context.set_poison(true);
   const auto kept = [&](std::vector<double> scores, Index groups, Index count) {
     View<double, 2> view(scores.data(), {1, static_cast<Index>(scores.size())});
-    keep_groups(view, groups, count, context);
+    keep_groups(view, groups, count, TestCall(context));
     std::vector<Index> result;
     for (std::size_t e = 0; e < scores.size(); ++e) {
       if (scores[e] != -infinity) result.push_back(static_cast<Index>(e));
@@ -296,20 +298,21 @@ TEST_CASE("the best groups are kept, by the sum of their two best", "[routing]")
   CHECK(kept({1, 2, 3, 4}, 2, 2) == std::vector<Index>{0, 1, 2, 3});
   CHECK(kept({1, 3, 2}, 1, 1) == std::vector<Index>{0, 1, 2});
   Tensor<double, 2> scores({2, 6});
-  CHECK_THROWS_AS(keep_groups(scores.view(), 0, 0, context), ShapeError);
-  CHECK_THROWS_AS(keep_groups(scores.view(), 1, 0, context), ShapeError);
-  CHECK_THROWS_AS(keep_groups(scores.view(), 1, 2, context), ShapeError);
-  CHECK_THROWS_AS(keep_groups(scores.view(), 4, 1, context), ShapeError);
-  CHECK_THROWS_AS(keep_groups(scores.view(), 3, 4, context), ShapeError);
-  CHECK_THROWS_AS(keep_groups(scores.view(), 6, 1, context), ShapeError);
+  CHECK_THROWS_AS(keep_groups(scores.view(), 0, 0, TestCall(context)), ShapeError);
+  CHECK_THROWS_AS(keep_groups(scores.view(), 1, 0, TestCall(context)), ShapeError);
+  CHECK_THROWS_AS(keep_groups(scores.view(), 1, 2, TestCall(context)), ShapeError);
+  CHECK_THROWS_AS(keep_groups(scores.view(), 4, 1, TestCall(context)), ShapeError);
+  CHECK_THROWS_AS(keep_groups(scores.view(), 3, 4, TestCall(context)), ShapeError);
+  CHECK_THROWS_AS(keep_groups(scores.view(), 6, 1, TestCall(context)), ShapeError);
 }
 
 TEST_CASE("an expert takes the first tokens of each stream, and the count goes on", "[routing]") {
   Context context;
-  Tensor<Index, 2> expert({2, 5}), counts({2, 3});
+  Tensor<Index, 1> expert({10});
+  Tensor<Index, 2> counts({2, 3});
   const auto drop = [&](Index capacity, std::vector<Index> choices) {
     std::ranges::copy(choices, expert.data());
-    drop_above_capacity(capacity, expert.view(), counts.view(), context);
+    drop_above_capacity(capacity, expert.view(), counts.view(), TestCall(context, 2, 5));
     return support::numbers_of(expert.view());
   };
   CHECK(drop(2, {0, 0, 1, 0, 1, 2, 2, 2, 2, 0}) ==
@@ -319,8 +322,21 @@ TEST_CASE("an expert takes the first tokens of each stream, and the count goes o
         std::vector<Index>{-1, 1, -1, 2, 2, -1, 0, 0, -1, 1});
   CHECK(drop(0, {0, 1, 1, 2, 2, 2, 0, 0, 0, 1}) ==
         std::vector<Index>{0, 1, 1, 2, 2, 2, 0, 0, 0, 1});
-  Tensor<Index, 2> other({3, 3});
-  CHECK_THROWS_AS(drop_above_capacity(1, expert.view(), other.view(), context), ShapeError);
+  CHECK_THROWS_AS(drop_above_capacity(1, expert.view(), counts.view(), TestCall(context, 2, 4)),
+                  ShapeError);
+}
+
+TEST_CASE("experts count the tokens of the rows that segments name", "[routing]") {
+  Context context;
+  Tensor<Index, 1> expert({6});
+  std::ranges::copy(std::vector<Index>{1, 0, 0, 1, 0, 0}, expert.data());
+  Tensor<Index, 2> counts({4, 2});
+  counts(2, 0) = 1;
+  const TestCall call(
+      context, {{3, 0, 1, Form::recurrent}, {0, 1, 3, Form::parallel}, {2, 4, 2, Form::parallel}});
+  drop_above_capacity(2, expert.view(), counts.view(), call);
+  CHECK(support::numbers_of(expert.view()) == std::vector<Index>{1, 0, 0, 1, 0, -1});
+  CHECK(support::numbers_of(counts.view()) == std::vector<Index>{2, 1, 0, 0, 3, 0, 0, 1});
 }
 
 TEST_CASE("dropped choices have no pair and add nothing", "[routing]") {
@@ -332,19 +348,19 @@ TEST_CASE("dropped choices have no pair and add nothing", "[routing]") {
   CHECK(routes.pairs() == 4);
   CHECK(support::numbers_of(routes.first) == std::vector<Index>{0, 2, 2, 4});
   CHECK(support::numbers_of(routes.place) == std::vector<Index>{0, -1, -1, -1, 2, 1, -1, 3});
-  const auto x = random_tensor<double, 3>({2, 2, 5}, 1);
+  const auto x = random_tensor<double, 2>({4, 5}, 1);
   Tensor<double, 2> pairs({4, 5}), weight({4, 2});
   fill(weight.view(), 0.5), fill(weight.view()[1], std::numeric_limits<double>::quiet_NaN());
-  Tensor<double, 3> y(x.shape());
+  Tensor<double, 2> y(x.shape());
   fill(y.view(), std::numeric_limits<double>::quiet_NaN());
   Context context;
-  gather_rows<double>(x, routes, pairs.view(), context);
-  combine_rows<double>(pairs, weight, routes, y.view(), context);
+  gather_rows<double>(x, routes, pairs.view(), TestCall(context));
+  combine_rows<double>(pairs, weight, routes, y.view(), TestCall(context));
   for (Index d = 0; d < 5; ++d) {
-    CHECK(y(0, 0, d) == x(0, 0, d) / 2);
-    CHECK(y(0, 1, d) == 0);
-    CHECK(y(1, 0, d) == x(1, 0, d));
-    CHECK(y(1, 1, d) == x(1, 1, d) / 2);
+    CHECK(y(0, d) == x(0, d) / 2);
+    CHECK(y(1, d) == 0);
+    CHECK(y(2, d) == x(2, d));
+    CHECK(y(3, d) == x(3, d) / 2);
   }
 }
 
@@ -361,19 +377,23 @@ TEST_CASE("routing kernels name what does not fit", "[routing]") {
   CHECK_THAT(shape_error([&] { group_by_expert(3, routes); }), ContainsSubstring("expert -2 of 3"));
   routing.expert(2, 1) = 1;
   group_by_expert(3, routes);
-  Tensor<float, 3> x({2, 2, 5}), longer({2, 3, 5});
-  Tensor<float, 2> pairs({8, 5}), fewer({7, 5}), weight({4, 2}), wrong({4, 1});
-  CHECK(shape_error([&] { gather_rows<float>(x, routes, pairs.view(), context); }) ==
+  Tensor<float, 2> x({4, 5}), longer({6, 5}), pairs({8, 5}), fewer({7, 5}), weight({4, 2}),
+      wrong({4, 1});
+  CHECK(shape_error([&] { gather_rows<float>(x, routes, pairs.view(), TestCall(context)); }) ==
         "nothing was thrown");
-  CHECK_THAT(shape_error([&] { gather_rows<float>(x, routes, fewer.view(), context); }),
+  CHECK_THAT(shape_error([&] { gather_rows<float>(x, routes, fewer.view(), TestCall(context)); }),
              ContainsSubstring("gather_rows: pairs"));
-  CHECK_THAT(shape_error([&] { gather_rows<float>(longer, routes, pairs.view(), context); }),
-             ContainsSubstring("gather_rows: expert"));
-  CHECK_THAT(shape_error([&] { combine_rows<float>(fewer, weight, routes, x.view(), context); }),
-             ContainsSubstring("combine_rows: pairs"));
-  CHECK_THAT(shape_error([&] { combine_rows<float>(pairs, wrong, routes, x.view(), context); }),
-             ContainsSubstring("combine_rows: weight"));
   CHECK_THAT(
-      shape_error([&] { combine_rows<float>(pairs, weight, routes, longer.view(), context); }),
+      shape_error([&] { gather_rows<float>(longer, routes, pairs.view(), TestCall(context)); }),
+      ContainsSubstring("gather_rows: expert"));
+  CHECK_THAT(
+      shape_error([&] { combine_rows<float>(fewer, weight, routes, x.view(), TestCall(context)); }),
+      ContainsSubstring("combine_rows: pairs"));
+  CHECK_THAT(
+      shape_error([&] { combine_rows<float>(pairs, wrong, routes, x.view(), TestCall(context)); }),
       ContainsSubstring("combine_rows: weight"));
+  CHECK_THAT(shape_error([&] {
+               combine_rows<float>(pairs, weight, routes, longer.view(), TestCall(context));
+             }),
+             ContainsSubstring("combine_rows: weight"));
 }

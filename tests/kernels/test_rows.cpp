@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "seqmix/kernels/rows.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
@@ -14,6 +15,7 @@ using namespace seqmix;
 using Catch::Matchers::ContainsSubstring;
 using support::random_tensor;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -46,7 +48,7 @@ TEST_CASE("each row is visited once, with its own address in every view", "[rows
     std::vector<std::pair<float*, Index*>> seen(2 * 3 * 7);
     fill(visits.view(), 0);
     for_each_row(
-        context,
+        TestCall(context),
         [&](float* row, Index* visit) {
           ++*visit;
           seen[static_cast<std::size_t>(visit - visits.data())] = {row, visit};
@@ -73,7 +75,7 @@ TEST_CASE("rows that fill several tasks are all visited", "[rows]") {
     support::ThreadExecutor executor(2);
     Context context(executor);
     for_each_row(
-        context, [](float* row) { *row += 1; }, x.view());
+        TestCall(context), [](float* row) { *row += 1; }, x.view());
     Index once = 0;
     for (Index row = 0; row < rows; ++row) once += x(row, 0) == 1 ? 1 : 0;
     CHECK(once == rows);
@@ -86,7 +88,8 @@ TEST_CASE("nothing is visited where there is nothing", "[rows]") {
   for (const Shape<3> shape : {Shape<3>{0, 5, 4}, Shape<3>{2, 0, 4}, Shape<3>{2, 5, 0}}) {
     Tensor<double, 3> x(shape);
     for_each_row(
-        context, [&](double*, const double*) { ++visits; }, x.view(), std::as_const(x).view());
+        TestCall(context), [&](double*, const double*) { ++visits; }, x.view(),
+        std::as_const(x).view());
   }
   CHECK(visits == 0);
 }
@@ -98,7 +101,7 @@ TEST_CASE("views whose rows do not belong together are named", "[rows]") {
     int visits = 0;
     const auto text = shape_error([&] {
       for_each_row(
-          context, [&](auto*, auto*) { ++visits; }, first, second);
+          TestCall(context), [&](auto*, auto*) { ++visits; }, first, second);
     });
     CHECK(visits == (text == "nothing was thrown" ? 6 : 0));
     return text;
@@ -141,7 +144,7 @@ TEMPLATE_TEST_CASE("elementwise maps every element and nothing else", "[rows]", 
     Tensor<S, 3> guarded({2, 6, width + 2});
     fill(guarded.view(), S(42));
     const auto out = guarded.view().template slice<1>(0, 5).template slice<2>(1, width);
-    elementwise(context, f, out, in, z.view());
+    elementwise(TestCall(context), f, out, in, z.view());
     CHECK(support::relative_error(out, expected.view()) <= tolerance);
     for (Index b = 0; b < 2; ++b) {
       for (Index t = 0; t < 6; ++t) {
@@ -153,18 +156,18 @@ TEMPLATE_TEST_CASE("elementwise maps every element and nothing else", "[rows]", 
 
     auto both = x;
     const auto same = both.view().template slice<2>(2, width);
-    elementwise(context, f, same, same, z.view());
+    elementwise(TestCall(context), f, same, same, z.view());
     CHECK(same_bits(same, out));
 
     Tensor<S, 1> line({width});
-    elementwise(context, f, line.view(), in[1][4], z.view()[1][4]);
+    elementwise(TestCall(context), f, line.view(), in[1][4], z.view()[1][4]);
     CHECK(same_bits(line.view(), out[1][4]));
 
     for (const Index workers : {1, 2, 3}) {
       support::ThreadExecutor executor(workers);
       Context parallel(executor);
       Tensor<S, 3> again({2, 5, width});
-      elementwise(parallel, f, again.view(), in, z.view());
+      elementwise(TestCall(parallel), f, again.view(), in, z.view());
       CHECK(same_bits(again.view(), out));
     }
   }
@@ -176,7 +179,7 @@ TEST_CASE("one input row can serve all rows", "[rows]") {
   const auto x = random_tensor<float, 3>({2, 4, 9}, 4);
   Tensor<float, 3> y({2, 4, 9});
   elementwise(
-      context, [](auto a, auto b) { return a + b; }, y.view(), x.view(),
+      TestCall(context), [](auto a, auto b) { return a + b; }, y.view(), x.view(),
       View<const float, 3>(row.data(), {2, 4, 9}, {0, 0, 1}));
   for (Index b = 0; b < 2; ++b) {
     for (Index t = 0; t < 4; ++t) {

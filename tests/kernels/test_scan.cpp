@@ -5,18 +5,25 @@
 #include <vector>
 
 #include "seqmix/kernels/scan.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
+#include "support/parts.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
+using support::flat;
+using support::gather;
+using support::Parts;
+using support::parts_of;
 using support::random_tensor;
 using support::relative_error;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
-/// The operands of each scan; the gated one sees [B, T, D], the complex one [B, T, 2, D].
+/// The operands of each scan of a batch; the gated one sees [T, D], the complex one [T, 2, D].
 template <class S>
 struct Case {
   Tensor<S, 3> x, input_gate, recurrent_gate;
@@ -62,25 +69,30 @@ struct Results {
   }
 };
 
-/// Runs the scans over tokens [first, first + count) of the rows from `row` on.
+/// Runs the scans over parts of the rows.
 template <class S>
-void run(const Case<S>& c, Index row, Index rows, Index first, Index count, Results<S>& r,
-         Context& context) {
-  const auto part = [&](auto&& tensor) {
-    return tensor.view().template slice<0>(row, rows).template slice<1>(first, count);
-  };
-  const auto rows_of = [&](auto&& tensor) { return tensor.view().template slice<0>(row, rows); };
-  Tensor<Index, 1> past({rows});
-  for (Index b = 0; b < rows; ++b) past[b] = c.past[row + b] + first;
-  rg_lru_scan<S>(part(c.x), part(c.input_gate), part(c.recurrent_gate), c.rate, past,
-                 rows_of(r.gated_state), part(r.gated), context);
-  complex_scan<S>(c.lambda, rows_of(r.complex_state), part(r.complex), context);
+void run(const Case<S>& c, const Parts& parts, Results<S>& r, Context& context) {
+  const auto segments = support::segments_of(parts);
+  const Call call(context, segments);
+  Tensor<Index, 1> past = c.past;
+  for (const support::Part& part : parts) past[part.row] += part.begin;
+  auto gated = gather(r.gated, parts);
+  auto complex = gather(r.complex, parts);
+  rg_lru_scan<S>(gather(c.x, parts), gather(c.input_gate, parts), gather(c.recurrent_gate, parts),
+                 c.rate, past, r.gated_state, gated.view(), call);
+  complex_scan<S>(c.lambda, r.complex_state, complex.view(), call);
+  support::scatter(gated, parts, r.gated.view());
+  support::scatter(complex, parts, r.complex.view());
 }
 
 template <class S>
 Results<S> whole(const Case<S>& c, Context& context) {
   Results<S> result(c);
-  run(c, 0, c.x.extent(0), 0, c.x.extent(1), result, context);
+  const Index B = c.x.extent(0), T = c.x.extent(1);
+  const TestCall call(context, B, T);
+  rg_lru_scan<S>(flat(c.x), flat(c.input_gate), flat(c.recurrent_gate), c.rate, c.past,
+                 result.gated_state, flat(result.gated), call);
+  complex_scan<S>(c.lambda, result.complex_state, flat(result.complex), call);
   return result;
 }
 
@@ -133,53 +145,53 @@ TEMPLATE_TEST_CASE("scans are the literal recurrences", "[scan]", float, double)
   }
 }
 
-TEMPLATE_TEST_CASE("scans in pieces, threaded, alone and in place have the same bits", "[scan]",
-                   float, double) {
+TEMPLATE_TEST_CASE("scans in pieces, threaded, in any company and in place have the same bits",
+                   "[scan]", float, double) {
   using S = TestType;
   Context context;
   for (const Index D : {5, 1035}) {
-    const Index B = 3, T = 29;
+    const Index B = 4, T = 70;
     const Case<S> c(B, T, D);
     const auto expected = whole(c, context);
     for (const std::vector<Index>& pieces :
-         {std::vector<Index>(29, 1), std::vector<Index>{0, 3, 1, 25}}) {
+         {std::vector<Index>(70, 1), std::vector<Index>{0, 3, 1, 66}}) {
       Results<S> result(c);
       Index first = 0;
-      for (const Index count : pieces) run(c, 0, B, first, count, result, context), first += count;
+      for (const Index count : pieces) {
+        run(c, parts_of(0, B, first, count), result, context), first += count;
+      }
       CHECK(result == expected);
     }
-    for (const Index workers : {2, 3}) {
+    for (const Index workers : {1, 2, 3}) {
       support::ThreadExecutor executor(workers);
       Context threaded(executor);
       CHECK(whole(c, threaded) == expected);
+      Results<S> mixed(c);
+      run(c, {{3, 0, 65}, {0, 0, 1, Form::recurrent}, {2, 0, 7}}, mixed, threaded);
+      run(c, {{1, 0, 70}, {2, 7, 62}, {0, 1, 2, Form::recurrent}}, mixed, threaded);
+      run(c, {{2, 69, 1, Form::recurrent}, {0, 3, 67}, {3, 65, 5}}, mixed, threaded);
+      CHECK(mixed == expected);
     }
     Results<S> rows(c);
-    for (Index b = 0; b < B; ++b) run(c, b, 1, 0, T, rows, context);
+    for (Index b = 0; b < B; ++b) run(c, parts_of(b, 1, 0, T), rows, context);
     CHECK(rows == expected);
 
     Tensor<S, 3> h = c.x;
     Tensor<S, 2> state = c.state;
-    rg_lru_scan<S>(h, c.input_gate, c.recurrent_gate, c.rate, c.past, state, h.view(), context);
+    rg_lru_scan<S>(flat(h), flat(c.input_gate), flat(c.recurrent_gate), c.rate, c.past, state,
+                   flat(h), TestCall(context, B, T));
     CHECK(same_bits(h.view(), expected.gated.view()));
   }
 }
 
-TEST_CASE("a scan of packed pieces is a scan of rows", "[scan]") {
+TEST_CASE("a scan leaves the rows that no segment names", "[scan]") {
   Context context;
-  const Index T = 11, D = 19;
-  const Case<float> c(3, T, D);
-  auto expected = whole(c, context);
-  const std::vector<Piece> pieces{{0, 0, T}, {1, T, T}, {2, 2 * T, T}};
-  const auto flat = [&](auto&& tensor) {
-    return View<const float, 3>(tensor.data(), Shape<3>{1, 3 * T, D});
-  };
+  const Case<float> c(3, 9, 19);
   Results<float> got(c);
-  const Context::PackedScope packed(context, pieces);
-  rg_lru_scan<float>(flat(c.x), flat(c.input_gate), flat(c.recurrent_gate), c.rate, c.past,
-                     got.gated_state, View<float, 3>(got.gated.data(), {1, 3 * T, D}), context);
-  complex_scan<float>(c.lambda, got.complex_state,
-                      View<float, 4>(got.complex.data(), {1, 3 * T, 2, D}), context);
-  CHECK(got == expected);
+  run(c, {{2, 0, 9}, {0, 0, 9}}, got, context);
+  CHECK(same_bits(got.gated_state.view()[1], c.state.view()[1]));
+  CHECK(same_bits(got.complex_state.view()[1], c.pair_state.view()[1]));
+  CHECK(!same_bits(got.gated_state.view()[0], c.state.view()[0]));
 }
 
 TEST_CASE("scans stay finite and leave subnormal numbers", "[scan]") {
@@ -214,12 +226,14 @@ TEST_CASE("scans of nothing are nothing, and wrong shapes throw", "[scan]") {
   Case<float> c(2, 5, 8);
   Tensor<float, 3> y(c.x.shape()), narrow({2, 5, 7});
   Tensor<float, 2> short_state({1, 8});
-  const auto gated = [&](View<const float, 3> x, View<float, 2> state) {
-    rg_lru_scan<float>(x, c.input_gate, c.recurrent_gate, c.rate, c.past, state, y.view(), context);
+  const TestCall call(context, 2, 5);
+  const auto gated = [&](View<const float, 2> x, View<float, 2> state) {
+    rg_lru_scan<float>(x, flat(c.input_gate), flat(c.recurrent_gate), c.rate, c.past, state,
+                       flat(y), call);
   };
-  CHECK_THROWS_AS(gated(narrow, c.state.view()), ShapeError);
-  CHECK_THROWS_AS(gated(c.x, short_state.view()), ShapeError);
+  CHECK_THROWS_AS(gated(flat(narrow), c.state.view()), ShapeError);
+  CHECK_THROWS_AS(gated(flat(c.x), short_state.view()), ShapeError);
   CHECK_THROWS_AS(
-      complex_scan<float>(c.state, short_state.view().insert<0>(), c.pairs.view(), context),
+      complex_scan<float>(c.lambda, short_state.view().insert<0>(), flat(c.pairs), call),
       ShapeError);
 }

@@ -5,14 +5,21 @@
 #include <vector>
 
 #include "seqmix/kernels/selective_scan.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
+#include "support/parts.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
+using support::flat;
+using support::gather;
+using support::Parts;
+using support::parts_of;
 using support::random_tensor;
 using support::relative_error;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -33,15 +40,6 @@ struct Case {
         skip(random_tensor<S, 1>({D}, 8)) {
     for (Index i = 0; i < rates.size(); ++i) rates.data()[i] = -std::exp(rates.data()[i]);
   }
-  void run(Index row, Index rows, Index first, Index count, View<S, 3> carried, View<S, 3> y,
-           Context& context) const {
-    const auto part = [&](const auto& tensor) {
-      return tensor.view().template slice<0>(row, rows).template slice<1>(first, count);
-    };
-    selective_scan<S>(part(x), part(dt), rates, part(keys), part(queries), skip, part(gate),
-                      carried.template slice<0>(row, rows),
-                      y.template slice<0>(row, rows).template slice<1>(first, count), context);
-  }
 };
 
 template <class S>
@@ -56,9 +54,21 @@ struct Result {
 };
 
 template <class S>
+void run(const Case<S>& c, const Parts& parts, Result<S>& r, Context& context) {
+  const auto segments = support::segments_of(parts);
+  auto y = gather(r.y, parts);
+  selective_scan<S>(gather(c.x, parts), gather(c.dt, parts), c.rates, gather(c.keys, parts),
+                    gather(c.queries, parts), c.skip, gather(c.gate, parts), r.state, y.view(),
+                    Call(context, segments));
+  support::scatter(y, parts, r.y.view());
+}
+
+template <class S>
 Result<S> whole(const Case<S>& c, Context& context) {
   Result<S> result(c);
-  c.run(0, c.x.extent(0), 0, c.x.extent(1), result.state, result.y, context);
+  selective_scan<S>(flat(c.x), flat(c.dt), c.rates, flat(c.keys), flat(c.queries), c.skip,
+                    flat(c.gate), result.state, flat(result.y),
+                    TestCall(context, c.x.extent(0), c.x.extent(1)));
   return result;
 }
 
@@ -110,11 +120,11 @@ TEMPLATE_TEST_CASE("selective_scan is the literal recurrence", "[selective_scan]
   }
 }
 
-TEMPLATE_TEST_CASE("selective_scan in pieces, threaded, alone, packed and in place is the same",
+TEMPLATE_TEST_CASE("selective_scan in pieces, threaded, in any company and in place is the same",
                    "[selective_scan]", float, double) {
   using S = TestType;
   Context context;
-  const Index B = 3, T = 90, D = 150, N = 11;
+  const Index B = 4, T = 90, D = 150, N = 11;
   const Case<S> c(B, T, D, N);
   const auto expected = whole(c, context);
   for (const std::vector<Index>& pieces :
@@ -122,36 +132,30 @@ TEMPLATE_TEST_CASE("selective_scan in pieces, threaded, alone, packed and in pla
     Result<S> result(c);
     Index first = 0;
     for (const Index count : pieces) {
-      c.run(0, B, first, count, result.state, result.y, context);
+      run(c, parts_of(0, B, first, count), result, context);
       first += count;
     }
     CHECK(result == expected);
   }
-  for (const Index workers : {2, 3}) {
+  for (const Index workers : {1, 2, 3}) {
     support::ThreadExecutor executor(workers);
     Context threaded(executor);
     CHECK(whole(c, threaded) == expected);
+    Result<S> mixed(c);
+    run(c, {{3, 0, 65}, {0, 0, 1, Form::recurrent}, {2, 0, 7}}, mixed, threaded);
+    run(c, {{1, 0, 90}, {2, 7, 82}, {0, 1, 2, Form::recurrent}}, mixed, threaded);
+    run(c, {{2, 89, 1, Form::recurrent}, {0, 3, 87}, {3, 65, 25}}, mixed, threaded);
+    CHECK(mixed == expected);
   }
   Result<S> rows(c);
-  for (Index b = 0; b < B; ++b) c.run(b, 1, 0, T, rows.state, rows.y, context);
+  for (Index b = 0; b < B; ++b) run(c, parts_of(b, 1, 0, T), rows, context);
   CHECK(rows == expected);
 
   Tensor<S, 3> y = c.x, state = c.state;
-  selective_scan<S>(y, c.dt, c.rates, c.keys, c.queries, c.skip, c.gate, state, y.view(), context);
+  selective_scan<S>(flat(y), flat(c.dt), c.rates, flat(c.keys), flat(c.queries), c.skip,
+                    flat(c.gate), state, flat(y), TestCall(context, B, T));
   CHECK(same_bits(y.view(), expected.y.view()));
-
-  const auto flat = [&](const Tensor<S, 3>& tensor) {
-    return View<const S, 3>(tensor.data(), {1, B * T, tensor.extent(2)});
-  };
-  const std::vector<Piece> pieces{{0, 0, T}, {1, T, T}, {2, 2 * T, T}};
-  Result<S> packed(c);
-  {
-    const Context::PackedScope scope(context, pieces);
-    selective_scan<S>(flat(c.x), flat(c.dt), c.rates, flat(c.keys), flat(c.queries), c.skip,
-                      flat(c.gate), packed.state, View<S, 3>(packed.y.data(), {1, B * T, D}),
-                      context);
-  }
-  CHECK(packed == expected);
+  CHECK(same_bits(state.view(), expected.state.view()));
 }
 
 TEST_CASE("exp2_decay is 2^x of x <= 0", "[selective_scan]") {
@@ -193,10 +197,11 @@ TEST_CASE("selective_scan stays finite, keeps NaN in its channel and checks shap
   CHECK(y.y(0, 69, 16) == clean.y(0, 69, 16));
 
   Tensor<float, 3> out(c.x.shape()), narrow({2, 70, 39});
-  CHECK_THROWS_AS(selective_scan<float>(narrow, c.dt, c.rates, c.keys, c.queries, c.skip, c.gate,
-                                        c.state, out.view(), context),
-                  ShapeError);
-  CHECK_THROWS_AS(selective_scan<float>(c.x, c.dt, c.rates, narrow, c.queries, c.skip, c.gate,
-                                        c.state, out.view(), context),
-                  ShapeError);
+  const auto scan = [&](const Tensor<float, 3>& x, const Tensor<float, 3>& keys) {
+    selective_scan<float>(flat(x), flat(c.dt), c.rates, flat(keys), flat(c.queries), c.skip,
+                          flat(c.gate), c.state, flat(out), TestCall(context, 2, 70));
+  };
+  CHECK_NOTHROW(scan(c.x, c.keys));
+  CHECK_THROWS_AS(scan(narrow, c.keys), ShapeError);
+  CHECK_THROWS_AS(scan(c.x, narrow), ShapeError);
 }

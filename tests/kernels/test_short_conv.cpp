@@ -4,14 +4,19 @@
 #include <limits>
 #include <vector>
 
+#include "seqmix/kernels/grouped_conv.hpp"
 #include "seqmix/kernels/short_conv.hpp"
+#include "support/call.hpp"
+#include "support/company.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
+using support::flat;
 using support::random_tensor;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -28,8 +33,8 @@ struct Case {
         taps(random_tensor<S, 2>({W, D}, 3)),
         bias(random_tensor<S, 1>({D}, 4)) {}
 
-  void run(View<const S, 3> in, View<S, 3> carried, View<S, 3> out, Context& context) const {
-    short_conv<S>(in, taps, bias, activation, carried, out, context);
+  void run(View<const S, 2> in, View<S, 3> carried, View<S, 2> out, const Call& call) const {
+    short_conv<S>(in, taps, bias, activation, carried, out, call);
   }
   /// Input of token t, t < 0 being history.
   S input(Index b, Index t, Index d) const {
@@ -62,7 +67,7 @@ template <class S>
 std::pair<Tensor<S, 3>, Tensor<S, 3>> whole(const Case<S>& c, Context& context) {
   Tensor<S, 3> y(c.x.shape()), history = c.history;
   fill(y.view(), std::numeric_limits<S>::quiet_NaN());
-  c.run(c.x, history, y, context);
+  c.run(flat(c.x), history, flat(y), TestCall(context, c.x.extent(0), c.x.extent(1)));
   return {y, history};
 }
 
@@ -117,8 +122,11 @@ TEMPLATE_TEST_CASE("short_conv in pieces has the bits of the whole", "[short_con
         Tensor<S, 3> y(c.x.shape()), history = c.history;
         Index first = 0;
         for (const Index count : pieces) {
-          c.run(std::as_const(c.x).view().template slice<1>(first, count), history,
-                y.view().template slice<1>(first, count), context);
+          const auto part = [&](const auto& view) { return view.template slice<1>(first, count); };
+          Tensor<S, 3> in({3, count, D}), out({3, count, D});
+          copy(part(c.x.view()), in.view());
+          c.run(flat(in), history, flat(out), TestCall(context, 3, count));
+          copy(out.view(), part(y.view()));
           first += count;
         }
         CAPTURE(W, D, pieces);
@@ -139,15 +147,21 @@ TEMPLATE_TEST_CASE("short_conv in place, strided, threaded and alone has the sam
     const Case<S> c(B, T, D, W);
     const auto [expected, last] = whole(c, context);
 
-    // A slice of wider rows with the batch second.
-    Tensor<S, 3> wide({T + 2, B, D + 5});
-    fill(wide.view(), guard);
-    const View<S, 3> y(&wide(1, 0, 2), {B, T, D}, {D + 5, B * (D + 5), 1});
-    copy(c.x.view(), y);
-    Tensor<S, 3> history = c.history;
-    c.run(y, history, y, context);
-    CHECK(same_bits(y, expected.view()));
-    CHECK(same_bits(history.view(), last.view()));
+    // A slice of wider rows, as are those of the history.
+    Tensor<S, 2> wide({B * T + 2, D + 5});
+    Tensor<S, 3> wide_history({B + 1, W + 2, D + 3});
+    fill(wide.view(), guard), fill(wide_history.view(), guard);
+    const auto y = wide.view().slice(axis::time, 1, B * T).slice(axis::channel, 2, D);
+    const auto history = wide_history.view()
+                             .slice(axis::row, 0, B)
+                             .template slice<1>(1, W - 1)
+                             .slice(axis::channel, 2, D);
+    copy(flat(c.x), y), copy(c.history.view(), history);
+    c.run(y, history, y, TestCall(context, B, T));
+    CHECK(same_bits(y, flat(expected)));
+    CHECK(same_bits(history, last.view()));
+    fill(history, guard);
+    for (Index i = 0; i < wide_history.size(); ++i) CHECK(wide_history.data()[i] == guard);
     fill(y, guard);
     bool untouched = true;
     for (Index i = 0; i < wide.size(); ++i) untouched &= wide.data()[i] == guard;
@@ -163,7 +177,7 @@ TEMPLATE_TEST_CASE("short_conv in place, strided, threaded and alone has the sam
     for (Index b = 0; b < B; ++b) {
       Tensor<S, 3> alone({1, T, D}), row_history({1, W - 1, D});
       copy(std::as_const(c.history).view().template slice<0>(b, 1), row_history.view());
-      c.run(std::as_const(c.x).view().template slice<0>(b, 1), row_history, alone, context);
+      c.run(c.x.view()[b], row_history, flat(alone), TestCall(context, 1, T));
       CHECK(same_bits(alone.view(), expected.view().template slice<0>(b, 1)));
     }
   }
@@ -184,11 +198,92 @@ TEMPLATE_TEST_CASE("short_conv in place and threaded is the sum across chunks an
       CHECK(support::relative_error(y.view(), c.template expected<long double>().view()) <=
             2 * epsilon);
       Tensor<S, 3> x = c.x, carried = c.history;
-      c.run(x.view(), carried, x, threaded);
+      c.run(flat(x), carried, flat(x), TestCall(threaded, 2, T));
       CHECK(same_bits(x.view(), y.view()));
       CHECK(same_bits(carried.view(), history.view()));
     }
   }
+}
+
+TEMPLATE_TEST_CASE("segments of short_conv keep their bits in any company", "[short_conv]", float,
+                   double) {
+  using S = TestType;
+  struct Result {
+    Tensor<S, 2> y;
+    Tensor<S, 3> history;
+  };
+  const auto same = [](const Result& a, const Result& b) {
+    return same_bits(a.y.view(), b.y.view()) && same_bits(a.history.view(), b.history.view());
+  };
+  for (const Index W : {1, 3, 4, 9}) {
+    for (const Index D : {5, 1035}) {
+      const Index T = support::company_tokens;
+      Case<S> c(support::company_rows, 1, D, W);
+      c.activation = ShortConvActivation::silu;
+      const auto x = random_tensor<S, 2>({T, D}, 5);
+      const auto run = [&](Index first, Index count, Result& result, const Call& call) {
+        const auto y = result.y.view().slice(axis::time, first, count);
+        c.run(y, result.history, y, call);
+      };
+      const Result result = support::check_company(Result{x, c.history}, run, same);
+      CHECK(same_bits(result.history.view()[support::row_without_company],
+                      c.history.view()[support::row_without_company]));
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("long segments of short_conv behind each other keep their bits in place",
+                   "[short_conv]", float, double) {
+  using S = TestType;
+  constexpr Index chunk = seqmix::detail::short_conv_chunk, D = 300;
+  const Index counts[] = {chunk + 1, 3, 2 * chunk, chunk, 1, 3 * chunk - 1};
+  std::vector<Segment> segments;
+  Index T = 0;
+  for (const Index count : counts) {
+    segments.push_back({5 - std::ssize(segments), T, count, Form::parallel});
+    T += count;
+  }
+  const Case<S> c(6, 1, D, 4);
+  const auto x = random_tensor<S, 2>({T, D}, 5);
+  Tensor<S, 2> expected({T, D});
+  Tensor<S, 3> last = c.history;
+  Context serial;
+  for (const Segment& s : segments) {
+    const Segment alone[] = {{s.row, 0, s.count, s.form}};
+    c.run(x.view().slice(axis::time, s.first, s.count), last,
+          expected.view().slice(axis::time, s.first, s.count), Call(serial, alone));
+  }
+  for (const Index workers : {1, 3}) {
+    support::ThreadExecutor executor(workers);
+    Context threads(executor);
+    Tensor<S, 2> y = x;
+    Tensor<S, 3> history = c.history;
+    c.run(y, history, y, Call(threads, segments));
+    CHECK(same_bits(y.view(), expected.view()));
+    CHECK(same_bits(history.view(), last.view()));
+  }
+}
+
+TEST_CASE("grouped_conv is short_conv of each group", "[short_conv]") {
+  const Index T = support::company_tokens, G = 3, D = 7, W = 4;
+  const auto x = random_tensor<float, 3>({T, G, D}, 1);
+  const auto taps = random_tensor<float, 3>({W, G, D}, 2);
+  const auto before = random_tensor<float, 4>({support::company_rows, W - 1, G, D}, 3);
+  Tensor<float, 3> y = x, expected({T, G, D});
+  Tensor<float, 4> history = before, last = before;
+  support::ThreadExecutor executor(3);
+  Context context, threads(executor);
+  const auto silu = ShortConvActivation::silu;
+  for (Index g = 0; g < G; ++g) {
+    short_conv<float>(x.view().at<1>(g), taps.view().at<1>(g), {}, silu, last.view().at<2>(g),
+                      expected.view().at<1>(g), Call(context, support::company));
+  }
+  grouped_conv<float>(y, taps, silu, history, y.view(), Call(threads, support::company));
+  CHECK(same_bits(y.view(), expected.view()));
+  CHECK(same_bits(history.view(), last.view()));
+  CHECK_THROWS_AS(grouped_conv<float>(y, taps.view().slice<1>(0, 2), silu, history, y.view(),
+                                      Call(context, support::company)),
+                  ShapeError);
 }
 
 TEST_CASE("NaN reaches only the tokens and the row that see it", "[short_conv]") {
@@ -218,16 +313,17 @@ TEST_CASE("short_conv of nothing is nothing, and wrong shapes throw", "[short_co
   const Tensor<float, 2> narrow({4, 7});
   const Tensor<float, 1> short_bias({7});
   const auto none = ShortConvActivation::none;
-  const auto call = [&](View<const float, 3> x, View<const float, 2> taps,
+  const View<const float, 2> x = flat(c.x);
+  const auto call = [&](View<const float, 2> in, View<const float, 2> taps,
                         View<const float, 1> bias, View<float, 3> carried) {
-    short_conv<float>(x, taps, bias, none, carried, y, context);
+    short_conv<float>(in, taps, bias, none, carried, flat(y), TestCall(context, 2, 5));
   };
-  CHECK_NOTHROW(call(c.x, c.taps, c.bias, history));
-  CHECK_THROWS_AS(call(c.x.view().slice<1>(0, 4), c.taps, c.bias, history), ShapeError);
-  CHECK_THROWS_AS(call(c.x, narrow, c.bias, history), ShapeError);
-  CHECK_THROWS_AS(call(c.x, c.taps.view().slice<0>(0, 0), c.bias, history), ShapeError);
-  CHECK_THROWS_AS(call(c.x, c.taps, short_bias, history), ShapeError);
-  CHECK_THROWS_AS(call(c.x, c.taps, c.bias, short_history), ShapeError);
-  const View<const float, 3> transposed(c.x.data(), {2, 5, 8}, {40, 1, 5});
+  CHECK_NOTHROW(call(x, c.taps, c.bias, history));
+  CHECK_THROWS_AS(call(x.slice(axis::time, 0, 8), c.taps, c.bias, history), ShapeError);
+  CHECK_THROWS_AS(call(x, narrow, c.bias, history), ShapeError);
+  CHECK_THROWS_AS(call(x, c.taps.view().slice<0>(0, 0), c.bias, history), ShapeError);
+  CHECK_THROWS_AS(call(x, c.taps, short_bias, history), ShapeError);
+  CHECK_THROWS_AS(call(x, c.taps, c.bias, short_history), ShapeError);
+  const View<const float, 2> transposed(c.x.data(), {10, 8}, {1, 10});
   CHECK_THROWS_AS(call(transposed, c.taps, c.bias, history), ShapeError);
 }

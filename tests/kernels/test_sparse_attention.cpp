@@ -7,14 +7,17 @@
 
 #include "seqmix/kernels/latent_attention.hpp"
 #include "seqmix/kernels/sparse_attention.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
+using support::flat;
 using support::random_tensor;
 using support::relative_error;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -30,24 +33,38 @@ struct Case {
 
   Case() { past[0] = past_of_first_row, past[1] = 0; }
 
-  template <Form form>
-  Tensor<S, 4> run(const SparsePatterns& patterns, Context& context) {
+  Tensor<S, 4> run(const SparsePatterns& patterns, Form form, Context& context) {
     Tensor<S, 4> o({B, T, H, K});
-    attention<form>(q, keys, values, past, SparseMask{patterns}, PlainScore{0.4}, o.view(),
-                    context);
-    strided_attention<form>(q, keys, values, past, patterns, 0.4, o.view(), context);
+    attend(flat(q), patterns, flat(o), TestCall(context, B, T, form));
+    return o;
+  }
+  void attend(const View<S, 3>& queries, const SparsePatterns& patterns, const View<S, 3>& o,
+              const Call& call) {
+    attention(queries, keys, values, past, SparseMask{patterns}, PlainScore{0.4}, o, call);
+    strided_attention(queries, keys, values, past, patterns, 0.4, o, call);
+  }
+  /// Row 1, then some of row 0.
+  Tensor<S, 3> run_mixed(const SparsePatterns& patterns, Form form, Index of_row_0,
+                         Context& context) {
+    Tensor<S, 3> some({T + of_row_0, H, K}), o(some.shape());
+    copy(q.view()[1], some.view().slice(axis::time, 0, T));
+    copy(q.view()[0].slice(axis::time, 0, of_row_0), some.view().slice(axis::time, T, of_row_0));
+    attend(some, patterns, o.view(),
+           TestCall(context, {{1, 0, T, form}, {0, T, of_row_0, Form::parallel}}));
     return o;
   }
   /// In calls of other lengths, so in other panels.
   Tensor<S, 4> run_pieces(const SparsePatterns& patterns, Context& context) {
     Tensor<S, 4> o({B, T, H, K});
-    Tensor<Index, 1> before = past;
-    for (Index first = 0, count = 3; first < T; first += count, count = 66) {
-      count = std::min(count, T - first);
-      attention<Form::parallel>(q.view().template slice<1>(first, count), keys, values, before,
-                                SparseMask{patterns}, PlainScore{0.4},
-                                o.view().template slice<1>(first, count), context);
-      for (Index b = 0; b < B; ++b) before[b] += count;
+    for (Index b = 0; b < B; ++b) {
+      Tensor<Index, 1> before = past;
+      for (Index first = 0, count = 3; first < T; first += count, count = 66) {
+        count = std::min(count, T - first);
+        attention(q.view()[b].slice(axis::time, first, count), keys, values, before,
+                  SparseMask{patterns}, PlainScore{0.4}, o[b].slice(axis::time, first, count),
+                  TestCall(context, {{b, 0, count, Form::parallel}}));
+        before[b] += count;
+      }
     }
     return o;
   }
@@ -84,8 +101,8 @@ void check(const SparsePatterns& patterns, auto&& sees) {
   const auto expected = inputs.expected(sees);
   Context serial;
   serial.set_poison(true);
-  const auto parallel = inputs.template run<Form::parallel>(patterns, serial);
-  const auto recurrent = inputs.template run<Form::recurrent>(patterns, serial);
+  const auto parallel = inputs.run(patterns, Form::parallel, serial);
+  const auto recurrent = inputs.run(patterns, Form::recurrent, serial);
   const double bound = std::is_same_v<S, float> ? 1e-6 : 1e-14;
   CHECK(relative_error(parallel.view(), expected.view()) < bound);
   CHECK(relative_error(recurrent.view(), expected.view()) < bound);
@@ -94,9 +111,17 @@ void check(const SparsePatterns& patterns, auto&& sees) {
   }
   support::ThreadExecutor executor(3);
   Context threads(executor);
-  CHECK(same_bits(inputs.template run<Form::parallel>(patterns, threads).view(), parallel.view()));
-  CHECK(
-      same_bits(inputs.template run<Form::recurrent>(patterns, threads).view(), recurrent.view()));
+  CHECK(same_bits(inputs.run(patterns, Form::parallel, threads).view(), parallel.view()));
+  CHECK(same_bits(inputs.run(patterns, Form::recurrent, threads).view(), recurrent.view()));
+  for (const Index count : {1, 7, 65}) {
+    for (const Form form : {Form::parallel, Form::recurrent}) {
+      const auto mixed = inputs.run_mixed(patterns, form, count, threads);
+      const auto row_1 = (form == Form::parallel ? parallel : recurrent).view()[1];
+      CHECK(same_bits(mixed.view().slice(axis::time, 0, T), row_1));
+      CHECK(same_bits(mixed.view().slice(axis::time, T, count),
+                      parallel.view()[0].slice(axis::time, 0, count)));
+    }
+  }
 }
 
 }  // namespace
@@ -197,25 +222,65 @@ TEMPLATE_TEST_CASE("latent attention is attention with expanded keys and values"
     }
   }
   Context context;
-  Tensor<S, 4> expected({B, T, H, V}), o({B, T, H, V});
-  attention<Form::parallel>(q, keys, values, past, Causal{}, PlainScore{0.2}, expected.view(),
-                            context);
+  const TestCall parallel(context, B, T), recurrent(context, B, T, Form::recurrent);
+  Tensor<S, 3> expected({B * T, H, V}), o({B * T, H, V});
+  attention(flat(q), keys, values, past, Causal{}, PlainScore{0.2}, expected.view(), parallel);
   const LatentHeads<S> heads(weight, K);
   const double bound = std::is_same_v<S, float> ? 1e-5 : 1e-13;
   for (const Algorithm algorithm :
        {Algorithm::automatic, Algorithm::chunked, Algorithm::recurrent}) {
-    context.set_algorithm(algorithm);
     fill(o.view(), std::numeric_limits<S>::quiet_NaN());
-    latent_attention<Form::parallel>(q, cache, past, heads, 0.2, o.view(), context);
+    latent_attention(flat(q), cache, past, heads, 0.2, o.view(), parallel->with(algorithm));
     CHECK(relative_error(o.view(), expected.view()) < bound);
   }
   fill(o.view(), std::numeric_limits<S>::quiet_NaN());
-  latent_attention<Form::recurrent>(q, cache, past, heads, 0.2, o.view(), context);
+  latent_attention(flat(q), cache, past, heads, 0.2, o.view(), recurrent);
   CHECK(relative_error(o.view(), expected.view()) < bound);
 
   past[0] = cache.extent(2);
-  CHECK_THROWS_AS(latent_attention<Form::recurrent>(q, cache, past, heads, 0.2, o.view(), context),
+  CHECK_THROWS_AS(latent_attention(flat(q), cache, past, heads, 0.2, o.view(), recurrent),
                   CapacityError);
-  CHECK_THROWS_AS(latent_attention<Form::recurrent>(q, keys, past, heads, 0.2, o.view(), context),
+  CHECK_THROWS_AS(latent_attention(flat(q), keys, past, heads, 0.2, o.view(), recurrent),
                   ShapeError);
+}
+
+TEMPLATE_TEST_CASE("segments of latent attention choose their ways alone", "", float, double) {
+  using S = TestType;
+  constexpr Index rank = 32, rotary = 4, V = 4, capacity = 150;
+  const LatentHeads<S> heads(random_tensor<S, 3>({H, K + V, rank}, 7), K);
+  constexpr Form parallel = Form::parallel, recurrent = Form::recurrent;
+  // From 6 tokens on the latents are expanded.
+  for (const std::vector<Segment>& segments :
+       {std::vector<Segment>{{1, 0, 1, recurrent}, {0, 1, 3, parallel}, {3, 4, 1, recurrent}},
+        {{4, 0, 65, parallel}, {1, 65, 1, recurrent}, {2, 66, 7, parallel}, {0, 73, 7, recurrent}},
+        {{0, 0, 70, parallel}, {2, 70, 20, parallel}}}) {
+    const Index tokens = segments.back().first + segments.back().count;
+    const auto q = random_tensor<S, 3>({tokens, H, K + rotary}, 5);
+    const auto numbers = random_tensor<S, 4>({5, 1, capacity, rank + rotary}, 6);
+    Tensor<Index, 1> past({5});
+    for (Index b = 0; b < 5; ++b) past[b] = 20 * b;
+    for (const Storage storage : {Storage::native, Storage::bf16}) {
+      Cache<S, 4> cache(numbers.shape(), {}, storage);
+      store_entries<S>(numbers, cache.view());
+      support::ThreadExecutor executor(3);
+      Context serial, threads(executor);
+      serial.set_poison(true), threads.set_poison(true);
+      Tensor<S, 3> alone({tokens, H, V}), o({tokens, H, V});
+      for (Segment segment : segments) {
+        const auto own = [&, first = segment.first](const auto& view) {
+          return view.slice(axis::time, first, segment.count);
+        };
+        const auto own_q = own(q.view());
+        const auto own_o = own(alone.view());
+        segment.first = 0;
+        latent_attention(own_q, cache.view(), past, heads, 0.2, own_o,
+                         Call(serial, Segments(&segment, 1)));
+      }
+      for (Context* const context : {&serial, &threads}) {
+        fill(o.view(), S(0));
+        latent_attention(q, cache.view(), past, heads, 0.2, o.view(), Call(*context, segments));
+        CHECK(same_bits(o.view(), alone.view()));
+      }
+    }
+  }
 }

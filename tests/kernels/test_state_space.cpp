@@ -7,14 +7,21 @@
 #include <vector>
 
 #include "seqmix/kernels/state_space.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
+#include "support/parts.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
+using support::flat;
+using support::gather;
+using support::Parts;
+using support::parts_of;
 using support::random_tensor;
 using support::relative_error;
 using support::same_bits;
+using support::TestCall;
 using Complex = std::complex<double>;
 
 namespace {
@@ -140,7 +147,7 @@ TEMPLATE_TEST_CASE("state_space is its literal loop in both algorithms, from any
             context.set_algorithm(algorithm);
             auto state = as<S>(start);
             auto y = as<S>(u);  // y may be u
-            state_space<S>(y, system, as<S>(skip), state, y.view(), context);
+            state_space<S>(flat(y), system, as<S>(skip), state, flat(y), TestCall(context, 2, T));
             CHECK(relative_error(y.view(), expected.view()) < tolerance);
             CHECK(relative_error(state.view(), end.view()) < tolerance);
           }
@@ -162,38 +169,86 @@ TEST_CASE("a long convolution runs in several transforms") {
     Context context;
     context.set_algorithm(Algorithm::chunked);
     Tensor<double, 3> y(u.shape());
-    state_space<double>(u, system, skip, state, y.view(), context);
+    state_space<double>(flat(u), system, skip, state, flat(y), TestCall(context, 1, T));
     CHECK(relative_error(y.view(), expected.view()) < 1e-11);
     CHECK(relative_error(state.view(), end.view()) < 1e-12);
   }
 }
 
-TEST_CASE("any cut, batch and number of threads gives the same bits of the recurrence") {
-  const Index B = 3, T = 131, D = 21, N = 4;
+TEST_CASE("any cut, company and number of threads gives the same bits of the recurrence") {
+  const Index B = 4, T = 131, D = 21, N = 4;
   for (const bool low_rank : {false, true}) {
     const auto system = state_space_of<float>(random_systems(D, N, low_rank, 7), low_rank);
     const auto skip = random_tensor<float, 1>({D}, 8);
     const auto u = random_tensor<float, 3>({B, T, D}, 9);
     Context serial;
     Tensor<float, 4> state({B, N, 2, D});
-    Tensor<float, 3> expected(u.shape()), y(u.shape());
-    state_space<float>(u, system, skip, state, expected.view(), serial);
-    for (const int threads : {1, 2, 3}) {
-      support::ThreadExecutor executor(threads);
-      Context context(executor);
+    Tensor<float, 3> expected(u.shape());
+    state_space<float>(flat(u), system, skip, state, flat(expected), TestCall(serial, B, T));
+    const auto check = [&](Context& context, const std::vector<Parts>& calls) {
       Tensor<float, 4> other({B, N, 2, D});
-      for (Index first = 0, count = 1; first < T; first += count, count *= 2) {
-        const Index tokens = std::min(count, T - first);
-        state_space<float>(u.view().slice<1>(first, tokens), system, skip, other,
-                           y.view().slice<1>(first, tokens), context);
+      Tensor<float, 3> y(u.shape());
+      for (const Parts& parts : calls) {
+        const auto segments = support::segments_of(parts);
+        auto some = gather(u, parts);
+        state_space<float>(some, system, skip, other, some.view(), Call(context, segments));
+        support::scatter(some, parts, y.view());
       }
       CHECK(same_bits(y.view(), expected.view()));
       CHECK(same_bits(other.view(), state.view()));
+    };
+    for (const int threads : {1, 2, 3}) {
+      support::ThreadExecutor executor(threads);
+      Context context(executor);
+      std::vector<Parts> calls;
+      for (Index first = 0, count = 1; first < T; first += count, count *= 2) {
+        calls.push_back(parts_of(0, B, first, std::min(count, T - first)));
+      }
+      check(context, calls);
+      check(context, {{{3, 0, 65}, {0, 0, 1, Form::recurrent}, {2, 0, 7}},
+                      {{1, 0, 131}, {2, 7, 123}, {0, 1, 2, Form::recurrent}},
+                      {{2, 130, 1, Form::recurrent}, {0, 3, 128}, {3, 65, 66}}});
     }
-    Tensor<float, 4> alone({1, N, 2, D});
-    Tensor<float, 3> row({1, T, D});
-    state_space<float>(u.view().slice<0>(1, 1), system, skip, alone, row.view(), serial);
-    CHECK(same_bits(row.view(), expected.view().slice<0>(1, 1)));
+    check(serial,
+          {parts_of(2, 1, 0, T), parts_of(0, 1, 0, T), parts_of(3, 1, 0, T), parts_of(1, 1, 0, T)});
+  }
+}
+
+TEST_CASE("transforms of state_space have the same bits in any company and any cut at 64 tokens") {
+  const Index B = 4, T = 200, D = 21, N = 4;
+  for (const bool low_rank : {false, true}) {
+    const auto system = state_space_of<float>(random_systems(D, N, low_rank, 7), low_rank);
+    const auto skip = random_tensor<float, 1>({D}, 8);
+    const auto u = random_tensor<float, 3>({B, T, D}, 9);
+    const auto run = [&](const std::vector<Parts>& calls, Index threads) {
+      support::ThreadExecutor executor(threads);
+      Context context(executor);
+      context.set_algorithm(Algorithm::chunked);
+      Tensor<float, 4> state({B, N, 2, D});
+      Tensor<float, 3> y(u.shape());
+      for (const Parts& parts : calls) {
+        const auto segments = support::segments_of(parts);
+        auto some = gather(u, parts);
+        state_space<float>(some, system, skip, state, some.view(), Call(context, segments));
+        support::scatter(some, parts, y.view());
+      }
+      return y;
+    };
+    const auto expected = run(
+        {parts_of(0, 1, 0, 193), parts_of(1, 1, 0, T), parts_of(2, 1, 0, 7), parts_of(3, 1, 0, 65)},
+        1);
+    const std::vector<Parts> mixed{{{3, 0, 65}, {1, 0, 64}, {2, 0, 7}},
+                                   {{1, 64, 128}, {0, 0, 192}},
+                                   {{0, 192, 1, Form::recurrent}, {1, 192, 8}}};
+    CHECK(same_bits(run(mixed, 1).view(), expected.view()));
+    CHECK(same_bits(run(mixed, 3).view(), expected.view()));
+    // A recurrent segment takes the recurrence whatever the algorithm.
+    const auto steps = run({parts_of(0, B, 0, T, Form::recurrent)}, 1);
+    Context context;
+    Tensor<float, 4> state({B, N, 2, D});
+    Tensor<float, 3> literal_form(u.shape());
+    state_space<float>(flat(u), system, skip, state, flat(literal_form), TestCall(context, B, T));
+    CHECK(same_bits(steps.view(), literal_form.view()));
   }
 }
 
@@ -251,7 +306,7 @@ TEST_CASE("Cauchy's sums give the impulse response that the powers of the matrix
   Context context;
   for (const Index L : {32, 256, 1024}) {
     Tensor<double, 2> h({L, lanes}), expected({L, lanes});
-    cauchy_taps<double>(system.terms(0), FftPlan<double>(2 * L), h.view(), context);
+    cauchy_taps<double>(system.terms(0), FftPlan<double>(2 * L), h.view(), TestCall(context));
     for (Index d = 0; d < lanes; ++d) {
       std::vector<Complex> x(static_cast<std::size_t>(N));
       for (Index l = 0; l < L; ++l) {
@@ -291,7 +346,10 @@ TEST_CASE("wrong shapes of state_space throw") {
   Tensor<float, 4> state({1, 2, 2, 4}), wrong({1, 3, 2, 4});
   const Tensor<float, 1> skip({4});
   Context context;
-  CHECK_THROWS_AS(state_space<float>(u, system, skip, wrong, u.view(), context), ShapeError);
-  CHECK_THROWS_AS(state_space<float>(u, system, skip, state, narrow.view(), context), ShapeError);
-  CHECK_THROWS_AS(state_space<float>(narrow, system, skip, state, u.view(), context), ShapeError);
+  const auto run = [&](View<const float, 3> from, View<float, 4> states, View<float, 3> to) {
+    state_space<float>(flat(from), system, skip, states, flat(to), TestCall(context, 1, 5));
+  };
+  CHECK_THROWS_AS(run(u, wrong.view(), u.view()), ShapeError);
+  CHECK_THROWS_AS(run(u, state.view(), narrow.view()), ShapeError);
+  CHECK_THROWS_AS(run(narrow, state.view(), u.view()), ShapeError);
 }

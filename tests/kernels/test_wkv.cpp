@@ -4,14 +4,18 @@
 #include <limits>
 
 #include "seqmix/kernels/wkv.hpp"
+#include "support/call.hpp"
+#include "support/company.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
+using support::flat;
 using support::random_tensor;
 using support::relative_error;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -39,13 +43,18 @@ struct Case {
     fill(r.top.view(), static_cast<S>(wkv_initial_maximum));
     return r;
   }
+  /// Tokens [first, first + count) of all rows, one row a call.
   void run(Result& r, Index first, Index count, Context& context) const {
-    wkv4(k.view().template slice<1>(first, count), v.view().template slice<1>(first, count), w, u,
-         r.num, r.den, r.top, r.o.view().template slice<1>(first, count), context);
+    for (Index row = 0; row < k.extent(0); ++row) {
+      const auto part = [&](auto& x) { return x.view()[row].slice(axis::time, first, count); };
+      wkv4(part(k), part(v), w, u, r.num, r.den, r.top, part(r.o),
+           TestCall(context, {{row, 0, count, Form::parallel}}));
+    }
   }
   Result whole(Context& context) const {
     Result r = fresh();
-    run(r, 0, k.extent(1), context);
+    wkv4(flat(k), flat(v), w, u, r.num, r.den, r.top, flat(r.o),
+         TestCall(context, k.extent(0), k.extent(1)));
     return r;
   }
   /// The sums as they stand in the paper; a long double holds their exponentials.
@@ -107,6 +116,28 @@ TEMPLATE_TEST_CASE("wkv4 has the same bits for any cut, threads and row", "[wkv]
   }
 }
 
+TEST_CASE("segments of wkv4 keep their bits in any company", "[wkv]") {
+  for (const Index D : {7, 587}) {
+    const Case<float> c(1, support::company_tokens, D, 3);
+    using Result = Case<float>::Result;
+    Result fresh = c.fresh();
+    fresh.num = random_tensor<float, 2>({support::company_rows, D}, 5), fresh.den = fresh.num;
+    fresh.top = Tensor<float, 2>(fresh.num.shape());
+    for (Index i = 0; i < fresh.den.size(); ++i) fresh.den.data()[i] = static_cast<float>(1 + i % 3);
+    const auto same = [](const Result& a, const Result& b) {
+      return same_bits(a.o.view(), b.o.view()) && same_bits(a.num.view(), b.num.view()) &&
+             same_bits(a.den.view(), b.den.view()) && same_bits(a.top.view(), b.top.view());
+    };
+    const auto run = [&](Index first, Index count, Result& r, const Call& call) {
+      const auto part = [&](auto& x) { return x.view()[0].slice(axis::time, first, count); };
+      wkv4(part(c.k), part(c.v), c.w, c.u, r.num, r.den, r.top, part(r.o), call);
+    };
+    const Result got = support::check_company(fresh, run, same);
+    CHECK(same_bits(got.num.view()[support::row_without_company],
+                    fresh.num.view()[support::row_without_company]));
+  }
+}
+
 TEMPLATE_TEST_CASE("wkv4 is finite for extreme keys, and NaN stays in its channel", "[wkv]", float,
                    double) {
   using S = TestType;
@@ -135,7 +166,7 @@ TEMPLATE_TEST_CASE("add_bonus adds each head's own share", "[wkv]", float, doubl
     const auto u = random_tensor<S, 2>({4, N}, 4);
     Tensor<S, 4> o = start;
     Tensor<double, 4> expected(shape);
-    add_bonus(r, u, k, v, o.view(), context);
+    add_bonus(flat(r), u, flat(k), flat(v), flat(o), TestCall(context));
     for (Index row = 0; row < 24; ++row) {
       double share = 0;
       for (Index j = 0; j < N; ++j) {
@@ -160,12 +191,14 @@ TEST_CASE("wkv4 and add_bonus reject wrong shapes", "[wkv]") {
   const Case<float> c(2, 5, 8);
   auto r = c.whole(context);
   Tensor<float, 2> narrow({2, 7});
-  CHECK_THROWS_AS(wkv4(c.k, c.v, c.w, c.u, narrow, r.den, r.top, r.o.view(), context), ShapeError);
-  CHECK_THROWS_AS(wkv4(c.k, c.v, c.w, narrow.view()[0], r.num, r.den, r.top, r.o.view(), context),
+  const View<const float, 2> k = flat(c.k), v = flat(c.v);
+  const TestCall call(context, 2, 5);
+  CHECK_THROWS_AS(wkv4(k, v, c.w, c.u, narrow, r.den, r.top, flat(r.o), call), ShapeError);
+  CHECK_THROWS_AS(wkv4(k, v, c.w, narrow.view()[0], r.num, r.den, r.top, flat(r.o), call),
                   ShapeError);
   CHECK_THROWS_AS(
-      wkv4(c.k.view().slice<1>(0, 4), c.v, c.w, c.u, r.num, r.den, r.top, r.o.view(), context),
+      wkv4(k.slice(axis::time, 0, 8), v, c.w, c.u, r.num, r.den, r.top, flat(r.o), call),
       ShapeError);
-  Tensor<float, 4> heads({1, 1, 2, 4});
-  CHECK_THROWS_AS(add_bonus(heads, narrow, heads, heads, heads.view(), context), ShapeError);
+  Tensor<float, 3> heads({1, 2, 4});
+  CHECK_THROWS_AS(add_bonus(heads, narrow, heads, heads, heads.view(), call), ShapeError);
 }

@@ -370,12 +370,11 @@ struct ForgetfulDefinition {
   Config c;
   Weights w;
   State make_state(Index, Index, seqmix::Memory) const { return {}; }
-  template <seqmix::Form form>
-  void run(View<const float, 3> x, State&, View<float, 3> y, Context& context) const {
-    auto scratch = context.scratch<float>();
-    auto hidden = scratch(x.extent(0), x.extent(1), c.d_model);  // [B, T, D]
-    seqmix::project(x, {{w.named, hidden}}, context);
-    seqmix::project(hidden, {{w.forgotten, y}}, context);
+  void run(View<const float, 2> x, State&, View<float, 2> y, const seqmix::Call& call) const {
+    auto scratch = call.scratch<float>();
+    auto hidden = scratch(x.extent(0), c.d_model);  // [T, D]
+    seqmix::project(x, {{w.named, hidden}}, call);
+    seqmix::project(hidden, {{w.forgotten, y}}, call);
   }
 };
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <set>
 
@@ -307,7 +308,7 @@ TEMPLATE_LIST_TEST_CASE("a step allocates nothing, the first one too", "", suppo
     INFO(layer.text());
     for (const Index B : {1, 3}) {
       Context context;
-      layer.mixer().reserve(context, B);
+      layer.mixer().prepare(context, B, B);
       const auto x = layer.random_input(B, 3, 23);
       auto state = layer.make_state(B, 300);
       auto y = unwritten<TestType>(x.shape());
@@ -428,7 +429,7 @@ TEMPLATE_LIST_TEST_CASE("rows are forked, reset, reserved, saved and restored al
       return out;
     };
     AnyState reference_state = state;
-    layer.mixer().reserve(reference_state, T + later);
+    layer.mixer().grow(reference_state, T + later);
     AnyState reserved = reference_state;
     const auto expected = go_on(reference_state, next);
 
@@ -553,6 +554,124 @@ TEMPLATE_LIST_TEST_CASE("packed documents are what each is alone", "", support::
     CHECK(mentions(error_of({1, T}), "cu_seqlens[0] is 1"));
     CHECK(mentions(error_of({0, T - 1}), "cu_seqlens[1] is 238"));
     CHECK(mentions(error_of({}), "cu_seqlens[0] is missing"));
+  });
+}
+
+namespace {
+
+/// Some of `rows` rows in any order, each with one of these numbers of tokens. 64 n + 1 are what
+/// finds a form that is settled too late.
+std::vector<seqmix::Segment> random_company(Index rows, Index longest, std::mt19937& random) {
+  constexpr Index counts[] = {0, 1, 7, 64, 65, 129, 257, 300};
+  std::vector<Index> order(static_cast<std::size_t>(rows));
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), random);
+  std::vector<seqmix::Segment> segments;
+  Index first = 0;
+  for (const Index row : order) {
+    if (random() % 5 == 0) continue;
+    const Index count = std::min(counts[random() % std::size(counts)], longest);
+    segments.push_back({row, first, count});
+    first += count;
+  }
+  return segments;
+}
+Index tokens_of(const std::vector<seqmix::Segment>& segments) {
+  return segments.empty() ? 0 : segments.back().first + segments.back().count;
+}
+
+}  // namespace
+
+TEMPLATE_LIST_TEST_CASE("a segment has the same bits in any company", "", support::TestScalars) {
+  for_each_continuing_layer<TestType>([](const LayerCase<TestType>& layer) {
+    std::mt19937 random(5);
+    const Index rows = 5, rounds = 2, longest = layer.longest(600) / rounds;
+    for (const Algorithm algorithm :
+         {Algorithm::automatic, Algorithm::chunked, Algorithm::recurrent}) {
+      for (int trial = 0; trial < (algorithm == Algorithm::automatic ? 4 : 1); ++trial) {
+        Context context = poisoned();
+        context.set_algorithm(algorithm);
+        ThreadExecutor executor(3);
+        Context threaded(executor);
+        threaded.set_poison(true);
+        threaded.set_algorithm(algorithm);
+        auto company = layer.make_state(rows, 2 * 300), alone = layer.make_state(rows, 2 * 300);
+        for (Index round = 0; round < rounds; ++round) {
+          const auto segments = random_company(rows, longest, random);
+          const auto input = layer.random_input(1, tokens_of(segments), 61);
+          const auto x = input.view()[0];
+          auto y = unwritten<TestType>(input.shape()), z = y;
+          layer.advance(x, segments, company, y.view()[0], trial % 2 == 0 ? context : threaded);
+          for (const seqmix::Segment& segment : segments) {
+            const auto part = [&](const auto& view) {
+              return view.slice(seqmix::axis::time, segment.first, segment.count);
+            };
+            const seqmix::Segment one{segment.row, 0, segment.count};
+            layer.advance(part(x), {&one, 1}, alone, part(z.view()[0]), context);
+            INFO(layer.text() << " algorithm " << static_cast<int>(algorithm) << " trial " << trial
+                              << " round " << round << " row " << segment.row << " of "
+                              << segment.count << " tokens");
+            CHECK(same_bits(part(y.view()[0]), part(z.view()[0])));
+          }
+          INFO(layer.text() << " trial " << trial << " round " << round);
+          CHECK(valid_numbers(company) == valid_numbers(alone));
+        }
+      }
+    }
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("bad segments name themselves", "", support::TestScalars) {
+  for_each_continuing_layer<TestType>([](const LayerCase<TestType>& layer) {
+    INFO(layer.text());
+    Context context = poisoned();
+    const auto input = layer.random_input(1, 9, 31);
+    auto y = unwritten<TestType>(input.shape());
+    auto state = layer.make_state(2, 20);
+    const auto error_of = [&](std::initializer_list<seqmix::Segment> list) {
+      const std::vector<seqmix::Segment> segments(list);
+      return error_text<TestType>([&] {
+        layer.advance(input.view()[0], segments, state, y.view()[0], context);
+      });
+    };
+    CHECK(mentions(error_of({{0, 0, 4}, {1, 5, 4}}), "segment 1"));
+    CHECK(mentions(error_of({{0, 0, 4}, {1, 4, 6}}), "segment 1"));
+    CHECK(mentions(error_of({{0, 0, -1}}), "segment 0"));
+    CHECK(mentions(error_of({{0, 0, 4}}), "expected those of x, 9"));
+    if (state.members().empty()) return;
+    CHECK(mentions(error_of({{0, 0, 4}, {2, 4, 5}}), "segment 1 is row 2"));
+    CHECK(mentions(error_of({{1, 0, 4}, {1, 4, 5}}), "a row that no other segment has"));
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a prepared context allocates nothing", "", support::TestScalars) {
+  for_each_continuing_layer<TestType>([](const LayerCase<TestType>& layer) {
+    if (!layer.mixer().sides().empty()) return;  // the case allocates
+    std::mt19937 random(7);
+    const Index rows = 3, tokens = layer.longest(150);
+    ThreadExecutor executor(2);
+    for (const bool threaded : {false, true}) {
+      Context context = threaded ? Context(executor) : Context();
+      layer.mixer().prepare(context, rows, tokens);
+      for (int split = 0; split < 20; ++split) {
+        std::vector<seqmix::Segment> segments;
+        Index first = 0;
+        for (Index row = 0; row < rows; ++row) {
+          const Index left = tokens - first - (rows - 1 - row);
+          const Index count = 1 + static_cast<Index>(random() % static_cast<unsigned>(left));
+          segments.push_back({row, first, random() % 3 == 0 ? 1 : count});
+          first += segments.back().count;
+        }
+        const auto input = layer.random_input(1, first, 71);
+        auto y = unwritten<TestType>(input.shape());
+        auto state = layer.make_state(rows, tokens);
+        const std::span<const seqmix::NamedView<TestType>> none;
+        const auto before = allocations();
+        layer.mixer().advance(input.view()[0], segments, state, y.view()[0], context, none);
+        INFO(layer.text() << " threaded " << threaded << " split " << split);
+        CHECK(allocations() - before == 0);
+      }
+    }
   });
 }
 

@@ -67,7 +67,8 @@ struct InjectionCase {
   }
   /// After a failure the state can go on, a reset row starts again, and a copy restores it.
   void check(Context& context) {
-    layer.mixer().check(state, 2, 1);
+    const seqmix::Segment segments[] = {{0, 0, 1}, {1, 1, 1}};
+    layer.mixer().check(state, segments, 2, context);
     if (!layer.reads_source()) {
       layer.mixer().reset(state, 0), layer.mixer().reset(state, 1);
       Tensor<float, 3> fresh(first.shape());

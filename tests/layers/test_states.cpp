@@ -200,7 +200,8 @@ TEST_CASE("the state of another config of the same layer is refused, and stays a
     AnyState state = other.make_state(1, 8), own = layer.make_state(1, 8);
     const auto before = valid_numbers(state);
     CHECK_THROWS_AS(layer.prefill(x, state, y, context), seqmix::ShapeError);
-    CHECK_THROWS_AS(layer.mixer().check(state, 1, 1), seqmix::ShapeError);
+    const seqmix::Segment segment{0, 0, 1};
+    CHECK_THROWS_AS(layer.mixer().check(state, {&segment, 1}, 1, context), seqmix::ShapeError);
     CHECK_THROWS_AS(layer.mixer().reset(state, 0), seqmix::ShapeError);
     CHECK_THROWS_AS(own.members().copy_row(state.members(), 0, 0), seqmix::ShapeError);
     CHECK(valid_numbers(state) == before);
@@ -219,7 +220,7 @@ TEST_CASE("a side value that overlaps what is written is refused") {
                                                      std::string(writes ? "0}" : "1}"));
     auto x = layer.random_input(1, 3, 5), y = x, values = x;
     const auto with = [&](View<double, 3> side) {
-      const seqmix::NamedView<double> sides[] = {{"value_first", side}};
+      const seqmix::NamedView<double> sides[] = {{"value_first", side.merge(seqmix::axis::row)}};
       layer.mixer().forward(x, y, context, sides);
     };
     const auto refuses = [&](View<double, 3> side) {

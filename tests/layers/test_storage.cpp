@@ -350,7 +350,7 @@ TEMPLATE_LIST_TEST_CASE("a step with narrow storage allocates nothing", "", supp
   for_each_narrow_layer<TestType>([](const NarrowCase<TestType>& narrow) {
     if (!narrow.layer.continues()) return;
     Context context;
-    narrow.layer.mixer().reserve(context, 2);
+    narrow.layer.mixer().prepare(context, 2, 2);
     const auto x = narrow.layer.random_input(2, 2, 23);
     auto state = narrow.layer.make_state(2, 2);
     auto y = unwritten<TestType>(x.shape());
@@ -383,7 +383,7 @@ TEMPLATE_LIST_TEST_CASE("narrow caches are forked, reset, reserved, saved and re
       return out;
     };
     AnyState reserved = state;
-    layer.mixer().reserve(reserved, T + later);
+    layer.mixer().grow(reserved, T + later);
     AnyState again = reserved, other = reserved;
     const auto expected = go_on(reserved, next);
     CHECK(same_bits(go_on(again, next).view(), expected.view()));

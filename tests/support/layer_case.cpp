@@ -36,11 +36,12 @@ SideValues<S>::SideValues(const AnyMixer<S>& mixer, View<const S, 3> x) {
   const auto sides = mixer.sides();
   names_.reserve(sides.size()), values_.reserve(sides.size()), views_.reserve(sides.size());
   for (const auto& side : sides) {
-    auto& values = values_.emplace_back(Shape<3>{x.extent(0), x.extent(1), side.width});
+    auto& values = values_.emplace_back(Shape<2>{x.extent(0) * x.extent(1), side.width});
     for (Index b = 0; b < x.extent(0); ++b) {
       for (Index t = 0; t < x.extent(1) && side.role == seqmix::SideRole::input; ++t) {
         for (Index i = 0; i < side.width; ++i) {
-          values(b, t, i) = side_value<S>(i, x.extent(2), [&](Index d) { return x(b, t, d); });
+          values(b * x.extent(1) + t, i) =
+              side_value<S>(i, x.extent(2), [&](Index d) { return x(b, t, d); });
         }
       }
     }
@@ -154,6 +155,12 @@ void LayerCase<S>::prefill(View<const S, 3> x, AnyState& state, View<S, 3> y,
 template <class S>
 void LayerCase<S>::step(View<const S, 2> x, AnyState& state, View<S, 2> y, Context& context) const {
   mixer_.step(x, state, y, context, SideValues<S>(mixer_, x.template insert<1>()).views());
+}
+template <class S>
+void LayerCase<S>::advance(View<const S, 2> x, seqmix::Segments segments, AnyState& state,
+                           View<S, 2> y, Context& context) const {
+  mixer_.advance(x, segments, state, y, context,
+                 SideValues<S>(mixer_, x.template insert<0>()).views());
 }
 template <class S>
 bool LayerCase<S>::is_indirect() const {

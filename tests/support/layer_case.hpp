@@ -34,7 +34,7 @@ class SideValues {
 
  private:
   std::vector<std::string> names_;
-  std::vector<Tensor<S, 3>> values_;
+  std::vector<Tensor<S, 2>> values_;  // [B T, W]
   std::vector<seqmix::NamedView<S>> views_;
 };
 
@@ -63,6 +63,8 @@ class LayerCase {
   void forward(View<const S, 3> x, View<S, 3> y, Context& context) const;
   void prefill(View<const S, 3> x, AnyState& state, View<S, 3> y, Context& context) const;
   void step(View<const S, 2> x, AnyState& state, View<S, 2> y, Context& context) const;
+  void advance(View<const S, 2> x, seqmix::Segments segments, AnyState& state, View<S, 2> y,
+               Context& context) const;
 
   /// N(0, 1) numbers, [B, T, D].
   Tensor<S, 3> random_input(Index B, Index T, unsigned seed) const;

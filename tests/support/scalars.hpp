@@ -2,7 +2,7 @@
 
 #include <tuple>
 
-#include "seqmix/core/config.hpp"
+#include "seqmix/core/platform.hpp"
 
 // The number types that the layers are tested in. The native width has both, the emulated ones one
 // each: 2 lanes of double, 8 lanes of float. Fuzzers ask for float alone.

@@ -58,7 +58,8 @@ struct DecoderDefinition {
   using Config = DecoderConfig<typename MixerPart::Config, typename ChannelPart::Config>;
   static constexpr std::string_view name = "decoder";
   static constexpr bool has_channel = !std::same_as<ChannelPart, NoChannelMixer<Scalar>>;
-  static constexpr bool whole_sequence = prefers_whole_sequence<MixerPart>;
+  static constexpr bool whole_sequence = keeps_segments_whole<MixerPart>;
+  using Composite = void;
 
   struct Weights {
     Parameter<Scalar, 1> mixer_norm, channel_norm;
@@ -107,28 +108,23 @@ struct DecoderDefinition {
     seqmix::start_row(channel, state.channel, row);
   }
 
-  Index block_rows() const {
-    return std::max(seqmix::block_rows(mixer), seqmix::block_rows(channel));
-  }
-
   PositionLimit position_limit() const {
     return std::min(seqmix::position_limit(mixer), seqmix::position_limit(channel));
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    auto scratch = context.scratch<Scalar>();
-    auto normed = scratch(x.extent(0), x.extent(1), c.d_model);  // [B, T, D]
-    auto mixed = scratch(x.extent(0), x.extent(1), c.d_model);   // [B, T, D]
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    auto scratch = call.scratch<Scalar>();
+    auto normed = scratch(x.extent(axis::time), c.d_model);  // [T, D]
+    auto mixed = scratch(x.extent(axis::time), c.d_model);   // [T, D]
     const auto add = [](auto a, auto b) { return a + b; };
 
-    rms_norm(x, w.mixer_norm, c.norm_eps, normed, context);
-    mixer.template run<form>(normed, state.mixer, mixed, context);
-    elementwise(context, add, y, x, mixed);
+    rms_norm(x, w.mixer_norm, c.norm_eps, normed, call);
+    seqmix::run(mixer, normed, state.mixer, mixed, call);
+    elementwise(call, add, y, x, mixed);
     if constexpr (has_channel) {
-      rms_norm(y, w.channel_norm, c.norm_eps, normed, context);
-      channel.template run<form>(normed, state.channel, mixed, context);
-      elementwise(context, add, y, y, mixed);
+      rms_norm(y, w.channel_norm, c.norm_eps, normed, call);
+      seqmix::run(channel, normed, state.channel, mixed, call);
+      elementwise(call, add, y, y, mixed);
     }
   }
 

@@ -116,7 +116,11 @@ class LanguageModel {
   /// Logits [B, T, V] of whole sequences of tokens [B, T] from the initial state.
   void forward(View<const Index, 2> tokens, View<Scalar, 3> logits, Context& context) const {
     check(tokens, logits);
-    run(tokens, logits, context, [&](std::size_t l, View<Scalar, 3> h, Sides sides) {
+    if (tokens.empty()) return;
+    auto scratch = context.scratch<Scalar>();
+    const Index B = tokens.extent(0), T = tokens.extent(1);
+    const auto h = scratch(B, T, d_model());  // [B, T, D]
+    run_batch(tokens, h, logits, Call(context, {}), [&](std::size_t l, Sides sides) {
       parts_.blocks[l].forward(h, h, context, sides);
     });
   }
@@ -124,10 +128,7 @@ class LanguageModel {
   void prefill(View<const Index, 2> tokens, State& state, View<Scalar, 3> logits,
                Context& context) const {
     check(tokens, logits);
-    check(state, tokens);
-    run(tokens, logits, context, [&](std::size_t l, View<Scalar, 3> h, Sides sides) {
-      parts_.blocks[l].prefill(h, state.blocks[l], h, context, sides);
-    });
+    continue_batch(tokens, state, logits, context, Form::parallel);
   }
   /// Continues `state` by one token a row, [B], by the recurrent form.
   void step(View<const Index, 1> tokens, State& state, View<Scalar, 2> logits,
@@ -135,44 +136,78 @@ class LanguageModel {
     const auto column = tokens.template insert<1>();
     const auto out = logits.template insert<1>();
     check(column, out);
-    check(state, column);
-    const Context::PrecisionScope exact(context, Precision::fp32);
-    run(column, out, context, [&](std::size_t l, View<Scalar, 3> h, Sides sides) {
-      const auto token = h.template merge<0>();
-      parts_.blocks[l].step(token, state.blocks[l], token, context, sides);
-    });
+    continue_batch(column, state, out, context, Form::recurrent);
+  }
+  /// Continues rows of `state` by tokens [T] as `segments` say; see `Mixer::advance`.
+  void advance(View<const Index, 1> tokens, Segments segments, State& state, View<Scalar, 2> logits,
+               Context& context) const {
+    const auto row = tokens.template insert<0>();
+    const auto out = logits.template insert<0>();
+    check(row, out);
+    check(state, segments, tokens.extent(0), context);
+    if (tokens.empty()) return;
+    auto scratch = context.scratch<Segment>();
+    Segment* const settled = scratch(std::ssize(segments)).data();
+    const Segments kept = detail::settle(context, segments, settled);
+    continue_checked(row, state, out, Call(context, kept));
   }
 
  private:
   using Sides = typename AnyMixer<Scalar>::Sides;
 
-  void run(View<const Index, 2> tokens, View<Scalar, 3> logits, Context& context,
-           auto&& run_block) const {
+  void continue_batch(View<const Index, 2> tokens, State& state, View<Scalar, 3> logits,
+                      Context& context, Form form) const {
     const Index B = tokens.extent(0), T = tokens.extent(1);
-    auto scratch = context.scratch<Scalar>();
-    auto h = scratch(B, T, d_model());  // [B, T, D]
+    auto scratch = context.scratch<Segment>();
+    Segment* const segments = scratch(B).data();
+    if (context.form() != Form::automatic) form = context.form();
+    for (Index b = 0; b < B; ++b) segments[b] = {b, b * T, T, form};
+    const Segments all(segments, static_cast<std::size_t>(B));
+    check(state, all, B * T, context);
+    if (tokens.empty()) return;
+    const Call call(context, all);
+    continue_checked(tokens, state, logits,
+                     form == Form::recurrent ? call.with(Precision::fp32) : call);
+  }
+  void continue_checked(View<const Index, 2> tokens, State& state, View<Scalar, 3> logits,
+                        const Call& call) const {
+    auto scratch = call.scratch<Scalar>();
+    const auto h = scratch(tokens.extent(0), tokens.extent(1), d_model());  // [B, T, D]
+    run_batch(tokens, h, logits, call, [&](std::size_t l, Sides sides) {
+      const auto flat = h.template merge<0>();
+      parts_.blocks[l].run(flat, state.blocks[l], flat, call, sides);
+    });
+  }
+  void run_batch(View<const Index, 2> tokens, View<Scalar, 3> h, View<Scalar, 3> logits,
+                 const Call& call, auto&& run_block) const {
+    const Index B = tokens.extent(0), T = tokens.extent(1);
+    auto scratch = call.scratch<Scalar>();
     for (Index b = 0; b < B; ++b) {
       for (Index t = 0; t < T; ++t) embed(tokens(b, t), h[b][t]);
     }
     if (parts_.embedding_scale != 1) {
       const auto scale = static_cast<Scalar>(parts_.embedding_scale);
       elementwise(
-          context, [scale](auto e) { return e * scale; }, h, h);
+          call, [scale](auto e) { return e * scale; }, h, h);
     }
-    auto views = context.scratch<NamedView<Scalar>>();
+    auto views = call.scratch<NamedView<Scalar>>();
     const View<NamedView<Scalar>, 1> sides = views(static_cast<Index>(sides_.size()));
     for (std::size_t i = 0; i < sides_.size(); ++i) {
-      sides.data()[i] = {sides_[i].name, scratch(B, T, sides_[i].width)};
+      sides.data()[i] = {sides_[i].name, scratch(B * T, sides_[i].width)};
     }
     for (std::size_t l = 0; l < parts_.blocks.size(); ++l) {
-      run_block(l, h, Sides(sides.data(), sides_.size()));
+      run_block(l, Sides(sides.data(), sides_.size()));
     }
-    rms_norm(h, parts_.norm, parts_.norm_eps, h, context);
-    project(h, {{parts_.head, logits}}, context);
+    rms_norm(h, parts_.norm, parts_.norm_eps, h, call);
+    if (logits.template mergeable<0>()) {
+      project(h.template merge<0>(), {{parts_.head, logits.template merge<0>()}}, call);
+    } else {
+      for (Index b = 0; b < B; ++b) project(h[b], {{parts_.head, logits[b]}}, call);
+    }
     if (parts_.logit_cap > 0) {
       const auto cap = static_cast<Scalar>(parts_.logit_cap);
       elementwise(
-          context, [cap](auto z) { return simd::tanh(z / cap) * cap; }, logits, logits);
+          call, [cap](auto z) { return simd::tanh(z / cap) * cap; }, logits, logits);
     }
   }
   /// Writes the unscaled embedding of `token`, [D].
@@ -202,13 +237,13 @@ class LanguageModel {
       }
     }
   }
-  void check(const State& state, View<const Index, 2> tokens) const {
+  void check(const State& state, Segments segments, Index tokens, Context& context) const {
     if (state.blocks.size() != parts_.blocks.size()) {
       throw ShapeError("language model: the state has " + std::to_string(state.blocks.size()) +
                        " blocks, expected " + std::to_string(parts_.blocks.size()));
     }
     for (std::size_t l = 0; l < state.blocks.size(); ++l) {
-      parts_.blocks[l].check(state.blocks[l], tokens.extent(0), tokens.extent(1));
+      parts_.blocks[l].check(state.blocks[l], segments, tokens, context);
     }
   }
 

@@ -38,7 +38,8 @@ struct SequenceDefinition {
   using Config = SequenceConfig<FirstPart, Parts...>;
   static constexpr std::string_view name = "sequence";
   static constexpr bool whole_sequence =
-      prefers_whole_sequence<FirstPart> || (prefers_whole_sequence<Parts> || ...);
+      keeps_segments_whole<FirstPart> || (keeps_segments_whole<Parts> || ...);
+  using Composite = void;
 
   struct Weights {
     std::tuple<typename FirstPart::Weights, typename Parts::Weights...> parts;
@@ -83,21 +84,15 @@ struct SequenceDefinition {
     });
   }
 
-  Index block_rows() const {
-    return std::apply([](const auto&... part) { return std::max({seqmix::block_rows(part)...}); },
-                      parts);
-  }
-
   PositionLimit position_limit() const {
     return std::apply(
         [](const auto&... part) { return std::min({seqmix::position_limit(part)...}); }, parts);
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
     for_each_part([&]<std::size_t i, class Part>() {
-      std::get<i>(parts).template run<form>(i == 0 ? x : View<const Scalar, 3>(y),
-                                            std::get<i>(state.parts), y, context);
+      seqmix::run(std::get<i>(parts), i == 0 ? x : View<const Scalar, 2>(y),
+                  std::get<i>(state.parts), y, call);
     });
   }
 

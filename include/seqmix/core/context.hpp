@@ -1,17 +1,17 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <concepts>
 #include <limits>
 #include <memory>
-#include <span>
 #include <string>
-#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "seqmix/core/memory.hpp"
+#include "seqmix/core/segment.hpp"
 #include "seqmix/core/view.hpp"
 
 namespace seqmix {
@@ -53,30 +53,6 @@ class Executor {
   /// `worker` is in [0, workers()) and no two running calls share one. The first exception that a
   /// body throws is thrown again here.
   virtual void run(Index count, FunctionRef<void(Index task, Index worker)> body) = 0;
-};
-
-/// The two forms of a layer: the whole sequence at once, or one token after another.
-enum class Form { parallel, recurrent };
-
-/// What a kernel that has two algorithms uses: the faster for the shape, or the one that is named.
-enum class Algorithm { automatic, chunked, recurrent };
-
-/// How the parallel forms multiply float matrices where the processor has matrix units for
-/// bfloat16: not on them, on them with two terms a number, or with one. Sums are always float.
-///
-/// A product of N(0, 1) numbers differs from the exact one by at most 2e-5 of its rms (about 4e-6)
-/// under `bf16x3`, and by 4e-3 (about 2e-3) under `bf16`; under `bf16x3` a number that is infinite
-/// or above 3.38e38 gives NaN in its row. Units take several tokens of a row at a time: a NaN may
-/// change earlier ones of them, which under `fp32` it does not. The same bits for any thread count
-/// and batch hold at all three. Everything else is as under `fp32`: products of doubles, `step`,
-/// which waits for memory, and all of it where `simd::matrix_units()` is false.
-enum class Precision { fp32, bf16x3, bf16 };
-constexpr std::array<std::string_view, 3> names_of(Precision) { return {"fp32", "bf16x3", "bf16"}; }
-
-/// A run of tokens of one packed document: tokens [first, first + count) of the packed row continue
-/// row `row` of the state.
-struct Piece {
-  Index row = 0, first = 0, count = 0;
 };
 
 /// Scratch memory and executor of one caller. One context serves one call at a time.
@@ -136,9 +112,7 @@ class Context {
       for (Index task = 0; task < count; ++task) body(task, *this);
       return;
     }
-    for (auto& worker : workers_) {
-      worker->poison_ = poison_, worker->algorithm_ = algorithm_, worker->precision_ = precision_;
-    }
+    for (auto& worker : workers_) worker->poison_ = poison_;
     executor_->run(count, [&](Index task, Index worker) {
       if (worker < 0 || worker >= std::ssize(workers_)) {
         throw Error("executor: worker " + std::to_string(worker) + ", expected one of " +
@@ -148,52 +122,28 @@ class Context {
     });
   }
 
+  /// Whether there is no executor.
+  bool serial() const { return executor_ == nullptr; }
   Index workers() const { return executor_ == nullptr ? 1 : executor_->workers(); }
   Algorithm algorithm() const { return algorithm_; }
   void set_algorithm(Algorithm algorithm) { algorithm_ = algorithm; }
   Precision precision() const { return precision_; }
   void set_precision(Precision precision) { precision_ = precision; }
-  /// Another precision until the scope ends.
-  class PrecisionScope {
-   public:
-    PrecisionScope(Context& context, Precision precision)
-        : context_(context), before_(std::exchange(context.precision_, precision)) {}
-    PrecisionScope(const PrecisionScope&) = delete;
-    PrecisionScope& operator=(const PrecisionScope&) = delete;
-    ~PrecisionScope() { context_.precision_ = before_; }
-
-   private:
-    Context& context_;
-    Precision before_;
-  };
+  /// The form of all segments of a call, whatever they say themselves, unless it is `automatic`.
+  Form form() const { return form_; }
+  void set_form(Form form) { form_ = form; }
   /// Fills scratch with NaN when it is handed out; the default of debug builds.
   void set_poison(bool poison) { poison_ = poison; }
   Arena& arena() { return arena_; }
 
-  /// Whether the tokens of this call are documents packed in one row. Whatever continues a state
-  /// then runs on each piece of them as on a row of its own.
-  bool packed() const { return !pieces_.empty(); }
-  std::span<const Piece> pieces() const { return pieces_; }
-  /// Calls `body(piece)` for each piece, in this context, which is not packed meanwhile.
-  void for_each_piece(std::invocable<const Piece&> auto&& body) {
-    const PackedScope unpacked(*this, {});
-    for (const Piece& piece : unpacked.before()) body(piece);
+  /// Makes the scratch of this context, and of each worker, hold what that of `trial` holds, which
+  /// has an executor. Without one of its own it holds what a worker needs beside.
+  void reserve_like(const Context& trial) {
+    Index worker = 0;
+    for (const auto& context : trial.workers_) worker = std::max(worker, context->reserved());
+    arena_.reserve(trial.arena_.reserved() + (serial() ? worker : 0));
+    for (auto& context : workers_) context->arena_.reserve(worker);
   }
-
-  /// Makes the context a packed one until the scope ends; `pieces` must outlive it.
-  class PackedScope {
-   public:
-    PackedScope(Context& context, std::span<const Piece> pieces)
-        : context_(context), before_(std::exchange(context.pieces_, pieces)) {}
-    PackedScope(const PackedScope&) = delete;
-    PackedScope& operator=(const PackedScope&) = delete;
-    ~PackedScope() { context_.pieces_ = before_; }
-    std::span<const Piece> before() const { return before_; }
-
-   private:
-    Context& context_;
-    std::span<const Piece> before_;
-  };
   /// The bytes of scratch that are held, workers included.
   Index reserved() const {
     Index total = arena_.reserved();
@@ -207,7 +157,7 @@ class Context {
   std::vector<std::unique_ptr<Context>> workers_;
   Algorithm algorithm_ = Algorithm::automatic;
   Precision precision_ = Precision::fp32;
-  std::span<const Piece> pieces_;
+  Form form_ = Form::automatic;
 #ifdef NDEBUG
   bool poison_ = false;
 #else

@@ -4,10 +4,11 @@
 #include <string>
 #include <string_view>
 
-#include "seqmix/core/config.hpp"
+#include "seqmix/core/platform.hpp"
 
+// Errors, shapes, views and enumerations hold no vector code and stand in plain `namespace seqmix`,
+// so that they cross libraries that are built with other flags.
 namespace seqmix {
-SEQMIX_BEGIN_NAMESPACE
 
 /// The base of everything that the library throws. The text says who, which tensor, what was got,
 /// what was expected and why.
@@ -40,5 +41,4 @@ inline void require(bool condition, std::string_view sentence) {
   if (!condition) throw ConfigError(std::string(sentence));
 }
 
-SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -85,6 +85,14 @@ class Arena {
     if (--users_ == 0 && blocks_.size() > 1) unite();
   }
 
+  /// Makes the arena hold so many bytes in one block. Nobody may use it meanwhile.
+  void reserve(Index bytes) {
+    if (blocks_.size() == 1 && blocks_[0].size >= bytes) return;
+    blocks_.clear();
+    current_ = 0;
+    add_block(round_up(std::max<Index>(bytes, 1), alignment));
+  }
+
   /// The bytes that the arena holds.
   Index reserved() const {
     Index total = 0;

@@ -9,7 +9,6 @@
 #include "seqmix/core/error.hpp"
 
 namespace seqmix {
-SEQMIX_BEGIN_NAMESPACE
 
 /// An enumeration that a config may hold: `names_of(value)`, found by its argument, is what configs
 /// call the values 0, 1, ... of it.
@@ -39,5 +38,4 @@ void from_string(std::string_view text, Enum& value) {
   throw ConfigError("got \"" + std::string(text) + "\", expected one of " + known);
 }
 
-SEQMIX_END_NAMESPACE
 }  // namespace seqmix

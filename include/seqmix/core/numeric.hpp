@@ -8,11 +8,10 @@
 #include <string>
 #include <string_view>
 
-#include "seqmix/core/config.hpp"
+#include "seqmix/core/platform.hpp"
 #include "seqmix/core/error.hpp"
 
 namespace seqmix {
-SEQMIX_BEGIN_NAMESPACE
 
 using Index = std::ptrdiff_t;
 
@@ -97,5 +96,4 @@ struct float16 {
   }
 };
 
-SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -10,7 +10,6 @@
 #include "seqmix/core/numeric.hpp"
 
 namespace seqmix {
-SEQMIX_BEGIN_NAMESPACE
 
 /// Extents as they are read: "[2, 3]".
 inline std::string text_of_extents(std::span<const Index> extents) {
@@ -21,6 +20,41 @@ inline std::string text_of_extents(std::span<const Index> extents) {
   }
   return result + "]";
 }
+
+/// Axes by name: `x.slice(axis::time, first, count)`. Activations inside a call are [T, ..., C] and
+/// their heads [T, H, C]; states and caches are [B, H, ...], caches [B, H, slot, C].
+namespace axis {
+struct Time {
+  template <Index Rank>
+  static constexpr Index of = 0;
+};
+struct Row {
+  template <Index Rank>
+  static constexpr Index of = 0;
+};
+struct Head {
+  template <Index Rank>
+  static constexpr Index of = 1;
+};
+struct Slot {
+  template <Index Rank>
+  static constexpr Index of = 2;
+};
+struct Channel {
+  template <Index Rank>
+  static constexpr Index of = Rank - 1;
+};
+inline constexpr Time time;        // the tokens of a call
+inline constexpr Row row;          // the rows of a batch
+inline constexpr Head head;        // heads, or groups of them
+inline constexpr Slot slot;        // the entries of a cache
+inline constexpr Channel channel;  // the last one, whatever it counts
+}  // namespace axis
+
+template <class Axis>
+concept NamedAxis = requires {
+  Axis::template of<4>;
+};
 
 /// The extents of a view or tensor, outermost first.
 template <Index Rank>
@@ -82,6 +116,14 @@ class View {
   constexpr const Shape<Rank>& strides() const { return strides_; }
   constexpr Index extent(Index axis) const { return shape_[axis]; }
   constexpr Index stride(Index axis) const { return strides_[axis]; }
+  template <NamedAxis Axis>
+  constexpr Index extent(Axis) const {
+    return extent(Axis::template of<Rank>);
+  }
+  template <NamedAxis Axis>
+  constexpr Index stride(Axis) const {
+    return stride(Axis::template of<Rank>);
+  }
   constexpr Index size() const {
     Index product = 1;
     for (const Index value : shape_.extents) product *= value;
@@ -130,7 +172,16 @@ class View {
     return {data_ + index * stride(Axis), kept_shape, kept_strides};
   }
 
-  /// `count` indices of `Axis` from `begin` on.
+  template <NamedAxis Axis>
+  constexpr auto at(Axis, Index index) const {
+    return at<Axis::template of<Rank>>(index);
+  }
+
+  /// `count` indices of an axis from `begin` on.
+  template <NamedAxis Axis>
+  constexpr View slice(Axis, Index begin, Index count) const {
+    return slice<Axis::template of<Rank>>(begin, count);
+  }
   template <Index Axis>
   constexpr View slice(Index begin, Index count) const {
     static_assert(Axis >= 0 && Axis < Rank);
@@ -140,7 +191,11 @@ class View {
     return result;
   }
 
-  /// `Axis` seen as two: [outer, inner]. A head split is `split<2>(n_heads, head_dim)`.
+  /// An axis seen as two: [outer, inner]. A head split is `split(axis::channel, n_heads, head_dim)`.
+  template <NamedAxis Axis>
+  constexpr View<T, Rank + 1> split(Axis, Index outer, Index inner) const {
+    return split<Axis::template of<Rank>>(outer, inner);
+  }
   template <Index Axis>
   constexpr View<T, Rank + 1> split(Index outer, Index inner) const {
     static_assert(Axis >= 0 && Axis < Rank);
@@ -158,7 +213,11 @@ class View {
     return {data_, new_shape, new_strides};
   }
 
-  /// `Axis` and the next one seen as one; they must lie behind each other without a gap.
+  /// An axis and the next one seen as one; they must lie behind each other without a gap.
+  template <NamedAxis Axis>
+  constexpr View<T, Rank - 1> merge(Axis) const {
+    return merge<Axis::template of<Rank>>();
+  }
   template <Index Axis>
   constexpr View<T, Rank - 1> merge() const {
     static_assert(Axis >= 0 && Axis + 1 < Rank);
@@ -236,6 +295,11 @@ constexpr bool disjoint(const View<T, 3>& x, const View<U, 3>& y) {
                       : -offset >= y.extent(2) && x.extent(2) - offset <= pitch);
 }
 
+template <class T, class U>
+constexpr bool disjoint(const View<T, 2>& x, const View<U, 2>& y) {
+  return disjoint(x.template insert<0>(), y.template insert<0>());
+}
+
 /// Whether two indices of a view with these strides may be one number: whether the elements along
 /// one axis lie within the reach of those along axes of smaller strides.
 template <Index Rank>
@@ -282,5 +346,4 @@ void fill(const View<T, Rank>& view, std::type_identity_t<T> value) {
   }
 }
 
-SEQMIX_END_NAMESPACE
 }  // namespace seqmix

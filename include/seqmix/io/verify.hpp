@@ -250,11 +250,13 @@ class LayerFile {
   Verification verify() {
     forget_outputs();
     if (!initial_ || !initial_->given()) {
-      if (reads_source()) {
-        layer_.forward(x_, source(), y(), context_, sides(0, tokens_));
-      } else {
-        layer_.forward(x_, y(), context_, sides(0, tokens_));
-      }
+      with_sides(0, tokens_, [&](auto sides) {
+        if (reads_source()) {
+          layer_.forward(x_, source(), y(), context_, sides);
+        } else {
+          layer_.forward(x_, y(), context_, sides);
+        }
+      });
       compare("forward", result_.forward);
     } else {
       prefill(tokens_);
@@ -318,15 +320,23 @@ class LayerFile {
   bool reads_source() const { return layer_.d_source() > 0; }
   View<const double, 3> source() const { return source_; }
   View<double, 3> y() { return sides_.front().values.view(); }
-  std::span<const NamedView<double>> sides(Index first, Index count) {
-    views_.clear();
-    for (Side& side : sides_) {
-      if (&side == &sides_.front()) continue;  // y
-      const std::string_view name = side.name;
-      views_.push_back(
-          {name.substr(name.find('.') + 1), side.values.view().template slice<1>(first, count)});
+  /// Runs a verb on the tokens [first, first + count) of all rows, with their side values in a piece
+  /// of memory of their own.
+  void with_sides(Index first, Index count, auto&& verb) {
+    std::vector<Tensor<double, 3>> pieces;
+    std::vector<NamedView<double>> views;
+    pieces.reserve(sides_.size());
+    for (std::size_t i = 1; i < sides_.size(); ++i) {  // y is the first
+      const std::string_view name = sides_[i].name;
+      const auto values = sides_[i].values.view().template slice<1>(first, count);
+      copy(values, pieces.emplace_back(values.shape()).view());
+      views.push_back({name.substr(name.find('.') + 1), pieces.back().view().merge(axis::row)});
     }
-    return views_;
+    verb(std::span<const NamedView<double>>(views));
+    for (std::size_t i = 1; i < sides_.size(); ++i) {
+      const auto values = sides_[i].values.view().template slice<1>(first, count);
+      if (sides_[i].role == SideRole::output) copy(pieces[i - 1].view(), values);
+    }
   }
   AnyState make_state(Index capacity) {
     if (reads_source()) return layer_.make_state(source(), context_);
@@ -352,8 +362,10 @@ class LayerFile {
     for (Index first = 0, count = first_piece; first < tokens_;
          first += count, count = 2 * count + 3) {
       const Index piece = std::min(count, tokens_ - first);
-      layer_.prefill(x_.view().template slice<1>(first, piece), state,
-                     y().template slice<1>(first, piece), context_, sides(first, piece));
+      with_sides(first, piece, [&](auto sides) {
+        layer_.prefill(x_.view().template slice<1>(first, piece), state,
+                       y().template slice<1>(first, piece), context_, sides);
+      });
     }
     compare("prefill", result_.prefill);
     compare_state("prefill", state);
@@ -362,7 +374,9 @@ class LayerFile {
     forget_outputs();
     AnyState state = make_initial_state();
     for (Index t = 0; t < tokens_; ++t) {
-      layer_.step(x_.view().template at<1>(t), state, y().template at<1>(t), context_, sides(t, 1));
+      with_sides(t, 1, [&](auto sides) {
+        layer_.step(x_.view().template at<1>(t), state, y().template at<1>(t), context_, sides);
+      });
     }
     compare("step", result_.step);
     compare_state("step", state);
@@ -442,7 +456,6 @@ class LayerFile {
   Index batch_ = 0, tokens_ = 0;
   Tensor<double, 3> x_, source_;
   std::vector<Side> sides_;  // y first
-  std::vector<NamedView<double>> views_;
   std::optional<InitialState> initial_;
   std::set<std::string, std::less<>> known_;
 };

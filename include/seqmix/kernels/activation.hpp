@@ -44,34 +44,34 @@ void with_activation(Activation activation, auto&& body) {
 
 /// x = activation(x).
 template <class S, Index Rank>
-void activate(Activation activation, View<S, Rank> x, Context& context) {
-  with_activation<S>(activation, [&](auto f) { elementwise(context, f, x, x); });
+void activate(Activation activation, View<S, Rank> x, const Call& call) {
+  with_activation<S>(activation, [&](auto f) { elementwise(call, f, x, x); });
 }
 
 /// x = activation(gate) ⊙ x.
 template <class S, Index Rank>
-void activate_gated(Activation activation, View<S, Rank> x, In<S, Rank> gate, Context& context) {
+void activate_gated(Activation activation, View<S, Rank> x, In<S, Rank> gate, const Call& call) {
   with_activation<S>(activation, [&](auto f) {
     const auto gated = [f](simd::Batch<S> value, simd::Batch<S> by) { return f(by) * value; };
-    elementwise(context, gated, x, x, gate);
+    elementwise(call, gated, x, x, gate);
   });
 }
 
 /// x = scale log σ(x).
 template <class S, Index Rank>
-void log_sigmoid(View<S, Rank> x, double scale, Context& context) {
+void log_sigmoid(View<S, Rank> x, double scale, const Call& call) {
   const simd::Batch<S> factor(static_cast<S>(scale));
   elementwise(
-      context, [factor](simd::Batch<S> value) { return factor * simd::log_sigmoid(value); }, x, x);
+      call, [factor](simd::Batch<S> value) { return factor * simd::log_sigmoid(value); }, x, x);
 }
 
-/// y = a ⊙ σ(b) of x = (a, b), the gated linear unit. x: [B, T, 2 D]. y: [B, T, D].
+/// y = a ⊙ σ(b) of x = (a, b), the gated linear unit. x: [T, 2 D]. y: [T, D].
 template <class S>
-void gated_linear_unit(In<S, 3> x, View<S, 3> y, Context& context) {
-  const Index D = y.extent(2);
+void gated_linear_unit(In<S, 2> x, View<S, 2> y, const Call& call) {
+  const Index D = y.extent(axis::channel);
   elementwise(
-      context, [](simd::Batch<S> a, simd::Batch<S> b) { return a * simd::sigmoid(b); }, y,
-      x.template slice<2>(0, D), x.template slice<2>(D, D));
+      call, [](simd::Batch<S> a, simd::Batch<S> b) { return a * simd::sigmoid(b); }, y,
+      x.slice(axis::channel, 0, D), x.slice(axis::channel, D, D));
 }
 
 SEQMIX_END_NAMESPACE

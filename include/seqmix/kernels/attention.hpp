@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "seqmix/kernels/attention_parallel.hpp"
@@ -10,53 +11,59 @@ namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 namespace detail {
 
-template <Form form, class S>
-void attend(const AttentionCall<S>& call, Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece(
-        [&](const Piece& piece) { attend<form>(call.of(piece), context); });
-  }
-  call.check();
-  if (call.batch() * call.tokens() * call.heads() == 0) return;
-  if constexpr (form == Form::parallel) {
-    attend_in_parallel(call, context);
-  } else {
-    for (Index t = 0; t < call.tokens(); ++t) attend_one(call, t, context);
-  }
+template <class S>
+void attend(const AttentionOperands<S>& operands, const Call& call) {
+  operands.check(call);
+  if (call.tokens() * operands.heads() == 0) return;
+  attend_in_parallel(operands, call);
+  attend_by_recurrence(operands, call);
 }
 
 /// `attend` where the keys and values of the call are not in the caches, which are rings, yet: then
 /// they are put there.
-template <Form form, class S>
-void attend_to_rings(AttentionCall<S> call, const CacheView<S, 4>& keys,
-                     const CacheView<S, 4>& values, Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& piece) {
-      attend_to_rings<form>(call.of(piece), keys.template slice<0>(piece.row, 1),
-                            values.template slice<0>(piece.row, 1), context);
-    });
-  }
-  const View<const S, 4> k = call.fresh_keys, v = call.fresh_values;
-  auto scratch = context.scratch<S>();
-  const auto as_stored = [&](const View<const S, 4>& x, Storage storage) -> View<const S, 4> {
+template <class S>
+void attend_to_rings(AttentionOperands<S> operands, const CacheView<S, 4>& keys,
+                     const CacheView<S, 4>& values, const Call& call) {
+  const View<const S, 3> k = operands.fresh_keys, v = operands.fresh_values;
+  auto scratch = call.scratch<S>();
+  const auto as_stored = [&](const View<const S, 3>& x, Storage storage) -> View<const S, 3> {
     if (storage == Storage::native) return x;
-    auto rounded = scratch(x.extent(0), x.extent(1), x.extent(2), x.extent(3));
-    round_entries<S>(x, storage, rounded, context);
+    auto rounded = scratch(x.extent(0), x.extent(1), x.extent(2));
+    round_entries<S>(x, storage, rounded, call);
     return rounded;
   };
-  call.fresh_keys = as_stored(k, keys.storage()),
-  call.fresh_values = as_stored(v, values.storage());
-  attend<form>(call, context);
-  const Index T = call.tokens();
-  for (Index b = 0; b < call.batch(); ++b) {
-    const auto put = [&](const View<const S, 4>& from, const CacheView<S, 4>& ring) {
-      const Index rows = ring.extent(2);
-      for (Index t = std::max<Index>(T - rows, 0); t < T; ++t) {
-        store_entries<S>(from[b][t], ring[b].template at<1>((call.past[b] + t) % rows));
+  operands.fresh_keys = as_stored(k, keys.storage());
+  operands.fresh_values = as_stored(v, values.storage());
+  attend(operands, call);
+  for (const auto& [row, first, count, form] : call.segments()) {
+    const auto put = [&, at = row, begin = first, tokens = count](const View<const S, 3>& from,
+                                                                  const CacheView<S, 4>& ring) {
+      const Index rows = ring.extent(axis::slot), past = operands.past[at];
+      for (Index t = std::max<Index>(tokens - rows, 0); t < tokens; ++t) {
+        store_entries<S>(from[begin + t], ring.at(axis::slot, (past + t) % rows).at(axis::row, at));
       }
     };
     put(k, keys), put(v, values);
   }
+}
+
+/// Every `step`-th index of an axis from `first` on.
+template <NamedAxis Axis, class T, Index Rank>
+View<T, Rank> every(Axis, const View<T, Rank>& view, Index first, Index step, Index count) {
+  constexpr Index axis = Axis::template of<Rank>;
+  auto shape = view.shape(), strides = view.strides();
+  shape[axis] = count, strides[axis] *= step;
+  return {view.data() + first * view.stride(axis), shape, strides};
+}
+/// The same of a cache.
+template <NamedAxis Axis, class T>
+CacheView<T, 4> every(Axis axis, const CacheView<T, 4>& cache, Index first, Index step,
+                      Index count) {
+  return cache.window([&](const auto& view) { return every(axis, view, first, step, count); });
+}
+/// One number for all rows of a state.
+inline View<const Index, 1> for_all_rows(const Index& number, Index rows) {
+  return {&number, {rows}, {0}};
 }
 
 }  // namespace detail
@@ -64,72 +71,77 @@ void attend_to_rings(AttentionCall<S> call, const CacheView<S, 4>& keys,
 /// o = Σ softmax(score(scale q · k)) v over the visible keys, softmax online: no T x T numbers
 /// exist.
 ///
-///   q [B, T, H, K], o [B, T, H, V]; keys [B, G, capacity, K], values [B, G, capacity, V]
+///   q [T, H, K], o [T, H, V]; keys [B, G, capacity, K], values [B, G, capacity, V]
 ///
-/// Row b has past[b] entries from before this call, and its T new ones are already in the caches
-/// behind them: token t is at position past[b] + t. Query head h reads head h / (H / G). A query
-/// that sees no key gives zeros. log_sum_exp [B, T, H], if given, gets log Σ exp(score) (-infinity
-/// then). The last dimensions are contiguous, and o overlaps no input. Shapes that do not fit are a
-/// `ShapeError`, tokens that do not fit in the caches a `CapacityError`. To the policies each of
-/// packed documents is row 0. Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Dao et al. 2022,
+/// Row b has past[b] entries from before this call, and the new ones of its segment are already in
+/// the caches behind them: token t of a segment is at position past[row] + t. Query head h reads
+/// head h / (H / G). A query that sees no key gives zeros. log_sum_exp [T, H], if given, gets
+/// log Σ exp(score) (-infinity then). The last dimensions are contiguous, and o overlaps no input.
+/// Shapes that do not fit are a `ShapeError`, tokens that do not fit in the caches a
+/// `CapacityError`. Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Dao et al. 2022,
 /// arXiv:2205.14135.
-template <Form form, class S, class Mask = Causal, class Score = PlainScore>
-void attention(In<S, 4> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<Index, 1> past, Mask mask,
-               Score score, View<S, 4> o, Context& context, Out<S, 3> log_sum_exp = {}) {
+template <class S, class Mask = Causal, class Score = PlainScore>
+void attention(In<S, 3> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<Index, 1> past, Mask mask,
+               Score score, View<S, 3> o, const Call& call, Out<S, 2> log_sum_exp = {}) {
   const detail::PoliciesOf<S, Mask, Score> policies(std::move(mask), std::move(score));
-  detail::attend<form, S>({q, keys, values, past, o, log_sum_exp, policies}, context);
+  detail::attend<S>({q, keys, values, past, o, log_sum_exp, policies}, call);
 }
 
-/// The same where the caches are rings of the last positions, [B, G, rows, K or V] with position p
-/// in slot p mod rows, and the new entries are k [B, T, G, K] and v [B, T, G, V]: they are put into
-/// the rings when every query has seen what they overwrite. `mask` hides all positions that lie
-/// `rows` or more before a query.
-template <Form form, class S, class Mask, class Score>
-void ring_attention(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<Index, 1> past, Mask mask, Score score,
-                    CacheOut<S, 4> keys, CacheOut<S, 4> values, View<S, 4> o, Context& context,
-                    Out<S, 3> log_sum_exp = {}) {
+/// The same where nothing is remembered: the keys and values of a segment are its own, k [T, G, K]
+/// and v [T, G, V], before a query and behind it, and its first token is at position 0. Tokens
+/// whose positions are not in `asking` ask nothing: their o stays as it is. Always by the parallel
+/// form, which each segment is long enough for.
+template <class S, class Mask, class Score>
+void self_attention(In<S, 3> q, In<S, 3> k, In<S, 3> v, Mask mask, Score score, View<S, 3> o,
+                    const Call& call, Out<S, 2> log_sum_exp = {},
+                    Span asking = {0, std::numeric_limits<Index>::max()}) {
   const detail::PoliciesOf<S, Mask, Score> policies(std::move(mask), std::move(score));
-  detail::attend_to_rings<form, S>({q, keys, values, past, o, log_sum_exp, policies, k, v}, keys,
-                                   values, context);
+  detail::attend<S>({q, {}, {}, {}, o, log_sum_exp, policies, k, v, asking}, call);
 }
 
-/// Writes the heads x [B, T, G, K] of the first positions of the stream to a cache of them alone,
+/// As `attention` where the caches are rings of the last positions, [B, G, rows, K or V] with
+/// position p in slot p mod rows, and the new entries are k [T, G, K] and v [T, G, V]: they are put
+/// into the rings when every query has seen what they overwrite. `mask` hides all positions that
+/// lie `rows` or more before a query.
+template <class S, class Mask, class Score>
+void ring_attention(In<S, 3> q, In<S, 3> k, In<S, 3> v, In<Index, 1> past, Mask mask, Score score,
+                    CacheOut<S, 4> keys, CacheOut<S, 4> values, View<S, 3> o, const Call& call,
+                    Out<S, 2> log_sum_exp = {}) {
+  const detail::PoliciesOf<S, Mask, Score> policies(std::move(mask), std::move(score));
+  detail::attend_to_rings<S>({q, keys, values, past, o, log_sum_exp, policies, k, v}, keys, values,
+                             call);
+}
+
+/// Writes the heads x [T, G, K] of the first positions of a stream to a cache of them alone,
 /// [B, G, count, K]; later ones go nowhere.
 template <class S>
-void append_leading(In<S, 4> x, In<Index, 1> past, const CacheView<S, 4>& cache, Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& piece) {
-      append_leading<S>(x.template slice<1>(piece.first, piece.count),
-                        past.template slice<0>(piece.row, 1), cache.template slice<0>(piece.row, 1),
-                        context);
-    });
-  }
-  for (Index b = 0; b < x.extent(0); ++b) {
-    const Index count = std::min(x.extent(1), cache.extent(2) - past[b]);
+void append_leading(In<S, 3> x, In<Index, 1> past, CacheOut<S, 4> cache, const Call& call) {
+  for (const Segment& segment : call.segments()) {
+    const Index before = past[segment.row];
+    const Index count = std::min(segment.count, cache.extent(axis::slot) - before);
     for (Index t = 0; t < count; ++t) {
-      store_entries<S>(x[b][t], cache[b].template at<1>(past[b] + t));
+      store_entries<S>(x[segment.first + t],
+                       cache.at(axis::slot, before + t).at(axis::row, segment.row));
     }
   }
 }
 
-/// Makes o [B, T, H, V] and log_sum_exp [B, T, H] of one part of the keys those of both parts; of
-/// the other one nothing is left.
+/// Makes o [T, H, V] and log_sum_exp [T, H] of one part of the keys those of both parts; of the
+/// other one nothing is left.
 template <class S>
-void merge_attention(Out<S, 4> other_o, Out<S, 3> other_log_sum_exp, View<S, 4> o,
-                     Out<S, 3> log_sum_exp) {
-  for (Index b = 0; b < o.extent(0); ++b) {
-    for (Index t = 0; t < o.extent(1); ++t) {
-      for (Index h = 0; h < o.extent(2); ++h) {
-        S sum = 1, other_sum = 1;  // the weights of a part are already divided by theirs
-        const detail::PartialSoftmax<S> whole{o[b][t][h], log_sum_exp(b, t, h), sum};
-        whole.merge({other_o[b][t][h], other_log_sum_exp(b, t, h), other_sum});
-        log_sum_exp(b, t, h) = whole.finish();
-      }
+void merge_attention(Out<S, 3> other_o, Out<S, 2> other_log_sum_exp, View<S, 3> o,
+                     Out<S, 2> log_sum_exp) {
+  for (Index t = 0; t < o.extent(axis::time); ++t) {
+    for (Index h = 0; h < o.extent(axis::head); ++h) {
+      S sum = 1, other_sum = 1;  // the weights of a part are already divided by theirs
+      const detail::PartialSoftmax<S> whole{o[t][h], log_sum_exp(t, h), sum};
+      whole.merge({other_o[t][h], other_log_sum_exp(t, h), other_sum});
+      log_sum_exp(t, h) = whole.finish();
     }
   }
 }
 
-/// Heads [B, T, G, K] as attention reads them, [B, G, T, K].
+/// Heads [B, T, G, K] as caches have them, [B, G, T, K].
 template <class T>
 View<T, 4> heads_first(const View<T, 4>& x) {
   return {x.data(),

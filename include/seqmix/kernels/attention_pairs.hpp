@@ -35,9 +35,10 @@ struct Pairs {
 /// A mask is any type with `of`, `visibility` and `allows`. It sees positions only, never how they
 /// are tiled. It may have `reach`, outside of which it hides every key: the tiles there are not
 /// even looked at. And `narrowed(Span queries, Span keys) const`: a mask of its own type that
-/// agrees with it on these positions and may be cheaper to ask.
+/// agrees with it on these positions and may be cheaper to ask. One that depends on how many
+/// positions there are has `of(row, head, count)`.
 struct Causal {
-  /// The mask of one batch row and query head.
+  /// The mask of one query head of a segment, whose row of the state this is.
   Causal of(Index /*row*/, Index /*head*/) const { return *this; }
   Span reach(Span queries) const { return {0, queries.end}; }
   Visibility visibility(Span queries, Span keys) const {
@@ -57,7 +58,7 @@ struct Causal {
 struct PlainScore {
   double scale = 1;
 
-  /// The score of one batch row and query head.
+  /// The score of one query head of a segment, whose row of the state this is.
   PlainScore of(Index /*row*/, Index /*head*/) const { return *this; }
   template <class S>
   simd::Batch<S> operator()(const simd::Batch<S>& products, const Pairs<S>& /*pairs*/) const {
@@ -80,9 +81,9 @@ Mask narrowed(const Mask& mask, Span queries, Span keys) {
   }
 }
 
-/// A query head of a batch row.
+/// A query head of a segment that continues a row, and how many positions there are then.
 struct HeadOfRow {
-  Index row, head;
+  Index row, head, count;
 };
 
 /// Registers of pairs, `stride` numbers from each other, and what is known of all of them.
@@ -124,8 +125,8 @@ class Policies {
 
   bool is_plain() const { return plain_; }
   virtual double scale(HeadOfRow of) const = 0;
-  /// Outside of this no query sees a key. `end` is that of the positions there are.
-  virtual Span reach(HeadOfRow of, Span queries, Index end) const = 0;
+  /// Outside of this no query sees a key.
+  virtual Span reach(HeadOfRow of, Span queries) const = 0;
   virtual Visibility visibility(HeadOfRow of, Span queries, Span keys) const = 0;
   /// Makes products scores, -infinity where `masked` and the mask hides a key. Returns the highest
   /// of each lane.
@@ -151,11 +152,11 @@ class PoliciesOf final : public Policies<S> {
         score_(std::move(score)) {}
 
   double scale(HeadOfRow of) const override { return score_of(of).scale; }
-  Span reach(HeadOfRow of, Span queries, Index end) const override {
+  Span reach(HeadOfRow of, Span queries) const override {
     if constexpr (requires { mask_of(of).reach(queries); }) {
       return mask_of(of).reach(queries);
     } else {
-      return {0, end};
+      return {0, of.count};
     }
   }
   Visibility visibility(HeadOfRow of, Span queries, Span keys) const override {
@@ -178,7 +179,13 @@ class PoliciesOf final : public Policies<S> {
   }
 
  private:
-  auto mask_of(HeadOfRow of) const { return mask_.of(of.row, of.head); }
+  auto mask_of(HeadOfRow of) const {
+    if constexpr (requires { mask_.of(of.row, of.head, of.count); }) {
+      return mask_.of(of.row, of.head, of.count);
+    } else {
+      return mask_.of(of.row, of.head);
+    }
+  }
   auto score_of(HeadOfRow of) const { return score_.of(of.row, of.head); }
 
   static Batch each(const PairBlock<S>& block, auto&& value) {

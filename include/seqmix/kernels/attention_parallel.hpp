@@ -251,20 +251,21 @@ struct QueryPanel {
   }
 };
 
-/// The parallel form of the heads `heads` of one group and the tokens `tokens` of row b.
+/// The parallel form of the heads `heads` of one group and the tokens `tokens` of a segment.
 template <class Products, class S>
-void attend_block(const AttentionCall<S>& call, Index b, Span heads, Span tokens, Context& worker) {
-  const Index width = query_panel_width<S>, past = call.past[b];
+void attend_block(const AttentionOperands<S>& operands, const SegmentQueries& of, Span heads,
+                  Span tokens, const Call& worker) {
+  const Index width = query_panel_width<S>, past = of.past;
   const Index before = positions_before<S>(past + tokens.begin, tokens.size());
   const Index panels_per_head = ceil_div(before + tokens.size(), width);
   const Index panels = heads.size() * panels_per_head;
-  const Index group = heads.begin / call.heads_per_group();
+  const Index group = heads.begin / operands.heads_per_group();
   auto scratch = worker.scratch<S>();
-  auto sums_of_values = scratch(panels, round_up(call.head_v(), Products::channels), width);
+  auto sums_of_values = scratch(panels, round_up(operands.head_v(), Products::channels), width);
   auto reference = scratch(panels, width), sum = scratch(panels, width);
-  auto collected_keys = scratch(attention_tile, call.head_k());
-  auto collected_values = scratch(attention_tile, call.head_v());
-  Products products(worker, panels, call.head_k(), call.head_v());
+  auto collected_keys = scratch(attention_tile, operands.head_k());
+  auto collected_values = scratch(attention_tile, operands.head_v());
+  Products products(worker, panels, operands.head_k(), operands.head_v());
   PanelsAhead ahead;
   products.fetch_along(ahead);
   using Panel = QueryPanel<S, Products>;
@@ -274,28 +275,30 @@ void attend_block(const AttentionCall<S>& call, Index b, Span heads, Span tokens
       const Index begin = tokens.begin - before + i % panels_per_head * width;
       const Span queries{past + std::max(begin, tokens.begin),
                          past + std::min(begin + width, tokens.end)};
-      body(Panel{
-          products, i, call.policies, {b, head}, queries, sums_of_values[i], reference[i], sum[i]});
+      body(Panel{products, i, operands.policies, of.of_head(head), queries, sums_of_values[i],
+                 reference[i], sum[i]});
     }
   };
+  const auto token_of = [&](Index position) { return of.first + position - past; };
   const auto rows_of = [&](const auto& view, const Panel& panel, Span queries) {
-    const auto of_head = view[b].template at<1>(panel.head.head);
-    return of_head.template slice<0>(queries.begin - past, queries.size());
+    return view.at(axis::head, panel.head.head)
+        .slice(axis::time, token_of(queries.begin), queries.size());
   };
   const auto begin = [&](const Panel& panel) {
-    panel.begin(rows_of(call.q, panel, panel.queries));
+    panel.begin(rows_of(operands.q, panel, panel.queries));
     const Span next{panel.queries.end, std::min(panel.queries.end + width, past + tokens.end)};
-    ahead.q = RowsAhead(rows_of(call.q, panel, next));
+    ahead.q = RowsAhead(rows_of(operands.q, panel, next));
   };
   const auto finish = [&](const Panel& panel) {
-    S* const log_sum_exp = call.log_sum_exp.data() == nullptr
+    const View<S, 2>& sums = operands.log_sum_exp;
+    S* const log_sum_exp = sums.data() == nullptr
                                ? nullptr
-                               : &call.log_sum_exp(b, panel.queries.begin - past, panel.head.head);
-    panel.finish(rows_of(call.o, panel, panel.queries), log_sum_exp, call.log_sum_exp.stride(1));
+                               : &sums(token_of(panel.queries.begin), panel.head.head);
+    panel.finish(rows_of(operands.o, panel, panel.queries), log_sum_exp, sums.stride(axis::time));
   };
 
-  const auto keys = call.keys_of(b, group), values = call.values_of(b, group);
-  const Span reach = call.reach(b, heads, tokens);
+  const auto keys = operands.keys_of(of, group), values = operands.values_of(of, group);
+  const Span reach = operands.reach(of, heads, tokens);
   if (reach.size() == 0) {
     return for_each_panel([&](const Panel& panel) { begin(panel), finish(panel); });
   }
@@ -310,57 +313,83 @@ void attend_block(const AttentionCall<S>& call, Index b, Span heads, Span tokens
     for_each_panel([&](const Panel& panel) {
       // It begins with the first tile that it may see and ends with the last one: what it reads and
       // writes then is fetched while others are computed with.
-      const Span seen = call.policies.reach(panel.head, panel.queries, reach.end);
+      const Span seen = operands.policies.reach(panel.head, panel.queries);
       const Index last = std::clamp(tile_of(seen.end - 1), first_tile, last_tile);
       const Index first = std::clamp(tile_of(seen.begin), first_tile, last);
       if (at < first || at > last) return;
       if (at == first) begin(panel);
-      if (at == last) ahead.o = RowsAhead(rows_of(call.o, panel, panel.queries));
+      if (at == last) ahead.o = RowsAhead(rows_of(operands.o, panel, panel.queries));
       panel.visit(tile, tile_values);
       if (at == last) finish(panel);
     });
   }
 }
 
-template <class Products, class S>
-void attend_in_blocks(const AttentionCall<S>& call, Context& context) {
-  const Index heads = std::min(call.heads_per_group(), attention_heads);
-  const Index sets = ceil_div(call.heads_per_group(), heads);  // of heads, in a group
-  const Index pieces = ceil_div(parallel_tasks, call.batch() * call.groups() * sets);
+/// How the queries of a segment are cut into tasks: a group of heads into sets of `heads`, their
+/// tokens into blocks of `length`, which begin `before` positions before the segment.
+struct QueryCut {
+  Index heads, sets, length, before, blocks, products;
+
+  Index items(Index groups) const { return groups * sets * blocks; }
+};
+
+/// `of.count` is positive.
+template <class S>
+QueryCut cut_queries(const AttentionOperands<S>& operands, const SegmentQueries& of, Index share) {
+  const Index heads = std::min(operands.heads_per_group(), attention_heads);
+  const Index sets = ceil_div(operands.heads_per_group(), heads);
+  const Index pieces = ceil_div(share, operands.groups() * sets);
   // No more queries of a head than keys that one may see: they would share no key.
-  const Index keys = call.reach(0, {0, 1}, {call.tokens() - 1, call.tokens()}).size();
-  const Index queries = std::clamp(std::min(keys, ceil_div(call.tokens(), pieces)) * heads,
+  const Index keys = operands.reach(of, {0, 1}, {of.count - 1, of.count}).size();
+  const Index queries = std::clamp(std::min(keys, ceil_div(of.count, pieces)) * heads,
                                    least_queries, most_queries);
   const Index length = round_up(std::max<Index>(queries / heads, 1), query_panel_width<S>);
-  const auto before = [&](Index b) { return positions_before<S>(call.past[b], call.tokens()); };
-  Index most_before = 0;
-  for (Index b = 0; b < call.batch(); ++b) most_before = std::max(most_before, before(b));
-  const Index blocks = ceil_div(most_before + call.tokens(), length);
-  context.parallel_for(
-      call.batch() * call.groups() * sets * blocks, [&](Index task, Context& worker) {
+  const Index before = positions_before<S>(of.past, of.count);
+  const Index products = std::min(length, of.count) * heads * keys *
+                         (operands.head_k() + operands.head_v());
+  return {heads, sets, length, before, ceil_div(before + of.count, length), products};
+}
+
+template <class Products, class S>
+void attend_in_blocks(const AttentionOperands<S>& operands, const Call& call) {
+  const auto cut_of = [&](const Segment& segment) {
+    return cut_queries(operands, operands.queries_of(segment),
+                       share_of(call, segment, parallel_tasks));
+  };
+  const auto work_of = [&](const Segment& segment) {
+    if (!operands.in_parallel(segment)) return SegmentWork{};
+    const QueryCut cut = cut_of(segment);
+    // What is worth a task has one of its own, whatever the others cost.
+    return SegmentWork{cut.items(operands.groups()),
+                       std::clamp<Index>(cut.products, 1, attention_task_products)};
+  };
+  const Index R = operands.heads_per_group();
+  for_each_unit(
+      call, attention_task_products, work_of, [&](const Unit& unit, const Call& worker) {
+        const SegmentQueries of = operands.queries_of(unit.segment);
+        const QueryCut cut = cut_of(unit.segment);
         // The blocks of a head run behind each other, whose keys stay in cache; the longest first.
-        const Index block = blocks - 1 - task % blocks, rest = task / blocks;
-        const Index set = rest % sets, group = rest / sets % call.groups();
-        const Index first = group * call.heads_per_group();
-        const Span of_set{first + set * heads,
-                          first + std::min(call.heads_per_group(), (set + 1) * heads)};
-        const Index b = rest / sets / call.groups(), begin = block * length - before(b);
-        const Span tokens{std::max<Index>(begin, 0), std::min(call.tokens(), begin + length)};
-        if (tokens.size() > 0) attend_block<Products>(call, b, of_set, tokens, worker);
+        const Index block = cut.blocks - 1 - unit.item % cut.blocks, rest = unit.item / cut.blocks;
+        const Index set = rest % cut.sets, first = rest / cut.sets * R;
+        const Span heads{first + set * cut.heads, first + std::min(R, (set + 1) * cut.heads)};
+        const Index begin = block * cut.length - cut.before;
+        attend_block<Products>(
+            operands, of, heads,
+            {std::max<Index>(begin, 0), std::min(of.count, begin + cut.length)}, worker);
       });
 }
 
-/// On matrix units where the context asks for them and the call has tokens enough for their tiles.
+/// The segments of the parallel form, on matrix units where the call asks for them.
 template <class S>
-void attend_in_parallel(const AttentionCall<S>& call, Context& context) {
+void attend_in_parallel(const AttentionOperands<S>& operands, const Call& call) {
 #if SEQMIX_MATRIX_UNITS
   if constexpr (std::is_same_v<S, float>) {
-    if (matrix_precision<S>(context) != Precision::fp32) {
-      return attend_in_blocks<TileProducts>(call, context);
+    if (matrix_precision<S>(call) != Precision::fp32) {
+      return attend_in_blocks<TileProducts>(operands, call);
     }
   }
 #endif
-  attend_in_blocks<RegisterProducts<S>>(call, context);
+  attend_in_blocks<RegisterProducts<S>>(operands, call);
 }
 
 }  // namespace detail

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <span>
-#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "seqmix/kernels/attention.hpp"
@@ -24,8 +24,8 @@ struct Band {
   static Band window(Index width, Index first = 0) { return {.first = first, .back = width - 1}; }
   /// The first `count` keys of the stream up to the query's own.
   static Band leading(Index count) { return {.last = count}; }
-  /// `count` keys, whatever the position of the query.
-  static Band everything(Index count) { return {.last = count, .ahead = unlimited}; }
+  /// `count` keys, or all there are, whatever the position of the query.
+  static Band everything(Index count = unlimited) { return {.last = count, .ahead = unlimited}; }
 
   Band of(Index /*row*/, Index /*head*/) const { return *this; }
   Span reach(Span queries) const {
@@ -95,44 +95,26 @@ inline std::vector<double> alibi_slopes(Index heads) {
 namespace detail {
 
 /// `attend_to_rings` for each remainder of the positions by `dilation`.
-template <Form form, class S>
-void attend_dilated(const AttentionCall<S>& call, Index dilation, const CacheView<S, 4>& keys,
-                    const CacheView<S, 4>& values, Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& piece) {
-      attend_dilated<form>(call.of(piece), dilation, keys.template slice<0>(piece.row, 1),
-                           values.template slice<0>(piece.row, 1), context);
-    });
-  }
-  const auto every = [&]<Index axis, class View4>(std::integral_constant<Index, axis>,
-                                                  const View4& view, Index row, Index first) {
-    auto part = view.template slice<0>(row, 1);
-    auto shape = part.shape(), strides = part.strides();
-    shape[axis] = ceil_div(std::max<Index>(shape[axis] - first, 0), dilation);
-    strides[axis] *= dilation;
-    return View4{part.data() + first * part.stride(axis), shape, strides};
-  };
-  constexpr std::integral_constant<Index, 1> tokens;
-  const auto every_slot = [&](const CacheView<S, 4>& ring, Index row, Index first) {
-    constexpr std::integral_constant<Index, 2> slots;
-    return ring.window([&](const auto& view) { return every(slots, view, row, first); });
-  };
-  for (Index row = 0; row < call.batch(); ++row) {
-    for (Index first = 0; first < std::min(dilation, call.tokens()); ++first) {
-      const Index position = call.past[row] + first, remainder = position % dilation;
+template <class S>
+void attend_dilated(const AttentionOperands<S>& operands, Index dilation,
+                    const CacheView<S, 4>& keys, const CacheView<S, 4>& values, const Call& call) {
+  for (const Segment& segment : call.segments()) {
+    for (Index first = 0; first < std::min(dilation, segment.count); ++first) {
+      const Index position = operands.past[segment.row] + first, remainder = position % dilation;
       const Index before = position / dilation;  // tokens of this stream that are in the ring
-      const auto ring_keys = every_slot(keys, row, remainder);
-      const auto ring_values = every_slot(values, row, remainder);
-      attend_to_rings<form, S>({every(tokens, call.q, row, first),
-                                ring_keys,
-                                ring_values,
-                                View<const Index, 1>(&before, {1}),
-                                every(tokens, call.o, row, first),
-                                {},
-                                call.policies,
-                                every(tokens, call.fresh_keys, row, first),
-                                every(tokens, call.fresh_values, row, first)},
-                               ring_keys, ring_values, context);
+      const Segment stream{segment.row, 0, ceil_div(segment.count - first, dilation), segment.form};
+      const auto tokens = [&](const auto& view) {
+        return every(axis::time, view, segment.first + first, dilation, stream.count);
+      };
+      const auto slots = [&](const CacheView<S, 4>& ring) {
+        return every(axis::slot, ring, remainder, dilation, ring.extent(axis::slot) / dilation);
+      };
+      const auto ring_keys = slots(keys), ring_values = slots(values);
+      attend_to_rings<S>(
+          {tokens(operands.q), ring_keys, ring_values, for_all_rows(before, keys.extent(axis::row)),
+           tokens(operands.o), {}, operands.policies, tokens(operands.fresh_keys),
+           tokens(operands.fresh_values)},
+          ring_keys, ring_values, call.with(Segments(&stream, 1)));
     }
   }
 }
@@ -143,17 +125,16 @@ void attend_dilated(const AttentionCall<S>& call, Index dilation, const CacheVie
 /// by `dilation`. The positions of each remainder are a stream of their own, in which their window
 /// has no gaps: distances that `score` sees count in dilations. The rows of the rings are a
 /// multiple of `dilation`.
-template <Form form, class S, class Score>
-void dilated_ring_attention(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<Index, 1> past, Index width,
+template <class S, class Score>
+void dilated_ring_attention(In<S, 3> q, In<S, 3> k, In<S, 3> v, In<Index, 1> past, Index width,
                             Index dilation, Score score, CacheOut<S, 4> keys, CacheOut<S, 4> values,
-                            View<S, 4> o, Context& context) {
+                            View<S, 3> o, const Call& call) {
   if (dilation == 1) {
-    return ring_attention<form>(q, k, v, past, Band::window(width), score, keys, values, o,
-                                context);
+    return ring_attention(q, k, v, past, Band::window(width), score, keys, values, o, call);
   }
   const detail::PoliciesOf<S, Band, Score> policies(Band::window(width), std::move(score));
-  detail::attend_dilated<form, S>({q, keys, values, past, o, {}, policies, k, v}, dilation, keys,
-                                  values, context);
+  detail::attend_dilated<S>({q, keys, values, past, o, {}, policies, k, v}, dilation, keys, values,
+                            call);
 }
 
 SEQMIX_END_NAMESPACE

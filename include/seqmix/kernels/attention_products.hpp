@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <type_traits>
 
-#include "seqmix/kernels/attention_call.hpp"
+#include "seqmix/kernels/attention_operands.hpp"
 #include "seqmix/simd/transpose.hpp"
 
 namespace seqmix {
@@ -181,8 +181,8 @@ class RegisterProducts {
   /// Keys whose weights, and channels of V whose sums, are computed together.
   static constexpr Index key_group = 2, channels = 1;
 
-  RegisterProducts(Context& worker, Index panels, Index head_k, Index /*head_v*/)
-      : scratch_(worker),
+  RegisterProducts(const Call& worker, Index panels, Index head_k, Index /*head_v*/)
+      : scratch_(worker.context()),
         queries_(scratch_(panels, head_k, width)),
         scores_(scratch_(attention_tile, width)) {}
 

@@ -1,11 +1,12 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstring>
 #include <type_traits>
 
-#include "seqmix/kernels/attention_call.hpp"
+#include "seqmix/kernels/attention_operands.hpp"
 #include "seqmix/kernels/softmax.hpp"
 #include "seqmix/simd/map.hpp"
 #include "seqmix/simd/math.hpp"
@@ -253,7 +254,9 @@ struct QueryToken {
   View<S, 1> sum;      // [R], of p
 
   Index heads() const { return q.extent(0); }
-  HeadOfRow head(Index r) const { return {first_head.row, first_head.head + r}; }
+  HeadOfRow head(Index r) const {
+    return {first_head.row, first_head.head + r, first_head.count};
+  }
 
   void begin(const View<const S, 2>& from) const {
     for (Index r = 0; r < heads(); ++r) {
@@ -366,94 +369,113 @@ struct QueryToken {
   }
 };
 
-/// The recurrent form: memory-bound, so that each span of keys is read once for all heads of its
-/// group. Spans run in parallel and are merged in their order.
+/// Keys that one token of the query heads of a group goes through in one task.
+struct KeySpan {
+  SegmentQueries of;
+  Index token, group;
+  Span keys;
+  Index end;         // of all keys that the heads reach
+  bool first, last;  // of the spans of these heads
+};
+
+/// Calls `body(span)` for the spans of all tokens of the recurrent segments, in order; heads that
+/// reach no key have an empty one. Spans begin at multiples of their length.
 template <class S>
-void attend_one(const AttentionCall<S>& call, Index t, Context& context) {
-  const Index B = call.batch(), G = call.groups(), R = call.heads_per_group();
-  const Index K = call.head_k(), V = call.head_v();
-  // Spans begin at multiples of their length; a row counts from the first that its heads reach.
-  const auto reach_of = [&](Index b, Index group) {
-    const Span reach = call.reach(b, {group * R, (group + 1) * R}, {t, t + 1});
-    return Span{reach.begin / attention_span * attention_span, reach.end};
-  };
-  Index longest = 0;
-  for (Index b = 0; b < B; ++b) {
-    for (Index group = 0; group < G; ++group) {
-      longest = std::max(longest, reach_of(b, group).size());
+void for_each_key_span(const AttentionOperands<S>& operands, const Call& call, auto&& body) {
+  const Index R = operands.heads_per_group();
+  for (const Segment& segment : call.segments()) {
+    if (operands.in_parallel(segment)) continue;
+    const SegmentQueries of = operands.queries_of(segment);
+    for (Index t = 0; t < of.count; ++t) {
+      for (Index group = 0; group < operands.groups(); ++group) {
+        const Span reach = operands.reach(of, {group * R, (group + 1) * R}, {t, t + 1});
+        const Index first = reach.begin / attention_span * attention_span;
+        for (Index begin = first; begin == first || begin < reach.end; begin += attention_span) {
+          const Index end = std::min(reach.end, begin + attention_span);
+          body(KeySpan{of, t, group, {begin, end}, reach.end, begin == first, end == reach.end});
+        }
+      }
     }
   }
-  const Index spans = ceil_div(longest, attention_span), items = B * G * spans;
-  const Index numbers = std::min(longest, attention_span) * (K + V);
-  const Index items_per_task = ceil_div(attention_task_numbers, std::max<Index>(numbers, 1));
+}
 
-  auto scratch = context.scratch<S>();
-  auto maximum = scratch(B * G, R), sum = scratch(B * G, R);
+/// The recurrent form of the segments that ask for it: memory-bound, so that each span of keys is
+/// read once for all heads of its group. Spans run in parallel, those of all segments together, and
+/// are merged in their order.
+template <class S>
+void attend_by_recurrence(const AttentionOperands<S>& operands, const Call& call) {
+  const auto recurs = [&](const Segment& segment) { return !operands.in_parallel(segment); };
+  if (!operands.has_caches() || std::ranges::none_of(call.segments(), recurs)) return;
+  const Index R = operands.heads_per_group(), K = operands.head_k(), V = operands.head_v();
+  auto scratch = call.scratch<S>();
+  auto maximum = scratch(R), sum = scratch(R);  // of the heads whose spans are merged
   auto part_o = scratch(attention_wave, R, V);
   auto part_maximum = scratch(attention_wave, R), part_sum = scratch(attention_wave, R);
-  const auto heads_of = [&](const auto& view, Index stream) {
-    return view[stream / G][t].template slice<0>(stream % G * R, R);
+  const auto heads_of = [&](const auto& view, const KeySpan& span) {
+    return view[span.of.first + span.token].template slice<0>(span.group * R, R);
   };
-  const auto whole = [&](Index stream, Index r) {
-    return PartialSoftmax<S>{heads_of(call.o, stream)[r], maximum(stream, r), sum(stream, r)};
+
+  const auto attend_span = [&](const KeySpan& span, Index slot, const Call& worker) {
+    auto worker_scratch = worker.scratch<S>();
+    const QueryToken<S> token{operands.policies,
+                              span.of.of_head(span.group * R),
+                              span.of.past + span.token,
+                              worker_scratch(R, K),
+                              worker_scratch(R, attention_tile),
+                              worker_scratch(R, attention_tile),
+                              worker_scratch(2, attention_tile),
+                              part_o[slot],
+                              worker_scratch(R),
+                              worker_scratch(R)};
+    token.begin(heads_of(operands.q, span));
+    const auto keys = operands.keys_of(span.of, span.group);
+    const auto values = operands.values_of(span.of, span.group);
+    auto collected_keys = worker_scratch(attention_tile, K);
+    auto collected_values = worker_scratch(attention_tile, V);
+    for (Index key = span.keys.begin; key < span.keys.end; key += attention_tile) {
+      const Span tile{key, std::min(span.keys.end, key + attention_tile)};
+      if (!token.sees(tile)) continue;
+      token.visit(tile, keys.stored(tile, collected_keys), values.stored(tile, collected_values),
+                  Ahead(keys.cached({tile.end, std::min(span.end, tile.end + attention_tile)})));
+    }
+    // Only now, since parts of other workers lie on the same cache lines.
+    copy(token.maximum, part_maximum[slot]), copy(token.sum, part_sum[slot]);
   };
-  const auto for_each_head = [&](auto&& body) {
-    for (Index stream = 0; stream < B * G; ++stream) {
-      for (Index r = 0; r < R; ++r) body(stream, r);
+  const auto merge_span = [&](const KeySpan& span, Index slot) {
+    const auto o = heads_of(operands.o, span);
+    for (Index r = 0; r < R; ++r) {
+      const PartialSoftmax<S> whole{o[r], maximum[r], sum[r]};
+      if (span.first) whole.clear();
+      whole.merge({part_o[slot][r], part_maximum(slot, r), part_sum(slot, r)});
+      if (!span.last) continue;
+      const S log_sum_exp = whole.finish();
+      if (operands.log_sum_exp.data() != nullptr) {
+        heads_of(operands.log_sum_exp, span)[r] = log_sum_exp;
+      }
     }
   };
 
-  for_each_head([&](Index stream, Index r) { whole(stream, r).clear(); });
-  for (Index first = 0; first < items; first += attention_wave) {
-    const Index end = std::min(items, first + attention_wave);
-    const auto attend_item = [&](Index item, Context& worker) {
-      const Index stream = item / spans, b = stream / G, group = stream % G, slot = item - first;
-      auto worker_scratch = worker.scratch<S>();
-      const QueryToken<S> token{call.policies,
-                                {b, group * R},
-                                call.past[b] + t,
-                                worker_scratch(R, K),
-                                worker_scratch(R, attention_tile),
-                                worker_scratch(R, attention_tile),
-                                worker_scratch(2, attention_tile),
-                                part_o[slot],
-                                worker_scratch(R),
-                                worker_scratch(R)};
-      token.begin(heads_of(call.q, stream));
-      const auto keys = call.keys_of(b, group), values = call.values_of(b, group);
-      auto collected_keys = worker_scratch(attention_tile, K);
-      auto collected_values = worker_scratch(attention_tile, V);
-      const Span reach = reach_of(b, group);
-      const Index begin = reach.begin + item % spans * attention_span;
-      const Index limit = std::min(reach.end, begin + attention_span);
-      for (Index key = begin; key < limit; key += attention_tile) {
-        const Span tile{key, std::min(limit, key + attention_tile)};
-        if (!token.sees(tile)) continue;
-        token.visit(tile, keys.stored(tile, collected_keys), values.stored(tile, collected_values),
-                    Ahead(keys.cached({tile.end, std::min(reach.end, tile.end + attention_tile)})));
-      }
-      // Only now, since parts of other workers lie on the same cache lines.
-      copy(token.maximum, part_maximum[slot]), copy(token.sum, part_sum[slot]);
-    };
-    context.parallel_for(ceil_div(end - first, items_per_task), [&](Index task, Context& worker) {
-      const Index begin = first + task * items_per_task;
-      for (Index item = begin; item < std::min(end, begin + items_per_task); ++item) {
-        attend_item(item, worker);
+  std::array<KeySpan, attention_wave> wave;
+  Index count = 0, keys = 0;
+  const auto run_wave = [&] {
+    const Index numbers = std::max<Index>(keys * (K + V), 1);
+    const Index spans_per_task = ceil_div(attention_task_numbers * count, numbers);
+    call.parallel_for(ceil_div(count, spans_per_task), [&](Index task, const Call& worker) {
+      const Index first = task * spans_per_task;
+      for (Index slot = first; slot < std::min(count, first + spans_per_task); ++slot) {
+        attend_span(wave[static_cast<std::size_t>(slot)], slot, worker);
       }
     });
-    for (Index item = first; item < end; ++item) {
-      const Index slot = item - first;
-      for (Index r = 0; r < R; ++r) {
-        whole(item / spans, r).merge({part_o[slot][r], part_maximum(slot, r), part_sum(slot, r)});
-      }
+    for (Index slot = 0; slot < count; ++slot) {
+      merge_span(wave[static_cast<std::size_t>(slot)], slot);
     }
-  }
-  for_each_head([&](Index stream, Index r) {
-    const S log_sum_exp = whole(stream, r).finish();
-    if (call.log_sum_exp.data() != nullptr) {
-      call.log_sum_exp(stream / G, t, stream % G * R + r) = log_sum_exp;
-    }
+    count = keys = 0;
+  };
+  for_each_key_span(operands, call, [&](const KeySpan& span) {
+    wave[static_cast<std::size_t>(count++)] = span, keys += span.keys.size();
+    if (count == attention_wave) run_wave();
   });
+  if (count > 0) run_wave();
 }
 
 }  // namespace detail

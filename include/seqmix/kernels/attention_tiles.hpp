@@ -13,7 +13,7 @@ SEQMIX_BEGIN_NAMESPACE
 namespace detail {
 
 /// As `RegisterProducts`, on matrix units: each number becomes the terms of bfloat16 that the
-/// context's precision says.
+/// call's precision says.
 ///
 /// K, and keys where there are fewer than in a tile, are padded with zeros to whole steps, V to
 /// whole pairs of tiles. Lanes stay queries, so that the units see the weights as they are
@@ -29,9 +29,9 @@ class TileProducts {
   static constexpr Index strip_keys = depth, strip_registers = registers;
   static constexpr Index key_group = depth, channels = pair;
 
-  TileProducts(Context& worker, Index panels, Index head_k, Index head_v)
-      : numbers_(worker),
-        tiles_(worker),
+  TileProducts(const Call& worker, Index panels, Index head_k, Index head_v)
+      : numbers_(worker.context()),
+        tiles_(worker.context()),
         terms_(split_terms(worker)),
         scaled_(numbers_(head_k, width)),
         scores_(numbers_(attention_tile, width)),

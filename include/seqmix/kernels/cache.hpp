@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "seqmix/core/cache.hpp"
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/simd/convert.hpp"
 #include "seqmix/simd/map.hpp"
 
@@ -104,37 +104,30 @@ void load_entries(CacheIn<S, Rank> cache, const View<S, Rank>& to) {
   }
 }
 
-/// Makes `to` what a cache gives back that stores the entries x [B, T, G, K].
+/// Makes `to` what a cache gives back that stores the entries x [T, G, K].
 template <class S>
-void round_entries(In<S, 4> x, Storage storage, const View<S, 4>& to, Context& context) {
-  const Index K = x.extent(3), bytes = number_size<S>(storage);
-  auto scratch = context.scratch<std::byte>();
+void round_entries(In<S, 3> x, Storage storage, const View<S, 3>& to, const Call& call) {
+  const Index K = x.extent(axis::channel), bytes = number_size<S>(storage);
+  auto scratch = call.scratch<std::byte>();
   bfloat16 scale;
   const CacheView<S, 1> entry(storage, {scratch(K * bytes).data(), {K}, {bytes}},
                               {&scale, {K}, {Index{0}}});
-  for (Index b = 0; b < x.extent(0); ++b) {
-    for (Index t = 0; t < x.extent(1); ++t) {
-      for (Index g = 0; g < x.extent(2); ++g) {
-        detail::store_entry<S>(x[b][t][g], entry);
-        load_entries<S>(entry, to[b][t][g]);
-      }
+  for (Index t = 0; t < x.extent(axis::time); ++t) {
+    for (Index g = 0; g < x.extent(axis::head); ++g) {
+      detail::store_entry<S>(x[t][g], entry);
+      load_entries<S>(entry, to[t][g]);
     }
   }
 }
 
-/// Writes the heads x [B, T, G, K] behind the first `past` [B] entries of a cache [B, G, capacity,
-/// K].
+/// Writes the heads x [T, G, K] of each segment behind the first past[row] entries of its row of a
+/// cache [B, G, capacity, K].
 template <class S>
-void append(In<S, 4> x, In<Index, 1> past, CacheOut<S, 4> cache, Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& piece) {
-      append<S>(x.template slice<1>(piece.first, piece.count), past.template slice<0>(piece.row, 1),
-                cache.template slice<0>(piece.row, 1), context);
-    });
-  }
-  for (Index row = 0; row < x.extent(0); ++row) {
-    for (Index t = 0; t < x.extent(1); ++t) {
-      store_entries<S>(x[row][t], cache[row].template at<1>(past[row] + t));
+void append(In<S, 3> x, In<Index, 1> past, CacheOut<S, 4> cache, const Call& call) {
+  for (const Segment& segment : call.segments()) {
+    for (Index t = 0; t < segment.count; ++t) {
+      store_entries<S>(x[segment.first + t], cache.at(axis::slot, past[segment.row] + t)
+                                                 .at(axis::row, segment.row));
     }
   }
 }

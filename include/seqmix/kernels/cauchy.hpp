@@ -6,7 +6,7 @@
 #include <string>
 #include <utility>
 
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/kernels/fft.hpp"
 #include "seqmix/simd/map.hpp"
 #include "seqmix/simd/math.hpp"
@@ -82,12 +82,12 @@ void vandermonde_sums(const S* far, const S* near, Index span, S* sums) {
 ///
 /// terms: [N, 6, lanes] of as many channels as there are lanes. h: [L, lanes].
 template <class S>
-void vandermonde_taps(In<S, 3> terms, View<S, 2> h, Context& context) {
+void vandermonde_taps(In<S, 3> terms, View<S, 2> h, const Call& call) {
   using T = StateSpaceTerms;
   constexpr Index span = 32, tile = detail::vandermonde_tile, states = detail::vandermonde_states;
   constexpr Index lanes = simd::lanes<S>;
   const Index N = terms.extent(0), rows = round_up(ceil_div(h.extent(0), span), tile);
-  auto scratch = context.scratch<S>();
+  auto scratch = call.scratch<S>();
   const auto near = scratch(span, detail::vandermonde_width<S>);  // [span, states, 2, lanes]
   const auto far = scratch(rows, detail::vandermonde_width<S>);   // [rows, states, 2, lanes]
   const auto sums = scratch(rows * span, lanes);
@@ -126,14 +126,14 @@ void vandermonde_taps(In<S, 3> terms, View<S, 2> h, Context& context) {
 ///
 /// terms: [N, 10, lanes]; its C holds C̃. spectrum: [L/2 + 1, {re, im}, lanes].
 template <class S>
-void cauchy_spectrum(In<S, 3> terms, Index L, View<S, 3> spectrum, Context& context) {
+void cauchy_spectrum(In<S, 3> terms, Index L, View<S, 3> spectrum, const Call& call) {
   using Batch = simd::Batch<S>;
   using T = StateSpaceTerms;
   constexpr Index lanes = simd::lanes<S>,
                   pairs[4][2] = {{T::C, T::B}, {T::C, T::G}, {T::M, T::B}, {T::M, T::G}};
   const Index N = terms.extent(0);
   const auto at = [&](Index n, Index term) { return simd::load(&terms(n, term, 0)); };
-  auto scratch = context.scratch<S>();
+  auto scratch = call.scratch<S>();
   // Re(a b) and Re(a b conj F): the numerator of a state and its conjugate is their first minus ω
   // times their second.
   const auto numerators = scratch(N, Index{8}, lanes);
@@ -193,7 +193,7 @@ void cauchy_spectrum(In<S, 3> terms, Index L, View<S, 3> spectrum, Context& cont
 ///
 /// terms: [N, 10, lanes] of as many channels as there are lanes. h: [L, lanes]; L = plan.points().
 template <class S>
-void cauchy_taps(In<S, 3> terms, const FftPlan<S>& plan, View<S, 2> h, Context& context) {
+void cauchy_taps(In<S, 3> terms, const FftPlan<S>& plan, View<S, 2> h, const Call& call) {
   using Batch = simd::Batch<S>;
   using T = StateSpaceTerms;
   constexpr Index lanes = simd::lanes<S>;
@@ -202,7 +202,7 @@ void cauchy_taps(In<S, 3> terms, const FftPlan<S>& plan, View<S, 2> h, Context& 
     throw ShapeError("cauchy_taps: h has shape " + h.shape().text() + ", expected " +
                      Shape<2>{L, lanes}.text());
   }
-  auto scratch = context.scratch<S>();
+  auto scratch = call.scratch<S>();
   const auto cut = scratch(N, T::low_rank_count, lanes);  // the terms, C̃ for C
   const auto c = scratch(N, Index{2}, lanes);             // C Ā^l
   copy(terms, cut);
@@ -229,7 +229,7 @@ void cauchy_taps(In<S, 3> terms, const FftPlan<S>& plan, View<S, 2> h, Context& 
     }
   }
   const auto spectrum = scratch(L / 2 + 1, Index{2}, lanes);
-  cauchy_spectrum<S>(cut, L, spectrum, context);
+  cauchy_spectrum<S>(cut, L, spectrum, call);
   const auto z = scratch(L, FftPlan<S>::width);
   const Batch scale(S(1) / static_cast<S>(L));
   for (Index k = 0; k < L; ++k) {  // frequency L - k is the conjugate of k

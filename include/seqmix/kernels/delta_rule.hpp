@@ -6,7 +6,7 @@
 #include <string_view>
 #include <type_traits>
 
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/kernels/rows.hpp"
 #include "seqmix/kernels/state_sweep.hpp"
 #include "seqmix/simd/batch.hpp"
@@ -18,14 +18,14 @@ SEQMIX_BEGIN_NAMESPACE
 
 namespace detail {
 
-/// Value columns of one head in one batch row, over a block of time.
+/// Value columns of one head in one segment, over a block of time.
 template <class S, class Decay>
 struct DeltaRuleBlock {
   View<const S, 2> q, k;  // [T, K]
   View<const S, 2> v;     // [T, columns]
   View<const S, 1> beta;  // [T]
   const Decay& decay;
-  Index row, head, first;  // where it is in the call
+  Index head, first;  // where it is in the call
   S scale;
   View<S, 2> o;  // [T, columns]
 
@@ -34,7 +34,7 @@ struct DeltaRuleBlock {
   Index values() const { return v.extent(1); }
   std::array<View<const S, 2>, 4> rows() const { return {q, k, v, o}; }
   void write_factors(S* a, Index stride) const {
-    decay.write_factors(row, head, first, tokens(), a, stride);
+    decay.write_factors(head, first, tokens(), a, stride);
   }
 };
 
@@ -111,12 +111,12 @@ SEQMIX_ALWAYS_INLINE void delta_rule_token(const DeltaToken<S>& token, Index K, 
 /// The literal recurrence on a state [K, columns], a few of its columns after the other.
 template <class S, class Decay>
 void delta_rule_recurrent(const DeltaRuleBlock<S, Decay>& block, const View<S, 2>& state,
-                          Context& context) {
+                          const Call& call) {
   constexpr bool by_channel = Decay::by_channel;
   constexpr Index L = simd::lanes<S>;
   const Index T = block.tokens(), K = block.keys(), V = block.values();
   const Index a_stride = by_channel ? round_up(K, L) : 1;
-  auto scratch = context.scratch<S>();
+  auto scratch = call.scratch<S>();
   S* const a = scratch(T, a_stride).data();                                // factors
   S* const decayed = scratch(by_channel ? T : Index{0}, a_stride).data();  // factors ⊙ k
   S* const copied = scratch(K, delta_width * L).data();
@@ -131,7 +131,7 @@ void delta_rule_recurrent(const DeltaRuleBlock<S, Decay>& block, const View<S, 2
   const auto run = [&]<Index width>(std::integral_constant<Index, width>, Index column,
                                     auto lane_count) {
     const Index columns = std::min(width * L, V - column);
-    const View<S, 2> part = state.template slice<1>(column, columns);
+    const View<S, 2> part = state.slice(axis::channel, column, columns);
     const bool copy = columns < width * L || T >= delta_tokens_to_copy;
     if (copy) pack_padded<S>(part, copied, width * L);
     S* const place = copy ? copied : part.data();
@@ -279,13 +279,13 @@ void solve_delta_chunk(const DeltaWeights<S>& weights, const S* found, const Vie
 /// Yang et al. 2024, arXiv:2406.06484, section 3; Yang et al. 2024, arXiv:2412.06464, section 3.3.
 template <class S, class Decay>
 void delta_rule_chunked(const DeltaRuleBlock<S, Decay>& block, LinesAhead<S>& ahead, S* slabs,
-                        Context& context) {
+                        const Call& call) {
   using Sweep = DeltaSweep<S>;
   constexpr Index C = delta_chunk, L = simd::lanes<S>, columns = Sweep::columns;
   const Index T = block.tokens(), K = block.keys(), V = block.values();
   const Index chunks = ceil_div(T, C), size = Sweep::coefficients(K);
   const Index a_stride = Decay::by_channel ? round_up(K, L) : L;
-  auto scratch = context.scratch<S>();
+  auto scratch = call.scratch<S>();
   S* const a = scratch(chunks * C, a_stride).data();  // factors
   S* const coefficients = scratch(chunks, size).data();
   S* const found = scratch(Sweep::readers, columns).data();
@@ -303,8 +303,8 @@ void delta_rule_chunked(const DeltaRuleBlock<S, Decay>& block, LinesAhead<S>& ah
   for (Index column = 0; column < V; column += columns) {
     const auto solve = [&](Index n) {
       const auto part = [&](const auto& view) {
-        return view.template slice<0>(n * C, tokens(n))
-            .template slice<1>(column, std::min(columns, V - column));
+        return view.slice(axis::time, n * C, tokens(n))
+            .slice(axis::channel, column, std::min(columns, V - column));
       };
       solve_delta_chunk<S>(weights[n], found, part(block.v), block.scale, u, part(block.o));
     };
@@ -319,32 +319,22 @@ void delta_rule_chunked(const DeltaRuleBlock<S, Decay>& block, LinesAhead<S>& ah
 /// memory forgets by the log decay g_t <= 0, then what it holds at k_t moves towards v_t by the
 /// share beta_t.
 ///
-/// q, k: [B, T, G, K]; v, o: [B, T, H, V]; beta: [B, T, H]; state: [B, H, K, V], read, then
-/// advanced by the T tokens. Head h reads group h / (H / G). Last dimensions are contiguous; o
+/// q, k: [T, G, K]; v, o: [T, H, V]; beta: [T, H]; state: [B, H, K, V], whose rows the segments of
+/// the call read, then advance. Head h reads group h / (H / G). Last dimensions are contiguous; o
 /// shares no number with the rest. The map of the state is a contraction where 0 <= beta |k|² <= 2.
 ///
-/// `Form::recurrent` is the literal recurrence: two passes over the state a token, four operations
-/// a number. `Form::parallel` takes chunks of `delta_chunk` tokens, 3.25 operations a number,
-/// unless the context's algorithm is the recurrence. Both serve any T. The bits depend neither on
-/// threads nor on the batch, nor on a cut into calls of a multiple of 32 tokens.
-template <Form form, class S, class Decay>
-void delta_rule(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<S, 3> beta, const Decay& decay, double scale,
-                Out<S, 4> state, View<S, 4> o, Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& piece) {
-      const auto part = [&](const auto& view) {
-        return view.template slice<1>(piece.first, piece.count);
-      };
-      delta_rule<form>(part(q), part(k), part(v), part(beta), decay.of(piece), scale,
-                       state.template slice<0>(piece.row, 1), part(o), context);
-    });
-  }
-  const Index B = o.extent(0), T = o.extent(1), H = o.extent(2), V = o.extent(3);
-  const Index G = q.extent(2), K = q.extent(3);
+/// A recurrent segment is the literal recurrence: two passes over the state a token, four
+/// operations a number. A parallel one takes chunks of `delta_chunk` tokens, 3.25 operations a
+/// number, unless the call's algorithm is the recurrence. Both serve any T.
+template <class S, class Decay>
+void delta_rule(In<S, 3> q, In<S, 3> k, In<S, 3> v, In<S, 2> beta, const Decay& decay, double scale,
+                Out<S, 4> state, View<S, 3> o, const Call& call) {
+  const Index T = o.extent(0), H = o.extent(1), V = o.extent(2);
+  const Index G = q.extent(1), K = q.extent(2);
   const auto check = [](std::string_view which, const auto& view, const auto& expected) {
-    constexpr Index last = std::remove_cvref_t<decltype(view)>::rank - 1;
+    constexpr Index rank = std::remove_cvref_t<decltype(view)>::rank;
     if (view.shape() != expected ||
-        (last == 3 && view.extent(last) > 1 && view.stride(last) != 1)) {
+        (rank > 2 && view.extent(axis::channel) > 1 && view.stride(axis::channel) != 1)) {
       throw ShapeError("delta_rule: " + std::string(which) + " has shape " + view.shape().text() +
                        ", expected " + expected.text() + ", the last dimension contiguous");
     }
@@ -353,68 +343,73 @@ void delta_rule(In<S, 4> q, In<S, 4> k, In<S, 4> v, In<S, 3> beta, const Decay& 
     throw ShapeError("delta_rule: " + std::to_string(H) + " heads do not divide into " +
                      std::to_string(G) + " groups");
   }
-  check("o", o, Shape<4>{B, T, H, V});
-  check("q", q, Shape<4>{B, T, G, K});
-  check("k", k, Shape<4>{B, T, G, K});
-  check("v", v, Shape<4>{B, T, H, V});
-  check("beta", beta, Shape<3>{B, T, H});
-  check("state", state, Shape<4>{B, H, K, V});
-  decay.check({B, T, H, K});
+  check("o", o, Shape<3>{T, H, V});
+  check("q", q, Shape<3>{T, G, K});
+  check("k", k, Shape<3>{T, G, K});
+  check("v", v, Shape<3>{T, H, V});
+  check("beta", beta, Shape<2>{T, H});
+  check("state", state, Shape<4>{state.extent(0), H, K, V});
+  decay.check({T, H, K});
   if (o.empty()) return;
 
-  const auto block_of = [&](const detail::StatePart& part, Index head, Index first, Index tokens) {
-    const auto of_group = [&](const auto& view) {
-      return view[part.row].template at<1>(head / (H / G)).template slice<0>(first, tokens);
-    };
-    const auto of_head = [&](const auto& view) {
-      return view[part.row].template at<1>(head).template slice<0>(first, tokens);
-    };
-    return detail::DeltaRuleBlock<S, Decay>{
-        .q = of_group(q),
-        .k = of_group(k),
-        .v = of_head(v).template slice<1>(part.column, part.width),
-        .beta = of_head(beta),
-        .decay = decay,
-        .row = part.row,
-        .head = head,
-        .first = first,
-        .scale = static_cast<S>(scale),
-        .o = of_head(o).template slice<1>(part.column, part.width)};
+  constexpr Index slab = detail::DeltaSweep<S>::columns;
+  constexpr Index tile = detail::delta_width * simd::lanes<S>;
+  const auto cut_of = [&](const Segment& segment) {
+    return detail::cut_by_heads(call, segment, state.shape(),
+                                detail::takes_chunks(call, segment) ? slab : tile);
   };
-  if (form == Form::parallel && context.algorithm() != Algorithm::recurrent) {
-    detail::for_each_swept_block(
-        state, T, detail::DeltaSweep<S>::columns, context, block_of,
-        [](const auto& block, detail::LinesAhead<S>& ahead, S* slabs, Context& worker) {
-          detail::delta_rule_chunked(block, ahead, slabs, worker);
-        });
-  } else {
-    detail::for_each_state_block(state, T, detail::delta_width * simd::lanes<S>, context,
-                                 [&](const detail::StatePart& part, Index head, Index first,
-                                     Index tokens, const View<S, 2>& of_head, Context& worker) {
-                                   detail::delta_rule_recurrent(block_of(part, head, first, tokens),
-                                                                of_head, worker);
-                                 });
-  }
+  detail::for_each_state_unit(
+      state, call, cut_of, [&](const detail::StateUnit& at, const Call& worker) {
+        const auto block_of = [&](Index head, Index first, Index tokens) {
+          const auto part = [&](const auto& view, Index h) {
+            return view.at(axis::head, h).slice(axis::time, at.segment.first + first, tokens);
+          };
+          const Index g = head / (H / G);
+          return detail::DeltaRuleBlock<S, Decay>{
+              .q = part(q, g),
+              .k = part(k, g),
+              .v = part(v, head).slice(axis::channel, at.column, at.width),
+              .beta = part(beta, head),
+              .decay = decay,
+              .head = head,
+              .first = at.segment.first + first,
+              .scale = static_cast<S>(scale),
+              .o = part(o, head).slice(axis::channel, at.column, at.width)};
+        };
+        if (detail::takes_chunks(call, at.segment)) {
+          detail::for_each_swept_block(
+              at, state, slab, worker, block_of,
+              [&](const auto& block, detail::LinesAhead<S>& ahead, S* slabs) {
+                detail::delta_rule_chunked(block, ahead, slabs, worker);
+              });
+        } else {
+          const View<S, 3> heads = at.state_of(state);
+          detail::for_each_block_of_time(at, [&](Index head, Index first, Index tokens) {
+            detail::delta_rule_recurrent(block_of(head, first, tokens), heads[head - at.head],
+                                         worker);
+          });
+        }
+      });
 }
 
-/// x = rates ⊙ softplus(x + bias): the log decays of heads or channels, [B, T, D].
+/// x = rates ⊙ softplus(x + bias): the log decays of heads or channels, [T, D].
 template <class S>
-void log_decays(View<S, 3> x, In<S, 1> bias, In<S, 1> rates, Context& context) {
+void log_decays(View<S, 2> x, In<S, 1> bias, In<S, 1> rates, const Call& call) {
   using Batch = simd::Batch<S>;
-  const Index width = x.extent(2);
+  const Index width = x.extent(axis::channel);
   const auto decay = [](Batch value, Batch shift, Batch rate) {
     return rate * simd::softplus(value + shift);
   };
   for_each_row(
-      context, [&](S* row) { simd::map<S>(width, row, decay, row, bias.data(), rates.data()); }, x);
+      call, [&](S* row) { simd::map<S>(width, row, decay, row, bias.data(), rates.data()); }, x);
 }
 
-/// beta = most σ(beta): the shares of `delta_rule`.
+/// beta = most σ(beta), [T, H]: the shares of `delta_rule`.
 template <class S>
-void delta_shares(View<S, 3> beta, double most, Context& context) {
+void delta_shares(View<S, 2> beta, double most, const Call& call) {
   const simd::Batch<S> factor(static_cast<S>(most));
   elementwise(
-      context, [factor](simd::Batch<S> x) { return factor * simd::sigmoid(x); }, beta, beta);
+      call, [factor](simd::Batch<S> x) { return factor * simd::sigmoid(x); }, beta, beta);
 }
 
 SEQMIX_END_NAMESPACE

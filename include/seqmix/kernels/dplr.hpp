@@ -18,7 +18,7 @@ inline constexpr Index dplr_registers = sizeof(simd::Batch<S>) >= 64 ? 4 : 2;
 template <class S>
 inline constexpr Index dplr_columns = dplr_registers<S>* simd::lanes<S>;
 
-/// Value columns of one head in one batch row, over a block of time.
+/// Value columns of one head in one segment, over a block of time.
 template <class S>
 struct DplrBlock {
   View<const S, 2> r, log_decay, k, a, b;  // [T, K]
@@ -76,11 +76,11 @@ void dplr_token(Index K, const S* r, const S* w, const S* k, const S* b, const S
 
 /// The literal recurrence on a state [K, columns], `dplr_columns` of its columns after the other.
 template <class S>
-void dplr_recurrent(const DplrBlock<S>& block, const View<S, 2>& state, Context& context) {
+void dplr_recurrent(const DplrBlock<S>& block, const View<S, 2>& state, const Call& call) {
   using Batch = simd::Batch<S>;
   constexpr Index width = dplr_registers<S>, columns = dplr_columns<S>, L = simd::lanes<S>;
   const Index T = block.tokens(), K = block.keys(), w_stride = round_up(K, L);
-  auto scratch = context.scratch<S>();
+  auto scratch = call.scratch<S>();
   S* const w = scratch(T, w_stride).data();
   S* const v = scratch(T, columns).data();
   S* const o = scratch(T, columns).data();
@@ -89,12 +89,12 @@ void dplr_recurrent(const DplrBlock<S>& block, const View<S, 2>& state, Context&
   pack_padded<S>(block.log_decay, w, w_stride, dplr_factor<S>);
   for (Index column = 0; column < block.values(); column += columns) {
     const Index count = std::min(columns, block.values() - column);
-    const View<S, 2> part = state.template slice<1>(column, count);
+    const View<S, 2> part = state.slice(axis::channel, column, count);
     const bool copy = count < columns;
     if (copy) pack_padded<S>(part, padded, columns);
     S* const place = copy ? padded : part.data();
     const Index stride = copy ? columns : part.stride(0);
-    pack_padded<S>(block.v.template slice<1>(column, count), v, columns);
+    pack_padded<S>(block.v.slice(axis::channel, column, count), v, columns);
     Batch erased[width];
     for (Index c = 0; c < width; ++c) erased[c] = simd::broadcast(S(0));
     for (Index j = 0; j < K; ++j) {
@@ -112,7 +112,7 @@ void dplr_recurrent(const DplrBlock<S>& block, const View<S, 2>& state, Context&
       };
       t + 1 < T ? token(std::true_type{}) : token(std::false_type{});
     }
-    unpack_padded<S>(o, columns, block.o.template slice<1>(column, count));
+    unpack_padded<S>(o, columns, block.o.slice(axis::channel, column, count));
     if (copy) unpack_padded<S>(padded, columns, part);
   }
 }
@@ -244,12 +244,12 @@ void solve_dplr_chunk(const DplrWeights<S>& weights, const S* found, const View<
 /// Decays are only ever multiplied from the older to the newer token.
 /// Yang et al. 2024, arXiv:2406.06484, section 3; fla/ops/generalized_delta_rule/dplr/naive.py.
 template <class S>
-void dplr_chunked(const DplrBlock<S>& block, LinesAhead<S>& ahead, S* slabs, Context& context) {
+void dplr_chunked(const DplrBlock<S>& block, LinesAhead<S>& ahead, S* slabs, const Call& call) {
   using Sweep = DplrSweep<S>;
   constexpr Index C = dplr_chunk, columns = Sweep::columns;
   const Index T = block.tokens(), K = block.keys(), V = block.values();
   const Index chunks = ceil_div(T, C), size = Sweep::coefficients(K);
-  auto scratch = context.scratch<S>();
+  auto scratch = call.scratch<S>();
   S* const coefficients = scratch(chunks, size).data();
   S* const lost = scratch(round_up(K, simd::lanes<S>)).data();
   S* const found = scratch(Sweep::readers, columns).data();
@@ -265,8 +265,8 @@ void dplr_chunked(const DplrBlock<S>& block, LinesAhead<S>& ahead, S* slabs, Con
   for (Index column = 0; column < V; column += columns) {
     const auto solve = [&](Index n) {
       const auto part = [&](const auto& view) {
-        return view.template slice<0>(n * C, tokens(n))
-            .template slice<1>(column, std::min(columns, V - column));
+        return view.slice(axis::time, n * C, tokens(n))
+            .slice(axis::channel, column, std::min(columns, V - column));
       };
       solve_dplr_chunk<S>(weights[n], found, part(block.v), written, part(block.o));
     };
@@ -280,68 +280,69 @@ void dplr_chunked(const DplrBlock<S>& block, LinesAhead<S>& ahead, S* slabs, Con
 ///
 ///   S_t = diag(exp g_t) S_{t-1} + b_tᵀ (a_t S_{t-1}) + k_tᵀ v_t,   o_t = r_t S_t,   g_t <= 0
 ///
-/// r, log_decay, k, a, b: [B, T, H, K]; v, o: [B, T, H, V]; state: [B, H, K, V], read, then
-/// advanced by the T tokens. Last dimensions are contiguous; o shares no number with the rest.
+/// r, log_decay, k, a, b: [T, H, K]; v, o: [T, H, V]; state: [B, H, K, V], whose rows the segments
+/// of the call read, then advance. Last dimensions are contiguous; o shares no number with the
+/// rest.
 ///
-/// `Form::recurrent` is the literal recurrence: five operations a token and number of the state,
+/// A recurrent segment is the literal recurrence: five operations a token and number of the state,
 /// which stays in the first cache and is read and written once a token; sums are chains of fma over
-/// ascending channels. `Form::parallel` takes chunks of `dplr_chunk` tokens, 4.5 operations a
-/// number, unless the context's algorithm is the recurrence. Numbers of the state below the
-/// smallest normal one become zero. The bits depend neither on threads nor on the batch, nor on a
-/// cut into calls of a multiple of 32 tokens.
-template <Form form, class S>
-void dplr_state(In<S, 4> r, In<S, 4> log_decay, In<S, 4> k, In<S, 4> v, In<S, 4> a, In<S, 4> b,
-                Out<S, 4> state, View<S, 4> o, Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& p) {
-      const auto part = [&](const auto& view) { return view.template slice<1>(p.first, p.count); };
-      dplr_state<form>(part(r), part(log_decay), part(k), part(v), part(a), part(b),
-                       state.template slice<0>(p.row, 1), part(o), context);
-    });
-  }
-  const Index B = o.extent(0), T = o.extent(1), H = o.extent(2), V = o.extent(3), K = r.extent(3);
-  const auto check = [](std::string_view name, const auto& view, const Shape<4>& expected) {
-    if (view.shape() != expected || (view.extent(3) > 1 && view.stride(3) != 1)) {
+/// ascending channels. A parallel one takes chunks of `dplr_chunk` tokens, 4.5 operations a number,
+/// unless the call's algorithm is the recurrence. Both serve any T. Numbers of the state below the
+/// smallest normal one become zero.
+template <class S>
+void dplr_state(In<S, 3> r, In<S, 3> log_decay, In<S, 3> k, In<S, 3> v, In<S, 3> a, In<S, 3> b,
+                Out<S, 4> state, View<S, 3> o, const Call& call) {
+  const Index T = o.extent(0), H = o.extent(1), V = o.extent(2), K = r.extent(2);
+  const auto check = [](std::string_view name, const auto& view, const auto& expected) {
+    if (view.shape() != expected ||
+        (view.extent(axis::channel) > 1 && view.stride(axis::channel) != 1)) {
       throw ShapeError("dplr_state: " + std::string(name) + " has shape " + view.shape().text() +
                        ", expected " + expected.text() + ", the last dimension contiguous");
     }
   };
-  check("o", o, {B, T, H, V});
-  check("v", v, {B, T, H, V});
-  check("r", r, {B, T, H, K});
-  check("the log decay", log_decay, {B, T, H, K});
-  check("k", k, {B, T, H, K});
-  check("a", a, {B, T, H, K});
-  check("b", b, {B, T, H, K});
-  check("state", state, {B, H, K, V});
+  check("o", o, Shape<3>{T, H, V});
+  check("v", v, Shape<3>{T, H, V});
+  check("r", r, Shape<3>{T, H, K});
+  check("the log decay", log_decay, Shape<3>{T, H, K});
+  check("k", k, Shape<3>{T, H, K});
+  check("a", a, Shape<3>{T, H, K});
+  check("b", b, Shape<3>{T, H, K});
+  check("state", state, Shape<4>{state.extent(0), H, K, V});
   if (o.empty()) return;
 
-  const auto block_of = [&](const detail::StatePart& part, Index head, Index first, Index tokens) {
-    const auto of_head = [&](const auto& view) {
-      return view[part.row].template at<1>(head).template slice<0>(first, tokens);
-    };
-    return detail::DplrBlock<S>{.r = of_head(r),
-                                .log_decay = of_head(log_decay),
-                                .k = of_head(k),
-                                .a = of_head(a),
-                                .b = of_head(b),
-                                .v = of_head(v).template slice<1>(part.column, part.width),
-                                .o = of_head(o).template slice<1>(part.column, part.width)};
+  constexpr Index slab = detail::DplrSweep<S>::columns;
+  const auto cut_of = [&](const Segment& segment) {
+    return detail::cut_by_heads(
+        call, segment, state.shape(),
+        detail::takes_chunks(call, segment) ? slab : detail::dplr_columns<S>);
   };
-  if (form == Form::parallel && context.algorithm() != Algorithm::recurrent) {
-    detail::for_each_swept_block(
-        state, T, detail::DplrSweep<S>::columns, context, block_of,
-        [](const auto& block, detail::LinesAhead<S>& ahead, S* slabs, Context& worker) {
-          detail::dplr_chunked(block, ahead, slabs, worker);
-        });
-  } else {
-    detail::for_each_state_block(state, T, detail::dplr_columns<S>, context,
-                                 [&](const detail::StatePart& part, Index head, Index first,
-                                     Index tokens, const View<S, 2>& of_head, Context& worker) {
-                                   detail::dplr_recurrent(block_of(part, head, first, tokens),
-                                                          of_head, worker);
-                                 });
-  }
+  detail::for_each_state_unit(
+      state, call, cut_of, [&](const detail::StateUnit& at, const Call& worker) {
+        const auto block_of = [&](Index head, Index first, Index tokens) {
+          const auto part = [&](const auto& view) {
+            return view.at(axis::head, head).slice(axis::time, at.segment.first + first, tokens);
+          };
+          return detail::DplrBlock<S>{.r = part(r),
+                                      .log_decay = part(log_decay),
+                                      .k = part(k),
+                                      .a = part(a),
+                                      .b = part(b),
+                                      .v = part(v).slice(axis::channel, at.column, at.width),
+                                      .o = part(o).slice(axis::channel, at.column, at.width)};
+        };
+        if (detail::takes_chunks(call, at.segment)) {
+          detail::for_each_swept_block(
+              at, state, slab, worker, block_of,
+              [&](const auto& block, detail::LinesAhead<S>& ahead, S* slabs) {
+                detail::dplr_chunked(block, ahead, slabs, worker);
+              });
+        } else {
+          const View<S, 3> heads = at.state_of(state);
+          detail::for_each_block_of_time(at, [&](Index head, Index first, Index tokens) {
+            detail::dplr_recurrent(block_of(head, first, tokens), heads[head - at.head], worker);
+          });
+        }
+      });
 }
 
 SEQMIX_END_NAMESPACE

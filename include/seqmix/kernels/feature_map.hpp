@@ -35,14 +35,13 @@ constexpr std::array<std::string_view, 8> names_of(FeatureMap) {
 }
 
 namespace detail {
-/// Throws unless the heads of `features` and of x [B, T, H, K] belong to each other.
+/// Throws unless the heads of `features` and of x [T, H, K] belong to each other.
 template <class S>
-void check_features(std::string_view map, const View<const S, 4>& x, const View<S, 4>& features,
+void check_features(std::string_view map, const View<const S, 3>& x, const View<S, 3>& features,
                     Index width) {
-  Shape<4> expected = x.shape();
-  expected[3] = width;
-  if (features.shape() != expected || (width > 1 && features.stride(3) != 1) ||
-      (x.extent(3) > 1 && x.stride(3) != 1)) {
+  const Shape<3> expected{x.extent(0), x.extent(1), width};
+  if (features.shape() != expected || (width > 1 && features.stride(2) != 1) ||
+      (x.extent(2) > 1 && x.stride(2) != 1)) {
     throw ShapeError(std::string(map) + " features of " + x.shape().text() + " have shape " +
                      features.shape().text() + ", expected contiguous heads and " +
                      expected.text());
@@ -64,24 +63,24 @@ void favor_exponentials(Index width, S* row, S most, double epsilon) {
 }  // namespace detail
 
 /// features = x, relu(x), elu(x) + 1 (Katharopoulos et al. 2020, arXiv:2006.16236, eq. 7) or the
-/// softmax of each head; the other maps have functions of their own. x: [B, T, H, K].
+/// softmax of each head; the other maps have functions of their own. x: [T, H, K].
 template <class S>
-void pointwise_features(FeatureMap map, In<S, 4> x, View<S, 4> features, Context& context) {
+void pointwise_features(FeatureMap map, In<S, 3> x, View<S, 3> features, const Call& call) {
   using Batch = simd::Batch<S>;
-  detail::check_features<S>(to_string(map), x, features, x.extent(3));
+  detail::check_features<S>(to_string(map), x, features, x.extent(axis::channel));
   const Batch zero(S(0)), one(S(1));
   if (map == FeatureMap::relu) {
     elementwise(
-        context, [&](const Batch& v) { return simd::max<S>(v, zero); }, features, x);
+        call, [&](const Batch& v) { return simd::max<S>(v, zero); }, features, x);
   } else if (map == FeatureMap::elu_plus_one) {
     const auto f = [&](const Batch& v) {
       return simd::select<S>(v > zero, v + one, simd::exp<S>(simd::min<S>(v, zero)));
     };
-    elementwise(context, f, features, x);
+    elementwise(call, f, features, x);
   } else {
     elementwise(
-        context, [](const Batch& v) { return v; }, features, x);
-    if (map == FeatureMap::softmax) softmax(features, context);
+        call, [](const Batch& v) { return v; }, features, x);
+    if (map == FeatureMap::softmax) softmax(features, call);
   }
 }
 
@@ -90,17 +89,17 @@ constexpr Index taylor_width(Index K) { return 1 + K + K * (K + 1) / 2; }
 
 /// φ(x) = [1, x_i K^{-1/4}, x_i² (2K)^{-1/2}, x_i x_j K^{-1/2} for i < j], so that φ(q) · φ(k) is
 /// 1 + s + s² / 2, the start of exp(s), with s = q · k K^{-1/2}. Arora et al. 2024,
-/// arXiv:2402.18668, each product once. x: [B, T, H, K].
+/// arXiv:2402.18668, each product once. x: [T, H, K].
 template <class S>
-void taylor_features(In<S, 4> x, View<S, 4> features, Context& context) {
+void taylor_features(In<S, 3> x, View<S, 3> features, const Call& call) {
   using Batch = simd::Batch<S>;
-  const Index K = x.extent(3);
+  const Index K = x.extent(axis::channel);
   detail::check_features<S>("taylor", x, features, taylor_width(K));
   const S root = static_cast<S>(inverse_sqrt(K));
   const Batch linear(static_cast<S>(std::sqrt(inverse_sqrt(K))));
   const Batch square(static_cast<S>(inverse_sqrt(2 * K)));
   for_each_row(
-      context,
+      call,
       [&](S* to, const S* from) {
         *to++ = 1;
         simd::map<S>(
@@ -119,42 +118,30 @@ void taylor_features(In<S, 4> x, View<S, 4> features, Context& context) {
 
 /// φ(x_p) = [relu(x) sin(a), relu(x) cos(a)], a = π p / (2 M), at position p = 1, 2, ...: products
 /// of two are weighted by the cosine of their distance, positive up to M = `max_length`. Token t of
-/// row b is at position past[b] + t + 1. Qin et al. 2022, arXiv:2202.08791. x: [B, T, H,
-/// K].
+/// a segment is at position past[row] + t + 1. Qin et al. 2022, arXiv:2202.08791. x: [T, H, K];
+/// past: [B].
 template <class S>
-void cosformer_features(In<S, 4> x, In<Index, 1> past, double max_length, View<S, 4> features,
-                        Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& piece) {
-      cosformer_features<S>(x.template slice<1>(piece.first, piece.count),
-                            past.template slice<0>(piece.row, 1), max_length,
-                            features.template slice<1>(piece.first, piece.count), context);
-    });
-  }
+void cosformer_features(In<S, 3> x, In<Index, 1> past, double max_length, View<S, 3> features,
+                        const Call& call) {
   using Batch = simd::Batch<S>;
-  const Index B = x.extent(0), T = x.extent(1), H = x.extent(2), K = x.extent(3);
+  const Index H = x.extent(axis::head), K = x.extent(axis::channel);
   detail::check_features<S>("cosformer", x, features, 2 * K);
-  if (past.extent(0) != B) {
-    throw ShapeError("cosformer features of " + std::to_string(B) + " rows got past " +
-                     past.shape().text());
-  }
   if (features.empty()) return;
-  const Index tokens_per_task = std::max<Index>(numbers_per_task / (2 * H * K), 1);
-  context.parallel_for(ceil_div(B * T, tokens_per_task), [&](Index task, Context&) {
-    const Index end = std::min(B * T, (task + 1) * tokens_per_task);
-    for (Index token = task * tokens_per_task; token < end; ++token) {
-      const Index b = token / T, t = token % T;
-      const double angle = std::numbers::pi / 2 * static_cast<double>(past[b] + t + 1) / max_length;
-      const Batch sine(static_cast<S>(std::sin(angle))), cosine(static_cast<S>(std::cos(angle)));
-      const Batch zero(S(0));
-      for (Index h = 0; h < H; ++h) {
-        const S* const from = &x(b, t, h, 0);
-        S* const to = &features(b, t, h, 0);
-        simd::map<S>(
-            K, to, [&](const Batch& v) { return simd::max<S>(v, zero) * sine; }, from);
-        simd::map<S>(
-            K, to + K, [&](const Batch& v) { return simd::max<S>(v, zero) * cosine; }, from);
-      }
+  const auto work_of = [&](const Segment& segment) {
+    return SegmentWork{segment.count, 2 * H * K};
+  };
+  for_each_unit(call, numbers_per_task, work_of, [&](const Unit& unit, const Call&) {
+    const Index position = past[unit.row()] + unit.item + 1, t = unit.segment.first + unit.item;
+    const double angle = std::numbers::pi / 2 * static_cast<double>(position) / max_length;
+    const Batch sine(static_cast<S>(std::sin(angle))), cosine(static_cast<S>(std::cos(angle)));
+    const Batch zero(S(0));
+    for (Index h = 0; h < H; ++h) {
+      const S* const from = &x(t, h, 0);
+      S* const to = &features(t, h, 0);
+      simd::map<S>(
+          K, to, [&](const Batch& v) { return simd::max<S>(v, zero) * sine; }, from);
+      simd::map<S>(
+          K, to + K, [&](const Batch& v) { return simd::max<S>(v, zero) * cosine; }, from);
     }
   });
 }
@@ -162,16 +149,17 @@ void cosformer_features(In<S, 4> x, In<Index, 1> past, double max_length, View<S
 /// The exponentials of FAVOR+, up to a factor of each query, which the denominator has too. With
 /// s = K^{-1/4} features, the products W q with the projection, and n = K^{-1/2} |q|² / 2,
 ///
-///   features = exp(s - max(s))                             where epsilon is 0: [B, T, H, F]
-///   features = exp(s - n - max(s)) + epsilon, and their sum as one number more: [B, T, H, F + 1]
+///   features = exp(s - max(s))                             where epsilon is 0: [T, H, F]
+///   features = exp(s - n - max(s)) + epsilon, and their sum as one number more: [T, H, F + 1]
 template <class S>
-void favor_queries(In<S, 4> q, View<S, 4> features, double epsilon, Context& context) {
+void favor_queries(In<S, 3> q, View<S, 3> features, double epsilon, const Call& call) {
   using Batch = simd::Batch<S>;
-  const Index K = q.extent(3), F = features.extent(3) - (epsilon > 0 ? 1 : 0);
+  const Index K = q.extent(axis::channel);
+  const Index F = features.extent(axis::channel) - (epsilon > 0 ? 1 : 0);
   const S half = static_cast<S>(inverse_sqrt(K) / 2);
   const Batch factor(static_cast<S>(std::sqrt(inverse_sqrt(K))));
   for_each_row(
-      context,
+      call,
       [&](S* row, const S* query) {
         simd::map<S>(
             F, row, [&](const Batch& v) { return v * factor; }, row);
@@ -188,67 +176,62 @@ void favor_queries(In<S, 4> q, View<S, 4> features, double epsilon, Context& con
 /// keys up to t. Choromanski et al. 2020, arXiv:2009.14794, lemma 1; performer_pytorch
 /// softmax_kernel, where the maximum is over the call.
 ///
-/// k: [B, T, H, K]; features: W k, becomes
+/// k: [T, H, K]; features: W k, becomes
 ///
-///   exp(s_t - n_t - m_t), m_t the maximum of all s - n up to t, [B, T, H, F], epsilon 0; or
-///   exp(s_t - n_t - m_t), m_t the maximum of all s up to t, and epsilon, [B, T, H, F + 1], which
+///   exp(s_t - n_t - m_t), m_t the maximum of all s - n up to t, [T, H, F], epsilon 0; or
+///   exp(s_t - n_t - m_t), m_t the maximum of all s up to t, and epsilon, [T, H, F + 1], which
 ///   meets the sum of the query's features
 ///
-/// maximum: [B, H], m, read, then advanced; log_decay: [B, T, H], m_{t-1} - m_t, by which a sum
-/// over older features is to be rescaled; the last of F + 1 is not.
+/// maximum: [B, H], m, whose rows the segments read, then advance; log_decay: [T, H], m_{t-1} -
+/// m_t, by which a sum over older features is to be rescaled; the last of F + 1 is not.
 template <class S>
-void favor_keys(In<S, 4> k, View<S, 4> features, Out<S, 2> maximum, Out<S, 3> log_decay,
-                double epsilon, Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& piece) {
-      favor_keys<S>(k.template slice<1>(piece.first, piece.count),
-                    features.template slice<1>(piece.first, piece.count),
-                    maximum.template slice<0>(piece.row, 1),
-                    log_decay.template slice<1>(piece.first, piece.count), epsilon, context);
-    });
-  }
+void favor_keys(In<S, 3> k, View<S, 3> features, Out<S, 2> maximum, Out<S, 2> log_decay,
+                double epsilon, const Call& call) {
   using Batch = simd::Batch<S>;
-  const Index B = k.extent(0), T = k.extent(1), H = k.extent(2), K = k.extent(3);
-  const Index width = features.extent(3), F = width - (epsilon > 0 ? 1 : 0);
+  const Index T = k.extent(axis::time), H = k.extent(axis::head), K = k.extent(axis::channel);
+  const Index width = features.extent(axis::channel), F = width - (epsilon > 0 ? 1 : 0);
   detail::check_features<S>("favor", k, features, width);
-  if (maximum.shape() != Shape<2>{B, H} || log_decay.shape() != Shape<3>{B, T, H}) {
+  if (maximum.extent(axis::head) != H || log_decay.shape() != Shape<2>{T, H}) {
     throw ShapeError("favor features of " + k.shape().text() + " got maximum " +
                      maximum.shape().text() + " and log_decay " + log_decay.shape().text());
   }
   if (features.empty()) return;
   const S half = static_cast<S>(inverse_sqrt(K) / 2);
   const Batch factor(static_cast<S>(std::sqrt(inverse_sqrt(K))));
-  context.parallel_for(B * H, [&](Index unit, Context&) {
-    const Index b = unit / H, h = unit % H;
-    S m = maximum(b, h);
-    for (Index t = 0; t < T; ++t) {
-      S* const row = &features(b, t, h, 0);
-      const S norm = half * detail::square_sum<S>(K, &k(b, t, h, 0));
+  const auto work_of = [&](const Segment& segment) {
+    return SegmentWork{H, segment.count * (K + width)};
+  };
+  for_each_unit(call, numbers_per_task, work_of, [&](const Unit& unit, const Call&) {
+    const Index h = unit.item, first = unit.segment.first, end = first + unit.tokens();
+    S m = maximum(unit.row(), h);
+    for (Index t = first; t < end; ++t) {
+      S* const row = &features(t, h, 0);
+      const S norm = half * detail::square_sum<S>(K, &k(t, h, 0));
       const Batch before_maximum(epsilon > 0 ? S(0) : norm);
       simd::map<S>(
           F, row, [&](const Batch& v) { return v * factor - before_maximum; }, row);
       const S before = m;
       m = std::max(m, *std::max_element(row, row + F));
-      log_decay(b, t, h) = before - m;
+      log_decay(t, h) = before - m;
       detail::favor_exponentials<S>(F, row, epsilon > 0 ? m + norm : m, 0);
       if (epsilon > 0) row[F] = static_cast<S>(epsilon);
     }
-    maximum(b, h) = m;
+    maximum(unit.row(), h) = m;
   });
 }
 
-/// The log decays of all features of `favor_keys` with an epsilon, [B, T, H, F + 1], from
-/// log_decay [B, T, H]: the sum of the epsilons does not decay.
+/// The log decays of all features of `favor_keys` with an epsilon, [T, H, F + 1], from log_decay
+/// [T, H]: the sum of the epsilons does not decay.
 template <class S>
-void favor_decays(In<S, 3> log_decay, View<S, 4> decays, Context& context) {
-  const Index F = decays.extent(3) - 1;
+void favor_decays(In<S, 2> log_decay, View<S, 3> decays, const Call& call) {
+  const Index F = decays.extent(axis::channel) - 1;
   for_each_row(
-      context,
+      call,
       [F](S* row, const S* decay) {
         std::fill_n(row, F, *decay);
         row[F] = 0;
       },
-      decays, log_decay.template insert<3>());
+      decays, log_decay.template insert<2>());
 }
 
 SEQMIX_END_NAMESPACE

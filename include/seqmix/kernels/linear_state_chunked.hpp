@@ -308,15 +308,15 @@ LinesAhead<S> lines_ahead(const LinearStateUnit<S, Decay>& unit, Index h, Index 
     ahead.add(rows.template slice<0>(from, std::min(block, unit.tokens() - from)));
   };
   if (last) add(unit.q), add(unit.k);
-  if constexpr (Decay::by_channel) add(unit.decay.of_head(unit.batch_row, unit.first_head + next));
+  if constexpr (Decay::by_channel) add(unit.decays(next));
   add(unit.v.template at<1>(next)), add(unit.o.template at<1>(next));
   return ahead;
 }
 
 template <class S, class Decay>
-void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, Context& context) {
+void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, const Call& call) {
   constexpr Index block = tokens_per_block<Decay>;
-  auto scratch = context.scratch<S>();
+  auto scratch = call.scratch<S>();
   LinearChunks<S> chunks(unit, Decay::by_channel, scratch);
   for (Index first = 0; first < unit.tokens(); first += block) {
     const Index tokens = std::min(block, unit.tokens() - first);

@@ -107,11 +107,11 @@ void recur(const PackedRows<S>& rows, bool reads_before, const View<S, 2>& state
 
 /// The literal recurrence over blocks of time.
 template <class S, class Decay>
-void linear_state_recurrent(const LinearStateUnit<S, Decay>& unit, Context& context) {
+void linear_state_recurrent(const LinearStateUnit<S, Decay>& unit, const Call& call) {
   const Index T = unit.tokens(), block = std::min(T, packed_tokens);
   const Index key_stride = round_up(unit.keys(), std::max(state_tile_rows<S>, simd::lanes<S>));
   const Index value_stride = round_up(unit.values(), state_tile_columns<S>);
-  auto scratch = context.scratch<S>();
+  auto scratch = call.scratch<S>();
   PackedRows<S> rows{.tokens = block,
                      .key_stride = key_stride,
                      .value_stride = value_stride,

@@ -152,7 +152,7 @@ class TileChunks {
       weigh_by_powers<before, C>(count_, products_, powers, weights_);
       decays_.template take_powers<before>(count_, unit_.decay, head);
     } else {
-      unit_.decay.write_factors(unit_.batch_row, head, first_, count_, factors_, L);
+      unit_.write_factors(h, first_, count_, factors_, L);
       weigh_by_head<before, C>(count_, products_, factors_, L, weights_);
       decays_.template multiply<before>(count_, factors_, L);
     }
@@ -241,10 +241,10 @@ class TileChunks {
 };
 
 template <class Decay>
-void linear_state_on_tiles(const LinearStateUnit<float, Decay>& unit, Context& context) {
-  auto floats = context.scratch<float>();
-  auto halves = context.scratch<bfloat16>();
-  TileChunks<Decay>(unit, split_terms(context), floats, halves).run();
+void linear_state_on_tiles(const LinearStateUnit<float, Decay>& unit, const Call& call) {
+  auto floats = call.scratch<float>();
+  auto halves = call.scratch<bfloat16>();
+  TileChunks<Decay>(unit, split_terms(call), floats, halves).run();
 }
 
 }  // namespace detail

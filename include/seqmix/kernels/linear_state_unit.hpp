@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "seqmix/kernels/state_decay.hpp"
+#include "seqmix/kernels/state_units.hpp"
 
 // What the forms of `linear_state` share: units of work.
 
@@ -16,16 +17,13 @@ inline constexpr Index shared_heads = 8;
 /// one unit alone into two from `lone_columns` on.
 inline constexpr Index enough_units = 8;
 inline constexpr Index panel_columns = 128, lone_columns = 64;
-/// Numbers of the state that one task updates at least, over its tokens.
-inline constexpr Index updates_per_task = Index{1} << 17;
-
 /// The piece of the state that the recurrence holds in registers: about half of them.
 template <class S>
 inline constexpr Index state_tile_rows = sizeof(simd::Batch<S>) >= 64 ? 8 : 4;
 template <class S>
 inline constexpr Index state_tile_columns = 2 * simd::lanes<S>;
 
-/// The operands of one unit of work: heads of one group in one batch row, V of their value columns.
+/// The operands of one unit of work: heads of one group in one segment, V of their value columns.
 template <class S>
 struct StateRows {
   View<const S, 2> q, k;  // [T, K]
@@ -44,11 +42,15 @@ struct StateRows {
 template <class S, class Decay>
 struct LinearStateUnit : StateRows<S> {
   const Decay& decay;
-  Index batch_row, first_head;
+  Index first_token, first_head;
 
   /// The factors of `count` tokens of head h of the unit, in rows of `stride` numbers.
   void write_factors(Index h, Index first, Index count, S* rows, Index stride) const {
-    decay.write_factors(batch_row, first_head + h, first, count, rows, stride);
+    decay.write_factors(first_head + h, first_token + first, count, rows, stride);
+  }
+  /// The log decays or factors by channel of head h, [T, K].
+  View<const S, 2> decays(Index h) const requires Decay::by_channel {
+    return decay.of_head(first_head + h).slice(axis::time, first_token, this->tokens());
   }
   /// [K], or null where a token's own share has none.
   const S* bonus(Index h) const {
@@ -60,52 +62,18 @@ struct LinearStateUnit : StateRows<S> {
   }
 };
 
-/// What one task does of a state [B, H, K, V]: `heads` heads of one group from `head` on, and their
-/// value columns [column, column + width).
-struct StateUnit {
-  Index row, group, head, heads, column, width;
-
-  /// Of v or o, [B, T, H, V].
-  auto values_of(const auto& view) const {
-    return view[row].template slice<1>(head, heads).template slice<2>(column, width);
-  }
-  auto state_of(const auto& state) const {
-    return state[row].template slice<0>(head, heads).template slice<2>(column, width);
-  }
-};
-
-/// Calls `body(unit, worker)` for all units of a state that T tokens of G groups pass through. A
-/// unit has all value columns of its heads, or a panel of a multiple of `panel` of them where there
-/// are few units. How a state is cut is a matter of its shape alone.
-///
-/// Columns do not see each other, so a lone head feeds several threads without a cut in time, which
-/// would cost one more pass over the state: a cut in columns costs packing q and k once more.
-void for_each_state_unit(const Shape<4>& state, Index G, Index T, Index panel, Context& context,
-                         auto&& body) {
-  const Index B = state[0], K = state[2], V = state[3], per_group = state[1] / G;
+/// A unit has all value columns of its heads, or a panel of a multiple of `panel` of them where
+/// there are few units: a cut in columns costs packing q and k once more.
+inline StateCut cut_by_groups(const Call& call, const Segment& segment, const Shape<4>& state,
+                              Index G, Index panel) {
+  const Index K = state[2], V = state[3], per_group = state[1] / G;
   const Index heads = std::min(per_group, shared_heads);
-  const Index blocks = ceil_div(per_group, heads);
-  const bool lone = B * G * blocks == 1 && V >= lone_columns && T * K * V >= 2 * updates_per_task;
-  const Index panels =
-      std::clamp<Index>(V / panel_columns, lone ? 2 : 1, ceil_div(enough_units, B * G * blocks));
-  const Index columns = round_up(ceil_div(V, panels), panel);
-  const Index units = B * G * blocks * panels;
-  const Index updates = std::max<Index>(T * K * columns * heads, 1);
-  const Index units_per_task = std::max<Index>(updates_per_task / updates, 1);
-  context.parallel_for(ceil_div(units, units_per_task), [&](Index task, Context& worker) {
-    const Index end = std::min(units, (task + 1) * units_per_task);
-    for (Index i = task * units_per_task; i < end; ++i) {
-      const Index column = i % panels * columns, block = i / panels % blocks;
-      const Index group = i / (panels * blocks) % G, row = i / (panels * blocks * G);
-      const StateUnit unit{row,
-                           group,
-                           group * per_group + block * heads,
-                           std::min(heads, per_group - block * heads),
-                           column,
-                           std::min(columns, V - column)};
-      if (unit.width > 0) body(unit, worker);
-    }
-  });
+  const Index units = G * ceil_div(per_group, heads);
+  const bool lone = call.segments().size() == 1 && units == 1 && V >= lone_columns &&
+                    segment.count * K * V >= 2 * updates_per_task;
+  const Index wanted = ceil_div(share_of(call, segment, enough_units), units);
+  const Index panels = std::clamp<Index>(V / panel_columns, lone ? 2 : 1, std::max<Index>(wanted, lone ? 2 : 1));
+  return {G, per_group, heads, round_up(ceil_div(V, panels), panel), panels};
 }
 
 }  // namespace detail

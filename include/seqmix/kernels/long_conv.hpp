@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/core/tensor.hpp"
 #include "seqmix/kernels/fft.hpp"
 #include "seqmix/simd/map.hpp"
@@ -155,7 +155,7 @@ class LongFilter {
 
 namespace detail {
 
-/// One batch row of a long convolution: tokens [0, past) are history, the others are new.
+/// One segment of a long convolution: tokens [0, past) are history, the others are new.
 template <class S>
 struct LongInput {
   View<const S, 2> history;  // [capacity, D]
@@ -210,15 +210,15 @@ const LongSpectrum<S>* choose_spectrum(const LongFilter<S>& filter, Index past, 
 /// y [T, D] of one block of channels by transforms, the last tokens first: then y may be u.
 template <class S>
 void transform_sums(const LongInput<S>& input, const LongSpectrum<S>& spectrum, Index block,
-                    const View<S, 2>& y, Context& context) {
+                    const View<S, 2>& y, const Call& call) {
   constexpr Index lanes = simd::lanes<S>;
   const Index channel = block * lanes, count = std::min(lanes, y.extent(1) - channel);
-  auto scratch = context.scratch<S>();
+  auto scratch = call.scratch<S>();
   const auto z = scratch(spectrum.plan().points(), FftPlan<S>::width);
   const Index step = spectrum.tokens();
-  for (Index segment = ceil_div(y.extent(0), step); segment-- > 0;) {
-    auto rows = context.scratch<S>();
-    const Index first = input.past + segment * step;
+  for (Index piece = ceil_div(y.extent(0), step); piece-- > 0;) {
+    auto rows = call.scratch<S>();
+    const Index first = input.past + piece * step;
     const Index tokens = std::min(step, input.tokens() - first);
     const Index begin = std::max<Index>(first - (spectrum.taps() - 1), 0);
     typename FftPlan<S>::template Rows<const S> in{input.row(begin) + channel, input.u.stride(0), 0,
@@ -228,7 +228,7 @@ void transform_sums(const LongInput<S>& input, const LongSpectrum<S>& spectrum, 
       input.pack(begin, channel, packed);
       in.data = packed.data(), in.stride = lanes;
     }
-    const View<S, 2> to = y.template slice<0>(segment * step, tokens);
+    const View<S, 2> to = y.slice(axis::time, piece * step, tokens);
     if (count == lanes) {
       spectrum.filter(block, in, {to.data() + channel, to.stride(0), first - begin, tokens},
                       z.data());
@@ -243,12 +243,12 @@ void transform_sums(const LongInput<S>& input, const LongSpectrum<S>& spectrum, 
 /// y [T, D] of one block of channels by direct sums, the last tokens first: then y may be u.
 template <class S>
 void direct_sums(const LongInput<S>& input, const View<const S, 2>& taps, Index block,
-                 const View<S, 2>& y, Context& context) {
+                 const View<S, 2>& y, const Call& call) {
   using Batch = simd::Batch<S>;
   constexpr Index lanes = simd::lanes<S>, tile = 8, chunk = 32 * tile;
   const Index channel = block * lanes, count = std::min(lanes, y.extent(1) - channel);
   const Index reach = std::min(taps.extent(0), input.tokens());
-  auto scratch = context.scratch<S>();
+  auto scratch = call.scratch<S>();
   const auto h = scratch(reach, lanes);
   for (Index l = 0; l < reach; ++l) simd::store(&h(l, 0), simd::load(&taps(l, channel)));
   const auto rows = scratch(reach - 1 + std::min(round_up(y.extent(0), tile), chunk), lanes);
@@ -276,9 +276,9 @@ void direct_sums(const LongInput<S>& input, const View<const S, 2>& taps, Index 
 /// y [width] of one new token for the channels from `channel` on, by one direct sum.
 template <class S>
 void direct_sum(const LongInput<S>& input, const View<const S, 2>& taps, Index channel, Index width,
-                S* y, Context& context) {
+                S* y, const Call& call) {
   using Batch = simd::Batch<S>;
-  auto scratch = context.scratch<S>();
+  auto scratch = call.scratch<S>();
   const auto sum = scratch(width);
   fill(sum, 0);
   const Index token = input.past, reach = std::min(taps.extent(0), input.tokens());
@@ -298,101 +298,128 @@ void direct_sum(const LongInput<S>& input, const View<const S, 2>& taps, Index c
   std::copy_n(sum.data(), width, y);
 }
 
-/// Checks shapes and gives the inputs of a batch row, as a function of its number.
+/// The channels of a unit of work by direct sums of a single token: rows that are long enough to be
+/// read ahead.
+inline constexpr Index direct_channels = 256;
+/// Multiply-adds of numbers that are worth a task.
+inline constexpr Index convolution_cost_per_task = Index{1} << 15;
+
+/// How one segment of a long convolution is computed, and cut into units.
 template <class S>
-auto long_conv_inputs(const View<const S, 3>& u, const View<const S, 3>& history,
-                      const View<const Index, 1>& past, const LongFilter<S>& filter,
-                      const View<S, 3>& y) {
-  const Index B = y.extent(0), D = y.extent(2);
+struct LongConvPlan {
+  const LongSpectrum<S>* spectrum;  // null: direct sums
+  Index channels;                   // of a unit
+  SegmentWork work;
+
+  LongConvPlan(const LongFilter<S>& filter, const Segment& segment, Index past, Algorithm algorithm)
+      : spectrum(segment.form == Form::recurrent
+                     ? nullptr
+                     : choose_spectrum(filter, past, segment.count, algorithm)),
+        channels(spectrum == nullptr && segment.count == 1 ? direct_channels : simd::lanes<S>) {
+    constexpr Index transform_cost = 32;  // of a number, log2(n) included: about
+    const Index multiply_adds =
+        spectrum == nullptr ? segment.count * std::min(filter.length(), past + segment.count)
+                            : ceil_div(segment.count, spectrum->tokens()) *
+                                  spectrum->plan().length() * transform_cost;
+    work = {ceil_div(filter.channels(), channels), channels * multiply_adds};
+  }
+};
+
+/// y [T, D] of the channels [channel, channel + width), a unit of the plan.
+template <class S>
+void long_conv_unit(const LongInput<S>& input, const LongFilter<S>& filter,
+                    const LongConvPlan<S>& plan, Index channel, Index width, const View<S, 2>& y,
+                    const Call& call) {
+  const Index block = channel / simd::lanes<S>;
+  if (plan.spectrum != nullptr) {
+    transform_sums(input, *plan.spectrum, block, y, call);
+  } else if (y.extent(axis::time) > 1) {
+    direct_sums(input, filter.taps(), block, y, call);
+  } else {
+    direct_sum(input, filter.taps(), channel, width, y.data() + channel, call);
+  }
+}
+
+/// Checks the shapes that the kernels of long convolutions have in common. `history` has any number
+/// of tokens.
+template <class S>
+void check_long_conv(const View<const S, 2>& u, const View<const S, 3>& history,
+                     const View<const Index, 1>& past, const LongFilter<S>& filter,
+                     const View<S, 2>& y) {
+  const Index D = filter.channels(), B = history.extent(axis::row);
   const auto check = [D](const char* which, const auto& view, const auto& expected) {
-    if (view.shape() != expected || (D > 1 && view.stride(2) != 1)) {
+    if (view.shape() != expected || (D > 1 && view.stride(axis::channel) != 1)) {
       throw ShapeError(std::string("long_conv: ") + which + " has shape " + view.shape().text() +
                        ", expected " + expected.text() + ", the last dimension contiguous");
     }
   };
-  check("y", y, Shape<3>{B, y.extent(1), filter.channels()});
+  check("y", y, Shape<2>{y.extent(axis::time), D});
   check("u", u, y.shape());
   check("history", history, Shape<3>{B, history.extent(1), D});
   if (past.extent(0) != B) {
     throw ShapeError("long_conv: past has shape " + past.shape().text() + ", expected [" +
                      std::to_string(B) + "]");
   }
-  for (Index b = 0; b < B; ++b) {
-    if (past[b] < 0 || past[b] > history.extent(1)) {
-      throw ShapeError("long_conv: " + std::to_string(past[b]) + " past tokens in a history of " +
-                       history.shape().text());
-    }
-  }
-  return [=](Index b) { return LongInput<S>{history[b], u[b], past[b]}; };
+}
+
+/// Long convolutions of all segments; `input_of(segment)` gives the input of one.
+template <class S>
+void long_conv_of(auto&& input_of, const LongFilter<S>& filter, const View<S, 2>& y,
+                  const Call& call) {
+  const auto plan_of = [&](const Segment& segment) {
+    return LongConvPlan<S>(filter, segment, input_of(segment).past, call.algorithm());
+  };
+  const auto work_of = [&](const Segment& segment) { return plan_of(segment).work; };
+  for_each_unit(call, convolution_cost_per_task, work_of,
+                [&](const Unit& unit, const Call& worker) {
+                  const LongConvPlan<S> plan = plan_of(unit.segment);
+                  const Index channel = unit.item * plan.channels;
+                  long_conv_unit<S>(input_of(unit.segment), filter, plan, channel,
+                                    std::min(plan.channels, filter.channels() - channel),
+                                    unit.tokens_of(y), worker);
+                });
 }
 
 }  // namespace detail
 
-/// y_t = Σ_{l < L} h[l] u_{t-l} over past[b] tokens of history and the T of u, for each channel;
-/// y [B, T, D] gets the new tokens. The history stays as it is.
+/// y_t = Σ_{l < L} h[l] u_{t-l} over past[b] tokens of history and those of u, for each segment, b
+/// its row, and channel; y [T, D] gets the new tokens. The history stays as it is.
 ///
-/// u: [B, T, D]. history: [B, capacity, D], valid up to past [B] of each row. y may be u.
+/// u: [T, D]. history: [B, capacity, D], valid up to past [B] of each row. y may be u.
 /// Direct sums, O(T (past + T)), are one chain of fma over ascending l, whatever T. Transforms,
-/// O(n log n) with n about 2 (past + T), agree with them to c eps log2(n) |h| |u|. The context's
-/// algorithm names one (recurrent: direct, chunked: transform), else the shape of a row chooses.
+/// O(n log n) with n about 2 (past + T), agree with them to c eps log2(n) |h| |u|. Recurrent
+/// segments take direct sums, those of one token at the speed of memory. For the others the call's
+/// algorithm names one (recurrent: direct, chunked: transform), else their past and tokens choose.
 template <class S>
-void long_conv_continue(In<S, 3> u, In<S, 3> history, In<Index, 1> past,
-                        const LongFilter<S>& filter, View<S, 3> y, Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& piece) {
-      long_conv_continue<S>(u.template slice<1>(piece.first, piece.count),
-                            history.template slice<0>(piece.row, 1),
-                            past.template slice<0>(piece.row, 1), filter,
-                            y.template slice<1>(piece.first, piece.count), context);
-    });
-  }
-  const auto input = detail::long_conv_inputs<S>(u, history, past, filter, y);
+void long_conv_continue(In<S, 2> u, In<S, 3> history, In<Index, 1> past,
+                        const LongFilter<S>& filter, View<S, 2> y, const Call& call) {
+  detail::check_long_conv<S>(u, history, past, filter, y);
   if (y.empty()) return;
-  const Index B = y.extent(0), blocks = ceil_div(y.extent(2), simd::lanes<S>);
-  // The rows of a batch share the spectrum of a block of channels while it is in cache.
-  context.parallel_for(B * blocks, [&](Index task, Context& worker) {
-    const Index b = task % B, block = task / B;
-    const auto* spectrum =
-        detail::choose_spectrum(filter, past[b], y.extent(1), worker.algorithm());
-    if (spectrum != nullptr) {
-      detail::transform_sums(input(b), *spectrum, block, y[b], worker);
-    } else {
-      detail::direct_sums(input(b), filter.taps(), block, y[b], worker);
-    }
-  });
+  for (const Segment& segment : call.segments()) {
+    const Index seen = past[segment.row];
+    if (seen >= 0 && seen <= history.extent(1)) continue;
+    throw ShapeError("long_conv: " + std::to_string(seen) + " past tokens of row " +
+                     std::to_string(segment.row) + " in a history of " + history.shape().text());
+  }
+  const auto input_of = [&](const Segment& segment) {
+    const Unit unit{segment, 0};
+    return detail::LongInput<S>{unit.row_of(history), unit.tokens_of(u), past[segment.row]};
+  };
+  detail::long_conv_of<S>(input_of, filter, y, call);
 }
 
 /// `long_conv_continue` without history: y_t = Σ_{l <= t} h[l] u_{t-l}.
 template <class S>
-void long_conv(In<S, 3> u, const LongFilter<S>& filter, View<S, 3> y, Context& context) {
-  const Index none = 0, B = y.extent(0);
-  const View<const S, 3> history(nullptr, {B, none, y.extent(2)});
-  long_conv_continue<S>(u, history, View<const Index, 1>(&none, {B}, {none}), filter, y, context);
-}
-
-/// `long_conv_continue` by one token, u and y [B, D], by the direct sum: the same bits as any
-/// direct form. It reads min(past + 1, L) rows of history and taps, at the speed of memory.
-template <class S>
-void long_conv_step(In<S, 2> u, In<S, 3> history, In<Index, 1> past, const LongFilter<S>& filter,
-                    View<S, 2> y, Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& piece) {
-      long_conv_step<S>(u.template slice<0>(piece.first, piece.count),
-                        history.template slice<0>(piece.row, 1),
-                        past.template slice<0>(piece.row, 1), filter,
-                        y.template slice<0>(piece.first, piece.count), context);
-    });
-  }
-  const auto input = detail::long_conv_inputs<S>(u.template insert<1>(), history, past, filter,
-                                                 y.template insert<1>());
+void long_conv(In<S, 2> u, const LongFilter<S>& filter, View<S, 2> y, const Call& call) {
+  const Index D = y.extent(axis::channel);
+  detail::check_long_conv<S>(u, View<const S, 3>(nullptr, {0, 0, D}), View<const Index, 1>(),
+                             filter, y);
   if (y.empty()) return;
-  constexpr Index channels = 256;  // of one task
-  const Index D = y.extent(1), groups = ceil_div(D, channels);
-  context.parallel_for(y.extent(0) * groups, [&](Index task, Context& worker) {
-    const Index b = task / groups, channel = task % groups * channels;
-    detail::direct_sum(input(b), filter.taps(), channel, std::min(channels, D - channel),
-                       y[b].data() + channel, worker);
-  });
+  const auto input_of = [&](const Segment& segment) {
+    return detail::LongInput<S>{View<const S, 2>(nullptr, {0, D}), Unit{segment, 0}.tokens_of(u),
+                                0};
+  };
+  detail::long_conv_of<S>(input_of, filter, y, call);
 }
 
 SEQMIX_END_NAMESPACE

@@ -6,7 +6,7 @@
 #include <string>
 #include <type_traits>
 
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/kernels/packed_matrix.hpp"
 #include "seqmix/kernels/rows.hpp"
 #include "seqmix/kernels/split_matmul.hpp"
@@ -28,21 +28,22 @@ namespace detail {
 /// Bytes of a cache line.
 inline constexpr Index cache_line = alignment;
 
-/// Rows of the micro-kernels: the tall one fills the registers, the low one has the fewest rows
-/// that hide the latency of a multiply-add.
+/// Rows of the tallest micro-kernel, which fills the registers; there is one for each number of
+/// rows up to it.
 #if defined(SEQMIX_SIMD_WIDTH)
-inline constexpr Index tall_tile = 4, medium_tile = 4,
-                       low_tile = 4;  // no registers to fill: little code
+inline constexpr Index tall_tile = 4;  // no registers to fill: little code
 #elif defined(__AVX512F__)
-inline constexpr Index tall_tile = 14, medium_tile = 8, low_tile = 4;  // 32 registers
+inline constexpr Index tall_tile = 14;  // 32 registers
 #else
-inline constexpr Index tall_tile = 6, medium_tile = 4, low_tile = 4;  // 16 registers
+inline constexpr Index tall_tile = 6;  // 16 registers
 #endif
 
 /// k of a panel that stays in the L1 cache while tiles of rows pass: 32 KB with 512-bit registers.
 inline constexpr Index depth_slice = 256;
-/// Rows and k of x that are packed at a time: 1 MB of floats for the L2 cache.
+/// Rows and k of x that are packed at a time: 1 MB of floats for the L2 cache. A few rows more than
+/// a block go with it, as they would read all weights anew.
 inline constexpr Index row_block = round_up(256, tall_tile), depth_block = 1024;
+inline constexpr Index most_block_rows = round_up(row_block + row_block / 4, tall_tile);
 /// Numbers of a weight, and multiply-adds, that are worth a task.
 inline constexpr Index weights_per_task = Index{1} << 15, products_per_task = Index{1} << 22;
 /// Fewer rows or panels than these do not repay the packing of x.
@@ -99,13 +100,13 @@ SEQMIX_ALWAYS_INLINE simd::Batch<S> load_weight(const Stored* from, const simd::
   return stored;
 }
 
-/// The micro-kernel: rows [row, row + Rows) of `Panels` panels from `panel` on. The first `skip`
-/// rows are computed but not stored. `Grouped`: the rows are packed as [k][Rows].
+/// The micro-kernel: rows [row, row + Rows) of `Panels` panels from `panel` on. `Grouped`: the rows
+/// are packed as [k][Rows].
 ///
 /// Its loops over registers are unrolled by order, so that g++ keeps `sum` in registers.
 template <class S, Index Rows, Index Panels, bool Grouped, class Stored>
 __attribute__((noinline)) void multiply_tile(const Product<S, Stored>& product, Index row,
-                                             Index panel, Index skip) {
+                                             Index panel) {
   constexpr Index lanes = simd::lanes<S>, width = 2 * Panels;  // registers of a row
   const Index column = panel * panel_width<S>, columns = product.columns - column;
   const bool whole = columns >= width * lanes;
@@ -170,7 +171,6 @@ __attribute__((noinline)) void multiply_tile(const Product<S, Stored>& product, 
 
 #pragma GCC unroll 16
   for (Index i = 0; i < Rows; ++i) {
-    if (i < skip) continue;
 #pragma GCC unroll 16
     for (Index r = 0; r < width; ++r) {
       S* const to = c[i] + column + r * lanes;
@@ -183,44 +183,29 @@ __attribute__((noinline)) void multiply_tile(const Product<S, Stored>& product, 
   }
 }
 
-/// The height of the next tile when `left` of `rows` rows are to be done. It may exceed `left`, and
-/// then reaches back over rows that are done, but never `rows`.
-inline Index next_tile(Index left, Index rows) {
-  Index tile = low_tile;
-  if (left > low_tile) tile = medium_tile;
-  if (left >= tall_tile - 1 && (left <= tall_tile || left > 2 * medium_tile)) tile = tall_tile;
-  while (tile > rows)
-    tile = tile > medium_tile ? medium_tile : tile > low_tile ? low_tile : tile / 2;
-  return tile;
-}
+/// The height of the next tile where `left` rows are to be done. All are about as high: a low one
+/// waits for the panel that it reads, and for its few chains.
+inline Index next_tile(Index left) { return ceil_div(left, ceil_div(left, tall_tile)); }
 
-/// One tile of `height` rows from `row` on, of which the first `skip` are not stored.
+/// One tile of `height` rows from `row` on, at most `tall_tile`.
 template <class S>
-void multiply_tile_of(Index height, const Product<S>& product, Index row, Index panel, Index skip) {
-  const auto multiply = [&]<Index Rows>(std::integral_constant<Index, Rows>) {
-    multiply_tile<S, Rows, 1, false>(product, row, panel, skip);
-  };
+void multiply_tile_of(Index height, const Product<S>& product, Index row, Index panel) {
   // Calls, as g++ 12 chooses among addresses by a condition that it has overwritten.
-  if (height == tall_tile) {
-    multiply(std::integral_constant<Index, tall_tile>{});
-  } else if (height == medium_tile) {
-    multiply(std::integral_constant<Index, medium_tile>{});
-  } else if (height == low_tile) {
-    multiply(std::integral_constant<Index, low_tile>{});
-  } else if (height == 2) {
-    multiply(std::integral_constant<Index, 2>{});
-  } else {
-    multiply(std::integral_constant<Index, 1>{});
-  }
+  const auto multiply = [&]<Index... I>(std::integer_sequence<Index, I...>) {
+    static_cast<void>(
+        ((height == I + 1 && (multiply_tile<S, I + 1, 1, false>(product, row, panel), true)) ||
+         ...));
+  };
+  multiply(std::make_integer_sequence<Index, tall_tile>());
 }
 
 /// All rows of one panel of numbers to compute with.
 template <class S>
 void multiply_rows(Product<S> product, Index rows, Index panel) {
   for (Index row = 0; row < rows;) {
-    const Index tile = next_tile(rows - row, rows), first = std::min(row, rows - tile);
-    multiply_tile_of(tile, product, first, panel, row - first);
-    row = first + tile;
+    const Index tile = next_tile(rows - row);
+    multiply_tile_of(tile, product, row, panel);
+    row += tile;
     product.ahead += product.depth * product.ahead_stride;
   }
 }
@@ -233,7 +218,7 @@ Index multiply_few(const Product<S, Stored>& product, Index rows, Index panel, I
   const auto multiply = [&]<Index Rows>(std::integral_constant<Index, Rows>) {
     constexpr Index at_once = 4 / Rows;
     for (; panel + at_once <= last_panel; panel += at_once) {
-      multiply_tile<S, Rows, at_once, false>(product, 0, panel, 0);
+      multiply_tile<S, Rows, at_once, false>(product, 0, panel);
     }
   };
   if constexpr (!narrow || std::same_as<S, float>) {
@@ -282,7 +267,7 @@ Product<S> widened(const Product<S, Stored>& slice, Index panel, S* wide) {
 template <class S, class Stored>
 void multiply_panels(const Product<S, Stored>& product, Index rows, Index panel, Index last_panel,
                      S* wide = nullptr) {
-  const bool once = std::same_as<Stored, S> && next_tile(rows, rows) == rows;
+  const bool once = std::same_as<Stored, S> && rows <= tall_tile;
   const Index count = once ? std::max<Index>(product.depth, 1) : depth_slice;
   panel = multiply_few(product, rows, panel, last_panel);
   for (; panel < last_panel; ++panel) {
@@ -298,9 +283,8 @@ void multiply_panels(const Product<S, Stored>& product, Index rows, Index panel,
 }
 
 template <class S, Index Rank>
-std::array<S*, row_block + tall_tile> row_addresses(const View<S, Rank>& view, Index first,
-                                                    Index count) {
-  std::array<S*, row_block + tall_tile> rows;
+std::array<S*, most_block_rows> row_addresses(const View<S, Rank>& view, Index first, Index count) {
+  std::array<S*, most_block_rows> rows;
   for (Index i = 0; i < count; ++i) {
     rows[static_cast<std::size_t>(i)] = row_address(view, first + i);
   }
@@ -331,51 +315,51 @@ void pack_group(const S* const* rows, Index height, Index depth, S* to) {
   }
 }
 
-/// The height of the group of the last `left` rows. Like a tile, it reaches back over rows that
-/// other groups have, too.
-inline Index last_group(Index left) {
-  if (left > medium_tile) return tall_tile;
-  return left > low_tile ? medium_tile : low_tile;
+/// Where group `group` of packed rows begins: all are tall but the last two, which share the rest.
+inline Index group_begin(Index rows, Index group) {
+  const Index groups = ceil_div(rows, tall_tile), tall = std::max<Index>(groups - 2, 0);
+  if (group <= tall) return group * tall_tile;
+  return group == groups ? rows : rows - (rows - tall * tall_tile) / 2;
 }
 
-/// Rows [first, last) of x [B, T, K], counted over B T, and k [k, k + depth) of them as groups
-/// [row / tall_tile][k][tall_tile]; `last` is at least the height of the last group.
+/// Groups [first, last) of the rows of x [T, K] and k [k, k + depth) of them, [group][k][height].
 template <class S>
-void pack_rows(const View<const S, 3>& x, Index first, Index last, Index k, Index depth, S* to) {
-  for (Index row = first; row < last; row += tall_tile) {
-    const Index height = last - row < tall_tile ? last_group(last - row) : tall_tile;
-    const Index top = std::min(row, last - height);
+void pack_rows(const View<const S, 2>& x, Index first, Index last, Index k, Index depth, S* to) {
+  for (Index group = first; group < last; ++group) {
+    const Index row = group_begin(x.extent(0), group);
+    const Index height = group_begin(x.extent(0), group + 1) - row;
     const S* from[round_up(tall_tile, simd::lanes<S>)];
     for (Index i = 0; const S*& address : from) {
-      address = row_address(x, top + std::min(i++, height - 1)) + k;
+      address = x.data() + (row + std::min(i++, height - 1)) * x.stride(0) + k;
     }
-    pack_group<S>(from, height, depth, to);
-    to += depth * height;
+    pack_group<S>(from, height, depth, to + row * depth);
   }
 }
 
-/// As `multiply_panels`, for rows that `pack_rows` has packed; `product.c` has the addresses of the
-/// rows that the last group reaches back to.
+/// As `multiply_panels`, for rows that `pack_rows` has packed.
 template <class S, class Stored>
 void multiply_packed(Product<S, Stored> product, Index rows, Index panel, Index last_panel,
                      S* wide) {
   constexpr Index width = panel_width<S> * static_cast<Index>(sizeof(Stored));
-  const Index grouped = rows / tall_tile * tall_tile, left = rows - grouped;
-  const Index height = last_group(left);
-  product.a_row_stride = product.depth, product.a_stride = tall_tile;
+  const Index groups = ceil_div(rows, tall_tile);
+  const S* const packed = product.a;
+  product.a_row_stride = 1;
   for (Index p = panel; p < last_panel; ++p) {
     for (Index k = 0; k == 0 || k < product.depth; k += depth_slice) {
       Product<S> slice = widened(panel_slice(product, p, k, depth_slice), p, wide);
       // Each tile fetches its share of the next slice.
-      slice.ahead_stride = ceil_div(width, ceil_div(rows, tall_tile));
-      for (Index row = 0; row < grouped; row += tall_tile) {
-        multiply_tile<S, tall_tile, 1, true>(slice, row, p, 0);
+      slice.ahead_stride = ceil_div(width, groups);
+      for (Index group = 0; group < groups; ++group) {
+        const Index row = group_begin(rows, group), height = group_begin(rows, group + 1) - row;
+        slice.a = packed + row * product.depth + k * height, slice.a_stride = height;
+        slice.c = product.c + row;
+        if (height == tall_tile) {
+          multiply_tile<S, tall_tile, 1, true>(slice, 0, p);
+        } else {
+          multiply_tile_of(height, slice, 0, p);
+        }
         slice.ahead += slice.depth * slice.ahead_stride;
       }
-      if (left == 0) continue;
-      slice.a = product.a + grouped * product.depth + k * height;
-      slice.a_row_stride = 1, slice.a_stride = height, slice.c += rows - height;
-      multiply_tile_of(height, slice, 0, p, height - left);
     }
   }
 }
@@ -386,11 +370,11 @@ S* slice_scratch(Context::Scratch<S>& scratch) {
   return std::same_as<Stored, S> ? nullptr : scratch(depth_slice, panel_width<S>).data();
 }
 
-/// Reads x [B, T, K] where it is, or copies the rows of a task if their stride is not one.
+/// Reads x [T, K] where it is.
 template <class S, class Stored>
-void multiply_unpacked(const Product<S, Stored>& product, const View<const S, 3>& x, Index panels,
-                       const View<S, 3>& y, Context& context) {
-  const Index rows = x.extent(0) * x.extent(1), depth = product.depth;
+void multiply_unpacked(const Product<S, Stored>& product, const View<const S, 2>& x, Index panels,
+                       const View<S, 2>& y, const Call& call) {
+  const Index rows = x.extent(0), depth = product.depth;
   const bool few = rows < rows_to_pack;
   const Index row_products = std::max<Index>(depth * product.columns, 1);
   const Index panel_weights = std::max<Index>(depth * panel_width<S>, 1);
@@ -399,49 +383,43 @@ void multiply_unpacked(const Product<S, Stored>& product, const View<const S, 3>
                                            4 * tall_tile, row_block);
   const Index task_panels = few ? round_up(ceil_div(weights_per_task, panel_weights), 4) : panels;
   const Index column_tasks = ceil_div(panels, task_panels);
-  context.parallel_for(ceil_div(rows, task_rows) * column_tasks, [&](Index task, Context& worker) {
+  call.parallel_for(ceil_div(rows, task_rows) * column_tasks, [&](Index task, const Call& worker) {
     const Index row = task / column_tasks * task_rows, panel = task % column_tasks * task_panels;
     const Index count = std::min(task_rows, rows - row);
     const auto c = row_addresses(y, row, count);
     auto scratch = worker.scratch<S>();
     Product<S, Stored> part = product;
     part.c = c.data(), part.a_stride = 1;
-    if (x.template mergeable<0>()) {
-      part.a = row_address(x, row), part.a_row_stride = x.template merge<0>().stride(0);
-    } else {
-      const auto copied = scratch(count, depth);
-      for (Index i = 0; i < count; ++i) {
-        std::copy_n(row_address(x, row + i), depth, copied.data() + i * depth);
-      }
-      part.a = copied.data(), part.a_row_stride = depth;
-    }
+    part.a = x.data() + row * x.stride(0), part.a_row_stride = x.stride(0);
     multiply_panels(part, count, panel, std::min(panels, panel + task_panels),
                     slice_scratch<S, Stored>(scratch));
   });
 }
 
-/// Packs x [B, T, K] block by block, then sends each block through all panels.
+/// Packs x [T, K] block by block, then sends each block through all panels.
 template <class S, class Stored>
-void multiply_in_blocks(const Product<S, Stored>& product, const View<const S, 3>& x, Index panels,
-                        const View<S, 3>& y, Context& context) {
-  const Index rows = x.extent(0) * x.extent(1), depth = product.depth;
-  constexpr Index task_rows = 4 * tall_tile;
-  auto scratch = context.scratch<S>();
-  S* const packed =
-      scratch(round_up(std::min(rows, row_block), tall_tile), std::min(depth, depth_block)).data();
-  for (Index row = 0; row < rows; row += row_block) {
-    const Index count = std::min(row_block, rows - row), reach = std::min(row, tall_tile);
-    const auto c = row_addresses(y, row - reach, reach + count);
+void multiply_in_blocks(const Product<S, Stored>& product, const View<const S, 2>& x, Index panels,
+                        const View<S, 2>& y, const Call& call) {
+  const Index rows = x.extent(0), depth = product.depth;
+  const Index blocks = std::max<Index>(ceil_div(rows - row_block / 4, row_block), 1);
+  const Index block = round_up(ceil_div(rows, blocks), tall_tile);
+  constexpr Index task_groups = 4;
+  auto scratch = call.scratch<S>();
+  S* const packed = scratch(std::min(rows, block), std::min(depth, depth_block)).data();
+  for (Index row = 0; row < rows; row += block) {
+    const Index count = std::min(block, rows - row), groups = ceil_div(count, tall_tile);
+    const auto c = row_addresses(y, row, count);
     for (Index k = 0; k == 0 || k < depth; k += depth_block) {
       Product<S, Stored> part = product.slice(k, depth_block);
-      part.a = packed, part.c = c.data() + reach;
-      context.parallel_for(ceil_div(count, task_rows), [&](Index task, Context&) {
-        const Index first = task * task_rows, last = std::min(count, first + task_rows);
-        pack_rows<S>(x, row + first, row + last, k, part.depth, packed + first * part.depth);
+      part.a = packed, part.c = c.data();
+      call.parallel_for(ceil_div(groups, task_groups), [&](Index task, const Call&) {
+        const Index first = task * task_groups;
+        pack_rows<S>(x.slice(axis::time, row, count), first, std::min(groups, first + task_groups),
+                     k, part.depth, packed);
       });
       const Index panel_products = std::max<Index>(count * part.depth * panel_width<S>, 1);
       const Index task_panels = ceil_div(products_per_task, panel_products);
-      context.parallel_for(ceil_div(panels, task_panels), [&](Index task, Context& worker) {
+      call.parallel_for(ceil_div(panels, task_panels), [&](Index task, const Call& worker) {
         const Index panel = task * task_panels;
         auto slices = worker.scratch<S>();
         multiply_packed(part, count, panel, std::min(panels, panel + task_panels),
@@ -453,34 +431,34 @@ void multiply_in_blocks(const Product<S, Stored>& product, const View<const S, 3
 
 }  // namespace detail
 
-/// y = x wᵀ + bias, or y += x wᵀ + bias: x [B, T, K], w [N, K], y [B, T, N], bias [N] or none.
+/// y = x wᵀ + bias, or y += x wᵀ + bias: x [T, K], w [N, K], y [T, N], bias [N] or none.
 ///
 /// The last dimensions of x and y are contiguous, and x and y share no number. A few rows are read
 /// where they are while the weights stream by; many are packed first, which keeps rows whose stride
 /// is a power of two from evicting each other.
 template <class S>
-void matmul(In<S, 3> x, const PackedMatrix<S>& w, View<S, 3> y, Context& context,
+void matmul(In<S, 2> x, const PackedMatrix<S>& w, View<S, 2> y, const Call& call,
             const S* bias = nullptr, bool accumulate = false) {
   using namespace detail;
-  const Index rows = checked_product(x.extent(0), x.extent(1));
+  const Index rows = x.extent(0);
   const Index outputs = w.rows(), depth = w.cols();
   if (!w) {
     throw ShapeError("matmul: there is no weight, expected one of shape " +
-                     Shape<2>{y.extent(2), x.extent(2)}.text() +
+                     Shape<2>{y.extent(1), x.extent(1)}.text() +
                      "; every weight of a layer must be named by its Weights::visit");
   }
-  if (x.extent(2) != depth) {
-    throw ShapeError("matmul: x has shape " + x.shape().text() + ", expected [B, T, " +
+  if (x.extent(1) != depth) {
+    throw ShapeError("matmul: x has shape " + x.shape().text() + ", expected [T, " +
                      std::to_string(depth) + "] for a weight of shape " +
                      Shape<2>{outputs, depth}.text());
   }
-  if (y.shape() != Shape<3>{x.extent(0), x.extent(1), outputs}) {
+  if (y.shape() != Shape<2>{rows, outputs}) {
     throw ShapeError("matmul: y has shape " + y.shape().text() + ", expected " +
-                     Shape<3>{x.extent(0), x.extent(1), outputs}.text());
+                     Shape<2>{rows, outputs}.text());
   }
-  if ((depth > 1 && x.stride(2) != 1) || (outputs > 1 && y.stride(2) != 1)) {
+  if ((depth > 1 && x.stride(1) != 1) || (outputs > 1 && y.stride(1) != 1)) {
     throw ShapeError("matmul: the last dimensions of x and y have strides " +
-                     std::to_string(x.stride(2)) + " and " + std::to_string(y.stride(2)) +
+                     std::to_string(x.stride(1)) + " and " + std::to_string(y.stride(1)) +
                      ", expected 1");
   }
   if (!disjoint(x, y)) throw ShapeError("matmul: x and y overlap");
@@ -488,8 +466,8 @@ void matmul(In<S, 3> x, const PackedMatrix<S>& w, View<S, 3> y, Context& context
 
 #if SEQMIX_MATRIX_UNITS
   if constexpr (std::is_same_v<S, float>) {
-    if (matrix_precision<S>(context) != Precision::fp32) {
-      return matmul_split(x, w, y, context, bias, accumulate);
+    if (matrix_precision<S>(call) != Precision::fp32) {
+      return matmul_split(x, w, y, call, bias, accumulate);
     }
   }
 #endif
@@ -505,9 +483,9 @@ void matmul(In<S, 3> x, const PackedMatrix<S>& w, View<S, 3> y, Context& context
                                      .bias = bias,
                                      .accumulate = accumulate};
     if (rows < rows_to_pack || panels.extent(0) < panels_to_pack) {
-      multiply_unpacked(product, x, panels.extent(0), y, context);
+      multiply_unpacked(product, x, panels.extent(0), y, call);
     } else {
-      multiply_in_blocks(product, x, panels.extent(0), y, context);
+      multiply_in_blocks(product, x, panels.extent(0), y, call);
     }
   });
 }

@@ -37,11 +37,11 @@ void check_weight(std::string_view kernel, const View<const S, 1>& weight, Index
 /// x = x / sqrt(mean(x²) + eps) ⊙ weight over the last axis. Zhang & Sennrich 2019,
 /// arXiv:1910.07467, eq. 4. y may be x.
 template <class S, Index Rank>
-void rms_norm(In<S, Rank> x, In<S, 1> weight, double eps, View<S, Rank> y, Context& context) {
+void rms_norm(In<S, Rank> x, In<S, 1> weight, double eps, View<S, Rank> y, const Call& call) {
   const Index width = y.extent(Rank - 1);
   detail::check_weight<S>("rms_norm", weight, width);
   for_each_row(
-      context,
+      call,
       [&](S* to, const S* from) {
         const S scale = S(1) / std::sqrt(detail::mean_square(from, width) + static_cast<S>(eps));
         const auto norm = [scale](auto v, auto w) { return v * scale * w; };
@@ -53,11 +53,11 @@ void rms_norm(In<S, Rank> x, In<S, 1> weight, double eps, View<S, Rank> y, Conte
 /// x = rms_norm(x) ⊙ silu(gate), the norm first.
 template <class S, Index Rank>
 void gated_rms_norm(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, double eps,
-                    Context& context) {
+                    const Call& call) {
   const Index width = x.extent(Rank - 1);
   detail::check_weight<S>("gated_rms_norm", weight, width);
   for_each_row(
-      context,
+      call,
       [&](S* row, const S* by) {
         const S scale = S(1) / std::sqrt(detail::mean_square<S>(row, width) + static_cast<S>(eps));
         const auto norm = [scale](auto v, auto w, auto g) { return v * scale * w * simd::silu(g); };
@@ -69,11 +69,11 @@ void gated_rms_norm(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, double e
 /// x = rms_norm(x) ⊙ σ(gate), the norm first.
 template <class S, Index Rank>
 void sigmoid_gated_rms_norm(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, double eps,
-                            Context& context) {
+                            const Call& call) {
   const Index width = x.extent(Rank - 1);
   detail::check_weight<S>("sigmoid_gated_rms_norm", weight, width);
   for_each_row(
-      context,
+      call,
       [&](S* row, const S* by) {
         const S scale = S(1) / std::sqrt(detail::mean_square<S>(row, width) + static_cast<S>(eps));
         const auto norm = [scale](auto v, auto w, auto g) {
@@ -87,12 +87,12 @@ void sigmoid_gated_rms_norm(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, 
 /// x = rms_norm(x ⊙ silu(gate)), the gate first, each `group` numbers of a row on their own.
 template <class S, Index Rank>
 void rms_norm_of_gated(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, Index group, double eps,
-                       Context& context) {
+                       const Call& call) {
   const Index width = x.extent(Rank - 1);
   detail::check_weight<S>("rms_norm_of_gated", weight, width);
   detail::check_group<S>("rms_norm_of_gated", width, group);
   for_each_row(
-      context,
+      call,
       [&](S* row, const S* by) {
         simd::map<S>(
             width, row, [](auto v, auto g) { return v * simd::silu(g); }, row, by);
@@ -111,13 +111,13 @@ void rms_norm_of_gated(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, Index
 /// 0.
 template <class S, Index Rank>
 void group_norm(In<S, Rank> x, In<S, 1> weight, In<S, 1> bias, Index group, double eps,
-                View<S, Rank> y, Context& context) {
+                View<S, Rank> y, const Call& call) {
   const Index width = y.extent(Rank - 1);
   detail::check_group<S>("group_norm", width, group);
   if (weight.data() != nullptr) detail::check_weight<S>("group_norm", weight, width);
   if (bias.data() != nullptr) detail::check_weight<S>("group_norm", bias, width);
   for_each_row(
-      context,
+      call,
       [&](S* to, const S* from) {
         for (Index first = 0; first < width; first += group) {
           const S* in = from + first;
@@ -154,16 +154,16 @@ void group_norm(In<S, Rank> x, In<S, 1> weight, In<S, 1> bias, Index group, doub
 /// `group_norm` of one group: the whole row. Ba et al. 2016, arXiv:1607.06450.
 template <class S, Index Rank>
 void layer_norm(In<S, Rank> x, In<S, 1> weight, In<S, 1> bias, double eps, View<S, Rank> y,
-                Context& context) {
-  group_norm<S, Rank>(x, weight, bias, std::max<Index>(y.extent(Rank - 1), 1), eps, y, context);
+                const Call& call) {
+  group_norm<S, Rank>(x, weight, bias, std::max<Index>(y.extent(Rank - 1), 1), eps, y, call);
 }
 
 /// x = x / sqrt(Σ x² + eps) over the last axis.
 template <class S, Index Rank>
-void l2_norm(View<S, Rank> x, double eps, Context& context) {
+void l2_norm(View<S, Rank> x, double eps, const Call& call) {
   const Index width = x.extent(Rank - 1);
   for_each_row(
-      context,
+      call,
       [&](S* row) {
         const S sum = detail::sum_of<S>(
             width, [](auto v) { return v * v; }, row);

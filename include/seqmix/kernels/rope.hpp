@@ -10,10 +10,10 @@
 #include <utility>
 #include <vector>
 
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/core/field.hpp"
 #include "seqmix/core/named_enum.hpp"
-#include "seqmix/simd/map.hpp"
+#include "seqmix/kernels/rows.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -22,7 +22,7 @@ SEQMIX_BEGIN_NAMESPACE
 /// (2n, 2n + 1).
 enum class RotaryLayout { half_split, interleaved };
 
-/// How the angles of a longer context are made from those of the context that was trained on.
+/// How the angles of a longer call are made from those of the call that was trained on.
 enum class RopeScaling { none, linear, ntk, yarn, llama3 };
 constexpr std::array<std::string_view, 5> names_of(RopeScaling) {
   return {"none", "linear", "ntk", "yarn", "llama3"};
@@ -41,7 +41,7 @@ constexpr std::array<std::string_view, 5> names_of(RopeScaling) {
 struct RopeScalingConfig {
   RopeScaling kind = RopeScaling::none;
   double factor = 1;
-  Index original_length = 0;  // tokens of the context that was trained on
+  Index original_length = 0;  // tokens of the call that was trained on
   double beta_fast = 32, beta_slow = 1;
   double attention_factor = 0;  // 0: 0.1 ln(factor) + 1
   double low_freq_factor = 1, high_freq_factor = 4;
@@ -89,7 +89,7 @@ class RotaryFrequencies {
   /// θ_n = base^(-2n / rotary_dim).
   RotaryFrequencies(Index rotary_dim, double base)
       : RotaryFrequencies(inverse_powers(rotary_dim, base)) {}
-  /// The same for a longer context.
+  /// The same for a longer call.
   RotaryFrequencies(Index rotary_dim, double base, const RopeScalingConfig& scaling)
       : RotaryFrequencies(scaled(rotary_dim, base, scaling)) {
     amplitude_ = scaling.amplitude();
@@ -182,44 +182,56 @@ class RotaryFrequencies {
   std::vector<double> cos_, sin_;  // [anchor_interval, pairs]
 };
 
-/// Turns pair n of the first `rotary_dim` numbers of each head of x [B, T, H, K] by position · θ_n,
-/// in place; token t of row b is at position min(past[b] + t, last). Su et al. 2021,
-/// arXiv:2104.09864, eq. 34.
+namespace detail {
+
+/// What an angle of an anchor costs in turned numbers.
+inline constexpr Index numbers_per_angle = 64;
+
+}  // namespace detail
+
+/// Turns pair n of the first `rotary_dim` numbers of each head of x [T, H, K] by position · θ_n, in
+/// place; token t of a segment is at position min(past[row] + t, last), where `past` [B] may be
+/// none: zeros. Su et al. 2021, arXiv:2104.09864, eq. 34.
 template <class S>
-void rope(View<S, 4> x, const RotaryFrequencies& frequencies, In<Index, 1> past,
-          RotaryLayout layout, Context& context, Index last = std::numeric_limits<Index>::max()) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& piece) {
-      rope<S>(x.template slice<1>(piece.first, piece.count), frequencies,
-              past.template slice<0>(piece.row, 1), layout, context, last);
-    });
+void rope(View<S, 3> x, const RotaryFrequencies& frequencies, In<Index, 1> past,
+          RotaryLayout layout, const Call& call, Index last = std::numeric_limits<Index>::max()) {
+  const Index T = call.tokens(), H = x.extent(axis::head), pairs = frequencies.pairs();
+  if (x.extent(axis::time) != T || x.extent(axis::channel) < 2 * pairs ||
+      (x.extent(axis::channel) > 1 && x.stride(axis::channel) != 1)) {
+    throw ShapeError("rope: got x " + x.shape().text() + ", expected " + std::to_string(T) +
+                     " tokens of contiguous heads of at least " + std::to_string(2 * pairs) +
+                     " numbers");
   }
-  const Index B = x.extent(0), T = x.extent(1), H = x.extent(2), pairs = frequencies.pairs();
-  if (past.extent(0) != B || x.extent(3) < 2 * pairs || (x.extent(3) > 1 && x.stride(3) != 1)) {
-    throw ShapeError("rope: got x " + x.shape().text() + " and past " + past.shape().text() +
-                     ", expected contiguous heads of at least " + std::to_string(2 * pairs) +
-                     " numbers and one past a row");
+  for (const Segment& segment : call.segments()) {
+    if (past.data() == nullptr || segment.row < past.extent(0)) continue;
+    throw ShapeError("rope: got past " + past.shape().text() + ", expected one for row " +
+                     std::to_string(segment.row));
   }
   if (x.empty() || pairs == 0) return;
   using Batch = simd::Batch<S>;
   const Index interval = RotaryFrequencies::anchor_interval;
-  const Index tasks_per_row = ceil_div(T, interval);
-  context.parallel_for(B * tasks_per_row, [&](Index task, Context& worker) {
-    const Index b = task / tasks_per_row, begin = task % tasks_per_row * interval;
+  const auto work_of = [&](const Segment& segment) {
+    const Index turned = 2 * pairs * H * std::min(segment.count, interval);
+    return SegmentWork{ceil_div(segment.count, interval),
+                       std::min(turned + pairs * detail::numbers_per_angle, numbers_per_task)};
+  };
+  for_each_unit(call, numbers_per_task, work_of, [&](const Unit& unit, const Call& worker) {
+    const Index first = unit.segment.first, begin = unit.item * interval;
+    const Index before = past.data() == nullptr ? 0 : past[unit.row()];
     auto wide = worker.scratch<double>();
     auto anchor = wide(2, pairs), angle = wide(2, pairs);  // cos, then sin
     auto scratch = worker.scratch<S>();
     auto turn = scratch(2, pairs), halves = scratch(2, pairs);
     const S *const cos = &turn(0, 0), *const sin = &turn(1, 0);
-    for (Index t = begin; t < std::min(T, begin + interval); ++t) {
-      const Index position = std::min(past[b] + t, last), offset = position % interval;
+    for (Index t = begin; t < std::min(unit.tokens(), begin + interval); ++t) {
+      const Index position = std::min(before + t, last), offset = position % interval;
       if (t == begin || offset == 0) {
         frequencies.write_anchor(position - offset, &anchor(0, 0), &anchor(1, 0));
       }
       frequencies.write(&anchor(0, 0), &anchor(1, 0), offset, &angle(0, 0), &angle(1, 0));
       copy(angle, turn);
       for (Index h = 0; h < H; ++h) {
-        S* const head = &x(b, t, h, 0);
+        S* const head = &x(first + t, h, 0);
         S *low = head, *high = head + pairs;
         if (layout == RotaryLayout::interleaved) {
           low = &halves(0, 0), high = &halves(1, 0);

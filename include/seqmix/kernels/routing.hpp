@@ -22,7 +22,7 @@ constexpr std::array<std::string_view, 3> names_of(Router) {
   return {"mixtral", "softmax_then_top_k", "deepseek_v3"};
 }
 
-/// Which experts a batch of token rows goes to, and the same pairs sorted by expert.
+/// Which experts the tokens of a call go to, and the same pairs sorted by expert.
 ///
 /// A pair is one choice of one token. `pair_row` lists the rows of the choices grouped by expert
 /// (in ascending order inside each); `place(row, choice)` is where a choice stands in that list. A
@@ -87,19 +87,19 @@ void top_k(In<S, 2> scores, View<Index, 2> expert) {
 /// Leaves the `kept` best of `groups` runs of experts in scores [rows, E]: all others become
 /// -infinity. A group is as good as the sum of its two largest scores; ties go to the lower group.
 template <class S>
-void keep_groups(View<S, 2> scores, Index groups, Index kept, Context& context) {
+void keep_groups(View<S, 2> scores, Index groups, Index kept, const Call& call) {
   const Index rows = scores.extent(0), size = groups < 1 ? 0 : scores.extent(1) / groups;
   if (groups < 1 || kept < 1 || kept > groups || size * groups != scores.extent(1) || size < 2) {
     throw ShapeError("keep_groups: scores have shape " + scores.shape().text() + ", expected " +
                      std::to_string(groups) + " equal groups of at least 2 experts, of which " +
                      std::to_string(kept) + " are kept");
   }
-  auto scratch = context.scratch<S>();
-  auto indices = context.scratch<Index>();
+  auto scratch = call.scratch<S>();
+  auto indices = call.scratch<Index>();
   const auto sums = scratch(rows, groups);
   const auto best = indices(rows, kept), two = indices(rows, Index{2});
   for (Index group = 0; group < groups; ++group) {
-    const View<S, 2> members = scores.template slice<1>(group * size, size);
+    const View<S, 2> members = scores.slice(axis::channel, group * size, size);
     top_k<S>(members, two);
     for (Index row = 0; row < rows; ++row) {
       sums(row, group) = members(row, two(row, 0)) + members(row, two(row, 1));
@@ -111,7 +111,8 @@ void keep_groups(View<S, 2> scores, Index groups, Index kept, Context& context) 
       bool keep = false;
       for (Index i = 0; i < kept; ++i) keep |= best(row, i) == group;
       if (keep) continue;
-      fill(scores[row].template slice<0>(group * size, size), -std::numeric_limits<S>::infinity());
+      fill(scores[row].slice(axis::channel, group * size, size),
+           -std::numeric_limits<S>::infinity());
     }
   }
 }
@@ -140,22 +141,16 @@ void normalize_weights(View<S, 2> weight, double total, double least) {
 
 /// Drops the choices of each stream that come when their expert has had `capacity` of its tokens.
 ///
-/// expert: [B, T], the choices of T new tokens. counts: [B, E], how many tokens of the stream have
-/// chosen each expert so far, dropped ones included; they go on. A capacity of 0 drops nothing.
-inline void drop_above_capacity(Index capacity, View<Index, 2> expert, View<Index, 2> counts,
-                                Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& piece) {
-      drop_above_capacity(capacity, expert.slice<1>(piece.first, piece.count),
-                          counts.slice<0>(piece.row, 1), context);
-    });
-  }
-  detail::check_routing("drop_above_capacity", "counts", counts,
-                        {expert.extent(0), counts.extent(1)});
-  for (Index b = 0; b < expert.extent(0); ++b) {
-    for (Index t = 0; t < expert.extent(1); ++t) {
-      Index& count = counts(b, expert(b, t));
-      if (capacity > 0 && count >= capacity) expert(b, t) = -1;
+/// expert: [T], the choices of new tokens. counts: [B, E], how many tokens of the stream have
+/// chosen each expert so far, dropped ones included; those of the segments' rows go on. A capacity
+/// of 0 drops nothing.
+inline void drop_above_capacity(Index capacity, View<Index, 1> expert, View<Index, 2> counts,
+                                const Call& call) {
+  detail::check_routing("drop_above_capacity", "expert", expert, {call.tokens()});
+  for (const Segment& segment : call.segments()) {
+    for (Index t = segment.first; t < segment.first + segment.count; ++t) {
+      Index& count = counts(segment.row, expert[t]);
+      if (capacity > 0 && count >= capacity) expert[t] = -1;
       ++count;
     }
   }
@@ -202,17 +197,17 @@ inline void for_each_expert(const Routes& routes, std::invocable<Index, Index, I
 
 /// pairs[i] = x[pair_row[i]]: the rows of each expert become one contiguous panel.
 template <class S>
-void gather_rows(In<S, 3> x, const Routes& routes, View<S, 2> pairs, Context& context) {
-  detail::check_routing("gather_rows", "pairs", pairs, {routes.pairs(), x.extent(2)});
+void gather_rows(In<S, 2> x, const Routes& routes, View<S, 2> pairs, const Call& call) {
+  const Index width = x.extent(axis::channel);
+  detail::check_routing("gather_rows", "pairs", pairs, {routes.pairs(), width});
   detail::check_routing("gather_rows", "expert", routes.expert,
-                        {x.extent(0) * x.extent(1), routes.expert.extent(1)});
+                        {x.extent(0), routes.expert.extent(1)});
   if (pairs.empty()) return;
-  const Index width = x.extent(2), rows_per_task = std::max<Index>(numbers_per_task / width, 1);
-  context.parallel_for(ceil_div(pairs.extent(0), rows_per_task), [&](Index task, Context&) {
+  const Index rows_per_task = std::max<Index>(numbers_per_task / width, 1);
+  call.parallel_for(ceil_div(pairs.extent(0), rows_per_task), [&](Index task, const Call&) {
     const Index end = std::min(pairs.extent(0), (task + 1) * rows_per_task);
     for (Index pair = task * rows_per_task; pair < end; ++pair) {
-      const S* from = detail::row_address(x, routes.pair_row[pair]);
-      std::copy_n(from, width, &pairs(pair, 0));
+      std::copy_n(&x(routes.pair_row[pair], 0), width, &pairs(pair, 0));
     }
   });
 }
@@ -220,18 +215,18 @@ void gather_rows(In<S, 3> x, const Routes& routes, View<S, 2> pairs, Context& co
 /// y[row] = Σ over choices that are not dropped, in their order, of
 /// weight(row, choice) pairs[place(row, choice)].
 template <class S>
-void combine_rows(In<S, 2> pairs, In<S, 2> weight, const Routes& routes, View<S, 3> y,
-                  Context& context) {
-  const Index width = y.extent(2), k = weight.extent(1), rows = weight.extent(0);
+void combine_rows(In<S, 2> pairs, In<S, 2> weight, const Routes& routes, View<S, 2> y,
+                  const Call& call) {
+  const Index width = y.extent(axis::channel), k = weight.extent(1), rows = weight.extent(0);
   detail::check_routing("combine_rows", "pairs", pairs, {routes.pairs(), width});
   detail::check_routing("combine_rows", "weight", weight, routes.place.shape());
-  detail::check_routing("combine_rows", "weight", weight, {y.extent(0) * y.extent(1), k});
+  detail::check_routing("combine_rows", "weight", weight, {y.extent(0), k});
   if (y.empty()) return;
   const Index rows_per_task = std::max<Index>(numbers_per_task / width, 1);
-  context.parallel_for(ceil_div(rows, rows_per_task), [&](Index task, Context&) {
+  call.parallel_for(ceil_div(rows, rows_per_task), [&](Index task, const Call&) {
     const Index end = std::min(rows, (task + 1) * rows_per_task);
     for (Index row = task * rows_per_task; row < end; ++row) {
-      S* to = detail::row_address(y, row);
+      S* const to = &y(row, 0);
       bool written = false;
       for (Index choice = 0; choice < k; ++choice) {
         if (routes.place(row, choice) < 0) continue;

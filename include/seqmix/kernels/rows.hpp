@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <span>
 
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/simd/map.hpp"
 
 namespace seqmix {
@@ -54,7 +54,7 @@ S sum_of(Index count, auto&& f, const auto*... in) {
 /// Calls `body(first.row, rest.row...)`, pointers to contiguous rows, for each row of the last
 /// axis. All views have the leading extents of the first; the rows run in parallel.
 template <class T, Index Rank, class... Rest>
-void for_each_row(Context& context, auto&& body, const View<T, Rank>& first, const Rest&... rest) {
+void for_each_row(const Call& call, auto&& body, const View<T, Rank>& first, const Rest&... rest) {
   static_assert(Rank >= 2);
   if (first.empty()) return;
   const auto check = [&](const auto& view) {
@@ -66,7 +66,7 @@ void for_each_row(Context& context, auto&& body, const View<T, Rank>& first, con
   const Index width = std::max<Index>(first.extent(Rank - 1), 1);
   const Index rows = first.size() / width;
   const Index rows_per_task = std::max<Index>(numbers_per_task / width, 1);
-  context.parallel_for(ceil_div(rows, rows_per_task), [&](Index task, Context&) {
+  call.parallel_for(ceil_div(rows, rows_per_task), [&](Index task, const Call&) {
     const Index end = std::min(rows, (task + 1) * rows_per_task);
     for (Index row = task * rows_per_task; row < end; ++row) {
       body(detail::row_address(first, row), detail::row_address(rest, row)...);
@@ -76,13 +76,13 @@ void for_each_row(Context& context, auto&& body, const View<T, Rank>& first, con
 
 /// out[i] = f(in[i]...) for every element; `f` maps registers to a register. `out` may be an input.
 template <class S, Index Rank, class... Inputs>
-void elementwise(Context& context, auto&& f, const View<S, Rank>& out, const Inputs&... in) {
+void elementwise(const Call& call, auto&& f, const View<S, Rank>& out, const Inputs&... in) {
   const Index width = out.extent(Rank - 1);
   if constexpr (Rank == 1) {
     simd::map<S>(width, out.data(), f, in.data()...);
   } else {
     for_each_row(
-        context, [&](S* to, auto*... from) { simd::map<S>(width, to, f, from...); }, out, in...);
+        call, [&](S* to, auto*... from) { simd::map<S>(width, to, f, from...); }, out, in...);
   }
 }
 

@@ -5,7 +5,7 @@
 #include <string_view>
 #include <type_traits>
 
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/simd/map.hpp"
 #include "seqmix/simd/math.hpp"
 
@@ -14,8 +14,10 @@ SEQMIX_BEGIN_NAMESPACE
 
 namespace detail {
 
-/// The channels that one task of a scan handles.
+/// The channels that one unit of a scan handles.
 inline constexpr Index scan_channels = 512;
+/// Multiply-adds of numbers that are worth a task of a scan.
+inline constexpr Index scan_cost_per_task = Index{1} << 16;
 
 /// Throws unless `view` has the expected shape and a contiguous last dimension.
 template <class T, Index Rank>
@@ -29,12 +31,15 @@ void check_scan(std::string_view kernel, std::string_view name, const View<T, Ra
                    ", the last dimension contiguous");
 }
 
-/// Calls `body(b, first, width)` for groups of the D channels of each batch row, in parallel.
-void for_each_scan(Index B, Index D, Context& context, auto&& body) {
-  const Index groups = ceil_div(D, scan_channels);
-  context.parallel_for(B * groups, [&](Index task, Context&) {
-    const Index first = task % groups * scan_channels;
-    body(task / groups, first, std::min(scan_channels, D - first));
+/// Calls `body(unit, first, width)` for groups of the D channels of each segment, in parallel;
+/// `cost` is that of a token and channel, in multiply-adds.
+void for_each_scan(Index D, Index cost, const Call& call, auto&& body) {
+  const auto work_of = [&](const Segment& segment) {
+    return SegmentWork{ceil_div(D, scan_channels), segment.count * scan_channels * cost};
+  };
+  for_each_unit(call, scan_cost_per_task, work_of, [&](const Unit& unit, const Call&) {
+    const Index first = unit.item * scan_channels;
+    body(unit, first, std::min(scan_channels, D - first));
   });
 }
 
@@ -71,75 +76,64 @@ void scan_channels_of(Index width, S* state, const View<S, 2>& h, auto&& terms) 
 ///
 /// but h_0 = σ(input_gate_0) ⊙ x_0 at the first token of a sequence, where `past` is 0.
 ///
-/// x, input_gate, recurrent_gate, h: [B, T, D]; rate: [D], >= 0; past: [B], the tokens before;
-/// state: [B, D], read, then advanced. 1 - a² is -expm1(2 log a). h may be any of the inputs.
-/// De et al. 2024, arXiv:2402.19427, eq. 1-4.
+/// x, input_gate, recurrent_gate, h: [T, D]; rate: [D], >= 0; past: [B], the tokens before; state:
+/// [B, D], whose rows the segments read, then advance. 1 - a² is -expm1(2 log a). h may be any of
+/// the inputs. De et al. 2024, arXiv:2402.19427, eq. 1-4.
 template <class S>
-void rg_lru_scan(In<S, 3> x, In<S, 3> input_gate, In<S, 3> recurrent_gate, In<S, 1> rate,
-                 In<Index, 1> past, Out<S, 2> state, View<S, 3> h, Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& piece) {
-      rg_lru_scan<S>(x.template slice<1>(piece.first, piece.count),
-                     input_gate.template slice<1>(piece.first, piece.count),
-                     recurrent_gate.template slice<1>(piece.first, piece.count), rate,
-                     past.template slice<0>(piece.row, 1), state.template slice<0>(piece.row, 1),
-                     h.template slice<1>(piece.first, piece.count), context);
-    });
-  }
+void rg_lru_scan(In<S, 2> x, In<S, 2> input_gate, In<S, 2> recurrent_gate, In<S, 1> rate,
+                 In<Index, 1> past, Out<S, 2> state, View<S, 2> h, const Call& call) {
   using Batch = simd::Batch<S>;
-  const Index B = h.extent(0), T = h.extent(1), D = h.extent(2);
-  detail::check_scan("rg_lru_scan", "h", h, {B, T, D});
-  detail::check_scan("rg_lru_scan", "x", x, {B, T, D});
-  detail::check_scan("rg_lru_scan", "input_gate", input_gate, {B, T, D});
-  detail::check_scan("rg_lru_scan", "recurrent_gate", recurrent_gate, {B, T, D});
+  const Index T = h.extent(0), D = h.extent(1), B = state.extent(0);
+  detail::check_scan("rg_lru_scan", "h", h, {T, D});
+  detail::check_scan("rg_lru_scan", "x", x, {T, D});
+  detail::check_scan("rg_lru_scan", "input_gate", input_gate, {T, D});
+  detail::check_scan("rg_lru_scan", "recurrent_gate", recurrent_gate, {T, D});
   detail::check_scan("rg_lru_scan", "rate", rate, {D});
   detail::check_scan("rg_lru_scan", "past", past, {B});
   detail::check_scan("rg_lru_scan", "state", state, {B, D});
   if (h.empty()) return;
-  detail::for_each_scan(B, D, context, [&](Index row, Index first, Index width) {
-    const bool starts = past[row] == 0;
-    detail::scan_channels_of<S>(width, &state(row, first), h[row].template slice<1>(first, width),
-                                [&](Index t, Index i, auto lane_count) {
-                                  const auto load = [&](const View<const S, 3>& from) {
-                                    return simd::load<S>(&from(row, t, first + i), lane_count);
-                                  };
-                                  const Batch r = simd::sigmoid<S>(load(recurrent_gate));
-                                  const Batch in = load(x) * simd::sigmoid<S>(load(input_gate));
-                                  const Batch log_a =
-                                      -simd::load<S>(&rate(first + i), lane_count) * r;
-                                  const Batch scale = simd::sqrt<S>(-simd::expm1<S>(log_a + log_a));
-                                  if (starts && t == 0)
-                                    return detail::ScanTerms<S>{Batch(S(0)), in};
-                                  return detail::ScanTerms<S>{simd::exp<S>(log_a), in * scale};
-                                });
+  constexpr Index cost = 32;  // about: four functions
+  detail::for_each_scan(D, cost, call, [&](const Unit& unit, Index first, Index width) {
+    const bool starts = past[unit.row()] == 0;
+    const auto to = unit.tokens_of(h).slice(axis::channel, first, width);
+    detail::scan_channels_of<S>(
+        width, &state(unit.row(), first), to, [&](Index t, Index i, auto lane_count) {
+          const auto load = [&](const View<const S, 2>& from) {
+            return simd::load<S>(&from(unit.segment.first + t, first + i), lane_count);
+          };
+          const Batch r = simd::sigmoid<S>(load(recurrent_gate));
+          const Batch in = load(x) * simd::sigmoid<S>(load(input_gate));
+          const Batch log_a = -simd::load<S>(&rate(first + i), lane_count) * r;
+          const Batch scale = simd::sqrt<S>(-simd::expm1<S>(log_a + log_a));
+          if (starts && t == 0) return detail::ScanTerms<S>{Batch(S(0)), in};
+          return detail::ScanTerms<S>{simd::exp<S>(log_a), in * scale};
+        });
   });
 }
 
 /// The complex diagonal scan with constant factors: h_t = lambda ⊙ h_{t-1} + b_t.
 ///
-/// Numbers are planes of real and imaginary parts. lambda: [2, N]; h: [B, T, 2, N], holds b and
-/// becomes h; state: [B, 2, N], h_{-1}, read, then advanced. Channels are lanes; the same four
-/// multiply-adds a token, in order of time, so that any split of a sequence gives the same bits.
+/// Numbers are planes of real and imaginary parts. lambda: [2, N]; h: [T, 2, N], holds b and
+/// becomes h; state: [B, 2, N], h_{-1}, whose rows the segments read, then advance. Channels are
+/// lanes; the same four multiply-adds a token, in order of time, so that any split of a sequence
+/// gives the same bits.
 template <class S>
-void complex_scan(In<S, 2> lambda, Out<S, 3> state, View<S, 4> h, Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& piece) {
-      complex_scan<S>(lambda, state.template slice<0>(piece.row, 1),
-                      h.template slice<1>(piece.first, piece.count), context);
-    });
-  }
+void complex_scan(In<S, 2> lambda, Out<S, 3> state, View<S, 3> h, const Call& call) {
   using Batch = simd::Batch<S>;
-  const Index B = h.extent(0), T = h.extent(1), N = h.extent(3);
-  detail::check_scan("complex_scan", "h", h, {B, T, 2, N});
+  const Index T = h.extent(0), N = h.extent(2);
+  detail::check_scan("complex_scan", "h", h, {T, 2, N});
   detail::check_scan("complex_scan", "lambda", lambda, {2, N});
-  detail::check_scan("complex_scan", "state", state, {B, 2, N});
+  detail::check_scan("complex_scan", "state", state, {state.extent(0), 2, N});
   if (h.empty()) return;
-  detail::for_each_scan(B, N, context, [&](Index row, Index first, Index width) {
+  constexpr Index cost = 4;
+  detail::for_each_scan(N, cost, call, [&](const Unit& unit, Index first, Index width) {
     const S* const factor_re = &lambda(0, first);
     const S* const factor_im = &lambda(1, first);
-    const S *last_re = &state(row, 0, first), *last_im = &state(row, 1, first);
-    for (Index t = 0; t < T; ++t) {
-      S *const now_re = &h(row, t, 0, first), *const now_im = &h(row, t, 1, first);
+    const View<S, 3> tokens = unit.tokens_of(h);
+    const View<S, 2> hidden = unit.row_of(state);
+    const S *last_re = &hidden(0, first), *last_im = &hidden(1, first);
+    for (Index t = 0; t < unit.tokens(); ++t) {
+      S *const now_re = &tokens(t, 0, first), *const now_im = &tokens(t, 1, first);
       simd::for_each_block<S>(width, [&](Index i, auto lane_count) {
         const Batch a = simd::load<S>(factor_re + i, lane_count);
         const Batch b = simd::load<S>(factor_im + i, lane_count);
@@ -154,8 +148,8 @@ void complex_scan(In<S, 2> lambda, Out<S, 3> state, View<S, 4> h, Context& conte
       });
       last_re = now_re, last_im = now_im;
     }
-    std::copy_n(last_re, width, &state(row, 0, first));
-    std::copy_n(last_im, width, &state(row, 1, first));
+    std::copy_n(last_re, width, &hidden(0, first));
+    std::copy_n(last_im, width, &hidden(1, first));
   });
 }
 

@@ -5,7 +5,8 @@
 #include <string>
 #include <utility>
 
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
+#include "seqmix/kernels/rows.hpp"
 #include "seqmix/simd/map.hpp"
 #include "seqmix/simd/math.hpp"
 
@@ -20,6 +21,8 @@ namespace detail {
 /// The channels and the tokens that one task of `short_conv` handles: rows that are long enough to
 /// be read ahead, and few tokens before the task's own that must be kept.
 inline constexpr Index short_conv_channels = 1024, short_conv_chunk = 256;
+/// Where threads have fewer tasks than this, a task takes fewer channels, but not fewer than these.
+inline constexpr Index short_conv_tasks = 4, short_conv_least_channels = 256;
 /// The tokens whose sums are formed together: each input is loaded once for all of them.
 inline constexpr Index short_conv_tokens = 4;
 
@@ -78,68 +81,85 @@ void short_conv_chunk_of(Index width, auto&& row, const View<const S, 2>& taps, 
 /// y_t = f(bias + Σ_w taps[w] x_{t-(W-1)+w}) for each channel: the last tap meets the current
 /// token.
 ///
-/// x, y: [B, T, D]. taps: [W, D], a checkpoint's [D, 1, W] transposed. bias: [D], or empty.
-/// history: [B, W-1, D], the last inputs, oldest first; read, then advanced by the T tokens. The
-/// sum is one chain of fma, bias first, then ascending w, whatever T, so that any split of a
-/// sequence gives the same bits. y may be x.
+/// x, y: [T, D]. taps: [W, D], a checkpoint's [D, 1, W] transposed. bias: [D], or empty. history:
+/// [B, W-1, D], the last inputs, oldest first, whose rows the segments read, then advance. The sum
+/// is one chain of fma, bias first, then ascending w, so that any cut of a sequence gives the same
+/// bits. y may be x.
 template <class S>
-void short_conv(In<S, 3> x, In<S, 2> taps, In<S, 1> bias, ShortConvActivation activation,
-                Out<S, 3> history, View<S, 3> y, Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& piece) {
-      short_conv<S>(x.template slice<1>(piece.first, piece.count), taps, bias, activation,
-                    history.template slice<0>(piece.row, 1),
-                    y.template slice<1>(piece.first, piece.count), context);
-    });
-  }
-  const Index B = y.extent(0), T = y.extent(1), D = y.extent(2), W = taps.extent(0);
+void short_conv(In<S, 2> x, In<S, 2> taps, In<S, 1> bias, ShortConvActivation activation,
+                Out<S, 3> history, View<S, 2> y, const Call& call) {
+  const Index T = y.extent(0), D = y.extent(1), W = taps.extent(0);
   const auto check = [D](const char* which, const auto& view, const auto& expected) {
-    const Index last = view.rank - 1;
-    if (view.shape() != expected || (D > 1 && view.stride(last) != 1)) {
+    if (view.shape() != expected || (D > 1 && view.stride(axis::channel) != 1)) {
       throw ShapeError(std::string("short_conv: ") + which + " has shape " + view.shape().text() +
                        ", expected " + expected.text() + ", the last dimension contiguous");
     }
   };
-  check("x", x, Shape<3>{B, T, D});
-  check("y", y, Shape<3>{B, T, D});
+  check("x", x, Shape<2>{T, D});
+  check("y", y, Shape<2>{T, D});
   check("taps", taps, Shape<2>{std::max<Index>(W, 1), D});
   if (bias.data() != nullptr) check("bias", bias, Shape<1>{D});
-  check("history", history, Shape<3>{B, W - 1, D});
+  check("history", history, Shape<3>{history.extent(0), W - 1, D});
   if (y.empty()) return;
 
-  // x may be gone when the next chunk needs the end of this one, or the history advances.
-  const Index chunks = ceil_div(T, detail::short_conv_chunk);
-  auto scratch = context.scratch<S>();
-  const auto kept = scratch(B, chunks, W - 1, D);
-  for (Index b = 0; b < B; ++b) {
-    for (Index chunk = 0; chunk < chunks; ++chunk) {
-      const Index end = std::min(T, (chunk + 1) * detail::short_conv_chunk);
+  // Of a segment that has more than one chunk, what comes before each of them: x may be gone when
+  // the next one needs the end of this one, and the last one advances the history.
+  constexpr Index chunk = detail::short_conv_chunk;
+  const auto place_of = [](const Segment& segment, Index index) {
+    return 2 * (segment.first / chunk) + index;
+  };
+  auto scratch = call.scratch<S>();
+  const auto kept = scratch(2 * (T / chunk), W - 1, D);
+  for (const Segment& segment : call.segments()) {
+    for (Index first = 0; segment.count > chunk && first < segment.count; first += chunk) {
+      const View<S, 2> before = kept[place_of(segment, first / chunk)];
       for (Index w = 0; w < W - 1; ++w) {
-        const Index token = end - (W - 1) + w;
-        const S* const from = token < 0 ? &history(b, token + W - 1, 0) : &x(b, token, 0);
-        std::copy_n(from, D, &kept(b, chunk, w, 0));
+        const Index token = first - (W - 1) + w;
+        std::copy_n(token < 0 ? &history(segment.row, token + W - 1, 0)
+                              : &x(segment.first + token, 0),
+                    D, &before(w, 0));
       }
     }
   }
-  const Index groups = ceil_div(D, detail::short_conv_channels);
-  context.parallel_for(B * chunks * groups, [&](Index task, Context&) {
-    const Index b = task / groups / chunks, chunk = task / groups % chunks;
-    const Index channel = task % groups * detail::short_conv_channels;
-    const Index width = std::min(detail::short_conv_channels, D - channel);
-    const Index first = chunk * detail::short_conv_chunk;
+  const auto channels_of = [&](const Segment& segment) {
+    const Index wanted = call.serial() ? 1 : share_of(call, segment, detail::short_conv_tasks);
+    return std::clamp(round_up(ceil_div(D, wanted), alignment), detail::short_conv_least_channels,
+                      detail::short_conv_channels);
+  };
+  const auto work_of = [&](const Segment& segment) {
+    const Index channels = std::min(channels_of(segment), D);
+    return SegmentWork{ceil_div(segment.count, chunk) * ceil_div(D, channels),
+                       std::min(segment.count, chunk) * channels};
+  };
+  for_each_unit(call, numbers_per_task, work_of, [&](const Unit& unit, const Call& worker) {
+    const Index channels = channels_of(unit.segment), groups = ceil_div(D, channels);
+    const Index channel = unit.item % groups * channels, first = unit.item / groups * chunk;
+    const Index width = std::min(channels, D - channel);
+    const Index count = std::min(chunk, unit.tokens() - first);
     const auto part = [&](const auto& view) {
-      return view.template slice<0>(first, std::min(detail::short_conv_chunk, T - first))
-          .template slice<1>(channel, width);
+      return unit.tokens_of(view)
+          .slice(axis::time, first, count)
+          .slice(axis::channel, channel, width);
     };
-    const View<const S, 2> input = part(x[b]);
-    const View<S, 2> output = part(y[b]);
-    const View<const S, 2> past = chunk == 0 ? history[b] : kept[b][chunk - 1];
-    const View<const S, 2> weights = taps.template slice<1>(channel, width);
-    const S* start = bias.data() == nullptr ? nullptr : bias.data() + channel;
+    const View<const S, 2> input = part(x);
+    const View<S, 2> output = part(y);
+    const View<S, 2> carried = unit.row_of(history).slice(axis::channel, channel, width);
+    const View<const S, 2> past =
+        unit.tokens() > chunk
+            ? kept[place_of(unit.segment, first / chunk)].slice(axis::channel, channel, width)
+            : carried;
+    const View<const S, 2> weights = taps.slice(axis::channel, channel, width);
+    const S* const start = bias.data() == nullptr ? nullptr : bias.data() + channel;
     const auto row = [&](Index s) -> const S* {
-      return s < 0 ? past.data() + (s + W - 1) * past.stride(0) + channel
+      return s < 0 ? past.data() + (s + W - 1) * past.stride(0)
                    : input.data() + s * input.stride(0);
     };
+    auto own = worker.scratch<S>();
+    const bool ends = first + count == unit.tokens();
+    const auto last = own(ends ? W - 1 : Index{0}, width);  // the history after the segment
+    for (Index w = 0; w < last.extent(0); ++w) {
+      std::copy_n(row(count - (W - 1) + w), width, &last(w, 0));
+    }
     const auto run = [&]<Index Taps>(std::integral_constant<Index, Taps>) {
       if (activation == ShortConvActivation::silu) {
         detail::short_conv_chunk_of<Taps, true>(width, row, weights, start, output);
@@ -157,8 +177,8 @@ void short_conv(In<S, 3> x, In<S, 2> taps, In<S, 1> bias, ShortConvActivation ac
       default:
         run(std::integral_constant<Index, 0>{});
     }
+    for (Index w = 0; w < last.extent(0); ++w) std::copy_n(&last(w, 0), width, &carried(w, 0));
   });
-  for (Index b = 0; b < B; ++b) copy(kept[b][chunks - 1], history[b]);
 }
 
 SEQMIX_END_NAMESPACE

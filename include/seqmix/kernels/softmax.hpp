@@ -42,11 +42,11 @@ S maximum_of(const S* x, Index count) {
 /// x = exp(x) / Σ exp(x) over the last axis. A row of -infinity alone becomes zeros; NaN fills its
 /// own row and no other.
 template <class S, Index Rank>
-void softmax(View<S, Rank> x, Context& context) {
+void softmax(View<S, Rank> x, const Call& call) {
   using Batch = simd::Batch<S>;
   const Index width = x.extent(Rank - 1);
   for_each_row(
-      context,
+      call,
       [&](S* row) {
         const Batch offset = detail::softmax_offset(Batch(detail::maximum_of(row, width)));
         simd::map<S>(

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <limits>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -58,15 +57,13 @@ inline std::vector<SparsePattern> sparse_patterns(std::string_view text) {
 }
 
 /// A query at i sees the keys j <= i + ahead that lie in its window, j >= i - back, or among the
-/// first `prefix`; `count` keys exist.
+/// first `prefix`.
 struct WindowAndPrefix {
   Index back = 0, ahead = 0, prefix = 0;
-  Index count = std::numeric_limits<Index>::max();
 
   WindowAndPrefix of(Index /*row*/, Index /*head*/) const { return *this; }
   Span reach(Span queries) const {
-    return {prefix > 0 ? 0 : std::max<Index>(queries.begin - back, 0),
-            std::min(count, queries.end + ahead)};
+    return {prefix > 0 ? 0 : std::max<Index>(queries.begin - back, 0), queries.end + ahead};
   }
   Visibility visibility(Span queries, Span keys) const {
     const bool passed = keys.begin >= prefix && keys.end + back <= queries.begin;
@@ -221,57 +218,42 @@ struct SparseMask {
   bool sees(Index i, Index j) const { return patterns.sees(pattern, head, i, j); }
 };
 
-namespace detail {
-
-/// Every `step`-th index of an axis from `first` on.
-template <Index Axis, class T, Index Rank>
-View<T, Rank> every(const View<T, Rank>& view, Index first, Index step, Index count) {
-  auto shape = view.shape(), strides = view.strides();
-  shape[Axis] = count, strides[Axis] *= step;
-  return {view.data() + first * view.stride(Axis), shape, strides};
-}
-
-}  // namespace detail
-
 /// As `attention` for the heads whose pattern is strided; the others' o stays as it is. The tokens
 /// of one residue modulo the stride are a dense causal sequence of their own, and run as one: they
 /// are views on the same cache. Child et al. 2019, arXiv:1904.10509, section 4.3.
-template <Form form, class S>
-void strided_attention(In<S, 4> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<Index, 1> past,
-                       const SparsePatterns& patterns, double scale, View<S, 4> o,
-                       Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& piece) {
-      strided_attention<form, S>(
-          q.template slice<1>(piece.first, piece.count), keys.template slice<0>(piece.row, 1),
-          values.template slice<0>(piece.row, 1), past.template slice<0>(piece.row, 1), patterns,
-          scale, o.template slice<1>(piece.first, piece.count), context);
-    });
-  }
-  const Index B = q.extent(0), T = q.extent(1), H = q.extent(2), stride = patterns.span;
-  const Index residues = std::min(stride, T),
-              heads_per_group = H / std::max<Index>(keys.extent(1), 1);
+template <class S>
+void strided_attention(In<S, 3> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<Index, 1> past,
+                       const SparsePatterns& patterns, double scale, View<S, 3> o,
+                       const Call& call) {
+  const Index H = q.extent(axis::head), stride = patterns.span;
+  const Index heads_per_group = H / std::max<Index>(keys.extent(axis::head), 1);
+  const Index width = q.extent(axis::channel) + o.extent(axis::channel);
+  const auto residues = [&](const Segment& segment) { return std::min(stride, segment.count); };
+  const auto work_of = [&](const Segment& segment) {
+    const Index keys_of_query = past[segment.row] / stride + 1;
+    const Index products = ceil_div(segment.count, stride) * keys_of_query * width;
+    return SegmentWork{residues(segment),
+                       std::clamp<Index>(products, 1, detail::attention_task_products)};
+  };
   for (Index h = 0; h < H; ++h) {
     if (patterns.of(h) != SparsePattern::strided) continue;
-    context.parallel_for(B * residues, [&](Index task, Context& worker) {
-      const Index b = task / residues, first = task % residues;
-      const Index position = past[b] + first, before = position / stride;
-      const Index count = ceil_div(T - first, stride);
+    const auto attend = [&](const Unit& unit, const Call& worker) {
+      const Index position = past[unit.row()] + unit.item, before = position / stride;
+      const Segment residue{unit.row(), 0, ceil_div(unit.tokens() - unit.item, stride),
+                            unit.segment.form};
       const auto entries = [&](const CacheView<const S, 4>& cache) {
-        return cache.window([&](const auto& view) {
-          return detail::every<2>(
-              view.template slice<0>(b, 1).template slice<1>(h / heads_per_group, 1),
-              position % stride, stride, before + count);
-        });
+        return detail::every(axis::slot, cache.slice(axis::head, h / heads_per_group, 1),
+                             position % stride, stride, before + residue.count);
       };
       const auto tokens = [&](const auto& view) {
-        return detail::every<1>(view.template slice<0>(b, 1).template slice<2>(h, 1), first, stride,
-                                count);
+        return detail::every(axis::time, unit.tokens_of(view).slice(axis::head, h, 1), unit.item,
+                             stride, residue.count);
       };
-      attention<form, S>(tokens(q), entries(keys), entries(values),
-                         View<const Index, 1>(&before, {1}), Causal{}, PlainScore{scale}, tokens(o),
-                         worker);
-    });
+      attention<S>(tokens(q), entries(keys), entries(values),
+                   detail::for_all_rows(before, keys.extent(axis::row)), Causal{},
+                   PlainScore{scale}, tokens(o), worker.with(Segments(&residue, 1)));
+    };
+    for_each_unit(call, detail::attention_task_products, work_of, attend);
   }
 }
 
@@ -279,15 +261,13 @@ void strided_attention(In<S, 4> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<
 /// every other one sees itself and its neighbours. `draw` >= 0: the one random block of that number
 /// instead, of query blocks 1 to n - 2 alone.
 struct BigBirdMask {
-  Index block = 1, last = 0;  // tokens of a block, and the number of the last one
+  Index block = 1;  // tokens of a block
   Index draw = -1;
   View<const Index, 3> random_blocks;  // [H, rows, draws], row i - 1 for query block i
-  Index head = 0;
+  Index head = 0, last = 0;            // of one head: the last block of all
 
-  BigBirdMask of(Index /*row*/, Index of_head) const {
-    BigBirdMask result = *this;
-    result.head = of_head;
-    return result;
+  BigBirdMask of(Index /*row*/, Index of_head, Index count) const {
+    return {block, draw, random_blocks, of_head, ceil_div(count, block) - 1};
   }
   Visibility visibility(Span queries, Span keys) const {
     return blocks().visibility(queries, keys, [&](Index i, Index j) { return sees(i, j); });

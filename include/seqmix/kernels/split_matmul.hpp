@@ -137,7 +137,7 @@ class SplitProduct {
 
 /// y (+)= x wᵀ (+ bias) for rows of x [M, depth] that are split, and k [k, k + depth) of w.
 inline void multiply_split(const TileOperand& x, const PackedMatrix<float>& w, Index k, Index depth,
-                           const View<float, 2>& y, Context& context, const float* bias,
+                           const View<float, 2>& y, const Call& call, const float* bias,
                            bool accumulate) {
   constexpr Index width = simd::pair_rows;
   const Index count = TileOperand::blocks_of(w.rows());
@@ -151,7 +151,7 @@ inline void multiply_split(const TileOperand& x, const PackedMatrix<float>& w, I
       std::max(ceil_div(count, split_tasks), ceil_div(split_task_products, products));
   const Index tasks =
       ceil_div(count, std::min(worth_a_task, ceil_div(split_task_numbers, numbers)));
-  context.parallel_for(tasks, [&](Index task, Context& worker) {
+  call.parallel_for(tasks, [&](Index task, const Call& worker) {
     const Index first = task * count / tasks, last = (task + 1) * count / tasks;
     auto floats = worker.scratch<float>();
     auto tiles = worker.scratch<bfloat16>();
@@ -167,11 +167,11 @@ inline void multiply_split(const TileOperand& x, const PackedMatrix<float>& w, I
 
 /// y = x wᵀ + bias, or y += x wᵀ + bias: x [M, K], w [N, K], y [M, N].
 inline void matmul_split(const View<const float, 2>& x, const PackedMatrix<float>& w,
-                         const View<float, 2>& y, Context& context, const float* bias,
+                         const View<float, 2>& y, const Call& call, const float* bias,
                          bool accumulate) {
   constexpr Index side = simd::pair_rows;
-  const Index M = x.extent(0), K = x.extent(1), terms = split_terms(context);
-  auto scratch = context.scratch<bfloat16>();
+  const Index M = x.extent(0), K = x.extent(1), terms = split_terms(call);
+  auto scratch = call.scratch<bfloat16>();
   bfloat16* const tiles =
       scratch(TileOperand::size(TileOperand::blocks_of(std::min(M, split_row_block)),
                                 std::min(K, split_depth_block), terms))
@@ -181,25 +181,13 @@ inline void matmul_split(const View<const float, 2>& x, const PackedMatrix<float
     for (Index k = 0; k == 0 || k < K; k += split_depth_block) {
       const Index depth = std::min(split_depth_block, K - k);
       const TileOperand split(tiles, depth, terms);
-      context.parallel_for(TileOperand::blocks_of(rows), [&](Index block, Context&) {
+      call.parallel_for(TileOperand::blocks_of(rows), [&](Index block, const Call&) {
         const Index first = block * side, height = std::min(side, rows - first);
         split.pack_rows(x.slice<0>(row + first, height).slice<1>(k, depth), block);
       });
-      multiply_split(split, w, k, depth, y.slice<0>(row, rows), context, k == 0 ? bias : nullptr,
+      multiply_split(split, w, k, depth, y.slice<0>(row, rows), call, k == 0 ? bias : nullptr,
                      accumulate || k > 0);
     }
-  }
-}
-
-/// The same for x [B, T, K] and y [B, T, N].
-inline void matmul_split(const View<const float, 3>& x, const PackedMatrix<float>& w,
-                         const View<float, 3>& y, Context& context, const float* bias,
-                         bool accumulate) {
-  if (x.mergeable<0>() && y.mergeable<0>()) {
-    return matmul_split(x.merge<0>(), w, y.merge<0>(), context, bias, accumulate);
-  }
-  for (Index row = 0; row < x.extent(0); ++row) {
-    matmul_split(x[row], w, y[row], context, bias, accumulate);
   }
 }
 

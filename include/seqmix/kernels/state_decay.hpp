@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/core/parameter.hpp"
 #include "seqmix/kernels/rows.hpp"
 #include "seqmix/simd/batch.hpp"
@@ -122,11 +122,10 @@ void unpack_padded(const S* from, Index stride, const View<S, 2>& to) {
 /// How a state forgets: a type with
 ///
 ///   by_channel       whether each key channel of a head has its own factor
-///   check(keys)      throws `ShapeError` unless it fits keys of the shape [B, T, H, K]
-///   of(piece)        the decay of a packed piece
+///   check(keys)      throws `ShapeError` unless it fits keys of the shape [T, H, K]
 ///   write_factors    writes the factors exp(log) in [0, 1] of `count` tokens of a head, a row of
 ///                    `stride` numbers a token, the head's own in all places
-///   of_head(b, h)    where `by_channel`: what `write_factors` reads, [T, K]
+///   of_head(h)       where `by_channel`: what `write_factors` reads, [T, K]
 ///
 /// `ReadBefore`, its `bonus` and the powers of `ConstantDecay` are the only things more that
 /// kernels ask for.
@@ -135,10 +134,9 @@ void unpack_padded(const S* from, Index stride, const View<S, 2>& to) {
 struct NoDecay {
   static constexpr bool by_channel = false;
 
-  void check(const Shape<4>&) const {}
-  NoDecay of(const Piece&) const { return {}; }
+  void check(const Shape<3>&) const {}
   template <class S>
-  void write_factors(Index, Index, Index, Index count, S* rows, Index stride) const {
+  void write_factors(Index, Index, Index count, S* rows, Index stride) const {
     std::fill_n(rows, count * stride, S(1));
   }
 };
@@ -147,23 +145,20 @@ struct NoDecay {
 template <class S>
 struct ScalarDecay {
   static constexpr bool by_channel = false;
-  View<const S, 3> log;  // [B, T, H]
+  View<const S, 2> log;  // [T, H]
 
-  void check(const Shape<4>& keys) const {
-    if (log.shape() != Shape<3>{keys[0], keys[1], keys[2]}) {
+  void check(const Shape<3>& keys) const {
+    if (log.shape() != Shape<2>{keys[0], keys[1]}) {
       throw ShapeError("linear_state: the log decay has shape " + log.shape().text() +
-                       ", expected " + Shape<3>{keys[0], keys[1], keys[2]}.text());
+                       ", expected " + Shape<2>{keys[0], keys[1]}.text());
     }
   }
-  ScalarDecay of(const Piece& piece) const {
-    return {log.template slice<1>(piece.first, piece.count)};
-  }
-  void write_factors(Index b, Index h, Index first, Index count, S* rows, Index stride) const {
+  void write_factors(Index h, Index first, Index count, S* rows, Index stride) const {
     constexpr Index L = simd::lanes<S>;
     for (Index t = 0; t < count; t += L) {
       const Index tokens = std::min(L, count - t);
       S factors[L] = {};
-      for (Index i = 0; i < tokens; ++i) factors[i] = log(b, first + t + i, h);
+      for (Index i = 0; i < tokens; ++i) factors[i] = log(first + t + i, h);
       simd::store<S>(factors, simd::flush_subnormal<S>(simd::exp(simd::load(factors))));
       for (Index i = 0; i < tokens; ++i) std::fill_n(rows + (t + i) * stride, stride, factors[i]);
     }
@@ -174,16 +169,13 @@ struct ScalarDecay {
 template <class S>
 struct VectorDecay {
   static constexpr bool by_channel = true;
-  View<const S, 4> log;  // [B, T, H, K]
+  View<const S, 3> log;  // [T, H, K]
 
-  void check(const Shape<4>& keys) const { detail::check_operand("the log decay", log, keys); }
-  VectorDecay of(const Piece& piece) const {
-    return {log.template slice<1>(piece.first, piece.count)};
-  }
+  void check(const Shape<3>& keys) const { detail::check_operand("the log decay", log, keys); }
   /// [T, K]
-  View<const S, 2> of_head(Index b, Index h) const { return log[b].template at<1>(h); }
-  void write_factors(Index b, Index h, Index first, Index count, S* rows, Index stride) const {
-    const View<const S, 2> logs = of_head(b, h).template slice<0>(first, count);
+  View<const S, 2> of_head(Index h) const { return log.at(axis::head, h); }
+  void write_factors(Index h, Index first, Index count, S* rows, Index stride) const {
+    const View<const S, 2> logs = of_head(h).slice(axis::time, first, count);
     detail::pack_padded<S>(logs, rows, stride, [](const simd::Batch<S>& x) {
       return simd::flush_subnormal<S>(simd::exp(x));
     });
@@ -220,15 +212,14 @@ class ConstantDecay {
     table_ = std::move(table);
   }
 
-  void check(const Shape<4>& keys) const {
-    if (table_.extent(0) != keys[2]) {
+  void check(const Shape<3>& keys) const {
+    if (table_.extent(0) != keys[1]) {
       throw ShapeError("linear_state: the decay factors have shape " +
                        Shape<1>{table_.extent(0)}.text() + ", expected " +
-                       Shape<1>{keys[2]}.text());
+                       Shape<1>{keys[1]}.text());
     }
   }
-  const ConstantDecay& of(const Piece&) const { return *this; }
-  void write_factors(Index, Index h, Index, Index count, S* rows, Index stride) const {
+  void write_factors(Index h, Index, Index count, S* rows, Index stride) const {
     std::fill_n(rows, count * stride, *powers(h, 1));
   }
   /// γ^n, γ^(n-1), ..., 1, then zeros up to `tile_chunk_length` numbers at least, n <= that.
@@ -249,18 +240,15 @@ class ConstantDecay {
 template <class S>
 struct VectorFactors {
   static constexpr bool by_channel = true;
-  View<const S, 4> factors;  // [B, T, H, K]
+  View<const S, 3> factors;  // [T, H, K]
 
-  void check(const Shape<4>& keys) const {
+  void check(const Shape<3>& keys) const {
     detail::check_operand("the decay factors", factors, keys);
   }
-  VectorFactors of(const Piece& piece) const {
-    return {factors.template slice<1>(piece.first, piece.count)};
-  }
   /// [T, K]
-  View<const S, 2> of_head(Index b, Index h) const { return factors[b].template at<1>(h); }
-  void write_factors(Index b, Index h, Index first, Index count, S* rows, Index stride) const {
-    detail::pack_padded<S>(of_head(b, h).template slice<0>(first, count), rows, stride,
+  View<const S, 2> of_head(Index h) const { return factors.at(axis::head, h); }
+  void write_factors(Index h, Index first, Index count, S* rows, Index stride) const {
+    detail::pack_padded<S>(of_head(h).slice(axis::time, first, count), rows, stride,
                            [](const simd::Batch<S>& x) { return simd::flush_subnormal<S>(x); });
   }
 };
@@ -269,8 +257,6 @@ struct VectorFactors {
 template <class Decay>
 struct ReadBefore : Decay {
   using ReadsBefore = void;
-
-  ReadBefore of(const Piece& piece) const { return {Decay::of(piece)}; }
 };
 
 /// Where what a token reads of its own counts by `bonus` too, as RWKV-6 has it:
@@ -279,12 +265,9 @@ template <class S>
 struct ReadBeforeWithBonus : ReadBefore<VectorDecay<S>> {
   View<const S, 2> bonus;  // [H, K]
 
-  void check(const Shape<4>& keys) const {
+  void check(const Shape<3>& keys) const {
     VectorDecay<S>::check(keys);
-    detail::check_operand("the bonus", bonus, {keys[2], keys[3]});
-  }
-  ReadBeforeWithBonus of(const Piece& piece) const {
-    return {ReadBefore<VectorDecay<S>>::of(piece), bonus};
+    detail::check_operand("the bonus", bonus, {keys[1], keys[2]});
   }
 };
 

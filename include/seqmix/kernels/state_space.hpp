@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/core/tensor.hpp"
 #include "seqmix/kernels/cauchy.hpp"
 #include "seqmix/kernels/discretization.hpp"
@@ -21,11 +21,14 @@ namespace detail {
 
 /// The tokens whose inputs and outputs lie packed in the first-level cache.
 inline constexpr Index scan_tokens = 64;
-/// The registers of channels that one task of a single token handles.
+/// The registers of channels that one unit of a single token handles.
 inline constexpr Index step_blocks = 8;
-/// Half of the tokens that one transform convolves, counted from the first of a call: the same for
-/// any T, so that no bit depends on how time is cut at multiples of `scan_tokens`.
+/// Half of the tokens that one transform convolves, counted from a segment's own first one: the
+/// same for any T, so that no bit depends on how time is cut at multiples of `scan_tokens`.
 inline constexpr Index transform_half = scan_tokens / 2;
+/// Updates of states that are worth a task, and those that a single token's costs: its terms come
+/// from memory.
+inline constexpr Index state_space_updates_per_task = Index{1} << 15, step_update_cost = 8;
 
 }  // namespace detail
 
@@ -81,17 +84,17 @@ class StateSpace {
   const FftPlan<S>& plan() const { return data_->plan; }
   /// The first `transform_half` numbers of the impulse responses of the channels in one register:
   /// h [half, lanes]. In double: an error of a tap would be one of every token.
-  void taps(Index block, const View<S, 2>& h, Context& context) const {
+  void taps(Index block, const View<S, 2>& h, const Call& call) const {
     constexpr Index lanes = simd::lanes<double>;
-    auto scratch = context.scratch<double>();
+    auto scratch = call.scratch<double>();
     const auto exact = scratch(detail::transform_half, lanes);
     constexpr Index parts = simd::lanes<S> / lanes;
     for (Index part = 0; part < parts; ++part) {
       const View<const double, 3> terms = std::as_const(data_->exact)[block * parts + part];
       if (low_rank_) {
-        cauchy_taps<double>(terms, data_->taps_plan, exact, context);
+        cauchy_taps<double>(terms, data_->taps_plan, exact, call);
       } else {
-        vandermonde_taps<double>(terms, exact, context);
+        vandermonde_taps<double>(terms, exact, call);
       }
       copy(exact, h.template slice<1>(part * lanes, lanes));
     }
@@ -229,13 +232,13 @@ SEQMIX_ALWAYS_INLINE void store_flushed(const simd::Batch<S>& re, const simd::Ba
 /// sets of the cache.
 template <class S>
 void state_space_step(const StateSpace<S>& system, Index first, Index width, const S* u,
-                      const S* skip, const View<S, 3>& state, S* y, Context& context) {
+                      const S* skip, const View<S, 3>& state, S* y, const Call& call) {
   using Batch = simd::Batch<S>;
   constexpr Index lanes = simd::lanes<S>;
   const View<const S, 3> terms = system.terms(first);
   const Index blocks = ceil_div(width, lanes), N = terms.extent(0), block_size = terms.size();
   u += first * lanes, skip += first * lanes, y += first * lanes;
-  auto scratch = context.scratch<S>();
+  auto scratch = call.scratch<S>();
   const auto in = scratch(blocks, lanes);
   const auto through = scratch(blocks, Index{2}, lanes), sum = scratch(blocks, Index{2}, lanes);
   // body(term, re, im, offset, lane_count) for each state of each register
@@ -316,7 +319,7 @@ void state_space_scan(const StateSpace<S>& system, Index block, const S* u, Inde
   }
 }
 
-/// One register of channels of one batch row: the state, and packed tokens in and out.
+/// One register of channels of one segment: the state, and packed tokens in and out.
 template <class S>
 struct StateSpaceRow {
   View<const S, 2> u;  // [T, D]
@@ -351,12 +354,12 @@ struct StateSpaceRow {
   }
 };
 
-/// All tokens of a row by the recurrence.
+/// All tokens of a segment by the recurrence.
 template <class S>
-void scan_row(const StateSpace<S>& system, const StateSpaceRow<S>& row, Context& context) {
+void scan_row(const StateSpace<S>& system, const StateSpaceRow<S>& row, const Call& call) {
   constexpr Index lanes = simd::lanes<S>;
   const Index T = row.y.extent(0);
-  auto scratch = context.scratch<S>();
+  auto scratch = call.scratch<S>();
   const auto x = scratch(system.states(), Index{2}, lanes);  // [N, 2, lanes]
   const auto in = scratch(std::min(T, scan_tokens), lanes);
   const auto out = scratch(std::min(T, scan_tokens), lanes);
@@ -373,26 +376,26 @@ void scan_row(const StateSpace<S>& system, const StateSpaceRow<S>& row, Context&
 /// The Fourier transform of `transform_half` taps and as many zeros, divided by its length.
 template <class S>
 void transform_taps(const StateSpace<S>& system, Index block, const View<S, 2>& spectrum,
-                    Context& context) {
+                    const Call& call) {
   constexpr Index lanes = simd::lanes<S>, half = transform_half;
-  auto scratch = context.scratch<S>();
+  auto scratch = call.scratch<S>();
   const auto h = scratch(half, lanes);
-  system.taps(block, h, context);
+  system.taps(block, h, call);
   fill(spectrum, 0);
   const simd::Batch<S> scale(S(1) / static_cast<S>(2 * half));
   for (Index l = 0; l < half; ++l) simd::store(&spectrum(l, 0), scale * simd::load(&h(l, 0)));
   system.plan().forward(spectrum.data());
 }
 
-/// All tokens of a row by convolution with the taps whose spectrum is given. Two pieces of
+/// All tokens of a segment by convolution with the taps whose spectrum is given. Two pieces of
 /// `transform_half` tokens are the real and the imaginary part of one transform. What a piece adds
 /// to later ones enters through the state, which the recurrence advances.
 template <class S>
 void transform_row(const StateSpace<S>& system, const View<const S, 2>& spectrum,
-                   const StateSpaceRow<S>& row, Context& context) {
+                   const StateSpaceRow<S>& row, const Call& call) {
   constexpr Index lanes = simd::lanes<S>, width = FftPlan<S>::width, half = transform_half;
   const Index T = row.y.extent(0), N = system.states();
-  auto scratch = context.scratch<S>();
+  auto scratch = call.scratch<S>();
   const auto x = scratch(N, Index{2}, lanes), before = scratch(N, Index{2}, lanes);
   const auto z = scratch(2 * half, width);  // [2 half, {re, im} of all lanes]
   const auto in = scratch(2 * half, lanes), out = scratch(2 * half, lanes);
@@ -402,7 +405,7 @@ void transform_row(const StateSpace<S>& system, const View<const S, 2>& spectrum
   for (Index first = 0; first < T; first += 2 * half) {
     const Index count = std::min(2 * half, T - first);
     row.load_tokens(first, count, in.data(), out.data());
-    if (count == 1) {  // as where it is a call of its own
+    if (count == 1) {  // as where it is a segment of its own
       state_space_scan<S>(system, row.block, in.data(), count, x.data(), out.data());
       row.store_tokens(first, count, out.data());
       continue;
@@ -437,25 +440,19 @@ void transform_row(const StateSpace<S>& system, const View<const S, 2>& spectrum
 /// x_t = Ā x_{t-1} + B̄ u_t, y_t = Re(C·x_t) + skip ⊙ u_t for each channel, Ā diagonal or diagonal
 /// minus a product of rank 1.
 ///
-/// u, y: [B, T, D]; y may be u. skip: [D]. state: [B, N, {re, im}, D], x before the first token and
-/// after the last. The recurrence, O(T N D), gives the same bits for any split of a sequence, and
-/// is the faster of two algorithms at any shape: the state must be advanced in any case, and with
+/// u, y: [T, D]; y may be u. skip: [D]. state: [B, N, {re, im}, D], whose rows the segments read,
+/// then advance. The recurrence, O(T N D), gives the same bits for any split of a sequence, and is
+/// the faster of two algorithms at any shape: the state must be advanced in any case, and with
 /// channels in lanes the output is a quarter of that work or less. Convolution with the impulse
-/// response by transforms of 64 tokens runs where the context's algorithm is `chunked`, with the
-/// same bits for any cut into calls of a multiple of 64; the two agree to c eps |h| |u|. A NaN
-/// reaches all tokens of its transform. Numbers of the state below the smallest normal one become
-/// zero after each 64 tokens and each call.
+/// response, by transforms of 64 tokens from a segment's first one on, runs in parallel segments
+/// where the call's algorithm is `chunked`, with the same bits for any cut of a segment at
+/// multiples of 64; the two agree to c eps |h| |u|. A NaN reaches all tokens of its transform.
+/// Numbers of the state below the smallest normal one become zero after each 64 tokens and each
+/// segment.
 template <class S>
-void state_space(In<S, 3> u, const StateSpace<S>& system, In<S, 1> skip, Out<S, 4> state,
-                 View<S, 3> y, Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& p) {
-      state_space<S>(u.template slice<1>(p.first, p.count), system, skip,
-                     state.template slice<0>(p.row, 1), y.template slice<1>(p.first, p.count),
-                     context);
-    });
-  }
-  const Index B = y.extent(0), T = y.extent(1), D = y.extent(2);
+void state_space(In<S, 2> u, const StateSpace<S>& system, In<S, 1> skip, Out<S, 4> state,
+                 View<S, 2> y, const Call& call) {
+  const Index T = y.extent(0), D = y.extent(1), N = system.states();
   const auto check = [](const char* which, const auto& view, const auto& expected) {
     const Index last = view.rank - 1;
     if (view.shape() != expected || (view.extent(last) > 1 && view.stride(last) != 1)) {
@@ -463,37 +460,45 @@ void state_space(In<S, 3> u, const StateSpace<S>& system, In<S, 1> skip, Out<S, 
                        ", expected " + expected.text() + ", the last dimension contiguous");
     }
   };
-  check("y", y, Shape<3>{B, T, system.channels()});
+  check("y", y, Shape<2>{T, system.channels()});
   check("u", u, y.shape());
   check("skip", skip, Shape<1>{D});
-  check("state", state, Shape<4>{B, system.states(), 2, D});
+  check("state", state, Shape<4>{state.extent(0), N, 2, D});
   if (y.empty()) return;
   constexpr Index lanes = simd::lanes<S>;
   const Index blocks = ceil_div(D, lanes);
-  const auto row = [&](Index b, Index block) {
-    return detail::StateSpaceRow<S>{u[b],        state[b], y[b],
-                                    skip.data(), block,    std::min(lanes, D - block * lanes)};
+  const auto row = [&](const Unit& unit) {
+    return detail::StateSpaceRow<S>{unit.tokens_of(u), unit.row_of(state),
+                                    unit.tokens_of(y), skip.data(),
+                                    unit.item,         std::min(lanes, D - unit.item * lanes)};
   };
-  if (T == 1) {
-    const Index groups = ceil_div(blocks, detail::step_blocks);
-    return context.parallel_for(B * groups, [&](Index task, Context& worker) {
-      const Index b = task / groups, first = task % groups * detail::step_blocks;
-      detail::state_space_step<S>(system, first,
-                                  std::min(detail::step_blocks * lanes, D - first * lanes),
-                                  &u(b, 0, 0), skip.data(), state[b], &y(b, 0, 0), worker);
-    });
-  }
-  if (context.algorithm() != Algorithm::chunked) {
-    return context.parallel_for(B * blocks, [&](Index task, Context& worker) {
-      detail::scan_row(system, row(task / blocks, task % blocks), worker);
-    });
-  }
-  context.parallel_for(blocks, [&](Index block, Context& worker) {
+  const auto in_transforms = [&](const Segment& segment) {
+    return call.algorithm() == Algorithm::chunked && segment.form == Form::parallel &&
+           segment.count > 1;
+  };
+  const auto work_of = [&](const Segment& segment) {
+    if (in_transforms(segment)) return SegmentWork{};
+    if (segment.count > 1) return SegmentWork{blocks, segment.count * N * lanes};
+    return SegmentWork{ceil_div(blocks, detail::step_blocks),
+                       detail::step_update_cost * detail::step_blocks * N * lanes};
+  };
+  for_each_unit(call, detail::state_space_updates_per_task, work_of,
+                [&](const Unit& unit, const Call& worker) {
+                  if (unit.tokens() > 1) return detail::scan_row(system, row(unit), worker);
+                  const Index first = unit.item * detail::step_blocks, token = unit.segment.first;
+                  detail::state_space_step<S>(
+                      system, first, std::min(detail::step_blocks * lanes, D - first * lanes),
+                      &u(token, 0), skip.data(), unit.row_of(state), &y(token, 0), worker);
+                });
+  if (std::ranges::none_of(call.segments(), in_transforms)) return;
+  // All segments share the taps of a register of channels.
+  call.parallel_for(blocks, [&](Index block, const Call& worker) {
     auto scratch = worker.scratch<S>();
     const auto spectrum = scratch(2 * detail::transform_half, FftPlan<S>::width);
     detail::transform_taps(system, block, spectrum, worker);
-    for (Index b = 0; b < B; ++b) {
-      detail::transform_row<S>(system, spectrum, row(b, block), worker);
+    for (const Segment& segment : call.segments()) {
+      if (!in_transforms(segment)) continue;
+      detail::transform_row<S>(system, spectrum, row(Unit{segment, block}), worker);
     }
   });
 }

@@ -3,9 +3,10 @@
 #include <algorithm>
 #include <array>
 
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/core/view.hpp"
-#include "seqmix/kernels/linear_state_unit.hpp"
+#include "seqmix/kernels/state_decay.hpp"
+#include "seqmix/kernels/state_units.hpp"
 #include "seqmix/simd/batch.hpp"
 #include "seqmix/simd/math.hpp"
 #include "seqmix/simd/reduce.hpp"
@@ -174,7 +175,7 @@ void for_each_slab(const View<S, 3>& state, Index slab, S* slabs, auto&& copy) {
   const Index K = state.extent(1), V = state.extent(2);
   for (Index h = 0; h < state.extent(0); ++h, slabs += slabs_size(K, V, slab)) {
     for (Index column = 0; column < V; column += slab) {
-      copy(state[h].template slice<1>(column, std::min(slab, V - column)), slabs + column * K);
+      copy(state[h].slice(axis::channel, column, std::min(slab, V - column)), slabs + column * K);
     }
   }
 }
@@ -189,100 +190,59 @@ void unpack_slabs(S* slabs, Index slab, const View<S, 3>& state) {
                 [&](const View<S, 2>& to, const S* from) { unpack_padded<S>(from, slab, to); });
 }
 
-/// What one task does of a state [B, H, K, V]: heads [head, head + heads) of a batch row, their
-/// value columns [column, column + width).
-struct StatePart {
-  Index row, head, heads, column, width;
-
-  /// The head and the first token of the block that follows the one of head h from `first` on.
-  std::array<Index, 2> next_block(Index h, Index first) const {
-    const bool last = h + 1 == head + heads;
-    return {last ? head : h + 1, last ? first + packed_tokens : first};
-  }
-  template <class S>
-  View<S, 3> of_heads(const View<S, 4>& state) const {
-    return state[row].template slice<0>(head, heads).template slice<2>(column, width);
-  }
-};
-
-/// Heads that one task takes through the same blocks of time: their rows of a token lie beside each
+/// Heads that one unit takes through the same blocks of time: their rows of a token lie beside each
 /// other, where those of one head alone are short and far apart.
 inline constexpr Index heads_per_task = 4;
-/// Where there are fewer tasks than this, they take fewer heads, then fewer columns.
+/// Where there are fewer units than this, they take fewer heads, then fewer columns.
 inline constexpr Index enough_tasks = 4;
 
-/// Calls `body(part, worker)` for all parts of a state that T tokens pass through, in parallel; a
-/// cut between columns is a multiple of `slab`. Heads and columns share no sum, so that how a state
-/// is cut, a matter of its shape alone, changes no bit.
-template <class S>
-void for_each_state_part(const View<S, 4>& state, Index T, Index slab, Context& context,
-                         auto&& body) {
-  const Index B = state.extent(0), H = state.extent(1), K = state.extent(2), V = state.extent(3);
-  const Index heads = std::clamp<Index>(B * H / enough_tasks, 1, heads_per_task);
-  const Index blocks = ceil_div(H, heads), slabs = ceil_div(V, slab);
-  const Index panels = std::min(slabs, ceil_div(enough_tasks, B * blocks));
-  const Index columns = ceil_div(slabs, panels) * slab, per_block = ceil_div(V, columns);
-  const Index parts = B * blocks * per_block;
-  const Index updates = std::max<Index>(T * K * columns * heads, 1);
-  const Index parts_per_task = std::max<Index>(updates_per_task / updates, 1);
-  context.parallel_for(ceil_div(parts, parts_per_task), [&](Index task, Context& worker) {
-    const Index end = std::min(parts, (task + 1) * parts_per_task);
-    for (Index i = task * parts_per_task; i < end; ++i) {
-      const Index column = i % per_block * columns, head = i / per_block % blocks * heads;
-      body(StatePart{.row = i / (per_block * blocks),
-                     .head = head,
-                     .heads = std::min(heads, H - head),
-                     .column = column,
-                     .width = std::min(columns, V - column)},
-           worker);
-    }
-  });
+/// A cut between columns is a multiple of `slab`.
+inline StateCut cut_by_heads(const Call& call, const Segment& segment, const Shape<4>& state,
+                             Index slab) {
+  const Index H = state[1], V = state[3], wanted = share_of(call, segment, enough_tasks);
+  const Index heads = std::clamp<Index>(H / wanted, 1, heads_per_task);
+  const Index slabs = ceil_div(V, slab);
+  const Index panels = std::min(slabs, ceil_div(wanted, ceil_div(H, heads)));
+  const Index columns = ceil_div(slabs, panels) * slab;
+  return {1, H, heads, columns, ceil_div(V, columns)};
 }
 
-/// Calls `body(head, first, tokens)` for the heads of a part and blocks of T tokens.
-void for_each_block_of_time(const StatePart& part, Index T, auto&& body) {
+/// Whether a segment passes in chunks.
+inline bool takes_chunks(const Call& call, const Segment& segment) {
+  return segment.form == Form::parallel && call.algorithm() != Algorithm::recurrent;
+}
+
+/// Calls `body(head, first, tokens)` for the heads of a unit and blocks of its tokens.
+void for_each_block_of_time(const StateUnit& unit, auto&& body) {
+  const Index T = unit.tokens();
   for (Index first = 0; first < T; first += packed_tokens) {
-    for (Index head = part.head; head < part.head + part.heads; ++head) {
+    for (Index head = unit.head; head < unit.head + unit.heads; ++head) {
       body(head, first, std::min(packed_tokens, T - first));
     }
   }
 }
 
-/// Calls `body(part, head, first, tokens, of_head, worker)` for all parts of a state and blocks of
-/// time. `of_head` is the state [K, part.width] of the head.
+/// Calls `sweep(block, ahead, slabs)` for the same, where `block_of(head, first, tokens)` makes a
+/// block: `ahead` are the rows of the one that follows, `slabs` a copy of the state of the head.
 template <class S>
-void for_each_state_block(const View<S, 4>& state, Index T, Index slab, Context& context,
-                          auto&& body) {
-  for_each_state_part(state, T, slab, context, [&](const StatePart& part, Context& worker) {
-    for_each_block_of_time(part, T, [&](Index head, Index first, Index tokens) {
-      body(part, head, first, tokens, part.of_heads(state)[head - part.head], worker);
-    });
+void for_each_swept_block(const StateUnit& unit, const View<S, 4>& state, Index slab,
+                          const Call& call, auto&& block_of, auto&& sweep) {
+  const View<S, 3> heads = unit.state_of(state);
+  const Index size = slabs_size(heads.extent(1), heads.extent(2), slab), T = unit.tokens();
+  auto scratch = call.scratch<S>();
+  S* const slabs = scratch(unit.heads, size).data();
+  pack_slabs<S>(heads, slab, slabs);
+  for_each_block_of_time(unit, [&](Index head, Index first, Index tokens) {
+    const bool last = head + 1 == unit.head + unit.heads;
+    const Index next = last ? unit.head : head + 1, from = last ? first + packed_tokens : first;
+    LinesAhead<S> ahead;
+    if (from < T) {
+      const auto following = block_of(next, from, std::min(packed_tokens, T - from));
+      for (const View<const S, 2>& rows : following.rows()) ahead.add(rows);
+    }
+    sweep(block_of(head, first, tokens), ahead, slabs + (head - unit.head) * size);
   });
-}
-
-/// Calls `sweep(block, ahead, slabs, worker)` for the same, where `block_of(part, head, first,
-/// tokens)` makes a block: `ahead` are the rows of the one that follows, `slabs` a copy of the
-/// state of the head.
-template <class S>
-void for_each_swept_block(const View<S, 4>& state, Index T, Index slab, Context& context,
-                          auto&& block_of, auto&& sweep) {
-  for_each_state_part(state, T, slab, context, [&](const StatePart& part, Context& worker) {
-    const View<S, 3> heads = part.of_heads(state);
-    const Index size = slabs_size(heads.extent(1), heads.extent(2), slab);
-    auto scratch = worker.template scratch<S>();
-    S* const slabs = scratch(part.heads, size).data();
-    pack_slabs<S>(heads, slab, slabs);
-    for_each_block_of_time(part, T, [&](Index head, Index first, Index tokens) {
-      const auto [next, from] = part.next_block(head, first);
-      LinesAhead<S> ahead;
-      if (from < T) {
-        const auto following = block_of(part, next, from, std::min(packed_tokens, T - from));
-        for (const View<const S, 2>& rows : following.rows()) ahead.add(rows);
-      }
-      sweep(block_of(part, head, first, tokens), ahead, slabs + (head - part.head) * size, worker);
-    });
-    unpack_slabs<S>(slabs, slab, heads);
-  });
+  unpack_slabs<S>(slabs, slab, heads);
 }
 
 }  // namespace detail

@@ -4,7 +4,7 @@
 #include <array>
 #include <type_traits>
 
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/simd/amx.hpp"
 
 // Operands of products on matrix units, under `Precision::bf16x3` and `bf16`.
@@ -15,9 +15,9 @@ namespace detail {
 
 /// The precision of products of S in this call: `fp32` unless matrix units compute them.
 template <class S>
-Precision matrix_precision(const Context& context) {
+Precision matrix_precision(const Call& call) {
   if constexpr (std::is_same_v<S, float>) {
-    if (simd::matrix_units()) return context.precision();
+    if (simd::matrix_units()) return call.precision();
   }
   return Precision::fp32;
 }
@@ -25,8 +25,8 @@ Precision matrix_precision(const Context& context) {
 #if SEQMIX_MATRIX_UNITS
 
 /// The terms of bfloat16 that a float becomes.
-inline Index split_terms(const Context& context) {
-  return context.precision() == Precision::bf16x3 ? 2 : 1;
+inline Index split_terms(const Call& call) {
+  return call.precision() == Precision::bf16x3 ? 2 : 1;
 }
 
 /// 16 numbers of a row, zeros beyond the matrix.

@@ -17,8 +17,12 @@ inline constexpr double wkv_initial_maximum = -1e38;
 
 namespace detail {
 
-/// The channels that one task of `wkv4` handles.
+/// The channels that pass through time together in `wkv4`.
 inline constexpr Index wkv_channels = 256;
+/// Where there are fewer groups of them than this, they are narrower.
+inline constexpr Index wkv_groups = 4;
+/// Numbers of a task at least: each costs two exponentials and a quotient.
+inline constexpr Index wkv_numbers_per_task = Index{1} << 11;
 /// The registers of channels that go through time together.
 inline constexpr Index wkv_registers = 4;
 /// Tokens that all channels of a task pass before the next ones: their rows are streams that the
@@ -37,7 +41,7 @@ struct PairWeights {
   }
 };
 
-/// One batch row, `Width` registers of channels from `channel` on, `lane_count` lanes of each.
+/// One segment, `Width` registers of channels from `channel` on, `lane_count` lanes of each.
 template <Index Width, class S>
 void wkv4_channels(const View<const S, 2>& k, const View<const S, 2>& v, const S* w, const S* u,
                    S* numerator, S* denominator, S* maximum, const View<S, 2>& o, Index channel,
@@ -85,31 +89,24 @@ void wkv4_channels(const View<const S, 2>& k, const View<const S, 2>& v, const S
 ///
 ///   o_t = (Σ_{i<t} e^{(t-1-i) w + k_i} v_i + e^{u + k_t} v_t) / (the same without v)
 ///
-/// k, v, o: [B, T, D]; w, u: [D], w <= 0 the log decay of a token and u what the current one gains.
-/// The sums are kept as num e^max and den e^max: three states [B, D], read, then advanced by the T
-/// tokens; the maximum starts at `wkv_initial_maximum`. den is at least 1 after the first token;
-/// what is below the smallest normal number of num becomes zero. The bits depend on nothing but the
-/// channel: any cut gives the same ones.
+/// k, v, o: [T, D]; w, u: [D], w <= 0 the log decay of a token and u what the current one gains.
+/// The sums are kept as num e^max and den e^max: three states [B, D], whose rows the segments read,
+/// then advance; the maximum starts at `wkv_initial_maximum`. den is at least 1 after the first
+/// token; what is below the smallest normal number of num becomes zero. The bits depend on nothing
+/// but the channel: any cut gives the same ones.
 template <class S>
-void wkv4(In<S, 3> k, In<S, 3> v, In<S, 1> w, In<S, 1> u, Out<S, 2> numerator,
-          Out<S, 2> denominator, Out<S, 2> maximum, View<S, 3> o, Context& context) {
-  if (context.packed()) {
-    return context.for_each_piece([&](const Piece& p) {
-      wkv4(k.template slice<1>(p.first, p.count), v.template slice<1>(p.first, p.count), w, u,
-           numerator.template slice<0>(p.row, 1), denominator.template slice<0>(p.row, 1),
-           maximum.template slice<0>(p.row, 1), o.template slice<1>(p.first, p.count), context);
-    });
-  }
-  const Index B = o.extent(0), T = o.extent(1), D = o.extent(2);
+void wkv4(In<S, 2> k, In<S, 2> v, In<S, 1> w, In<S, 1> u, Out<S, 2> numerator,
+          Out<S, 2> denominator, Out<S, 2> maximum, View<S, 2> o, const Call& call) {
+  const Index T = o.extent(0), D = o.extent(1), B = numerator.extent(0);
   const auto check = [D](const char* which, const auto& view, const auto& expected) {
-    if (view.shape() != expected || (D > 1 && view.stride(view.rank - 1) != 1)) {
+    if (view.shape() != expected || (D > 1 && view.stride(axis::channel) != 1)) {
       throw ShapeError(std::string("wkv4: ") + which + " has shape " + view.shape().text() +
                        ", expected " + expected.text() + ", the last dimension contiguous");
     }
   };
-  check("k", k, Shape<3>{B, T, D});
-  check("v", v, Shape<3>{B, T, D});
-  check("o", o, Shape<3>{B, T, D});
+  check("k", k, Shape<2>{T, D});
+  check("v", v, Shape<2>{T, D});
+  check("o", o, Shape<2>{T, D});
   check("w", w, Shape<1>{D});
   check("u", u, Shape<1>{D});
   check("numerator", numerator, Shape<2>{B, D});
@@ -117,20 +114,28 @@ void wkv4(In<S, 3> k, In<S, 3> v, In<S, 1> w, In<S, 1> u, Out<S, 2> numerator,
   check("maximum", maximum, Shape<2>{B, D});
   if (o.empty()) return;
 
-  const Index groups = ceil_div(D, detail::wkv_channels);
-  context.parallel_for(B * groups, [&](Index task, Context&) {
-    constexpr Index L = simd::lanes<S>, tile = detail::wkv_registers * L;
-    const Index b = task / groups, first = task % groups * detail::wkv_channels;
-    const Index end = std::min(D, first + detail::wkv_channels);
-    for (Index t = 0; t < T; t += detail::wkv_tokens) {
+  constexpr Index L = simd::lanes<S>, tile = detail::wkv_registers * L;
+  const auto channels_of = [&](const Segment& segment) {
+    const Index wanted = share_of(call, segment, detail::wkv_groups);
+    return std::min(round_up(ceil_div(D, wanted), tile), detail::wkv_channels);
+  };
+  const auto work_of = [&](const Segment& segment) {
+    const Index channels = channels_of(segment);
+    return SegmentWork{ceil_div(D, channels), segment.count * std::min(channels, D)};
+  };
+  for_each_unit(call, detail::wkv_numbers_per_task, work_of, [&](const Unit& unit, const Call&) {
+    const Index channels = channels_of(unit.segment), row = unit.row();
+    const Index first = unit.item * channels, end = std::min(D, first + channels);
+    for (Index t = 0; t < unit.tokens(); t += detail::wkv_tokens) {
       const auto tokens = [&](const auto& view) {
-        return view[b].template slice<0>(t, std::min(detail::wkv_tokens, T - t));
+        return view.slice(axis::time, unit.segment.first + t,
+                          std::min(detail::wkv_tokens, unit.tokens() - t));
       };
       const auto run = [&]<Index Width>(std::integral_constant<Index, Width>, Index channel,
                                         auto lane_count) {
-        detail::wkv4_channels<Width, S>(tokens(k), tokens(v), w.data(), u.data(), &numerator(b, 0),
-                                        &denominator(b, 0), &maximum(b, 0), tokens(o), channel,
-                                        lane_count);
+        detail::wkv4_channels<Width, S>(tokens(k), tokens(v), w.data(), u.data(),
+                                        &numerator(row, 0), &denominator(row, 0), &maximum(row, 0),
+                                        tokens(o), channel, lane_count);
       };
       Index channel = first;
       for (; channel + tile <= end; channel += tile) {
@@ -143,18 +148,18 @@ void wkv4(In<S, 3> k, In<S, 3> v, In<S, 1> w, In<S, 1> u, Out<S, 2> numerator,
   });
 }
 
-/// o += (Σ_j r_j u_j k_j) v for each head: the current token's own share. r, k, v, o: [B, T, H, N];
+/// o += (Σ_j r_j u_j k_j) v for each head: the current token's own share. r, k, v, o: [T, H, N];
 /// u: [H, N].
 template <class S>
-void add_bonus(In<S, 4> r, In<S, 2> u, In<S, 4> k, In<S, 4> v, View<S, 4> o, Context& context) {
-  const Index B = o.extent(0), T = o.extent(1), H = o.extent(2), N = o.extent(3);
+void add_bonus(In<S, 3> r, In<S, 2> u, In<S, 3> k, In<S, 3> v, View<S, 3> o, const Call& call) {
+  const Index T = o.extent(0), H = o.extent(1), N = o.extent(2);
   if (u.shape() != Shape<2>{H, N}) {
     throw ShapeError("add_bonus: u has shape " + u.shape().text() + ", expected " +
                      Shape<2>{H, N}.text());
   }
-  const View<const S, 4> weights(u.data(), {B, T, H, N}, {0, 0, u.stride(0), u.stride(1)});
+  const View<const S, 3> weights(u.data(), {T, H, N}, {0, u.stride(0), u.stride(1)});
   for_each_row(
-      context,
+      call,
       [N](S* out, const S* receptance, const S* weight, const S* key, const S* value) {
         detail::add_own_share<S>(N, N, receptance, weight, key, value, out);
       },

@@ -88,11 +88,12 @@ class AnyState {
   std::unique_ptr<Held> held_;
 };
 
-/// A side value, or the source of a layer that reads one, by its name.
+/// A side value by its name: [T, width] of all tokens of a call, of a dense batch those of row 0
+/// first.
 template <class Scalar>
 struct NamedView {
   std::string_view name;
-  View<Scalar, 3> view;
+  View<Scalar, 2> view;
 };
 
 /// What a layer takes or gives beside x and y.
@@ -142,6 +143,10 @@ class AnyMixer {
                          View<Scalar, 2> y, Context& context, Sides sides = {}) const {
     held().forward_documents(x, cu_seqlens, y, context, sides);
   }
+  void advance(View<const Scalar, 2> x, Segments segments, AnyState& state, View<Scalar, 2> y,
+               Context& context, Sides sides = {}) const {
+    held().advance(x, segments, state, y, context, sides);
+  }
   void prefill(View<const Scalar, 3> x, AnyState& state, View<Scalar, 3> y, Context& context,
                Sides sides = {}) const {
     held().prefill(x, state, y, context, sides);
@@ -154,14 +159,21 @@ class AnyMixer {
             Sides sides = {}) const {
     held().step(x, state, y, context, sides);
   }
-  /// Throws what continuing `state` by `tokens` tokens of each of `batch` rows would throw: what a
-  /// stack of mixers asks of all before one of them runs.
-  void check(const AnyState& state, Index batch, Index tokens) const {
-    held().check(state, batch, tokens);
+  /// Throws what continuing `state` by these segments of `tokens` tokens would throw: what a stack
+  /// of mixers asks of all before one of them runs.
+  void check(const AnyState& state, Segments segments, Index tokens, Context& context) const {
+    held().check(state, segments, tokens, context);
+  }
+  /// What the verbs do when they have checked.
+  void run(View<const Scalar, 2> x, AnyState& state, View<Scalar, 2> y, const Call& call,
+           Sides sides = {}) const {
+    held().run(x, state, y, call, sides);
   }
   void reset(AnyState& state, Index row) const { held().reset(state, row); }
-  void reserve(AnyState& state, Index capacity) const { held().reserve(state, capacity); }
-  void reserve(Context& context, Index batch) const { held().reserve(context, batch); }
+  void grow(AnyState& state, Index capacity) const { held().grow(state, capacity); }
+  void prepare(Context& context, Index rows, Index tokens) const {
+    held().prepare(context, rows, tokens);
+  }
 
   /// The number of weights.
   Index parameters() const { return held().parameters(); }
@@ -183,15 +195,19 @@ class AnyMixer {
                          Context&, Sides) const = 0;
     virtual void forward_documents(View<const Scalar, 2>, View<const Index, 1> cu_seqlens,
                                    View<Scalar, 2>, Context&, Sides) const = 0;
+    virtual void advance(View<const Scalar, 2>, Segments, AnyState&, View<Scalar, 2>, Context&,
+                         Sides) const = 0;
     virtual void prefill(View<const Scalar, 3>, AnyState&, View<Scalar, 3>, Context&,
                          Sides) const = 0;
     virtual void prefill_documents(View<const Scalar, 2>, View<const Index, 1> cu_seqlens,
                                    AnyState&, View<Scalar, 2>, Context&, Sides) const = 0;
     virtual void step(View<const Scalar, 2>, AnyState&, View<Scalar, 2>, Context&, Sides) const = 0;
-    virtual void check(const AnyState&, Index batch, Index tokens) const = 0;
+    virtual void check(const AnyState&, Segments, Index tokens, Context&) const = 0;
+    virtual void run(View<const Scalar, 2>, AnyState&, View<Scalar, 2>, const Call&,
+                     Sides) const = 0;
     virtual void reset(AnyState&, Index row) const = 0;
-    virtual void reserve(AnyState&, Index capacity) const = 0;
-    virtual void reserve(Context&, Index batch) const = 0;
+    virtual void grow(AnyState&, Index capacity) const = 0;
+    virtual void prepare(Context&, Index rows, Index tokens) const = 0;
     virtual Index parameters() const = 0;
   };
   template <class Definition>
@@ -213,7 +229,7 @@ class AnyMixer {
       std::vector<SideDescription> result;
       Side side;
       Side::visit(side, mixer.config(),
-                  [&](std::string_view side_name, View<Scalar, 3>&, Index width, SideRole role) {
+                  [&](std::string_view side_name, View<Scalar, 2>&, Index width, SideRole role) {
                     result.push_back({std::string(side_name), width, role});
                   });
       return result;
@@ -256,6 +272,12 @@ class AnyMixer {
         mixer.forward_documents(x, cu_seqlens, y, context, find(sides));
       }
     }
+    void advance(View<const Scalar, 2> x, Segments segments, AnyState& state, View<Scalar, 2> y,
+                 Context& context, Sides sides) const override {
+      with_state(state, [&](const auto& layer, auto& held) {
+        layer.advance(x, segments, held, y, context, find(sides));
+      });
+    }
     void prefill(View<const Scalar, 3> x, AnyState& state, View<Scalar, 3> y, Context& context,
                  Sides sides) const override {
       with_state(state, [&](const auto& layer, auto& held) {
@@ -275,9 +297,17 @@ class AnyMixer {
         layer.step(x, held, y, context, find(sides));
       });
     }
-    void check(const AnyState& state, Index batch, Index tokens) const override {
-      with_state(state,
-                 [&](const auto& layer, const auto& held) { layer.check(held, batch, tokens); });
+    void check(const AnyState& state, Segments segments, Index tokens,
+               Context& context) const override {
+      with_state(state, [&](const auto& layer, const auto& held) {
+        layer.check(held, segments, tokens, context);
+      });
+    }
+    void run(View<const Scalar, 2> x, AnyState& state, View<Scalar, 2> y, const Call& call,
+             Sides sides) const override {
+      with_state(state, [&](const auto& layer, auto& held) {
+        layer.run(x, held, y, call, find(sides));
+      });
     }
     void reset(AnyState& state, Index row) const override {
       with_state(state, [&](const auto& layer, auto& held) {
@@ -288,13 +318,13 @@ class AnyMixer {
         }
       });
     }
-    void reserve(AnyState& state, Index capacity) const override {
+    void grow(AnyState& state, Index capacity) const override {
       with_state(state, [&](const auto& layer, auto& held) {
-        if constexpr (!M::reads_source) layer.reserve(held, capacity);
+        if constexpr (!M::reads_source) layer.grow(held, capacity);
       });
     }
-    void reserve(Context& context, Index batch) const override {
-      if constexpr (M::continues) mixer.reserve(context, batch);
+    void prepare(Context& context, Index rows, Index tokens) const override {
+      mixer.prepare(context, rows, tokens);
     }
     Index parameters() const override { return count_parameters(mixer.weights(), mixer.config()); }
 
@@ -314,7 +344,7 @@ class AnyMixer {
     Side find(Sides sides) const {
       Side result;
       Side::visit(result, mixer.config(),
-                  [&](std::string_view wanted, View<Scalar, 3>& view, Index, SideRole) {
+                  [&](std::string_view wanted, View<Scalar, 2>& view, Index, SideRole) {
                     for (const auto& side : sides) {
                       if (side.name == wanted) view = side.view;
                     }

@@ -1,11 +1,13 @@
 #pragma once
 
+#include <algorithm>
 #include <limits>
 #include <span>
 #include <string>
 #include <string_view>
 
 #include "seqmix/core/cache.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/core/named_enum.hpp"
 #include "seqmix/core/view.hpp"
 #include "seqmix/layers/name.hpp"
@@ -57,14 +59,63 @@ inline void check_output(std::string_view layer, std::string_view which, const S
   }
 }
 
-/// The side value `which` has the expected shape [B, T, width] and contiguous rows.
-inline void check_side(std::string_view layer, std::string_view which, const Shape<3>& shape,
-                       const Shape<3>& strides, const Shape<3>& expected) {
+/// The side value `which` has the expected shape [tokens, width] and contiguous rows.
+inline void check_side(std::string_view layer, std::string_view which, const Shape<2>& shape,
+                       const Shape<2>& strides, const Shape<2>& expected) {
   if (shape != expected) {
     throw ShapeError(std::string(layer) + ": side value " + std::string(which) + " has shape " +
                      shape.text() + ", expected " + expected.text());
   }
-  check_view(layer, which, shape, strides, expected[2]);
+  check_view(layer, which, {1, shape[0], shape[1]}, {0, strides[0], strides[1]}, expected[1]);
+}
+
+/// Segments lie behind each other from token 0 to the last of `tokens` and, where there are rows,
+/// name each at most once. Counts in `coming` [B] the tokens of each row.
+inline void check_segments(std::string_view layer, Segments segments, Index tokens, bool has_rows,
+                           const View<Index, 1>& coming) {
+  Index next = 0;
+  const auto refuse = [&](const Segment& segment, const std::string& rule) {
+    throw ShapeError(std::string(layer) + ": segment " +
+                     std::to_string(&segment - segments.data()) + " is row " +
+                     std::to_string(segment.row) + ", tokens " + std::to_string(segment.first) +
+                     " to " + std::to_string(segment.first + segment.count) + ", expected " + rule);
+  };
+  for (Index row = 0; row < coming.extent(0); ++row) coming[row] = -1;
+  for (const Segment& segment : segments) {
+    if (segment.count < 0 || segment.count > tokens - next || segment.first != next) {
+      refuse(segment, "one that begins at token " + std::to_string(next) + " and ends at " +
+                          std::to_string(tokens) + " at most");
+    }
+    next += segment.count;
+    if (!has_rows) continue;
+    if (segment.row < 0 || segment.row >= coming.extent(0)) {
+      refuse(segment, "one of " + std::to_string(coming.extent(0)) + " rows");
+    }
+    if (coming[segment.row] >= 0) refuse(segment, "a row that no other segment has");
+    coming[segment.row] = segment.count;
+  }
+  if (next != tokens) {
+    throw ShapeError(std::string(layer) + ": the segments have " + std::to_string(next) +
+                     " tokens, expected those of x, " + std::to_string(tokens));
+  }
+  for (Index row = 0; row < coming.extent(0); ++row) coming[row] = std::max<Index>(coming[row], 0);
+}
+
+/// The form that a segment takes.
+inline Form settled_form(const Context& context, Form wanted, Index count) {
+  if (context.form() != Form::automatic) wanted = context.form();
+  if (wanted != Form::automatic) return wanted;
+  return count == 1 ? Form::recurrent : Form::parallel;
+}
+/// The segments that have tokens, their forms settled, in `to`.
+inline Segments settle(const Context& context, Segments segments, Segment* to) {
+  std::size_t n = 0;
+  for (const Segment& segment : segments) {
+    if (segment.count == 0) continue;
+    to[n] = segment;
+    to[n++].form = settled_form(context, segment.form, segment.count);
+  }
+  return {to, n};
 }
 
 /// The offsets cut `tokens` tokens into documents.

@@ -8,9 +8,10 @@
 #include <vector>
 
 #include "seqmix/core/cache.hpp"
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/layers/checks.hpp"
 #include "seqmix/layers/state.hpp"
+#include "seqmix/layers/trial.hpp"
 #include "seqmix/layers/weights.hpp"
 
 namespace seqmix {
@@ -23,13 +24,14 @@ enum class SideRole { input, output };
 /// that has some declares
 ///
 ///   struct Side {
-///     View<Scalar, 3> value_first;  // [B, T, D]
+///     View<Scalar, 2> value_first;  // [T, D]
 ///     static void visit(auto& self, const Config& c, auto&& side) {
 ///       side("value_first", self.value_first, c.d_model, SideRole::input);
 ///     }
 ///   };
 ///
-/// and takes it in `run(x, state, side, y, context)`. All others have none.
+/// and takes it in `run(x, state, side, y, call)`. Its T are all tokens of a call: of a dense batch
+/// [B, T, D] those of row 0, then those of row 1. All others have none.
 struct NoSide {
   static void visit(auto&, const auto&, auto&&) {}
 };
@@ -60,7 +62,7 @@ struct StateOf<Definition> {
 }  // namespace detail
 
 /// Whether the layer continues a sequence. One whose output at a token depends on later tokens has
-/// no state and `forward` alone: its definition has `run(x, y, context)`.
+/// no state and `forward` alone: its definition has `run(x, y, call)`.
 template <class Definition>
 concept Continues = requires {
   typename Definition::State;
@@ -71,8 +73,8 @@ concept Continues = requires {
 template <class Definition>
 concept ReadsSource = requires(const Definition& definition,
                                View<const typename Definition::Scalar, 3> source,
-                               Context& context) {
-  { definition.make_state(source, Memory{}, context) } -> std::same_as<typename Definition::State>;
+                               const Call& call) {
+  { definition.make_state(source, Memory{}, call) } -> std::same_as<typename Definition::State>;
 };
 
 /// What makes a layer this layer: numbers that fix its shape and maths, weights, what the rows of a
@@ -86,29 +88,39 @@ concept MixerDefinition = requires(const Definition& definition,
   { definition.w } -> std::convertible_to<const typename Definition::Weights&>;
 };
 
-/// Long sequences run in blocks of time, so that scratch does not grow with T and activations stay
-/// in cache. A block has about `time_block_rows` rows over the whole batch and is a multiple of
-/// `time_block_multiple` tokens, hence of every chunk length, so that the cut changes no bit. A
-/// definition whose products see a part of the rows each says `block_rows()`.
-inline constexpr Index time_block_rows = 256;
-inline constexpr Index time_block_multiple = 64;
+/// A call runs in blocks of time, so that scratch does not grow with T and activations stay in
+/// cache. A block is a run of consecutive tokens, whatever rows they continue, of about
+/// `block_tokens`. A segment is cut only at multiples of `cut_multiple` from its own first token,
+/// hence of every chunk length, so that the cut changes no bit; a rest below that goes with the
+/// last block.
+inline constexpr Index usual_block_tokens = 192;
+inline constexpr Index cut_multiple = 64;
+/// The same of a composite, whose parts cut inside again.
+inline constexpr Index composite_block_tokens = 2048;
 
-/// Whether one call over all of T is faster than blocks (an FFT over time): preference, not
-/// meaning.
+/// Whether segments must not be cut: those of a definition without a state, whose outputs see all
+/// of them, and of one to which it is faster (an FFT over time).
 template <class Definition>
-inline constexpr bool prefers_whole_sequence = [] {
+inline constexpr bool keeps_segments_whole = [] {
   if constexpr (requires { Definition::whole_sequence; }) {
     return Definition::whole_sequence;
   } else {
-    return false;
+    return !Continues<Definition>;
   }
 }();
 
-/// The rows that a block of time of this definition should have.
+/// Whether the definition is made of others, which cut time and count positions themselves.
 template <class Definition>
-Index block_rows(const Definition& definition) {
-  if constexpr (requires { definition.block_rows(); }) return definition.block_rows();
-  return time_block_rows;
+inline constexpr bool is_composite = requires {
+  typename Definition::Composite;
+};
+
+/// The tokens that a block of time of this definition should have. One whose products see a part of
+/// the tokens each says `block_tokens()`.
+template <class Definition>
+Index block_tokens(const Definition& definition) {
+  if constexpr (requires { definition.block_tokens(); }) return definition.block_tokens();
+  return is_composite<Definition> ? composite_block_tokens : usual_block_tokens;
 }
 
 /// The most tokens that a stream of this definition may have. One that counts positions to an end
@@ -126,13 +138,90 @@ void start_row(const Definition& definition, State& state, Index row) {
   if constexpr (requires { definition.start_row(state, row); }) definition.start_row(state, row);
 }
 
+namespace detail {
+
+/// Calls `body(first, count, call)` for each block of time of a call. Each has its own segments,
+/// which count from its first token.
+template <class Definition>
+void for_each_block(const Definition& definition, const Call& call, auto&& body) {
+  const Segments segments = call.segments();
+  const Index most = block_tokens(definition);
+  Index left = call.tokens();  // of this and later blocks
+  if (left <= most + cut_multiple) return body(Index{0}, left, call);
+  auto scratch = call.scratch<Segment>();
+  Segment* const pieces = scratch(std::ssize(segments)).data();
+  Index first = 0, count = 0;
+  std::size_t n = 0;
+  const auto run = [&] {
+    body(first, count, call.with(Segments(pieces, n)));
+    first += count, left -= count, count = 0, n = 0;
+  };
+  for (const Segment& segment : segments) {
+    for (Index done = 0; done < segment.count;) {
+      const Index rest = segment.count - done;
+      const Index room = left <= most + cut_multiple ? left : most - count;
+      Index taken = rest;
+      if (rest > room) {
+        taken = keeps_segments_whole<Definition> ? (count > 0 ? 0 : rest)
+                                                 : room / cut_multiple * cut_multiple;
+      }
+      if (taken > 0) pieces[n++] = {segment.row, count, taken, segment.form};
+      done += taken, count += taken;
+      if (done < segment.count) run();
+    }
+  }
+  if (count > 0) run();
+}
+
+/// The tokens [first, first + count) of side values.
+template <class Definition, class Side>
+Side tokens_of(const Definition& definition, Side side, Index first, Index count) {
+  Side::visit(side, definition.c, [&](std::string_view, auto& view, Index, SideRole) {
+    view = view.slice(axis::time, first, count);
+  });
+  return side;
+}
+
+}  // namespace detail
+
+/// Continues `state` by x [T, D] as the segments of a call say and writes y, in blocks of time;
+/// nothing is checked. What a mixer does, and a composite with each of its parts.
+template <class Definition, class State, class Side = NoSide>
+void run(const Definition& definition, View<const typename Definition::Scalar, 2> x, State& state,
+         View<typename Definition::Scalar, 2> y, const Call& call, const Side& side = {}) {
+  detail::for_each_block(definition, call, [&](Index first, Index count, const Call& block) {
+    const auto in = x.slice(axis::time, first, count);
+    const auto out = y.slice(axis::time, first, count);
+    if constexpr (!Continues<Definition>) {
+      definition.run(in, out, block);
+    } else if constexpr (std::same_as<Side, NoSide>) {
+      definition.run(in, state, out, block);
+    } else {
+      definition.run(in, state, detail::tokens_of(definition, side, first, count), out, block);
+    }
+    if constexpr (is_composite<Definition>) return;  // whose parts have counted
+    State::visit(state, [&]<class Member>(const Name&, Member& member) {
+      if constexpr (std::same_as<Member, Position>) {
+        for (const Segment& segment : block.segments()) member[segment.row] += segment.count;
+      }
+    });
+  });
+}
+
 /// A layer: immutable after construction, so that many streams and threads share one.
 ///
-/// The three verbs agree: for any split of a sequence into prefill pieces and steps, outputs and
-/// final state are those of one `forward`. x and y are the same view or disjoint, no number of y
-/// belongs to two tokens, and their last dimension is contiguous. `side` holds the side values of a
-/// layer that declares some, [B, T, width] each, disjoint from y and, where the layer writes them,
-/// from x; all others have none.
+/// `advance` is the general verb: each segment of a call continues a row of the state by some
+/// tokens; the others are names for calls of one kind. They agree: for any split of a sequence into
+/// calls, in any company of other rows, outputs and final state are those of one `forward`. The
+/// bits of a segment depend on neither company, order nor threads, and a cut of a sequence into
+/// calls changes none of them where it lies at a multiple of 64 from the segment's start and leaves
+/// no single token to the recurrent form.
+///
+/// x and y are the same view or disjoint, no number of y belongs to two tokens, and their last
+/// dimension is contiguous. `side` holds the side values of a layer that declares some,
+/// [tokens, width] each, disjoint from y and, where the layer writes them, from x; all others have
+/// none. `context.form()` and a segment's own say which form it takes; else one token is taken by
+/// recurrence and more are in parallel.
 ///
 /// A verb that throws a `seqmix::Error` has written nothing: it checks first. After any other
 /// exception (no memory, an executor's own) the state is valid and its numbers are unspecified:
@@ -170,12 +259,13 @@ class Mixer {
       throw ShapeError(std::string(name) + ": make_state(" + std::to_string(batch) + ", " +
                        std::to_string(capacity) + "), expected sizes of at least 0");
     }
-    return start(batch, capacity, Memory{});
+    return initial(batch, capacity, Memory{});
   }
   /// The state before the first token of rows that read `source` [B, S, d_source].
   State make_state(View<const Scalar, 3> source, Context& context) const requires reads_source {
     check_source(source);
-    return definition_.make_state(source, Memory{}.with_caches(options_.caches), context);
+    return definition_.make_state(source, Memory{}.with_caches(options_.caches),
+                                  Call(context, {}));
   }
 
   /// y [B, T, D] of a whole sequence x [B, T, D] from the initial state, by the parallel form.
@@ -184,13 +274,9 @@ class Mixer {
     check_views(x, y, side);
     position_limit(definition_).check(name, 0, x.extent(1));
     if (x.empty()) return;
-    if constexpr (continues) {
-      auto scope = context.scratch<Scalar>();
-      State state = start(x.extent(0), x.extent(1), Memory(context.arena()));
-      run_blocks(x, state, y, context, side);
-    } else {
-      definition_.run(x, y, context);
-    }
+    auto scope = context.scratch<Scalar>();
+    State state = initial(x.extent(0), x.extent(1), Memory(context.arena()));
+    run_batch(x, state, y, context, side, Form::parallel);
   }
   /// The same of a layer that reads `source` [B, S, d_source].
   void forward(View<const Scalar, 3> x, View<const Scalar, 3> source, View<Scalar, 3> y,
@@ -204,8 +290,8 @@ class Mixer {
     if (x.empty()) return;
     auto scope = context.scratch<Scalar>();
     State state = definition_.make_state(
-        source, Memory(context.arena()).with_caches(options_.caches), context);
-    run_blocks(x, state, y, context, side);
+        source, Memory(context.arena()).with_caches(options_.caches), Call(context, {}));
+    run_batch(x, state, y, context, side, Form::parallel);
   }
   /// Documents packed behind each other: y [T, D] of x [T, D], where document i is the tokens from
   /// cu_seqlens[i] to cu_seqlens[i + 1] and none sees another. What is computed token by token runs
@@ -217,27 +303,29 @@ class Mixer {
                 longest = longest_document(cu_seqlens);
     position_limit(definition_).check(name, 0, longest);
     if (x.empty()) return;
-    if constexpr (continues) {
-      auto scope = context.scratch<Scalar>();
-      State state = start(documents, longest, Memory(context.arena()));
-      run_documents(x, cu_seqlens, state, y, context, side);
-    } else {
-      for (Index i = 0; i < documents; ++i) {
-        const Index first = cu_seqlens[i], count = cu_seqlens[i + 1] - first;
-        if (count == 0) continue;
-        definition_.run(x.template slice<0>(first, count).template insert<0>(),
-                        y.template slice<0>(first, count).template insert<0>(), context);
-      }
-    }
+    auto scope = context.scratch<Scalar>();
+    State state = initial(documents, longest, Memory(context.arena()));
+    run_documents(x, cu_seqlens, state, y, context, side);
   }
 
+  /// Continues rows of `state` by the tokens x [T, D] as `segments` say, which lie behind each other
+  /// from token 0 to the last and name a row at most once. Rows that none names stay as they are.
+  void advance(View<const Scalar, 2> x, Segments segments, State& state, View<Scalar, 2> y,
+               Context& context, const Side& side = {}) const requires continues {
+    check_views(x.template insert<0>(), y.template insert<0>(), side);
+    check(state, segments, x.extent(0), context);
+    if (x.empty()) return;
+    auto scratch = context.scratch<Segment>();
+    Segment* const settled = scratch(std::ssize(segments)).data();
+    run(x, state, y, Call(context, detail::settle(context, segments, settled)), side);
+  }
   /// Continues `state` by the tokens x [B, T, D], by the parallel form.
   void prefill(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context,
                const Side& side = {}) const requires continues {
     check_views(x, y, side);
     check_state(state, x.extent(0), [&](Index) { return x.extent(1); });
     if (x.empty()) return;
-    run_blocks(x, state, y, context, side);
+    run_batch(x, state, y, context, side, Form::parallel);
   }
   /// Continues row i of `state` by document i of x [T, D]; see `forward_documents`.
   void prefill_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens, State& state,
@@ -248,10 +336,9 @@ class Mixer {
     if (x.empty()) return;
     run_documents(x, cu_seqlens, state, y, context, side);
   }
-
   /// Continues `state` by one token a row, x [B, D], by the recurrent form, in fp32 at any
-  /// precision of the context. Once the context has grown, nothing is allocated and, with a serial
-  /// context, nothing is locked.
+  /// precision of the context. Once the context is prepared, nothing is allocated and, with a
+  /// serial context, nothing is locked.
   void step(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, Context& context,
             const Side& side = {}) const requires continues {
     const auto token = x.template insert<1>();
@@ -259,30 +346,67 @@ class Mixer {
     check_views(token, out, side);
     check_state(state, token.extent(0), [](Index) { return Index{1}; });
     if (token.empty()) return;
-    const Context::PrecisionScope exact(context, Precision::fp32);
-    run<Form::recurrent>(token, state, out, context, side);
+    run_batch(token, state, out, context, side, Form::recurrent);
   }
 
-  /// Makes the next `step` of `batch` rows free of allocation, the first one too.
-  void reserve(Context& context, Index batch) const requires continues {
-    State state = [&] {
-      if constexpr (reads_source) {
-        return make_state(Tensor<Scalar, 3>({batch, 1, definition_.c.d_source}), context);
-      } else {
-        return make_state(batch, 1);
-      }
-    }();
-    Tensor<Scalar, 2> x({batch, d_model()});
-    std::vector<Tensor<Scalar, 3>> values;
+  /// What the verbs do when they have checked: continues `state` by x [T, D] as the segments of a
+  /// call say, whose forms are settled.
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call,
+           const Side& side = {}) const {
+    seqmix::run(definition_, x, state, y, call, side);
+  }
+
+  /// Makes all later calls of at most `rows` segments and `tokens` tokens in all free of
+  /// allocation, at the precision, algorithm and form that the context has. Finds out what they
+  /// need by computing some.
+  void prepare(Context& context, Index rows, Index tokens) const {
+    rows = std::min(rows, tokens);
+    if (rows < 0 || tokens < 0) {
+      throw ShapeError(std::string(name) + ": prepare(" + std::to_string(rows) + ", " +
+                       std::to_string(tokens) + "), expected numbers of at least 0");
+    }
+    detail::Trial trial(context);
+    Tensor<Scalar, 2> x({tokens, d_model()});
+    std::vector<Tensor<Scalar, 2>> values;
     Side side;
     Side::visit(side, definition_.c,
-                [&](std::string_view, View<Scalar, 3>& view, Index width, SideRole) {
-                  view = values.emplace_back(Shape<3>{batch, 1, width});
+                [&](std::string_view, View<Scalar, 2>& view, Index width, SideRole) {
+                  view = values.emplace_back(Shape<2>{tokens, width});
                 });
-    step(x, state, x, context, side);
+    detail::for_each_trial_split(rows, tokens, [&](Segments segments) {
+      Tensor<Index, 1> cu_seqlens({std::ssize(segments) + 1});
+      for (const Segment& segment : segments) {
+        cu_seqlens[segment.row + 1] = segment.first + segment.count;
+      }
+      const Index count = cu_seqlens[std::ssize(segments)];
+      const auto part = x.view().slice(axis::time, 0, count);
+      const Side sides = detail::tokens_of(definition_, side, 0, count);
+      if constexpr (reads_source) {
+        State state = make_state(Tensor<Scalar, 3>({rows, 1, definition_.c.d_source}),
+                                 trial.context());
+        advance(part, segments, state, part, trial.context(), sides);
+      } else {
+        if constexpr (continues) {
+          State state = make_state(rows, tokens);
+          advance(part, segments, state, part, trial.context(), sides);
+        }
+        forward_documents(part, cu_seqlens, part, trial.context(), sides);
+      }
+    });
+    context.reserve_like(trial.context());
   }
 
-  /// Throws what continuing `state` by `tokens` tokens of each of `batch` rows would throw.
+  /// Throws what continuing `state` by these segments of `tokens` tokens would throw.
+  void check(const State& state, Segments segments, Index tokens,
+             Context& context) const requires continues {
+    const Index batch = ConstStateMembers(state).batch();
+    const bool has_rows = !expected_extents_.empty();
+    auto scratch = context.scratch<Index>();
+    const View<Index, 1> coming = scratch(has_rows ? batch : 0);
+    detail::check_segments(name, segments, tokens, has_rows, coming);
+    check_state(state, batch, [&](Index row) { return coming[row]; });
+  }
+  /// The same by `tokens` tokens of each of `batch` rows.
   void check(const State& state, Index batch, Index tokens) const requires continues {
     check_state(state, batch, [&](Index) { return tokens; });
   }
@@ -296,7 +420,7 @@ class Mixer {
   }
 
   /// Gives the caches of `state` room for `capacity` tokens; what they hold is kept.
-  void reserve(State& state, Index capacity) const requires(continues && !reads_source) {
+  void grow(State& state, Index capacity) const requires(continues && !reads_source) {
     const ConstStateMembers members(state);
     State larger = make_state(members.batch(), capacity);
     const StateMembers larger_members(larger);
@@ -306,10 +430,14 @@ class Mixer {
 
  private:
   /// The state before the first token, in any memory.
-  State start(Index batch, Index capacity, Memory memory) const {
-    State state = definition_.make_state(batch, capacity, memory.with_caches(options_.caches));
-    for (Index row = 0; row < batch; ++row) start_row(definition_, state, row);
-    return state;
+  State initial(Index batch, Index capacity, Memory memory) const {
+    if constexpr (continues) {
+      State state = definition_.make_state(batch, capacity, memory.with_caches(options_.caches));
+      for (Index row = 0; row < batch; ++row) start_row(definition_, state, row);
+      return state;
+    } else {
+      return {};
+    }
   }
 
   static Definition define(Config config, Weights weights, Options options) {
@@ -330,62 +458,51 @@ class Mixer {
     return Definition{std::move(config), std::move(weights)};
   }
 
-  /// Calls `body(first, count)` for each block of time of `tokens` tokens of `batch` rows.
-  void for_each_block(Index batch, Index tokens, auto&& body) const {
-    Index block = round_up(ceil_div(block_rows(definition_), batch), time_block_multiple);
-    if constexpr (prefers_whole_sequence<Definition>) block = tokens;
-    for (Index first = 0; first < tokens; first += block) {
-      body(first, std::min(block, tokens - first));
-    }
+  /// The rows [first, first + count) of a dense batch of T tokens a row, in one form.
+  static Call batch_call(Context& context, Context::Scratch<Segment>& scratch, Index first,
+                         Index count, Index T, Form form) {
+    Segment* const segments = scratch(count).data();
+    for (Index i = 0; i < count; ++i) segments[i] = {first + i, i * T, T, form};
+    return Call(context, Segments(segments, static_cast<std::size_t>(count)));
   }
-  void run_blocks(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context,
-                  const Side& side) const {
-    for_each_block(x.extent(0), x.extent(1), [&](Index first, Index count) {
-      run<Form::parallel>(x.template slice<1>(first, count), state,
-                          y.template slice<1>(first, count), context, slice_of(side, first, count));
-    });
+  /// A dense batch [B, T, D]. Rows that do not lie behind each other are gathered, as many as a
+  /// block of time has tokens for.
+  void run_batch(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context,
+                 const Side& side, Form form) const {
+    const Index B = x.extent(0), T = x.extent(1);
+    const bool flat = x.template mergeable<0>() && y.template mergeable<0>();
+    const Index at_once = flat ? B : std::max<Index>(block_tokens(definition_) / T, 1);
+    for (Index first = 0; first < B; first += at_once) {
+      const Index rows = std::min(at_once, B - first);
+      const auto in = x.slice(axis::row, first, rows);
+      const auto out = y.slice(axis::row, first, rows);
+      auto segments = context.scratch<Segment>();
+      auto numbers = context.scratch<Scalar>();
+      Call call = batch_call(context, segments, first, rows, T,
+                             context.form() == Form::automatic ? form : context.form());
+      if (form == Form::recurrent) call = call.with(Precision::fp32);
+      const Side of_rows = detail::tokens_of(definition_, side, first * T, rows * T);
+      if (in.template mergeable<0>() && out.template mergeable<0>()) {
+        run(in.template merge<0>(), state, out.template merge<0>(), call, of_rows);
+      } else {
+        const auto gathered = numbers(rows, T, d_model());
+        copy(in, gathered);
+        run(gathered.template merge<0>(), state, gathered.template merge<0>(), call, of_rows);
+        copy(gathered, out);
+      }
+    }
   }
   void run_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens, State& state,
                      View<Scalar, 2> y, Context& context, const Side& side) const {
-    auto scratch = context.scratch<Piece>();
-    const View<Piece, 1> pieces = scratch(cu_seqlens.extent(0) - 1);
-    for_each_block(1, x.extent(0), [&](Index first, Index count) {
-      std::size_t n = 0;
-      for (Index row = 0; row + 1 < cu_seqlens.extent(0); ++row) {
-        const Index begin = std::max(first, cu_seqlens[row]);
-        const Index end = std::min(first + count, cu_seqlens[row + 1]);
-        if (begin < end) pieces.data()[n++] = {row, begin - first, end - begin};
-      }
-      const Context::PackedScope packed(context, {pieces.data(), n});
-      run<Form::parallel>(x.template slice<0>(first, count).template insert<0>(), state,
-                          y.template slice<0>(first, count).template insert<0>(), context,
-                          slice_of(side, first, count));
-    });
-  }
-  Side slice_of(Side side, Index first, Index count) const {
-    Side::visit(side, definition_.c, [&](std::string_view, View<Scalar, 3>& view, Index, SideRole) {
-      view = view.template slice<1>(first, count);
-    });
-    return side;
-  }
-
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context,
-           const Side& side) const {
-    if constexpr (std::same_as<Side, NoSide>) {
-      definition_.template run<form>(x, state, y, context);
-    } else {
-      definition_.template run<form>(x, state, side, y, context);
+    auto scratch = context.scratch<Segment>();
+    Segment* const segments = scratch(cu_seqlens.extent(0) - 1).data();
+    const Form form = context.form() == Form::automatic ? Form::parallel : context.form();
+    std::size_t n = 0;
+    for (Index row = 0; row + 1 < cu_seqlens.extent(0); ++row) {
+      const Index first = cu_seqlens[row], count = cu_seqlens[row + 1] - first;
+      if (count > 0) segments[n++] = {row, first, count, form};
     }
-    State::visit(state, [&]<class Member>(const Name&, Member& member) {
-      if constexpr (std::same_as<Member, Position>) {
-        if (context.packed()) {
-          for (const Piece& piece : context.pieces()) member[piece.row] += piece.count;
-        } else {
-          for (Index row = 0; row < x.extent(0); ++row) member[row] += x.extent(1);
-        }
-      }
-    });
+    run(x, state, y, Call(context, Segments(segments, n)), side);
   }
 
   void check_views(const View<const Scalar, 3>& x, const View<Scalar, 3>& y,
@@ -402,9 +519,10 @@ class Mixer {
     detail::check_output(name, "y", y.shape(), y.strides());
     Side::visit(
         side, definition_.c,
-        [&](std::string_view which, const View<Scalar, 3>& view, Index width, SideRole role) {
-          detail::check_side(name, which, view.shape(), view.strides(),
-                             {x.extent(0), x.extent(1), width});
+        [&](std::string_view which, const View<Scalar, 2>& side_view, Index width, SideRole role) {
+          detail::check_side(name, which, side_view.shape(), side_view.strides(),
+                             {x.extent(0) * x.extent(1), width});
+          const View<Scalar, 3> view = side_view.template insert<0>();
           if (role == SideRole::output) {
             detail::check_output(name, which, view.shape(), view.strides());
           }
@@ -485,10 +603,11 @@ class Mixer {
     }
     return extents;
   }
-  std::vector<Index> extents_with_source(Index length) const {
+  std::vector<Index> extents_with_source(Index length) const requires reads_source {
     Context context;
     return extents_of(definition_.make_state(Tensor<Scalar, 3>({1, length, definition_.c.d_source}),
-                                             Memory{}.with_caches(options_.caches), context));
+                                             Memory{}.with_caches(options_.caches),
+                                             Call(context, {})));
   }
   static std::vector<Index> extents_of(const State& fresh) {
     std::vector<Index> extents;

@@ -4,7 +4,7 @@
 #include <memory>
 #include <type_traits>
 
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/core/parameter.hpp"
 #include "seqmix/kernels/matmul.hpp"
 
@@ -47,13 +47,13 @@ class ProjectionWeight {
     copy(kept_.unpack().view(), numbers.view().template slice<0>(first, kept_.rows()));
     return numbers;
   }
-  /// y [B, T, out] = x Wᵀ + bias, or without where it is null; packed weights alone.
-  void multiply(const View<const Scalar, 3>& x, const Scalar* bias, const View<Scalar, 3>& y,
-                Context& context) const {
-    if (!kept_) return matmul<Scalar>(x, packed_, y, context, bias);
+  /// y [T, out] = x Wᵀ + bias, or without where it is null; packed weights alone.
+  void multiply(const View<const Scalar, 2>& x, const Scalar* bias, const View<Scalar, 2>& y,
+                const Call& call) const {
+    if (!kept_) return matmul<Scalar>(x, packed_, y, call, bias);
     const Index first = packed_.rows();
-    matmul<Scalar>(x, packed_, y.template slice<2>(0, first), context, bias);
-    matmul<Scalar>(x, kept_, y.template slice<2>(first, kept_.rows()), context,
+    matmul<Scalar>(x, packed_, y.slice(axis::channel, 0, first), call, bias);
+    matmul<Scalar>(x, kept_, y.slice(axis::channel, first, kept_.rows()), call,
                    bias != nullptr ? bias + first : nullptr);
   }
   /// Writes row `row` of them; packed weights alone.
@@ -103,26 +103,26 @@ struct Projection {
   Parameter<Scalar, 1> bias;        // [out], or empty
 };
 
-/// One output of `project`: [B, T, out], or a head split [B, T, H, K] of it.
+/// One output of `project`: [T, out], or a head split [T, H, K] of it.
 template <class Scalar>
 struct Projected {
   const Projection<Scalar>& projection;
-  View<Scalar, 3> y;  // [B, T, out]
+  View<Scalar, 2> y;  // [T, out]
 
-  Projected(const Projection<Scalar>& by, View<Scalar, 3> to) : projection(by), y(to) {}
-  Projected(const Projection<Scalar>& by, View<Scalar, 4> to)
-      : projection(by), y(to.template merge<2>()) {}
+  Projected(const Projection<Scalar>& by, View<Scalar, 2> to) : projection(by), y(to) {}
+  Projected(const Projection<Scalar>& by, View<Scalar, 3> to)
+      : projection(by), y(to.merge(axis::head)) {}
 };
 
-/// Sends every row of x [B, T, in] through each projection; x may be a head split too.
+/// Sends every token of x [T, in] through each projection; x may be a head split too.
 template <class T, Index Rank>
 void project(const View<T, Rank>& x,
-             std::initializer_list<Projected<std::remove_const_t<T>>> outputs, Context& context) {
-  if constexpr (Rank == 4) {
-    project(x.template merge<2>(), outputs, context);
+             std::initializer_list<Projected<std::remove_const_t<T>>> outputs, const Call& call) {
+  if constexpr (Rank == 3) {
+    project(x.merge(axis::head), outputs, call);
   } else {
     for (const auto& [projection, y] : outputs) {
-      projection.weight.multiply(x, projection.bias.data(), y, context);
+      projection.weight.multiply(x, projection.bias.data(), y, call);
     }
   }
 }

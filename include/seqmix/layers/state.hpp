@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "seqmix/core/cache.hpp"
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/layers/name.hpp"
 
 namespace seqmix {

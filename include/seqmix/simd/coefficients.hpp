@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "seqmix/core/config.hpp"
+#include "seqmix/core/platform.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE

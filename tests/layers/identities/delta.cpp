@@ -6,14 +6,17 @@
 
 #include "seqmix/layers/linear/delta_net.hpp"
 #include "seqmix/layers/linear/gated_delta_net.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 
 using namespace seqmix;
+using support::flat;
 using support::random_tensor;
 using support::random_weights;
 using support::relative_error;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -30,7 +33,7 @@ struct Inputs {
 
   explicit Inputs(double share) {
     Context context;
-    l2_norm(k.view(), 0, context);
+    l2_norm(k.view(), 0, TestCall(context));
     fill(beta.view(), share);
   }
 };
@@ -43,8 +46,8 @@ Outputs run(const Inputs& in, const auto& decay, Algorithm algorithm) {
   Context context;
   context.set_algorithm(algorithm);
   Outputs out{Tensor<double, 4>({B, T, H, V}), in.state};
-  delta_rule<Form::parallel>(in.q, in.k, in.v, in.beta, decay, 1, out.state.view(), out.o.view(),
-                             context);
+  delta_rule(flat(in.q), flat(in.k), flat(in.v), flat(in.beta), decay, 1, out.state.view(),
+             flat(out.o), TestCall(context, B, T));
   return out;
 }
 
@@ -103,8 +106,8 @@ TEST_CASE("a gate that is equal over the key channels is one gate a head") {
     for (Index c = 0; c < K; ++c) channel.data()[i * K + c] = head.data()[i];
   }
   for (const Algorithm algorithm : algorithms) {
-    const Outputs a = run(in, ScalarDecay<double>{head}, algorithm);
-    const Outputs b = run(in, VectorDecay<double>{channel}, algorithm);
+    const Outputs a = run(in, ScalarDecay<double>{flat(head)}, algorithm);
+    const Outputs b = run(in, VectorDecay<double>{flat(channel)}, algorithm);
     CHECK(error(a.o, b.o) < 1e-13);
     CHECK(error(a.state, b.state) < 1e-13);
   }

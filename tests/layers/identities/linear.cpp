@@ -10,16 +10,19 @@
 #include "seqmix/layers/linear/linear_attention.hpp"
 #include "seqmix/layers/linear/mlstm.hpp"
 #include "seqmix/layers/linear/retention.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/forward.hpp"
 #include "support/random.hpp"
 
 using namespace seqmix;
+using support::flat;
 using support::forward;
 using support::random_tensor;
 using support::random_weights;
 using support::relative_error;
 using support::same_bits;
+using support::TestCall;
 
 namespace {
 
@@ -41,7 +44,8 @@ struct Problem {
     Tensor<double, 4> state({B, H, K, V}), o({B, T, H, V});
     Context context;
     context.set_algorithm(algorithm);
-    linear_state<Form::parallel>(q, k, v, decay, 1, state.view(), o.view(), context);
+    linear_state(flat(q), flat(k), flat(v), decay, 1, state.view(), flat(o),
+                 TestCall(context, B, T));
     return o;
   }
   /// o_i = Σ_{j<=i} weight(h, i - j) (q_i · k_j) v_j.
@@ -123,8 +127,8 @@ TEST_CASE("retention in float keeps the accuracy of the recurrence where heads f
     Tensor<float, 4> state({1, H, K, V}), o({1, T, H, V});
     Context context;
     context.set_algorithm(algorithm);
-    linear_state<Form::parallel>(q, k, v, ConstantDecay<float>{factors}, 1, state.view(), o.view(),
-                                 context);
+    linear_state(flat(q), flat(k), flat(v), ConstantDecay<float>{factors}, 1, state.view(), flat(o),
+                 TestCall(context, 1, T));
     const auto head_of = [](const auto& tensor) {
       return [&tensor](Index h) { return tensor.view().template slice<2>(h, 1); };
     };
@@ -188,8 +192,8 @@ TEST_CASE("the memory of HGRN2 is that of gated linear attention, given factors 
     factors.data()[i] = std::exp(log.data()[i]);
   }
   for (const Algorithm algorithm : algorithms) {
-    const auto a = p.run(VectorFactors<double>{factors}, algorithm);
-    const auto b = p.run(VectorDecay<double>{log}, algorithm);
+    const auto a = p.run(VectorFactors<double>{flat(factors)}, algorithm);
+    const auto b = p.run(VectorDecay<double>{flat(log)}, algorithm);
     CHECK(relative_error(a.view(), b.view()) < 1e-14);
   }
 }
@@ -205,7 +209,7 @@ TEST_CASE("a memory whose factors are one forgets nothing") {
   for (const Algorithm algorithm : algorithms) {
     const auto none = p.run(NoDecay{}, algorithm);
     CHECK(relative_error(none.view(), expected.view()) < 1e-13);
-    const auto vector = p.run(VectorFactors<double>{all_ones}, algorithm);
+    const auto vector = p.run(VectorFactors<double>{flat(all_ones)}, algorithm);
     CHECK(relative_error(vector.view(), none.view()) < 1e-14);
   }
 }

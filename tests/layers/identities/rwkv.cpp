@@ -7,12 +7,15 @@
 #include "seqmix/kernels/dplr.hpp"
 #include "seqmix/kernels/linear_state.hpp"
 #include "seqmix/kernels/wkv.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 
 using namespace seqmix;
+using support::flat;
 using support::random_tensor;
 using support::relative_error;
+using support::TestCall;
 
 namespace {
 
@@ -45,7 +48,7 @@ TEST_CASE("RWKV-4 does not see a constant that is added to all keys") {
     Tensor<double, 3> o(k.shape());
     Tensor<double, 2> num({B, D}), den({B, D}), top({B, D});
     fill(top.view(), wkv_initial_maximum);
-    wkv4(keys, v, w, u, num, den, top, o.view(), context);
+    wkv4(flat(keys), flat(v), w, u, num, den, top, flat(o), TestCall(context, B, T));
     return o;
   };
   const auto expected = mean(0);
@@ -59,11 +62,12 @@ TEST_CASE("RWKV-6 is gated linear attention that is asked one step later") {
   const auto r = heads(1), k = heads(2), v = heads(3), g = log_decays(4);
   auto memory = empty_memory(), other = empty_memory();
   Tensor<double, 4> o(r.shape()), earlier(r.shape()), asked(r.shape());
-  linear_state<Form::parallel>(r, k, v, ReadBefore<VectorDecay<double>>{{g}}, 1, memory, o.view(),
-                               context);
+  const TestCall call(context, B, T);
+  linear_state(flat(r), flat(k), flat(v), ReadBefore<VectorDecay<double>>{{flat(g)}}, 1, memory,
+               flat(o), call);
   copy(r.view().slice<1>(1, T - 1), asked.view().slice<1>(0, T - 1));
-  linear_state<Form::parallel>(asked, k, v, VectorDecay<double>{g}, 1, other, earlier.view(),
-                               context);
+  linear_state(flat(asked), flat(k), flat(v), VectorDecay<double>{flat(g)}, 1, other, flat(earlier),
+               call);
   CHECK(relative_error(o.view().slice<1>(1, T - 1), earlier.view().slice<1>(0, T - 1)) < 1e-14);
   CHECK(relative_error(memory.view(), other.view()) < 1e-14);
 
@@ -73,10 +77,10 @@ TEST_CASE("RWKV-6 is gated linear attention that is asked one step later") {
   Tensor<double, 2> ones({H, N});
   fill(ones.view(), 1.0);
   memory = empty_memory(), other = empty_memory();
-  linear_state<Form::parallel>(r, k, v, ReadBefore<VectorDecay<double>>{{open}}, 1, memory,
-                               o.view(), context);
-  add_bonus(r, ones, k, v, o.view(), context);
-  linear_state<Form::parallel>(r, k, v, NoDecay{}, 1, other, linear.view(), context);
+  linear_state(flat(r), flat(k), flat(v), ReadBefore<VectorDecay<double>>{{flat(open)}}, 1, memory,
+               flat(o), call);
+  add_bonus(flat(r), ones, flat(k), flat(v), flat(o), call);
+  linear_state(flat(r), flat(k), flat(v), NoDecay{}, 1, other, flat(linear), call);
   CHECK(relative_error(o.view(), linear.view()) < 1e-13);
 }
 
@@ -98,8 +102,10 @@ TEST_CASE("RWKV-7's memory is the delta rule's where nothing decays") {
   const Tensor<double, 4> open(k.shape());
   auto memory = empty_memory(), other = empty_memory();
   Tensor<double, 4> o(r.shape()), expected(r.shape());
-  dplr_state<Form::parallel>(r, open, written, v, erased, written, memory, o.view(), context);
-  delta_rule<Form::recurrent>(r, k, v, beta, NoDecay{}, 1, other, expected.view(), context);
+  dplr_state(flat(r), flat(open), flat(written), flat(v), flat(erased), flat(written), memory,
+             flat(o), TestCall(context, B, T));
+  delta_rule(flat(r), flat(k), flat(v), flat(beta), NoDecay{}, 1, other, flat(expected),
+             TestCall(context, B, T, Form::recurrent));
   CHECK(relative_error(o.view(), expected.view()) < 1e-13);
   CHECK(relative_error(memory.view(), other.view()) < 1e-13);
 }
@@ -110,8 +116,10 @@ TEST_CASE("RWKV-7's memory without erasing is gated linear attention's") {
   const Tensor<double, 4> nothing(k.shape());
   auto memory = empty_memory(), other = empty_memory();
   Tensor<double, 4> o(r.shape()), expected(r.shape());
-  dplr_state<Form::parallel>(r, g, k, v, a, nothing, memory, o.view(), context);
-  linear_state<Form::parallel>(r, k, v, VectorDecay<double>{g}, 1, other, expected.view(), context);
+  const TestCall call(context, B, T);
+  dplr_state(flat(r), flat(g), flat(k), flat(v), flat(a), flat(nothing), memory, flat(o), call);
+  linear_state(flat(r), flat(k), flat(v), VectorDecay<double>{flat(g)}, 1, other, flat(expected),
+               call);
   CHECK(relative_error(o.view(), expected.view()) < 1e-13);
   CHECK(relative_error(memory.view(), other.view()) < 1e-13);
 }

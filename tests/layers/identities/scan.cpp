@@ -11,10 +11,12 @@
 #include "seqmix/layers/ssm/lru.hpp"
 #include "seqmix/layers/ssm/mamba2.hpp"
 #include "seqmix/layers/ssm/rg_lru.hpp"
+#include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 
 using namespace seqmix;
+using support::flat;
 using support::random_tensor;
 using support::random_weights;
 using support::relative_error;
@@ -128,9 +130,11 @@ TEST_CASE("Mamba whose A is the same for all state numbers is Mamba-2 with heads
     }
   }
   Context context;
-  selective_scan<double>(x, raw, rates, keys, queries, skip, gate, state, y.view(), context);
-  linear_state<Form::parallel>(queries.view().insert<2>(), keys.view().insert<2>(), v,
-                               ScalarDecay<double>{log_decay}, 1, memory, o.view(), context);
+  const support::TestCall call(context, B, T);
+  selective_scan<double>(flat(x), flat(raw), rates, flat(keys), flat(queries), skip, flat(gate),
+                         state, flat(y), call);
+  linear_state(flat(queries).insert<1>(), flat(keys).insert<1>(), flat(v),
+               ScalarDecay<double>{flat(log_decay)}, 1, memory, flat(o), call);
   Tensor<double, 3> expected({B, T, D}), final_state({B, N, D});
   for (Index b = 0; b < B; ++b) {
     for (Index d = 0; d < D; ++d) {

@@ -1,11 +1,22 @@
 #include <seqmix/seqmix.hpp>
 
 double sum_in_other_file();
+void refuse_in_other_file();
 #ifdef READS_FILES
 bool reads_files();
 #else
 static bool reads_files() { return true; }
 #endif
+
+/// What a library throws that was built with other flags is caught as what it is.
+static bool catches() {
+  try {
+    refuse_in_other_file();
+  } catch (const seqmix::ShapeError&) {
+    return true;
+  }
+  return false;
+}
 
 int main() {
   seqmix::Tensor<float, 2> numbers({3, 5});
@@ -16,5 +27,5 @@ int main() {
       sum += numbers(row, column);
     }
   }
-  return sum == 30 && sum_in_other_file() == 30 && reads_files() ? 0 : 1;
+  return sum == 30 && sum_in_other_file() == 30 && catches() && reads_files() ? 0 : 1;
 }

@@ -11,3 +11,5 @@ double sum_in_other_file() {
   }
   return sum;
 }
+
+void refuse_in_other_file() { seqmix::Tensor<float, 2>({-1, 2}); }

@@ -27,25 +27,21 @@ struct BidirectionalAttentionDefinition : AttentionHeads<S, AttentionConfig> {
   using AttentionHeads<S, AttentionConfig>::c;
   using AttentionHeads<S, AttentionConfig>::w;
 
-  void run(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1);
-    auto scratch = context.scratch<Scalar>();
-    auto q = scratch(B, T, c.n_heads, c.head_dim);     // [B, T, H, K]
-    auto k = scratch(B, T, c.n_kv_heads, c.head_dim);  // [B, T, G, K]
-    auto v = scratch(B, T, c.n_kv_heads, c.head_dim);  // [B, T, G, K]
-    auto o = scratch(B, T, c.n_heads, c.head_dim);     // [B, T, H, K]
-    auto positions = context.scratch<Index>();
-    auto past = positions(B);  // [B]
+  void run(View<const Scalar, 2> x, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time);
+    auto scratch = call.scratch<Scalar>();
+    auto q = scratch(T, c.n_heads, c.head_dim);     // [T, H, K]
+    auto k = scratch(T, c.n_kv_heads, c.head_dim);  // [T, G, K]
+    auto v = scratch(T, c.n_kv_heads, c.head_dim);  // [T, G, K]
+    auto o = scratch(T, c.n_heads, c.head_dim);     // [T, H, K]
 
-    fill(past, 0);
-    this->project_heads(x, q, k, v, context);
-    this->rotate(q, past, context);
-    this->rotate(k, past, context);
+    this->project_heads(x, q, k, v, call);
+    this->rotate(q, {}, call);
+    this->rotate(k, {}, call);
     this->with_score([&](auto score) {
-      attention<Form::parallel>(q, heads_first(k), heads_first(v), past, Band::everything(T), score,
-                                o, context);
+      self_attention(q, k, v, Band::everything(), score, o, call);
     });
-    project(o, {{w.o_proj, y}}, context);
+    project(o, {{w.o_proj, y}}, call);
   }
 };
 

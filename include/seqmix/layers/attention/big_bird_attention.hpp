@@ -82,33 +82,28 @@ struct BigBirdAttentionDefinition {
     return {c.n_blocks * c.block, "n_blocks * block"};
   }
 
-  void run(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1), H = c.n_heads, K = c.head_dim();
-    auto scratch = context.scratch<Scalar>();
-    auto q = scratch(B, T, H, K);          // [B, T, H, K]
-    auto k = scratch(B, T, H, K);          // [B, T, H, K]
-    auto v = scratch(B, T, H, K);          // [B, T, H, K]
-    auto o = scratch(B, T, H, K);          // [B, T, H, K]
-    auto total = scratch(B, T, H);         // [B, T, H], log Σ exp(s)
-    auto random_o = scratch(B, T, H, K);   // [B, T, H, K], of one random block
-    auto random_total = scratch(B, T, H);  // [B, T, H]
-    auto positions = context.scratch<Index>();
-    auto past = positions(B);  // [B]
-    fill(past, 0);
+  void run(View<const Scalar, 2> x, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time), H = c.n_heads, K = c.head_dim();
+    auto scratch = call.scratch<Scalar>();
+    auto q = scratch(T, H, K);          // [T, H, K]
+    auto k = scratch(T, H, K);          // [T, H, K]
+    auto v = scratch(T, H, K);          // [T, H, K]
+    auto o = scratch(T, H, K);          // [T, H, K]
+    auto total = scratch(T, H);         // [T, H], log Σ exp(s)
+    auto random_o = scratch(T, H, K);   // [T, H, K], of one random block
+    auto random_total = scratch(T, H);  // [T, H]
 
-    project(x, {{w.query, q}, {w.key, k}, {w.value, v}}, context);
+    project(x, {{w.query, q}, {w.key, k}, {w.value, v}}, call);
     const auto attend = [&](Index draw, const auto& to, const auto& log_sum_exp) {
-      attention<Form::parallel>(
-          q, heads_first(k), heads_first(v), past,
-          BigBirdMask{c.block, ceil_div(T, c.block) - 1, draw, w.random_blocks.view()},
-          PlainScore{inverse_sqrt(K)}, to, context, log_sum_exp);
+      self_attention(q, k, v, BigBirdMask{c.block, draw, w.random_blocks.view()},
+                     PlainScore{inverse_sqrt(K)}, to, call, log_sum_exp);
     };
     attend(-1, o, total);
     for (Index draw = 0; draw < c.n_random; ++draw) {
       attend(draw, random_o, random_total);
       merge_attention(random_o, random_total, o, total);
     }
-    copy(o.template merge<2>(), y);
+    copy(o.merge(axis::head), y);
   }
 
  private:

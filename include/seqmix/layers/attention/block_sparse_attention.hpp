@@ -148,27 +148,25 @@ struct BlockSparseAttentionDefinition
             .values = {cache, memory, storage}};
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1);
-    auto scratch = context.scratch<Scalar>();
-    auto q = scratch(B, T, c.n_heads, c.head_dim);     // [B, T, H, K]
-    auto k = scratch(B, T, c.n_kv_heads, c.head_dim);  // [B, T, G, K]
-    auto v = scratch(B, T, c.n_kv_heads, c.head_dim);  // [B, T, G, K]
-    auto o = scratch(B, T, c.n_heads, c.head_dim);     // [B, T, H, K]
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time);
+    auto scratch = call.scratch<Scalar>();
+    auto q = scratch(T, c.n_heads, c.head_dim);     // [T, H, K]
+    auto k = scratch(T, c.n_kv_heads, c.head_dim);  // [T, G, K]
+    auto v = scratch(T, c.n_kv_heads, c.head_dim);  // [T, G, K]
+    auto o = scratch(T, c.n_heads, c.head_dim);     // [T, H, K]
     const View<const Index, 1> past = state.position.tokens;
     const double scale = c.score_scale > 0 ? c.score_scale : inverse_sqrt(c.head_dim);
 
-    this->project_heads(x, q, k, v, context);
-    this->rotate(q, past, context);
-    this->rotate(k, past, context);
-    append<Scalar>(k, past, state.keys.view(), context);
-    append<Scalar>(v, past, state.values.view(), context);
-    attention<form>(q, state.keys.view(), state.values.view(), past, SparseMask{patterns},
-                    PlainScore{scale}, o, context);
-    strided_attention<form>(q, state.keys.view(), state.values.view(), past, patterns, scale, o,
-                            context);
-    project(o, {{w.o_proj, y}}, context);
+    this->project_heads(x, q, k, v, call);
+    this->rotate(q, past, call);
+    this->rotate(k, past, call);
+    append<Scalar>(k, past, state.keys.view(), call);
+    append<Scalar>(v, past, state.values.view(), call);
+    attention(q, state.keys.view(), state.values.view(), past, SparseMask{patterns},
+              PlainScore{scale}, o, call);
+    strided_attention(q, state.keys.view(), state.values.view(), past, patterns, scale, o, call);
+    project(o, {{w.o_proj, y}}, call);
   }
 
  private:

@@ -76,35 +76,40 @@ struct CrossAttentionDefinition {
   Config c;
   Weights w;
 
-  State make_state(View<const Scalar, 3> source, Memory memory, Context& context) const {
+  State make_state(View<const Scalar, 3> source, Memory memory, const Call& call) const {
     const Index B = source.extent(0), length = source.extent(1);
     const Shape<4> cache{B, c.n_kv_heads, length, c.head_dim};
     const Storage storage = memory.caches();
     State state{.keys = {cache, memory, storage}, .values = {cache, memory, storage}};
-    auto scratch = context.scratch<Scalar>();
+    auto scratch = call.scratch<Scalar>();
     auto k = scratch(B, length, c.n_kv_heads, c.head_dim);  // [B, S, G, K]
     auto v = scratch(B, length, c.n_kv_heads, c.head_dim);  // [B, S, G, K]
-    project(source, {{w.k_proj, k}, {w.v_proj, v}}, context);
+    if (source.template mergeable<0>()) {
+      project(source.merge(axis::row),
+              {{w.k_proj, k.merge(axis::row)}, {w.v_proj, v.merge(axis::row)}}, call);
+    } else {
+      for (Index row = 0; row < B; ++row) {
+        project(source[row], {{w.k_proj, k[row]}, {w.v_proj, v[row]}}, call);
+      }
+    }
     store_entries<Scalar>(heads_first(k), state.keys.view());
     store_entries<Scalar>(heads_first(v), state.values.view());
     return state;
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1);
-    auto scratch = context.scratch<Scalar>();
-    auto q = scratch(B, T, c.n_heads, c.head_dim);  // [B, T, H, K]
-    auto o = scratch(B, T, c.n_heads, c.head_dim);  // [B, T, H, K]
-    auto positions = context.scratch<Index>();
-    auto past = positions(state.keys.extent(0));  // one a row of the state; no position counts here
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time);
+    auto scratch = call.scratch<Scalar>();
+    auto q = scratch(T, c.n_heads, c.head_dim);  // [T, H, K]
+    auto o = scratch(T, c.n_heads, c.head_dim);  // [T, H, K]
+    const Index no_position = 0, B = state.keys.extent(0), length = state.keys.extent(2);
+    const View<const Index, 1> past(&no_position, {B}, {0});
 
-    fill(past, 0);
     const double scale = c.score_scale > 0 ? c.score_scale : inverse_sqrt(c.head_dim);
-    project(x, {{w.q_proj, q}}, context);
-    attention<form>(q, state.keys.view(), state.values.view(), past,
-                    Band::everything(state.keys.extent(2)), PlainScore{scale}, o, context);
-    project(o, {{w.o_proj, y}}, context);
+    project(x, {{w.q_proj, q}}, call);
+    attention(q, state.keys.view(), state.values.view(), past, Band::everything(length),
+              PlainScore{scale}, o, call);
+    project(o, {{w.o_proj, y}}, call);
   }
 };
 

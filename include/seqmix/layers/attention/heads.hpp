@@ -110,24 +110,24 @@ struct AttentionHeads {
     if (c.alibi) slopes = alibi_slopes(c.n_heads);
   }
 
-  /// q [B, T, H, K], k and v [B, T, G, K] of x, normalised but not rotated.
-  void project_heads(View<const Scalar, 3> x, View<Scalar, 4> q, View<Scalar, 4> k,
-                     View<Scalar, 4> v, Context& context) const {
-    project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}}, context);
+  /// q [T, H, K], k and v [T, G, K] of x, normalised but not rotated.
+  void project_heads(View<const Scalar, 2> x, View<Scalar, 3> q, View<Scalar, 3> k,
+                     View<Scalar, 3> v, const Call& call) const {
+    project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}}, call);
     const auto normalise = [&](auto heads, const Parameter<Scalar, 1>& weight) {
-      rms_norm(heads, weight.view(), c.qk_norm_eps, heads, context);
+      rms_norm(heads, weight.view(), c.qk_norm_eps, heads, call);
     };
     if (c.qk_norm == QkNorm::head) normalise(q, w.q_norm), normalise(k, w.k_norm);
     if (c.qk_norm == QkNorm::projection) {
-      normalise(q.template merge<2>(), w.q_norm), normalise(k.template merge<2>(), w.k_norm);
+      normalise(q.merge(axis::head), w.q_norm), normalise(k.merge(axis::head), w.k_norm);
     }
   }
 
-  /// Rotates heads [B, T, H, K] to their positions, none of which counts beyond `last`.
-  void rotate(View<Scalar, 4> heads, View<const Index, 1> past, Context& context,
+  /// Rotates heads [T, H, K] to their positions, none of which counts beyond `last`.
+  void rotate(View<Scalar, 3> heads, View<const Index, 1> past, const Call& call,
               Index last = std::numeric_limits<Index>::max()) const {
     const auto layout = c.rope_interleaved ? RotaryLayout::interleaved : RotaryLayout::half_split;
-    rope(heads, frequencies, past, layout, context, last);
+    rope(heads, frequencies, past, layout, call, last);
   }
 
   /// Calls `body` with the score that the config asks for.

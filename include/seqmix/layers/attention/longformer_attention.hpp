@@ -66,36 +66,47 @@ struct LongformerAttentionDefinition {
   Config c;
   Weights w;
 
-  void run(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1), H = c.n_heads, K = c.head_dim();
-    const Index globals = std::min(c.n_global, T), locals = T - globals;
-    auto scratch = context.scratch<Scalar>();
-    auto q = scratch(B, locals, H, K);          // [B, T - N, H, K]
-    auto k = scratch(B, T, H, K);               // [B, T, H, K]
-    auto v = scratch(B, T, H, K);               // [B, T, H, K]
-    auto global_q = scratch(B, globals, H, K);  // [B, N, H, K]
-    auto global_k = scratch(B, T, H, K);        // [B, T, H, K]
-    auto global_v = scratch(B, T, H, K);        // [B, T, H, K]
-    auto o = scratch(B, T, H, K);               // [B, T, H, K]
-    auto positions = context.scratch<Index>();
-    auto past = positions(B);  // [B]
+  void run(View<const Scalar, 2> x, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time), D = c.d_model, H = c.n_heads, K = c.head_dim();
+    Index globals = 0;  // of all segments
+    for (const Segment& segment : call.segments()) globals += globals_of(segment);
+    auto scratch = call.scratch<Scalar>();
+    auto q = scratch(T, H, K);               // [T, H, K]
+    auto k = scratch(T, H, K);               // [T, H, K]
+    auto v = scratch(T, H, K);               // [T, H, K]
+    auto o = scratch(T, H, K);               // [T, H, K]
+    auto global_x = scratch(globals, D);     // [N, D]
+    auto global_q = scratch(globals, H, K);  // [N, H, K]
     const PlainScore score{inverse_sqrt(K)};
 
-    project(x, {{w.key, k}, {w.value, v}}, context);
-    project(x.template slice<1>(globals, locals), {{w.query, q}}, context);
-    fill(past, globals);
-    attention<Form::parallel>(q, heads_first(k), heads_first(v), past,
-                              WindowAndPrefix{c.window / 2, c.window / 2, globals, T}, score,
-                              o.template slice<1>(globals, locals), context);
+    project(x, {{w.query, q}, {w.key, k}, {w.value, v}}, call);
+    self_attention(q, k, v, WindowAndPrefix{c.window / 2, c.window / 2, c.n_global}, score, o, call,
+                   {}, {c.n_global, T});
     if (globals > 0) {
-      project(x, {{w.key_global, global_k}, {w.value_global, global_v}}, context);
-      project(x.template slice<1>(0, globals), {{w.query_global, global_q}}, context);
-      fill(past, 0);
-      attention<Form::parallel>(global_q, heads_first(global_k), heads_first(global_v), past,
-                                Band::everything(T), score, o.template slice<1>(0, globals),
-                                context);
+      for_each_global_run(call, [&](Index from, Index to, Index count) {
+        copy(x.slice(axis::time, from, count), global_x.slice(axis::time, to, count));
+      });
+      project(global_x, {{w.query_global, global_q}}, call);
+      for_each_global_run(call, [&](Index from, Index to, Index count) {
+        copy(global_q.slice(axis::time, to, count), q.slice(axis::time, from, count));
+      });
+      project(x, {{w.key_global, k}, {w.value_global, v}}, call);
+      self_attention(q, k, v, Band::everything(), score, o, call, {}, {0, c.n_global});
     }
-    copy(o.template merge<2>(), y);
+    copy(o.merge(axis::head), y);
+  }
+
+ private:
+  Index globals_of(const Segment& segment) const { return std::min(c.n_global, segment.count); }
+
+  /// Calls `body(token, number, count)` for the global tokens of each segment, from `token` on in the
+  /// call and from `number` on among all of them.
+  void for_each_global_run(const Call& call, auto&& body) const {
+    Index number = 0;
+    for (const Segment& segment : call.segments()) {
+      body(segment.first, number, globals_of(segment));
+      number += globals_of(segment);
+    }
   }
 };
 

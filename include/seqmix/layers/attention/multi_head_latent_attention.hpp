@@ -116,31 +116,30 @@ struct MultiHeadLatentAttentionDefinition {
             .latent = {{batch, 1, capacity, c.kv_rank + c.rotary_dim}, memory, memory.caches()}};
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1);
-    auto scratch = context.scratch<Scalar>();
-    auto q = scratch(B, T, c.n_heads, c.head_k());             // [B, T, H, K + rotary]
-    auto latent = scratch(B, T, 1, c.kv_rank + c.rotary_dim);  // [B, T, 1, r + rotary]
-    auto o = scratch(B, T, c.n_heads, c.head_v);               // [B, T, H, V]
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time);
+    auto scratch = call.scratch<Scalar>();
+    auto q = scratch(T, c.n_heads, c.head_k());             // [T, H, K + rotary]
+    auto latent = scratch(T, 1, c.kv_rank + c.rotary_dim);  // [T, 1, r + rotary]
+    auto o = scratch(T, c.n_heads, c.head_v);               // [T, H, V]
     const View<const Index, 1> past = state.position.tokens;
 
     if (c.q_rank > 0) {
-      auto low = scratch(B, T, c.q_rank);  // [B, T, R]
-      project(x, {{w.q_a_proj, low}}, context);
-      rms_norm(low, w.q_a_layernorm, c.norm_eps, low, context);
-      project(low, {{w.q_b_proj, q}}, context);
+      auto low = scratch(T, c.q_rank);  // [T, R]
+      project(x, {{w.q_a_proj, low}}, call);
+      rms_norm(low, w.q_a_layernorm, c.norm_eps, low, call);
+      project(low, {{w.q_b_proj, q}}, call);
     } else {
-      project(x, {{w.q_proj, q}}, context);
+      project(x, {{w.q_proj, q}}, call);
     }
-    project(x, {{w.kv_a_proj, latent}}, context);
-    const auto content = latent.template slice<3>(0, c.kv_rank);  // [B, T, 1, r]
-    rms_norm(content, w.kv_a_layernorm, c.norm_eps, content, context);
-    rope(q.template slice<3>(c.nope_dim, c.rotary_dim), frequencies, past, layout(), context);
-    rope(latent.template slice<3>(c.kv_rank, c.rotary_dim), frequencies, past, layout(), context);
-    append<Scalar>(latent, past, state.latent.view(), context);
-    latent_attention<form>(q, state.latent.view(), past, heads, c.score_scale(), o, context);
-    project(o, {{w.o_proj, y}}, context);
+    project(x, {{w.kv_a_proj, latent}}, call);
+    const auto content = latent.slice(axis::channel, 0, c.kv_rank);  // [T, 1, r]
+    rms_norm(content, w.kv_a_layernorm, c.norm_eps, content, call);
+    rope(q.slice(axis::channel, c.nope_dim, c.rotary_dim), frequencies, past, layout(), call);
+    rope(latent.slice(axis::channel, c.kv_rank, c.rotary_dim), frequencies, past, layout(), call);
+    append<Scalar>(latent, past, state.latent.view(), call);
+    latent_attention(q, state.latent.view(), past, heads, c.score_scale(), o, call);
+    project(o, {{w.o_proj, y}}, call);
   }
 
  private:

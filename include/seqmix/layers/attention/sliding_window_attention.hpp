@@ -90,43 +90,42 @@ struct SlidingWindowAttentionDefinition : AttentionHeads<S, SlidingWindowAttenti
             .sink_values = {sinks, memory, storage}};
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1);
-    auto scratch = context.scratch<Scalar>();
-    auto q = scratch(B, T, c.n_heads, c.head_dim);     // [B, T, H, K]
-    auto k = scratch(B, T, c.n_kv_heads, c.head_dim);  // [B, T, G, K]
-    auto v = scratch(B, T, c.n_kv_heads, c.head_dim);  // [B, T, G, K]
-    auto o = scratch(B, T, c.n_heads, c.head_dim);     // [B, T, H, K]
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time);
+    auto scratch = call.scratch<Scalar>();
+    auto q = scratch(T, c.n_heads, c.head_dim);     // [T, H, K]
+    auto k = scratch(T, c.n_kv_heads, c.head_dim);  // [T, G, K]
+    auto v = scratch(T, c.n_kv_heads, c.head_dim);  // [T, G, K]
+    auto o = scratch(T, c.n_heads, c.head_dim);     // [T, H, K]
     const View<const Index, 1> past = state.position.tokens;
 
-    this->project_heads(x, q, k, v, context);
-    this->rotate(k, past, context);
+    this->project_heads(x, q, k, v, call);
+    this->rotate(k, past, call);
     if (c.n_sinks == 0) {
-      this->rotate(q, past, context);
+      this->rotate(q, past, call);
       this->with_score([&](auto score) {
-        dilated_ring_attention<form>(q, k, v, past, c.window, c.dilation, score, state.keys.view(),
-                                     state.values.view(), o, context);
+        dilated_ring_attention(q, k, v, past, c.window, c.dilation, score, state.keys.view(),
+                               state.values.view(), o, call);
       });
     } else {
-      auto sink_q = scratch(B, T, c.n_heads, c.head_dim);  // [B, T, H, K]
-      auto sink_o = scratch(B, T, c.n_heads, c.head_dim);  // [B, T, H, K]
-      auto total = scratch(B, T, c.n_heads);               // [B, T, H], log Σ exp(s)
-      auto sink_total = scratch(B, T, c.n_heads);          // [B, T, H]
+      auto sink_q = scratch(T, c.n_heads, c.head_dim);  // [T, H, K]
+      auto sink_o = scratch(T, c.n_heads, c.head_dim);  // [T, H, K]
+      auto total = scratch(T, c.n_heads);               // [T, H], log Σ exp(s)
+      auto sink_total = scratch(T, c.n_heads);          // [T, H]
       copy(q, sink_q);
-      this->rotate(sink_q, past, context, c.n_sinks + c.window - 1);
-      this->rotate(q, past, context);
-      append_leading<Scalar>(k, past, state.sink_keys.view(), context);
-      append_leading<Scalar>(v, past, state.sink_values.view(), context);
+      this->rotate(sink_q, past, call, c.n_sinks + c.window - 1);
+      this->rotate(q, past, call);
+      append_leading<Scalar>(k, past, state.sink_keys.view(), call);
+      append_leading<Scalar>(v, past, state.sink_values.view(), call);
       this->with_score([&](auto score) {
-        ring_attention<form>(q, k, v, past, Band::window(c.window, c.n_sinks), score,
-                             state.keys.view(), state.values.view(), o, context, total);
-        attention<form>(sink_q, state.sink_keys.view(), state.sink_values.view(), past,
-                        Band::leading(c.n_sinks), score, sink_o, context, sink_total);
+        ring_attention(q, k, v, past, Band::window(c.window, c.n_sinks), score, state.keys.view(),
+                       state.values.view(), o, call, total);
+        attention(sink_q, state.sink_keys.view(), state.sink_values.view(), past,
+                  Band::leading(c.n_sinks), score, sink_o, call, sink_total);
       });
       merge_attention(sink_o, sink_total, o, total);
     }
-    project(o, {{w.o_proj, y}}, context);
+    project(o, {{w.o_proj, y}}, call);
   }
 };
 

@@ -55,20 +55,19 @@ struct FeedForwardDefinition {
 
   State make_state(Index /*batch*/, Index /*capacity*/, Memory /*memory*/) const { return {}; }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& /*state*/, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1);
-    auto scratch = context.scratch<Scalar>();
-    auto hidden = scratch(B, T, c.d_ff);  // [B, T, F]
-    project(x, {{w.up_proj, hidden}}, context);
+  void run(View<const Scalar, 2> x, State& /*state*/, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time);
+    auto scratch = call.scratch<Scalar>();
+    auto hidden = scratch(T, c.d_ff);  // [T, F]
+    project(x, {{w.up_proj, hidden}}, call);
     if (c.gated) {
-      auto gate = scratch(B, T, c.d_ff);  // [B, T, F]
-      project(x, {{w.gate_proj, gate}}, context);
-      activate_gated(c.activation, hidden, gate, context);
+      auto gate = scratch(T, c.d_ff);  // [T, F]
+      project(x, {{w.gate_proj, gate}}, call);
+      activate_gated(c.activation, hidden, gate, call);
     } else {
-      activate(c.activation, hidden, context);
+      activate(c.activation, hidden, call);
     }
-    project(hidden, {{w.down_proj, y}}, context);
+    project(hidden, {{w.down_proj, y}}, call);
   }
 };
 

@@ -106,103 +106,101 @@ struct MixtureOfExpertsDefinition {
 
   State make_state(Index /*batch*/, Index /*capacity*/, Memory /*memory*/) const { return {}; }
 
-  /// An expert sees k of E rows; then its weights are read for as many as a dense layer's.
-  Index block_rows() const { return time_block_rows * c.n_experts / c.n_experts_per_token; }
+  /// An expert sees k of E tokens; then its weights are read for as many as a dense layer's.
+  Index block_tokens() const { return usual_block_tokens * c.n_experts / c.n_experts_per_token; }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& /*state*/, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1), k = c.n_experts_per_token, pairs = B * T * k;
+  void run(View<const Scalar, 2> x, State& /*state*/, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time), k = c.n_experts_per_token, pairs = T * k;
     const Index shared_width = c.d_shared > 0 ? c.d_model : 0;
-    auto scratch = context.scratch<Scalar>();
-    auto indices = context.scratch<Index>();
-    auto logits = scratch(B, T, c.n_experts);  // [B, T, E]
-    auto weight = scratch(B * T, k);           // [B T, k]
-    const Routes routes{indices(B * T, k), indices(B * T, k), indices(pairs),
-                        indices(c.n_experts + 1)};
+    auto scratch = call.scratch<Scalar>();
+    auto indices = call.scratch<Index>();
+    auto logits = scratch(T, c.n_experts);  // [T, E]
+    auto weight = scratch(T, k);            // [T, k]
+    const Routes routes{indices(T, k), indices(T, k), indices(pairs), indices(c.n_experts + 1)};
 
-    project(x, {{w.gate, logits}}, context);
-    choose(logits.template merge<0>(), routes.expert, weight, context);
+    project(x, {{w.gate, logits}}, call);
+    choose(logits, routes.expert, weight, call);
     group_by_expert(c.n_experts, routes);
 
-    auto in = scratch(pairs, c.d_model);        // [B T k, D], grouped by expert
-    auto gate = scratch(pairs, c.d_ff);         // [B T k, F]
-    auto hidden = scratch(pairs, c.d_ff);       // [B T k, F]
-    auto shared = scratch(B, T, shared_width);  // [B, T, D], or nothing
-    if (c.d_shared > 0) shared_expert(x, shared, context);
-    gather_rows<Scalar>(x, routes, in, context);
+    auto in = scratch(pairs, c.d_model);     // [T k, D], grouped by expert
+    auto gate = scratch(pairs, c.d_ff);      // [T k, F]
+    auto hidden = scratch(pairs, c.d_ff);    // [T k, F]
+    auto shared = scratch(T, shared_width);  // [T, D], or nothing
+    if (c.d_shared > 0) shared_expert(x, shared, call);
+    gather_rows<Scalar>(x, routes, in, call);
     for_each_expert(routes, [&](Index e, Index first, Index count) {
       const auto rows_of = [&](View<Scalar, 2> panel) {
-        return panel.template slice<0>(first, count).template insert<0>();
+        return panel.slice(axis::time, first, count);
       };
       const Expert& expert = w.experts[static_cast<std::size_t>(e)];
-      project(rows_of(in), {{expert.w1, rows_of(gate)}, {expert.w3, rows_of(hidden)}}, context);
-      activate_gated(Activation::silu, rows_of(hidden), rows_of(gate), context);
-      project(rows_of(hidden), {{expert.w2, rows_of(in)}}, context);
+      project(rows_of(in), {{expert.w1, rows_of(gate)}, {expert.w3, rows_of(hidden)}}, call);
+      activate_gated(Activation::silu, rows_of(hidden), rows_of(gate), call);
+      project(rows_of(hidden), {{expert.w2, rows_of(in)}}, call);
     });
-    combine_rows<Scalar>(in, weight, routes, y, context);
+    combine_rows<Scalar>(in, weight, routes, y, call);
     if (c.d_shared > 0) {
       elementwise(
-          context, [](auto a, auto b) { return a + b; }, y, y, shared);
+          call, [](auto a, auto b) { return a + b; }, y, y, shared);
     }
   }
 
  private:
-  /// The experts of each row of logits [B T, E], which are overwritten, and their weights.
+  /// The experts of each token of logits [T, E], which are overwritten, and their weights.
   void choose(View<Scalar, 2> logits, View<Index, 2> expert, View<Scalar, 2> weight,
-              Context& context) const {
+              const Call& call) const {
     if (c.router != Router::deepseek_v3) {
       top_k<Scalar>(logits, expert);
-      if (c.router == Router::softmax_then_top_k) softmax<Scalar, 2>(logits, context);
+      if (c.router == Router::softmax_then_top_k) softmax<Scalar, 2>(logits, call);
       gather_scores<Scalar>(logits, expert, weight);
       if (c.router == Router::mixtral) {
-        softmax<Scalar, 2>(weight, context);
+        softmax<Scalar, 2>(weight, call);
       } else if (c.normalize_top_k) {
         normalize_weights(weight, 1, 0);
       }
       return;
     }
     using Batch = simd::Batch<Scalar>;
-    auto scratch = context.scratch<Scalar>();
-    auto selection = scratch(logits.extent(0), logits.extent(1));  // [B T, E]
+    auto scratch = call.scratch<Scalar>();
+    auto selection = scratch(logits.extent(0), logits.extent(1));  // [T, E]
     const View<const Scalar, 2> bias(w.correction_bias.data(), selection.shape(), {0, 1});
     elementwise(
-        context, [](Batch l) { return simd::sigmoid(l); }, logits, logits);
+        call, [](Batch l) { return simd::sigmoid(l); }, logits, logits);
     elementwise(
-        context, [](Batch s, Batch b) { return s + b; }, selection, logits, bias);
-    if (c.n_group > 1) keep_groups(selection, c.n_group, c.topk_group, context);
+        call, [](Batch s, Batch b) { return s + b; }, selection, logits, bias);
+    if (c.n_group > 1) keep_groups(selection, c.n_group, c.topk_group, call);
     top_k<Scalar>(selection, expert);
     gather_scores<Scalar>(logits, expert, weight);
     if (c.normalize_top_k) {
       normalize_weights(weight, c.routed_scaling, 1e-20);
     } else {
       elementwise(
-          context,
+          call,
           [factor = Batch(static_cast<Scalar>(c.routed_scaling))](Batch p) { return factor * p; },
           weight, weight);
     }
   }
 
-  void shared_expert(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context) const {
+  void shared_expert(View<const Scalar, 2> x, View<Scalar, 2> y, const Call& call) const {
     using Batch = simd::Batch<Scalar>;
-    const Index B = x.extent(0), T = x.extent(1);
-    auto scratch = context.scratch<Scalar>();
-    auto hidden = scratch(B, T, c.d_shared);  // [B, T, F]
-    auto gate = scratch(B, T, c.d_shared);    // [B, T, F]
-    auto openness = scratch(B, T, Index{1});  // [B, T, 1]
-    project(x, {{w.shared_up_proj, hidden}, {w.shared_gate_proj, gate}}, context);
-    activate_gated(Activation::silu, hidden, gate, context);
-    project(hidden, {{w.shared_down_proj, y}}, context);
+    const Index T = x.extent(axis::time);
+    auto scratch = call.scratch<Scalar>();
+    auto hidden = scratch(T, c.d_shared);  // [T, F]
+    auto gate = scratch(T, c.d_shared);    // [T, F]
+    auto openness = scratch(T, Index{1});  // [T, 1]
+    project(x, {{w.shared_up_proj, hidden}, {w.shared_gate_proj, gate}}, call);
+    activate_gated(Activation::silu, hidden, gate, call);
+    project(hidden, {{w.shared_down_proj, y}}, call);
     if (!c.shared_gate) return;
-    project(x, {{w.shared_expert_gate, openness}}, context);
+    project(x, {{w.shared_expert_gate, openness}}, call);
     elementwise(
-        context, [](Batch l) { return simd::sigmoid(l); }, openness, openness);
+        call, [](Batch l) { return simd::sigmoid(l); }, openness, openness);
     for_each_row(
-        context,
+        call,
         [&](Scalar* to, const Scalar* by) {
           simd::map<Scalar>(
               c.d_model, to, [factor = Batch(*by)](Batch value) { return factor * value; }, to);
         },
-        y, View<const Scalar, 3>(openness));
+        y, View<const Scalar, 2>(openness));
   }
 };
 

@@ -70,41 +70,39 @@ struct SwitchMixtureOfExpertsDefinition {
     return {.counts = {{batch, c.n_experts}, memory}};
   }
 
-  /// An expert sees 1 of E rows.
-  Index block_rows() const { return time_block_rows * c.n_experts; }
+  /// An expert sees 1 of E tokens.
+  Index block_tokens() const { return usual_block_tokens * c.n_experts; }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1), rows = B * T;
-    auto scratch = context.scratch<Scalar>();
-    auto indices = context.scratch<Index>();
-    auto logits = scratch(B, T, c.n_experts);  // [B, T, E]
-    auto weight = scratch(rows, Index{1});     // [B T, 1]
-    auto expert = indices(B, T);               // [B, T]
-    const Routes routes{expert.template merge<0>().template insert<1>(), indices(rows, Index{1}),
-                        indices(rows), indices(c.n_experts + 1)};
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time);
+    auto scratch = call.scratch<Scalar>();
+    auto indices = call.scratch<Index>();
+    auto scores = scratch(T, c.n_experts);  // [T, E]
+    auto weight = scratch(T, Index{1});     // [T, 1]
+    auto expert = indices(T);               // [T]
+    const Routes routes{expert.split(axis::time, T, 1), indices(T, Index{1}), indices(T),
+                        indices(c.n_experts + 1)};
 
-    project(x, {{w.router, logits}}, context);
-    const auto scores = logits.template merge<0>();  // [B T, E]
+    project(x, {{w.router, scores}}, call);
     top_k<Scalar>(scores, routes.expert);
-    softmax<Scalar, 2>(scores, context);
+    softmax<Scalar, 2>(scores, call);
     gather_scores<Scalar>(scores, routes.expert, weight);
-    drop_above_capacity(c.capacity, expert, state.counts, context);
+    drop_above_capacity(c.capacity, expert, state.counts, call);
     group_by_expert(c.n_experts, routes);
 
     auto in = scratch(routes.pairs(), c.d_model);   // [pairs, D], grouped by expert
     auto hidden = scratch(routes.pairs(), c.d_ff);  // [pairs, F]
-    gather_rows<Scalar>(x, routes, in, context);
+    gather_rows<Scalar>(x, routes, in, call);
     for_each_expert(routes, [&](Index e, Index first, Index count) {
       const auto rows_of = [&](View<Scalar, 2> panel) {
-        return panel.template slice<0>(first, count).template insert<0>();
+        return panel.slice(axis::time, first, count);
       };
       const Expert& chosen = w.experts[static_cast<std::size_t>(e)];
-      project(rows_of(in), {{chosen.wi, rows_of(hidden)}}, context);
-      activate(c.activation, rows_of(hidden), context);
-      project(rows_of(hidden), {{chosen.wo, rows_of(in)}}, context);
+      project(rows_of(in), {{chosen.wi, rows_of(hidden)}}, call);
+      activate(c.activation, rows_of(hidden), call);
+      project(rows_of(hidden), {{chosen.wo, rows_of(in)}}, call);
     });
-    combine_rows<Scalar>(in, weight, routes, y, context);
+    combine_rows<Scalar>(in, weight, routes, y, call);
   }
 };
 

@@ -49,8 +49,8 @@ struct HyenaConfig {
 /// for step_form amortized; spread: O(D² + N D t / 1024), at worst about four times the average.
 /// State: after t tokens (N - 1) t D inputs of the long convolutions, as many sums for later tokens
 /// (spread: up to 4032 (N - 1) D), and (W - 1) (N + 1) D inputs of the short one.
-/// The transforms of `forward` and `prefill` carry a NaN to earlier tokens of its row and call; in
-/// `step` it reaches later ones alone.
+/// The transforms of parallel segments carry a NaN to earlier tokens of its segment; in recurrent
+/// ones it reaches later tokens alone.
 /// Source: Poli et al. 2023, arXiv:2302.10866, definition 3.1 and section 3.3; HazyResearch/safari
 /// src/models/sequence/hyena.py HyenaOperator. The filters are computed once, at construction.
 template <class S>
@@ -58,7 +58,7 @@ struct HyenaDefinition {
   using Scalar = S;
   using Config = HyenaConfig;
   static constexpr std::string_view name = "hyena";
-  static constexpr bool whole_sequence = true;  // one FFT over all of T costs least
+  static constexpr bool whole_sequence = true;  // one FFT over all of a segment costs least
 
   /// One layer of the filters' network, h -> sin(ω ⊙ (W h + b)).
   struct FilterLayer {
@@ -146,62 +146,44 @@ struct HyenaDefinition {
                 memory}};
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1), D = c.d_model;
-    auto scratch = context.scratch<Scalar>();
-    auto gates = scratch(B, T, (c.order + 1) * D);  // [B, T, (N + 1) D]
-    auto v = scratch(B, T, D);                      // [B, T, D]
-    const auto gate = [&](Index i) { return gates.template slice<2>(i * D, D); };
-    const View<const Index, 1> past = state.position.tokens;
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time), D = c.d_model;
+    auto scratch = call.scratch<Scalar>();
+    auto gates = scratch(T, (c.order + 1) * D);  // [T, (N + 1) D]
+    auto v = scratch(T, D);                      // [T, D]
+    const auto gate = [&](Index i) { return gates.slice(axis::channel, i * D, D); };
     const auto multiply = [](auto a, auto b) { return a * b; };
 
-    project(x, {{w.in_proj, gates}}, context);
+    project(x, {{w.in_proj, gates}}, call);
     short_conv(gates, taps, w.short_filter_bias, ShortConvActivation::none, state.conv, gates,
-               context);
-    View<Scalar, 3> source = gate(c.order);
+               call);
+    View<Scalar, 2> source = gate(c.order);
     for (Index o = 0; o + 1 < c.order; ++o) {
-      elementwise(context, multiply, v, source, gate(c.order - 1 - o));
-      append<Scalar>(v.template insert<2>(), past, state.history.view().template slice<1>(o, 1),
-                     context);
-      long_convolution<form>(v, state, o, context);
+      elementwise(call, multiply, v, source, gate(c.order - 1 - o));
+      append<Scalar>(v.split(axis::channel, 1, D), state.position.tokens,
+                     state.history.view().slice(axis::head, o, 1), call);
+      long_convolution(v, state, o, call);
       source = v;
     }
-    elementwise(context, multiply, v, v, gate(0));
-    project(v, {{w.out_proj, y}}, context);
+    elementwise(call, multiply, v, v, gate(0));
+    project(v, {{w.out_proj, y}}, call);
   }
 
  private:
-  /// v <- h_o * v [B, T, D], which has been appended to the history of order o.
-  template <Form form>
-  void long_convolution(View<Scalar, 3> v, State& state, Index o, Context& context) const {
+  /// v <- h_o * v [T, D], which has been appended to the history of order o.
+  void long_convolution(View<Scalar, 2> v, State& state, Index o, const Call& call) const {
     const View<const Index, 1> past = state.position.tokens;
-    const auto of_order = [o](View<Scalar, 4> numbers) { return numbers.template at<1>(o); };
+    const auto of_order = [o](View<Scalar, 4> numbers) { return numbers.at(axis::head, o); };
     const View<const Scalar, 3> history = of_order(state.history.view().native());
-    const LongFilter<Scalar>& filter = filters[static_cast<std::size_t>(o)];
-    const bool spread = state.spread_sums.extent(1) > 0,
-               amortized = state.sums.entries.extent(1) > 0;
-    if constexpr (form == Form::parallel) {
-      long_conv_continue<Scalar>(v, history, past, filter, v, context);
-      if (amortized) {
-        online_conv_advance<Scalar>(history, past, v.extent(1), filter,
-                                    of_order(state.sums.view().native()), context);
-      } else if (spread) {
-        spread_conv_advance<Scalar>(history, past, v.extent(1),
-                                    spread_filters[static_cast<std::size_t>(o)],
-                                    of_order(state.spread_sums), context);
-      }
-    } else {
-      const auto token = v.template merge<0>();  // [B, D]
-      if (amortized) {
-        online_conv_step<Scalar>(token, history, past, filter, of_order(state.sums.view().native()),
-                                 token, context);
-      } else if (spread) {
-        spread_conv_step<Scalar>(token, history, past, spread_filters[static_cast<std::size_t>(o)],
-                                 of_order(state.spread_sums), token, context);
-      } else {
-        long_conv_step<Scalar>(token, history, past, filter, token, context);
-      }
+    const auto order = static_cast<std::size_t>(o);
+    if (state.sums.entries.extent(1) > 0) {
+      online_conv<Scalar>(v, history, past, filters[order], of_order(state.sums.view().native()), v,
+                          call);
+    } else if (state.spread_sums.extent(1) > 0) {
+      spread_conv<Scalar>(v, history, past, spread_filters[order], of_order(state.spread_sums), v,
+                          call);
+    } else {  // no token will be stepped from this state
+      long_conv_continue<Scalar>(v, history, past, filters[order], v, call);
     }
   }
 

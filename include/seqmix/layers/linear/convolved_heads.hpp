@@ -28,8 +28,9 @@ Parameter<Scalar, 3> grouped_taps(const Parameter<Scalar, 3>& weight, Index grou
   Tensor<Scalar, 3> grouped({taps.extent(0), groups, taps.extent(1) / groups});
   Index first = 0;
   for (const Index width : widths) {
-    const auto part = taps.view().template slice<1>(first * groups, width * groups);
-    copy(part.template split<1>(groups, width), grouped.view().template slice<2>(first, width));
+    const auto part = taps.view().slice(axis::channel, first * groups, width * groups);
+    copy(part.split(axis::channel, groups, width),
+         grouped.view().slice(axis::channel, first, width));
     first += width;
   }
   return grouped;
@@ -58,7 +59,7 @@ struct ConvolvedHeadsWeights {
     Index first = 0;
     for (const auto* conv : {&q_conv, &k_conv, &v_conv}) {
       const Index channels = conv->extent(0);
-      copy(transposed_taps(*conv).view(), joined.view().template slice<1>(first, channels));
+      copy(transposed_taps(*conv).view(), joined.view().slice(axis::channel, first, channels));
       first += channels;
     }
     return joined;
@@ -68,25 +69,25 @@ struct ConvolvedHeadsWeights {
 /// Queries, keys and values of `n_heads` heads in one buffer.
 template <class Scalar>
 struct ConvolvedHeads {
-  View<Scalar, 4> q, k, v;  // [B, T, H, K], [B, T, H, K], [B, T, H, V]
+  View<Scalar, 3> q, k, v;  // [T, H, K], [T, H, K], [T, H, V]
 };
 
 /// (q, k, v) = silu(short_conv(W x)), then q and k of length 1 in each head; in `mixed`
-/// [B, T, 2 H K + H V]. History: [B, W - 1, 2 H K + H V].
+/// [T, 2 H K + H V]. History: [B, W - 1, 2 H K + H V].
 template <class Scalar>
-ConvolvedHeads<Scalar> convolved_heads(In<Scalar, 3> x, const ConvolvedHeadsWeights<Scalar>& w,
+ConvolvedHeads<Scalar> convolved_heads(In<Scalar, 2> x, const ConvolvedHeadsWeights<Scalar>& w,
                                        In<Scalar, 2> taps, Index n_heads, Out<Scalar, 3> history,
-                                       View<Scalar, 3> mixed, Context& context) {
+                                       View<Scalar, 2> mixed, const Call& call) {
   const Index keys = w.q_conv.extent(0), values = w.v_conv.extent(0);
-  const auto q = mixed.template slice<2>(0, keys), k = mixed.template slice<2>(keys, keys);
-  const auto v = mixed.template slice<2>(2 * keys, values);
-  project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}}, context);
-  short_conv<Scalar>(mixed, taps, {}, ShortConvActivation::silu, history, mixed, context);
-  const auto qk = mixed.template slice<2>(0, 2 * keys);
-  l2_norm(qk.template split<2>(2 * n_heads, keys / n_heads), 1e-6, context);
-  return {.q = q.template split<2>(n_heads, keys / n_heads),
-          .k = k.template split<2>(n_heads, keys / n_heads),
-          .v = v.template split<2>(n_heads, values / n_heads)};
+  const auto q = mixed.slice(axis::channel, 0, keys), k = mixed.slice(axis::channel, keys, keys);
+  const auto v = mixed.slice(axis::channel, 2 * keys, values);
+  project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}}, call);
+  short_conv<Scalar>(mixed, taps, {}, ShortConvActivation::silu, history, mixed, call);
+  const auto qk = mixed.slice(axis::channel, 0, 2 * keys);
+  l2_norm(qk.split(axis::channel, 2 * n_heads, keys / n_heads), 1e-6, call);
+  return {.q = q.split(axis::channel, n_heads, keys / n_heads),
+          .k = k.split(axis::channel, n_heads, keys / n_heads),
+          .v = v.split(axis::channel, n_heads, values / n_heads)};
 }
 
 SEQMIX_END_NAMESPACE

@@ -84,28 +84,26 @@ struct DeltaNetDefinition {
             .memory = {{batch, c.n_heads, c.head_k, c.head_v}, memory}};
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1);
-    auto scratch = context.scratch<Scalar>();
-    auto mixed = scratch(B, T, c.channels());     // [B, T, 2 H K + H V]
-    auto beta = scratch(B, T, c.n_heads);         // [B, T, H]
-    auto o = scratch(B, T, c.n_heads, c.head_v);  // [B, T, H, V]
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time);
+    auto scratch = call.scratch<Scalar>();
+    auto mixed = scratch(T, c.channels());     // [T, 2 H K + H V]
+    auto beta = scratch(T, c.n_heads);         // [T, H]
+    auto o = scratch(T, c.n_heads, c.head_v);  // [T, H, V]
 
     const auto [q, k, v] =
-        convolved_heads(x, w.heads, taps, c.n_heads, state.conv.view(), mixed, context);
-    project(x, {{w.b_proj, beta}}, context);
-    delta_shares(beta, c.negative_eigenvalues ? 2 : 1, context);
-    delta_rule<form>(q, k, v, beta, NoDecay{}, inverse_sqrt(c.head_k), state.memory.view(), o,
-                     context);
+        convolved_heads(x, w.heads, taps, c.n_heads, state.conv.view(), mixed, call);
+    project(x, {{w.b_proj, beta}}, call);
+    delta_shares(beta, c.negative_eigenvalues ? 2 : 1, call);
+    delta_rule(q, k, v, beta, NoDecay{}, inverse_sqrt(c.head_k), state.memory.view(), o, call);
     if (c.output_gate) {
-      auto gate = scratch(B, T, c.n_heads, c.head_v);  // [B, T, H, V]
-      project(x, {{w.g_proj, gate}}, context);
-      gated_rms_norm(o, gate, w.o_norm, c.norm_eps, context);
+      auto gate = scratch(T, c.n_heads, c.head_v);  // [T, H, V]
+      project(x, {{w.g_proj, gate}}, call);
+      gated_rms_norm(o, gate, w.o_norm, c.norm_eps, call);
     } else {
-      rms_norm(o, w.o_norm, c.norm_eps, o, context);
+      rms_norm(o, w.o_norm, c.norm_eps, o, call);
     }
-    project(o, {{w.o_proj, y}}, context);
+    project(o, {{w.o_proj, y}}, call);
   }
 };
 

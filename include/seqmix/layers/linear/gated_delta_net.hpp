@@ -1,7 +1,6 @@
 #pragma once
 
 #include <string_view>
-#include <type_traits>
 #include <utility>
 
 #include "seqmix/kernels/delta_rule.hpp"
@@ -104,42 +103,41 @@ struct GatedDeltaNetDefinition {
             .memory = {{batch, c.n_heads, c.head_k, c.head_v}, memory}};
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1), G = c.n_key_heads, K = c.head_k;
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time), G = c.n_key_heads, K = c.head_k;
     const Index R = c.heads_per_group(), values = c.group_values();
-    auto scratch = context.scratch<Scalar>();
-    auto projected = scratch(B, T, G, c.group_channels() + values);  // [B, T, G, (q | k | v | z)]
-    auto ba = scratch(B, T, G, 2 * R);                               // [B, T, G, (b | a)]
-    auto v = scratch(B, T, G, values);                               // [B, T, G, R V]
-    auto o = scratch(B, T, c.n_heads, c.head_v);                     // [B, T, H, V]
-    auto beta = scratch(B, T, c.n_heads);                            // [B, T, H]
-    auto decay = scratch(B, T, c.n_heads);                           // [B, T, H], log
+    auto scratch = call.scratch<Scalar>();
+    auto projected = scratch(T, G, c.group_channels() + values);  // [T, G, (q | k | v | z)]
+    auto ba = scratch(T, G, 2 * R);                               // [T, G, (b | a)]
+    auto v = scratch(T, G, values);                               // [T, G, R V]
+    auto o = scratch(T, c.n_heads, c.head_v);                     // [T, H, V]
+    auto beta = scratch(T, c.n_heads);                            // [T, H]
+    auto decay = scratch(T, c.n_heads);                           // [T, H], log
     const auto part = [](const auto& view, Index first, Index count) {
-      return view.template slice<std::remove_cvref_t<decltype(view)>::rank - 1>(first, count);
+      return view.slice(axis::channel, first, count);
     };
-    const auto convolve = [&](Index first, View<const Scalar, 4> in, View<Scalar, 4> out) {
-      const Index count = out.extent(3);
+    const auto convolve = [&](Index first, View<const Scalar, 3> in, View<Scalar, 3> out) {
+      const Index count = out.extent(axis::channel);
       grouped_conv<Scalar>(in, part(taps.view(), first, count), ShortConvActivation::silu,
-                           part(state.conv.view(), first, count), out, context);
+                           part(state.conv.view(), first, count), out, call);
     };
 
-    project(x, {{w.in_proj_qkvz, projected}, {w.in_proj_ba, ba}}, context);
+    project(x, {{w.in_proj_qkvz, projected}, {w.in_proj_ba, ba}}, call);
     const auto qk = part(projected, 0, 2 * K);
     convolve(0, qk, qk);
     convolve(2 * K, part(projected, 2 * K, values), v);
-    l2_norm(qk.template split<3>(2, K), 1e-6, context);
-    copy(part(ba, 0, R), beta.template split<2>(G, R));
-    copy(part(ba, R, R), decay.template split<2>(G, R));
-    delta_shares(beta, c.negative_eigenvalues ? 2 : 1, context);
-    log_decays(decay, w.dt_bias, rates, context);
-    delta_rule<form>(part(qk, 0, K), part(qk, K, K),
-                     v.template merge<2>().template split<2>(c.n_heads, c.head_v), beta,
-                     ScalarDecay<Scalar>{decay}, inverse_sqrt(K), state.memory.view(), o, context);
+    l2_norm(qk.split(axis::channel, 2, K), 1e-6, call);
+    copy(part(ba, 0, R), beta.split(axis::channel, G, R));
+    copy(part(ba, R, R), decay.split(axis::channel, G, R));
+    delta_shares(beta, c.negative_eigenvalues ? 2 : 1, call);
+    log_decays(decay, w.dt_bias, rates, call);
+    delta_rule(part(qk, 0, K), part(qk, K, K),
+               v.merge(axis::head).split(axis::channel, c.n_heads, c.head_v), beta,
+               ScalarDecay<Scalar>{decay}, inverse_sqrt(K), state.memory.view(), o, call);
     const auto z = part(projected, c.group_channels(), values);
-    gated_rms_norm(o.template split<2>(G, R), z.template split<3>(R, c.head_v), w.norm, c.norm_eps,
-                   context);
-    project(o, {{w.out_proj, y}}, context);
+    gated_rms_norm(o.split(axis::head, G, R), z.split(axis::channel, R, c.head_v), w.norm, c.norm_eps,
+                   call);
+    project(o, {{w.out_proj, y}}, call);
   }
 };
 

@@ -76,27 +76,26 @@ struct GatedLinearAttentionDefinition {
     return {.memory = {{batch, c.n_heads, c.head_k, c.head_v}, memory}};
   }
 
-  /// Both forms are this one function; only the kernel differs.
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1);
-    auto scratch = context.scratch<Scalar>();
-    auto q = scratch(B, T, c.n_heads, c.head_k);     // [B, T, H, K]
-    auto k = scratch(B, T, c.n_heads, c.head_k);     // [B, T, H, K]
-    auto g = scratch(B, T, c.n_heads, c.head_k);     // [B, T, H, K], log decay
-    auto v = scratch(B, T, c.n_heads, c.head_v);     // [B, T, H, V]
-    auto o = scratch(B, T, c.n_heads, c.head_v);     // [B, T, H, V]
-    auto gate = scratch(B, T, c.n_heads, c.head_v);  // [B, T, H, V]
-    auto low = scratch(B, T, c.gate_rank);           // [B, T, R]
+  /// Both forms are this one function; only the kernel differs, by what the call says.
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time);
+    auto scratch = call.scratch<Scalar>();
+    auto q = scratch(T, c.n_heads, c.head_k);     // [T, H, K]
+    auto k = scratch(T, c.n_heads, c.head_k);     // [T, H, K]
+    auto g = scratch(T, c.n_heads, c.head_k);     // [T, H, K], log decay
+    auto v = scratch(T, c.n_heads, c.head_v);     // [T, H, V]
+    auto o = scratch(T, c.n_heads, c.head_v);     // [T, H, V]
+    auto gate = scratch(T, c.n_heads, c.head_v);  // [T, H, V]
+    auto low = scratch(T, c.gate_rank);           // [T, R]
 
     project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}, {w.g_proj, gate}, {w.gk_down, low}},
-            context);
-    project(low, {{w.gk_up, g}}, context);
-    log_sigmoid(g, 1 / c.gate_normalizer, context);
-    linear_state<form>(q, k, v, VectorDecay<Scalar>{g}, inverse_sqrt(c.head_k), state.memory.view(),
-                       o, context);
-    gated_rms_norm(o, gate, w.g_norm, c.norm_eps, context);
-    project(o, {{w.o_proj, y}}, context);
+            call);
+    project(low, {{w.gk_up, g}}, call);
+    log_sigmoid(g, 1 / c.gate_normalizer, call);
+    linear_state(q, k, v, VectorDecay<Scalar>{g}, inverse_sqrt(c.head_k), state.memory.view(),
+                       o, call);
+    gated_rms_norm(o, gate, w.g_norm, c.norm_eps, call);
+    project(o, {{w.o_proj, y}}, call);
   }
 };
 

@@ -80,32 +80,31 @@ struct Hgrn2Definition {
     return {.memory = {{batch, c.n_heads, c.head_k, c.head_v}, memory}};
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1);
-    auto scratch = context.scratch<Scalar>();
-    auto q = scratch(B, T, c.n_heads, c.head_k);  // [B, T, H, K]
-    auto k = scratch(B, T, c.n_heads, c.head_k);  // [B, T, H, K]
-    auto f = scratch(B, T, c.n_heads, c.head_k);  // [B, T, H, K]
-    auto v = scratch(B, T, c.n_heads, c.head_v);  // [B, T, H, V]
-    auto o = scratch(B, T, c.n_heads, c.head_v);  // [B, T, H, V]
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time);
+    auto scratch = call.scratch<Scalar>();
+    auto q = scratch(T, c.n_heads, c.head_k);  // [T, H, K]
+    auto k = scratch(T, c.n_heads, c.head_k);  // [T, H, K]
+    auto f = scratch(T, c.n_heads, c.head_k);  // [T, H, K]
+    auto v = scratch(T, c.n_heads, c.head_v);  // [T, H, V]
+    auto o = scratch(T, c.n_heads, c.head_v);  // [T, H, V]
 
-    project(x, {{w.q_proj, q}, {w.f_proj, f}, {w.i_proj, v}}, context);
-    activate(Activation::silu, q, context);
-    gates(f.template merge<2>(), k.template merge<2>(), context);
-    linear_state<form>(q, k, v, VectorFactors<Scalar>{f}, inverse_sqrt(c.head_k),
-                       state.memory.view(), o, context);
-    rms_norm(o.template merge<2>(), w.g_norm, c.norm_eps, o.template merge<2>(), context);
-    project(o, {{w.o_proj, y}}, context);
+    project(x, {{w.q_proj, q}, {w.f_proj, f}, {w.i_proj, v}}, call);
+    activate(Activation::silu, q, call);
+    gates(f.merge(axis::head), k.merge(axis::head), call);
+    linear_state(q, k, v, VectorFactors<Scalar>{f}, inverse_sqrt(c.head_k), state.memory.view(), o,
+                 call);
+    rms_norm(o.merge(axis::head), w.g_norm, c.norm_eps, o.merge(axis::head), call);
+    project(o, {{w.o_proj, y}}, call);
   }
 
  private:
-  /// f = b + (1 - b) σ(f), k = (1 - b) σ(-f), both [B, T, H K].
-  void gates(View<Scalar, 3> f, View<Scalar, 3> k, Context& context) const {
+  /// f = b + (1 - b) σ(f), k = (1 - b) σ(-f), both [T, H K].
+  void gates(View<Scalar, 2> f, View<Scalar, 2> k, const Call& call) const {
     using Batch = simd::Batch<Scalar>;
     const Batch one(Scalar(1));
     for_each_row(
-        context,
+        call,
         [&](Scalar* factor, Scalar* key) {
           simd::map<Scalar>(
               bound.size(), key,

@@ -97,31 +97,30 @@ struct KimiDeltaAttentionDefinition {
             .memory = {{batch, c.n_heads, c.head_k, c.head_v}, memory}};
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1), keys = c.n_heads * c.head_k;
-    auto scratch = context.scratch<Scalar>();
-    auto mixed = scratch(B, T, c.channels());        // [B, T, 2 H K + H V]
-    auto low = scratch(B, T, 2 * c.head_v);          // [B, T, 2 V]
-    auto decay = scratch(B, T, keys);                // [B, T, H K], log
-    auto beta = scratch(B, T, c.n_heads);            // [B, T, H]
-    auto gate = scratch(B, T, c.n_heads, c.head_v);  // [B, T, H, V]
-    auto o = scratch(B, T, c.n_heads, c.head_v);     // [B, T, H, V]
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time), keys = c.n_heads * c.head_k;
+    auto scratch = call.scratch<Scalar>();
+    auto mixed = scratch(T, c.channels());        // [T, 2 H K + H V]
+    auto low = scratch(T, 2 * c.head_v);          // [T, 2 V]
+    auto decay = scratch(T, keys);                // [T, H K], log
+    auto beta = scratch(T, c.n_heads);            // [T, H]
+    auto gate = scratch(T, c.n_heads, c.head_v);  // [T, H, V]
+    auto o = scratch(T, c.n_heads, c.head_v);     // [T, H, V]
 
     const auto [q, k, v] =
-        convolved_heads(x, w.heads, taps, c.n_heads, state.conv.view(), mixed, context);
-    const auto low_f = low.template slice<2>(0, c.head_v);
-    const auto low_g = low.template slice<2>(c.head_v, c.head_v);
-    project(x, {{w.b_proj, beta}, {w.f_a_proj, low_f}, {w.g_a_proj, low_g}}, context);
-    project(low_f, {{w.f_b_proj, decay}}, context);
-    project(low_g, {{w.g_b_proj, gate}}, context);
-    log_decays(decay, w.dt_bias, rates, context);
-    delta_shares(beta, c.negative_eigenvalues ? 2 : 1, context);
-    delta_rule<form>(q, k, v, beta,
-                     VectorDecay<Scalar>{decay.template split<2>(c.n_heads, c.head_k)},
-                     inverse_sqrt(c.head_k), state.memory.view(), o, context);
-    sigmoid_gated_rms_norm(o, gate, w.o_norm, c.norm_eps, context);
-    project(o, {{w.o_proj, y}}, context);
+        convolved_heads(x, w.heads, taps, c.n_heads, state.conv.view(), mixed, call);
+    const auto low_f = low.slice(axis::channel, 0, c.head_v);
+    const auto low_g = low.slice(axis::channel, c.head_v, c.head_v);
+    project(x, {{w.b_proj, beta}, {w.f_a_proj, low_f}, {w.g_a_proj, low_g}}, call);
+    project(low_f, {{w.f_b_proj, decay}}, call);
+    project(low_g, {{w.g_b_proj, gate}}, call);
+    log_decays(decay, w.dt_bias, rates, call);
+    delta_shares(beta, c.negative_eigenvalues ? 2 : 1, call);
+    delta_rule(q, k, v, beta,
+               VectorDecay<Scalar>{decay.split(axis::channel, c.n_heads, c.head_k)},
+               inverse_sqrt(c.head_k), state.memory.view(), o, call);
+    sigmoid_gated_rms_norm(o, gate, w.o_norm, c.norm_eps, call);
+    project(o, {{w.o_proj, y}}, call);
   }
 };
 

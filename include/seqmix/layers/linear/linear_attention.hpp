@@ -164,44 +164,42 @@ struct LinearAttentionDefinition {
   void start_row(State& state, Index row) const {
     fill(state.maximum.view()[row], Scalar(-1e30));  // below every exponent
     if (c.kernel_eps > 0) {  // performer_pytorch divides features by F^{1/2}, the eps of sums not
-      fill(state.key_sum.view()[row].template at<1>(c.n_features),
+      fill(state.key_sum.view()[row].at(axis::channel, c.n_features),
            static_cast<Scalar>(c.eps * std::sqrt(static_cast<double>(c.n_features))));
     }
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1), H = c.n_heads;
-    auto scratch = context.scratch<Scalar>();
-    auto q = scratch(B, T, H, c.head_k);               // [B, T, H, K]
-    auto k = scratch(B, T, H, c.head_k);               // [B, T, H, K]
-    auto v = scratch(B, T, H, c.head_v);               // [B, T, H, V]
-    auto o = scratch(B, T, H, c.head_v);               // [B, T, H, V]
-    auto q_features = scratch(B, T, H, c.features());  // [B, T, H, F]
-    auto k_features = scratch(B, T, H, c.features());  // [B, T, H, F]
-    auto denominator = scratch(B, T, H);               // [B, T, H]
-    auto log_decay = scratch(B, T, H);                 // [B, T, H], of favor
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time), H = c.n_heads;
+    auto scratch = call.scratch<Scalar>();
+    auto q = scratch(T, H, c.head_k);               // [T, H, K]
+    auto k = scratch(T, H, c.head_k);               // [T, H, K]
+    auto v = scratch(T, H, c.head_v);               // [T, H, V]
+    auto o = scratch(T, H, c.head_v);               // [T, H, V]
+    auto q_features = scratch(T, H, c.features());  // [T, H, F]
+    auto k_features = scratch(T, H, c.features());  // [T, H, F]
+    auto denominator = scratch(T, H);               // [T, H]
+    auto log_decay = scratch(T, H);                 // [T, H], of favor
 
-    project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}}, context);
+    project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}}, call);
     if (c.feature_map == FeatureMap::elementwise_product) {
-      multiply_projections(q, w.q_layer1, w.q_layer2, q_features, context);
-      multiply_projections(k, w.k_layer1, w.k_layer2, k_features, context);
+      multiply_projections(q, w.q_layer1, w.q_layer2, q_features, call);
+      multiply_projections(k, w.k_layer1, w.k_layer2, k_features, call);
     } else {
-      map_features(q, q_features, state, context);
-      map_features(k, k_features, state, context);
+      map_features(q, q_features, state, call);
+      map_features(k, k_features, state, call);
     }
     const auto remember = [&](const auto& decay) {
-      linear_state<form>(q_features, k_features, v, decay, c.scale, state.memory.view(), o,
-                         context);
+      linear_state(q_features, k_features, v, decay, c.scale, state.memory.view(), o, call);
       if (!c.normalize) return;
-      key_sum(q_features, k_features, decay, c.scale, state.key_sum.view(), denominator, context);
+      key_sum(q_features, k_features, decay, c.scale, state.key_sum.view(), denominator, call);
     };
     if (c.feature_map == FeatureMap::favor) {
-      favor_queries(q, q_features, c.kernel_eps, context);
-      favor_keys(k, k_features, state.maximum.view(), log_decay, c.kernel_eps, context);
+      favor_queries(q, q_features, c.kernel_eps, call);
+      favor_keys(k, k_features, state.maximum.view(), log_decay, c.kernel_eps, call);
       if (c.kernel_eps > 0) {
-        auto decays = scratch(B, T, H, c.features());  // [B, T, H, F]
-        favor_decays(log_decay, decays, context);
+        auto decays = scratch(T, H, c.features());  // [T, H, F]
+        favor_decays(log_decay, decays, call);
         remember(VectorDecay<Scalar>{decays});
       } else {
         remember(ScalarDecay<Scalar>{log_decay});
@@ -209,50 +207,51 @@ struct LinearAttentionDefinition {
     } else {
       remember(NoDecay{});
     }
-    if (c.normalize) normalize(o, denominator, context);
-    if (c.output_norm) rms_norm(o, w.norm, c.norm_eps, o, context);
-    project(o, {{w.o_proj, y}}, context);
+    if (c.normalize) normalize(o, denominator, call);
+    if (c.output_norm) rms_norm(o, w.norm, c.norm_eps, o, call);
+    project(o, {{w.o_proj, y}}, call);
   }
 
  private:
-  /// features [B, T, H, F] of x [B, T, H, K]; of favor, the projection alone.
-  void map_features(View<Scalar, 4> x, View<Scalar, 4> features, const State& state,
-                    Context& context) const {
+  /// Heads [T, H, K] as rows of their own, [T H, K].
+  static View<Scalar, 2> rows_of(View<Scalar, 3> heads) { return heads.merge(axis::time); }
+  /// features [T, H, F] of x [T, H, K]; of favor, the projection alone.
+  void map_features(View<Scalar, 3> x, View<Scalar, 3> features, const State& state,
+                    const Call& call) const {
     if (c.feature_map == FeatureMap::taylor) {
-      taylor_features(x, features, context);
+      taylor_features(x, features, call);
     } else if (c.feature_map == FeatureMap::cosformer) {
       cosformer_features(x, state.position.tokens, static_cast<double>(c.max_length), features,
-                         context);
+                         call);
     } else if (c.feature_map == FeatureMap::favor) {
-      const auto exponents = features.template slice<3>(0, c.n_features);
-      project(x.template merge<1>(), {{w.features, exponents.template merge<1>()}}, context);
+      const auto exponents = features.slice(axis::channel, 0, c.n_features);
+      project(rows_of(x), {{w.features, rows_of(exponents)}}, call);
     } else {
-      pointwise_features(c.feature_map, x, features, context);
+      pointwise_features(c.feature_map, x, features, call);
     }
   }
-  /// features = (W_1 x + b_1) ⊙ (W_2 x + b_2) of each head, [B, T, H, K].
-  void multiply_projections(View<Scalar, 4> x, const Projection<Scalar>& layer1,
-                            const Projection<Scalar>& layer2, View<Scalar, 4> features,
-                            Context& context) const {
+  /// features = (W_1 x + b_1) ⊙ (W_2 x + b_2) of each head, [T, H, K].
+  void multiply_projections(View<Scalar, 3> x, const Projection<Scalar>& layer1,
+                            const Projection<Scalar>& layer2, View<Scalar, 3> features,
+                            const Call& call) const {
     using Batch = simd::Batch<Scalar>;
-    auto scratch = context.scratch<Scalar>();
-    auto other = scratch(x.extent(0), x.extent(1), x.extent(2), x.extent(3));  // [B, T, H, K]
-    project(x.template merge<1>(),
-            {{layer1, features.template merge<1>()}, {layer2, other.template merge<1>()}}, context);
+    auto scratch = call.scratch<Scalar>();
+    auto other = scratch(x.extent(0), x.extent(1), x.extent(2));  // [T, H, K]
+    project(rows_of(x), {{layer1, rows_of(features)}, {layer2, rows_of(other)}}, call);
     elementwise(
-        context, [](Batch a, Batch b) { return a * b; }, features, features, other);
+        call, [](Batch a, Batch b) { return a * b; }, features, features, other);
   }
-  void normalize(View<Scalar, 4> o, View<Scalar, 3> denominator, Context& context) const {
+  void normalize(View<Scalar, 3> o, View<Scalar, 2> denominator, const Call& call) const {
     using Batch = simd::Batch<Scalar>;
     const Batch eps(static_cast<Scalar>(c.kernel_eps > 0 ? 0 : c.eps));
     if (c.feature_map == FeatureMap::cosformer) {
       elementwise(
-          context, [eps](Batch d) { return simd::max(d, eps); }, denominator, denominator);
+          call, [eps](Batch d) { return simd::max(d, eps); }, denominator, denominator);
     } else {
       elementwise(
-          context, [eps](Batch d) { return d + eps; }, denominator, denominator);
+          call, [eps](Batch d) { return d + eps; }, denominator, denominator);
     }
-    divide_heads(o, denominator, context);
+    divide_heads(o, denominator, call);
   }
 };
 

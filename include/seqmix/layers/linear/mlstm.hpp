@@ -89,45 +89,44 @@ struct MlstmDefinition {
             .maximum = {{batch, c.n_heads}, memory}};
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1), H = c.n_heads;
-    auto scratch = context.scratch<Scalar>();
-    auto q = scratch(B, T, H, c.head_k);        // [B, T, H, K]
-    auto k = scratch(B, T, H, c.head_k);        // [B, T, H, K]
-    auto v = scratch(B, T, H, c.head_v);        // [B, T, H, V]
-    auto h = scratch(B, T, H, c.head_v);        // [B, T, H, V]
-    auto output = scratch(B, T, H * c.head_v);  // [B, T, H V], output gate
-    auto input = scratch(B, T, H);              // [B, T, H], input gate
-    auto forget = scratch(B, T, H);             // [B, T, H], log decay
-    auto floor = scratch(B, T, H);              // [B, T, H], least denominator
-    auto weight = scratch(B, T, H);             // [B, T, H], denominator
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time), H = c.n_heads;
+    auto scratch = call.scratch<Scalar>();
+    auto q = scratch(T, H, c.head_k);        // [T, H, K]
+    auto k = scratch(T, H, c.head_k);        // [T, H, K]
+    auto v = scratch(T, H, c.head_v);        // [T, H, V]
+    auto h = scratch(T, H, c.head_v);        // [T, H, V]
+    auto output = scratch(T, H * c.head_v);  // [T, H V], output gate
+    auto input = scratch(T, H);              // [T, H], input gate
+    auto forget = scratch(T, H);             // [T, H], log decay
+    auto floor = scratch(T, H);              // [T, H], least denominator
+    auto weight = scratch(T, H);             // [T, H], denominator
 
-    project(x, {{w.q, q}, {w.k, k}, {w.v, v}, {w.ogate, output}}, context);
-    project(x, {{w.igate, input}, {w.fgate, forget}}, context);
-    soft_cap(input, c.gate_cap, context);
-    soft_cap(forget, c.gate_cap, context);
-    log_sigmoid(forget, 1, context);
-    exponential_gates(input, forget, state.maximum.view(), floor, context);
-    multiply_heads(k, input, context);
+    project(x, {{w.q, q}, {w.k, k}, {w.v, v}, {w.ogate, output}}, call);
+    project(x, {{w.igate, input}, {w.fgate, forget}}, call);
+    soft_cap(input, c.gate_cap, call);
+    soft_cap(forget, c.gate_cap, call);
+    log_sigmoid(forget, 1, call);
+    exponential_gates(input, forget, state.maximum.view(), floor, call);
+    multiply_heads(k, input, call);
 
     const ScalarDecay<Scalar> decay{forget};
     const double scale = inverse_sqrt(c.head_k);
-    linear_state<form>(q, k, v, decay, scale, state.memory.view(), h, context);
-    key_sum(q, k, decay, scale, state.key_sum.view(), weight, context);
+    linear_state(q, k, v, decay, scale, state.memory.view(), h, call);
+    key_sum(q, k, decay, scale, state.key_sum.view(), weight, call);
     using Batch = simd::Batch<Scalar>;
     const Batch eps(static_cast<Scalar>(c.eps));
     const auto denominator = [eps](Batch sum, Batch least) {
       return simd::max(simd::abs(sum), least) + eps;
     };
-    elementwise(context, denominator, weight, weight, floor);
-    divide_heads(h, weight, context);
+    elementwise(call, denominator, weight, weight, floor);
+    divide_heads(h, weight, call);
 
-    auto normed = h.template merge<2>();  // [B, T, H V]
-    group_norm(normed, w.norm, {}, c.head_v, c.norm_eps, normed, context);
+    auto normed = h.merge(axis::head);  // [T, H V]
+    group_norm(normed, w.norm, {}, c.head_v, c.norm_eps, normed, call);
     const auto gated = [](Batch value, Batch gate) { return simd::sigmoid(gate) * value; };
-    elementwise(context, gated, normed, normed, output);
-    project(normed, {{w.out_proj, y}}, context);
+    elementwise(call, gated, normed, normed, output);
+    project(normed, {{w.out_proj, y}}, call);
   }
 };
 

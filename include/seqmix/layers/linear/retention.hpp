@@ -154,52 +154,52 @@ struct RetentionDefinition {
         .key_sum = {{batch, c.n_heads, c.score_norm == ScoreNorm::scores ? c.head_k : 0}, memory}};
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1);
-    auto scratch = context.scratch<Scalar>();
-    auto q = scratch(B, T, c.n_heads, c.head_k);     // [B, T, H, K]
-    auto k = scratch(B, T, c.n_heads, c.head_k);     // [B, T, H, K]
-    auto v = scratch(B, T, c.n_heads, c.head_v);     // [B, T, H, V]
-    auto o = scratch(B, T, c.n_heads, c.head_v);     // [B, T, H, V]
-    auto gate = scratch(B, T, c.n_heads, c.head_v);  // [B, T, H, V]
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time);
+    auto scratch = call.scratch<Scalar>();
+    auto q = scratch(T, c.n_heads, c.head_k);     // [T, H, K]
+    auto k = scratch(T, c.n_heads, c.head_k);     // [T, H, K]
+    auto v = scratch(T, c.n_heads, c.head_v);     // [T, H, V]
+    auto o = scratch(T, c.n_heads, c.head_v);     // [T, H, V]
+    auto gate = scratch(T, c.n_heads, c.head_v);  // [T, H, V]
     const View<const Index, 1> past = state.position.tokens;
     const RotaryLayout layout =
         c.rope_interleaved ? RotaryLayout::interleaved : RotaryLayout::half_split;
 
-    project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}, {w.g_proj, gate}}, context);
-    rope(q, frequencies, past, layout, context);
-    rope(k, frequencies, past, layout, context);
-    linear_state<form>(q, k, v, decay, inverse_sqrt(c.head_k), state.memory.view(), o, context);
-    normalize(q, k, state, o, context);
-    gated_rms_norm(o, gate, norm, c.norm_eps, context);
-    project(o, {{w.o_proj, y}}, context);
+    project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}, {w.g_proj, gate}}, call);
+    rope(q, frequencies, past, layout, call);
+    rope(k, frequencies, past, layout, call);
+    linear_state(q, k, v, decay, inverse_sqrt(c.head_k), state.memory.view(), o, call);
+    normalize(q, k, state, o, call);
+    gated_rms_norm(o, gate, norm, c.norm_eps, call);
+    project(o, {{w.o_proj, y}}, call);
   }
 
  private:
-  /// Divides o [B, T, H, V] by what score_norm says.
-  void normalize(View<Scalar, 4> q, View<Scalar, 4> k, State& state, View<Scalar, 4> o,
-                 Context& context) const {
+  /// Divides o [T, H, V] by what score_norm says.
+  void normalize(View<Scalar, 3> q, View<Scalar, 3> k, State& state, View<Scalar, 3> o,
+                 const Call& call) const {
     if (c.score_norm == ScoreNorm::none) return;
     using Batch = simd::Batch<Scalar>;
-    auto scratch = context.scratch<Scalar>();
-    auto ones = scratch(o.extent(0), o.extent(1), c.n_heads, 1);  // [B, T, H, 1]
-    auto divisor = scratch(o.extent(0), o.extent(1), c.n_heads);  // [B, T, H]
-    auto scores = scratch(o.extent(0), o.extent(1), c.n_heads);   // [B, T, H]
+    auto scratch = call.scratch<Scalar>();
+    const Index T = o.extent(axis::time);
+    auto ones = scratch(T, c.n_heads, 1);  // [T, H, 1]
+    auto divisor = scratch(T, c.n_heads);  // [T, H]
+    auto scores = scratch(T, c.n_heads);   // [T, H]
     fill(ones, 1);
-    key_sum(ones, ones, decay, 1, state.scale.view(), divisor, context);
+    key_sum(ones, ones, decay, 1, state.scale.view(), divisor, call);
     if (c.score_norm == ScoreNorm::scores) {
-      key_sum(q, k, decay, inverse_sqrt(c.head_k), state.key_sum.view(), scores, context);
+      key_sum(q, k, decay, inverse_sqrt(c.head_k), state.key_sum.view(), scores, call);
     } else {
       fill(scores, 0);
     }
     elementwise(
-        context,
+        call,
         [](Batch sum, Batch score) {
           return simd::max<Scalar>(simd::sqrt<Scalar>(sum), simd::abs<Scalar>(score));
         },
         divisor, divisor, scores);
-    divide_heads(o, divisor, context);
+    divide_heads(o, divisor, call);
   }
 };
 

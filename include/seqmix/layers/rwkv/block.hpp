@@ -13,10 +13,10 @@ SEQMIX_BEGIN_NAMESPACE
 
 // What the blocks of RWKV share.
 
-/// The numbers of a parameter [1, 1, D] for each token: [B, T, D] without a copy.
+/// The numbers of a parameter [1, 1, D] for each token: [T, D] without a copy.
 template <class Scalar>
-View<const Scalar, 3> for_each_token(const Parameter<Scalar, 3>& parameter, Index B, Index T) {
-  return {parameter.data(), {B, T, parameter.extent(2)}, {0, 0, 1}};
+View<const Scalar, 2> for_each_token(const Parameter<Scalar, 3>& parameter, Index T) {
+  return {parameter.data(), {T, parameter.extent(2)}, {0, 1}};
 }
 
 /// The numbers of a parameter [1, 1, D] as [D].
@@ -64,44 +64,44 @@ struct RwkvNorms {
     parameter("ln2.bias", self.ln2_bias, {c.d_model});
   }
   /// The residual stream at the start of the block: x, or in layer 0 what ln0 makes of it, in y.
-  View<const Scalar, 3> enter(View<const Scalar, 3> x, double eps, View<Scalar, 3> y,
-                              Context& context) const {
+  View<const Scalar, 2> enter(View<const Scalar, 2> x, double eps, View<Scalar, 2> y,
+                              const Call& call) const {
     if (!ln0) return x;
-    layer_norm(x, ln0, ln0_bias, eps, y, context);
+    layer_norm(x, ln0, ln0_bias, eps, y, call);
     return y;
   }
 };
 
-/// y = W_v max(0, W_k mix_k)², times σ(W_r mix_r) where there is a receptance. x: [B, T, D], behind
+/// y = W_v max(0, W_k mix_k)², times σ(W_r mix_r) where there is a receptance. x: [T, D], behind
 /// its norm; mix_k and mix_r weigh the token before; history: [B, 1, D].
 template <class Scalar>
-void channel_mix(View<const Scalar, 3> x, const Parameter<Scalar, 3>& mix_k,
+void channel_mix(View<const Scalar, 2> x, const Parameter<Scalar, 3>& mix_k,
                  const Parameter<Scalar, 3>& mix_r, const Projection<Scalar>& key,
                  const Projection<Scalar>& receptance, const Projection<Scalar>& value,
-                 View<Scalar, 3> history, View<Scalar, 3> y, Context& context) {
-  const Index B = x.extent(0), T = x.extent(1), D = x.extent(2);
-  auto scratch = context.scratch<Scalar>();
-  auto before = scratch(B, T, D);                      // [B, T, D], previous token - token
-  auto mixed = scratch(B, T, D);                       // [B, T, D]
-  auto hidden = scratch(B, T, key.weight.shape()[0]);  // [B, T, F]
-  token_shift(x, history, before, context);
-  mix_tokens(x, before, for_each_token(mix_k, B, T), mixed, context);
-  project(mixed, {{key, hidden}}, context);
-  activate(Activation::relu_squared, hidden, context);
-  project(hidden, {{value, y}}, context);
+                 View<Scalar, 3> history, View<Scalar, 2> y, const Call& call) {
+  const Index T = x.extent(axis::time), D = x.extent(axis::channel);
+  auto scratch = call.scratch<Scalar>();
+  auto before = scratch(T, D);                      // [T, D], previous token - token
+  auto mixed = scratch(T, D);                       // [T, D]
+  auto hidden = scratch(T, key.weight.shape()[0]);  // [T, F]
+  token_shift(x, history, before, call);
+  mix_tokens(x, before, for_each_token(mix_k, T), mixed, call);
+  project(mixed, {{key, hidden}}, call);
+  activate(Activation::relu_squared, hidden, call);
+  project(hidden, {{value, y}}, call);
   if (!receptance.weight) return;
-  auto gate = before;  // [B, T, D]
-  mix_tokens(x, before, for_each_token(mix_r, B, T), mixed, context);
-  project(mixed, {{receptance, gate}}, context);
+  auto gate = before;  // [T, D]
+  mix_tokens(x, before, for_each_token(mix_r, T), mixed, call);
+  project(mixed, {{receptance, gate}}, call);
   elementwise(
-      context, [](auto out, auto by) { return out * simd::sigmoid(by); }, y, y, gate);
+      call, [](auto out, auto by) { return out * simd::sigmoid(by); }, y, y, gate);
 }
 
 /// y = a + b; y may be either.
 template <class Scalar>
-void add(View<const Scalar, 3> a, View<const Scalar, 3> b, View<Scalar, 3> y, Context& context) {
+void add(View<const Scalar, 2> a, View<const Scalar, 2> b, View<Scalar, 2> y, const Call& call) {
   elementwise(
-      context, [](auto left, auto right) { return left + right; }, y, a, b);
+      call, [](auto left, auto right) { return left + right; }, y, a, b);
 }
 
 SEQMIX_END_NAMESPACE

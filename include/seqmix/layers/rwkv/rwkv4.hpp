@@ -105,38 +105,37 @@ struct Rwkv4Definition {
     fill(state.maximum.view()[row], static_cast<Scalar>(wkv_initial_maximum));
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1), D = c.d_model;
-    auto scratch = context.scratch<Scalar>();
-    auto normed = scratch(B, T, D);  // [B, T, D]
-    auto before = scratch(B, T, D);  // [B, T, D], previous token - token
-    auto mixed = scratch(B, T, D);   // [B, T, D]
-    auto r = scratch(B, T, D);       // [B, T, D]
-    auto k = scratch(B, T, D);       // [B, T, D]
-    auto v = scratch(B, T, D);       // [B, T, D]
-    auto out = scratch(B, T, D);     // [B, T, D]
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time), D = c.d_model;
+    auto scratch = call.scratch<Scalar>();
+    auto normed = scratch(T, D);  // [T, D]
+    auto before = scratch(T, D);  // [T, D], previous token - token
+    auto mixed = scratch(T, D);   // [T, D]
+    auto r = scratch(T, D);       // [T, D]
+    auto k = scratch(T, D);       // [T, D]
+    auto v = scratch(T, D);       // [T, D]
+    auto out = scratch(T, D);     // [T, D]
     const auto mixed_by = [&](const Parameter<Scalar, 3>& past) {
-      mix_tokens(normed, before, for_each_token(past, B, T), mixed, context);
+      mix_tokens(normed, before, for_each_token(past, T), mixed, call);
       return mixed;
     };
 
-    x = w.norms.enter(x, c.norm_eps, y, context);
-    layer_norm(x, w.norms.ln1, w.norms.ln1_bias, c.norm_eps, normed, context);
-    token_shift(normed, state.att_shift, before, context);
-    project(mixed_by(past_r), {{w.receptance, r}}, context);
-    project(mixed_by(past_k), {{w.key, k}}, context);
-    project(mixed_by(past_v), {{w.value, v}}, context);
-    wkv4(k, v, log_decay, w.first, state.numerator, state.denominator, state.maximum, out, context);
+    x = w.norms.enter(x, c.norm_eps, y, call);
+    layer_norm(x, w.norms.ln1, w.norms.ln1_bias, c.norm_eps, normed, call);
+    token_shift(normed, state.att_shift, before, call);
+    project(mixed_by(past_r), {{w.receptance, r}}, call);
+    project(mixed_by(past_k), {{w.key, k}}, call);
+    project(mixed_by(past_v), {{w.value, v}}, call);
+    wkv4(k, v, log_decay, w.first, state.numerator, state.denominator, state.maximum, out, call);
     elementwise(
-        context, [](auto mean, auto by) { return mean * simd::sigmoid(by); }, out, out, r);
-    project(out, {{w.output, mixed}}, context);
-    add<Scalar>(x, mixed, y, context);
+        call, [](auto mean, auto by) { return mean * simd::sigmoid(by); }, out, out, r);
+    project(out, {{w.output, mixed}}, call);
+    add<Scalar>(x, mixed, y, call);
 
-    layer_norm<Scalar>(y, w.norms.ln2, w.norms.ln2_bias, c.norm_eps, normed, context);
+    layer_norm<Scalar>(y, w.norms.ln2, w.norms.ln2_bias, c.norm_eps, normed, call);
     channel_mix<Scalar>(normed, ffn_past_k, ffn_past_r, w.ffn_key, w.ffn_receptance, w.ffn_value,
-                        state.ffn_shift, out, context);
-    add<Scalar>(y, out, y, context);
+                        state.ffn_shift, out, call);
+    add<Scalar>(y, out, y, call);
   }
 };
 

@@ -130,57 +130,55 @@ struct Rwkv6Definition {
             .memory = {{batch, c.n_heads(), c.head_dim, c.head_dim}, memory}};
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1), D = c.d_model, H = c.n_heads(), N = c.head_dim;
-    auto scratch = context.scratch<Scalar>();
-    auto normed = scratch(B, T, D);                // [B, T, D]
-    auto before = scratch(B, T, D);                // [B, T, D], previous token - token
-    auto mixed = scratch(B, T, D);                 // [B, T, D]
-    auto by = scratch(B, T, D);                    // [B, T, D], the weights of a mix
-    auto low = scratch(B, T, mixes * c.mix_rank);  // [B, T, 5 R]
-    auto low_decay = scratch(B, T, c.decay_rank);  // [B, T, R]
-    auto r = scratch(B, T, H, N);                  // [B, T, H, N]
-    auto k = scratch(B, T, H, N);                  // [B, T, H, N]
-    auto v = scratch(B, T, H, N);                  // [B, T, H, N]
-    auto decay = scratch(B, T, H, N);              // [B, T, H, N], log decay
-    auto gate = scratch(B, T, H, N);               // [B, T, H, N]
-    auto o = scratch(B, T, H, N);                  // [B, T, H, N]
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time), D = c.d_model, H = c.n_heads(), N = c.head_dim;
+    auto scratch = call.scratch<Scalar>();
+    auto normed = scratch(T, D);                // [T, D]
+    auto before = scratch(T, D);                // [T, D], previous token - token
+    auto mixed = scratch(T, D);                 // [T, D]
+    auto by = scratch(T, D);                    // [T, D], the weights of a mix
+    auto low = scratch(T, mixes * c.mix_rank);  // [T, 5 R]
+    auto low_decay = scratch(T, c.decay_rank);  // [T, R]
+    auto r = scratch(T, H, N);                  // [T, H, N]
+    auto k = scratch(T, H, N);                  // [T, H, N]
+    auto v = scratch(T, H, N);                  // [T, H, N]
+    auto decay = scratch(T, H, N);              // [T, H, N], log decay
+    auto gate = scratch(T, H, N);               // [T, H, N]
+    auto o = scratch(T, H, N);                  // [T, H, N]
     const auto mixed_for = [&](Mix which) {
-      const auto part = low.template slice<2>(which * c.mix_rank, c.mix_rank);
-      project(part, {{mix_up[which], by}}, context);
-      mix_tokens(normed, before, by, mixed, context);
+      const auto part = low.slice(axis::channel, which * c.mix_rank, c.mix_rank);
+      project(part, {{mix_up[which], by}}, call);
+      mix_tokens(normed, before, by, mixed, call);
       return mixed;
     };
     const auto tanh = [](auto number) { return simd::tanh(number); };
 
-    x = w.norms.enter(x, c.norm_eps, y, context);
-    layer_norm(x, w.norms.ln1, w.norms.ln1_bias, c.norm_eps, normed, context);
-    token_shift(normed, state.att_shift, before, context);
-    mix_tokens(normed, before, for_each_token(w.mix_x, B, T), mixed, context);
-    project(mixed, {{mix_down, low}}, context);
-    elementwise(context, tanh, low, low);
-    project(mixed_for(of_w), {{decay_down, low_decay}}, context);
-    elementwise(context, tanh, low_decay, low_decay);
-    project(low_decay, {{decay_up, decay}}, context);
+    x = w.norms.enter(x, c.norm_eps, y, call);
+    layer_norm(x, w.norms.ln1, w.norms.ln1_bias, c.norm_eps, normed, call);
+    token_shift(normed, state.att_shift, before, call);
+    mix_tokens(normed, before, for_each_token(w.mix_x, T), mixed, call);
+    project(mixed, {{mix_down, low}}, call);
+    elementwise(call, tanh, low, low);
+    project(mixed_for(of_w), {{decay_down, low_decay}}, call);
+    elementwise(call, tanh, low_decay, low_decay);
+    project(low_decay, {{decay_up, decay}}, call);
     elementwise(
-        context, [](auto raw) { return -simd::exp(raw); }, decay, decay);
-    project(mixed_for(of_k), {{w.key, k}}, context);
-    project(mixed_for(of_v), {{w.value, v}}, context);
-    project(mixed_for(of_r), {{w.receptance, r}}, context);
-    project(mixed_for(of_g), {{w.gate, gate}}, context);
-    linear_state<form>(r, k, v, ReadBeforeWithBonus<Scalar>{{{decay}}, w.bonus}, 1, state.memory, o,
-                       context);
-    auto merged = o.template merge<2>();  // [B, T, D]
-    group_norm(merged, w.ln_x, w.ln_x_bias, N, c.head_norm_eps, merged, context);
-    activate_gated(Activation::silu, merged, gate.template merge<2>(), context);
-    project(merged, {{w.output, mixed}}, context);
-    add<Scalar>(x, mixed, y, context);
+        call, [](auto raw) { return -simd::exp(raw); }, decay, decay);
+    project(mixed_for(of_k), {{w.key, k}}, call);
+    project(mixed_for(of_v), {{w.value, v}}, call);
+    project(mixed_for(of_r), {{w.receptance, r}}, call);
+    project(mixed_for(of_g), {{w.gate, gate}}, call);
+    linear_state(r, k, v, ReadBeforeWithBonus<Scalar>{{{decay}}, w.bonus}, 1, state.memory, o, call);
+    auto merged = o.merge(axis::head);  // [T, D]
+    group_norm(merged, w.ln_x, w.ln_x_bias, N, c.head_norm_eps, merged, call);
+    activate_gated(Activation::silu, merged, gate.merge(axis::head), call);
+    project(merged, {{w.output, mixed}}, call);
+    add<Scalar>(x, mixed, y, call);
 
-    layer_norm<Scalar>(y, w.norms.ln2, w.norms.ln2_bias, c.norm_eps, normed, context);
+    layer_norm<Scalar>(y, w.norms.ln2, w.norms.ln2_bias, c.norm_eps, normed, call);
     channel_mix<Scalar>(normed, w.ffn_mix_k, w.ffn_mix_r, w.ffn_key, w.ffn_receptance, w.ffn_value,
-                        state.ffn_shift, mixed, context);
-    add<Scalar>(y, mixed, y, context);
+                        state.ffn_shift, mixed, call);
+    add<Scalar>(y, mixed, y, call);
   }
 };
 

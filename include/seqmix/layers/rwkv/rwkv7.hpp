@@ -50,7 +50,7 @@ struct Rwkv7Config {
 ///   y = x + channel_mix(LN2 x)
 ///
 /// forward: O(T (D² + D F + D N)); step: O(D² + D F + D N). State: H N N accumulators and two
-/// inputs a channel. Side value: value_first [B, T, D], from layer 0 to the others.
+/// inputs a channel. Side value: value_first [T, D], from layer 0 to the others.
 ///
 /// Source: Peng et al. 2025, arXiv:2503.14456, section 4; BlinkDL RWKV-v7/rwkv_v7_demo.py, classes
 /// RWKV_Tmix_x070, RWKV_CMix_x070 and Block, whose names the weights have.
@@ -116,7 +116,7 @@ struct Rwkv7Definition {
   };
 
   struct Side {
-    View<Scalar, 3> value_first;  // [B, T, D]
+    View<Scalar, 2> value_first;  // [T, D]
 
     static void visit(auto& self, const Config& c, auto&& side) {
       side("value_first", self.value_first, c.d_model,
@@ -149,97 +149,96 @@ struct Rwkv7Definition {
             .memory = {{batch, c.n_heads(), c.head_dim, c.head_dim}, memory}};
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, const Side& side, View<Scalar, 3> y,
-           Context& context) const {
-    const Index B = x.extent(0), T = x.extent(1), D = c.d_model, H = c.n_heads(), N = c.head_dim;
-    auto scratch = context.scratch<Scalar>();
-    auto normed = scratch(B, T, D);                // [B, T, D]
-    auto before = scratch(B, T, D);                // [B, T, D], previous token - token
-    auto mixed = scratch(B, T, D);                 // [B, T, D]
-    auto low_decay = scratch(B, T, c.decay_rank);  // [B, T, R]
-    auto low_rate = scratch(B, T, c.rate_rank);    // [B, T, R]
-    auto low_value = scratch(B, T, c.value_rank);  // [B, T, R]
-    auto low_gate = scratch(B, T, c.gate_rank);    // [B, T, R]
-    auto r = scratch(B, T, H, N);                  // [B, T, H, N]
-    auto k = scratch(B, T, H, N);                  // [B, T, H, N]
-    auto v = scratch(B, T, H, N);                  // [B, T, H, N]
-    auto decay = scratch(B, T, H, N);              // [B, T, H, N], log decay
-    auto rate = scratch(B, T, H, N);               // [B, T, H, N], a, then κ a
-    auto erased = scratch(B, T, H, N);             // [B, T, H, N], -κ
-    auto gate = scratch(B, T, D);                  // [B, T, D]
-    auto o = scratch(B, T, H, N);                  // [B, T, H, N]
+  void run(View<const Scalar, 2> x, State& state, const Side& side, View<Scalar, 2> y,
+           const Call& call) const {
+    const Index T = x.extent(axis::time), D = c.d_model, H = c.n_heads(), N = c.head_dim;
+    auto scratch = call.scratch<Scalar>();
+    auto normed = scratch(T, D);                // [T, D]
+    auto before = scratch(T, D);                // [T, D], previous token - token
+    auto mixed = scratch(T, D);                 // [T, D]
+    auto low_decay = scratch(T, c.decay_rank);  // [T, R]
+    auto low_rate = scratch(T, c.rate_rank);    // [T, R]
+    auto low_value = scratch(T, c.value_rank);  // [T, R]
+    auto low_gate = scratch(T, c.gate_rank);    // [T, R]
+    auto r = scratch(T, H, N);                  // [T, H, N]
+    auto k = scratch(T, H, N);                  // [T, H, N]
+    auto v = scratch(T, H, N);                  // [T, H, N]
+    auto decay = scratch(T, H, N);              // [T, H, N], log decay
+    auto rate = scratch(T, H, N);               // [T, H, N], a, then κ a
+    auto erased = scratch(T, H, N);             // [T, H, N], -κ
+    auto gate = scratch(T, D);                  // [T, D]
+    auto o = scratch(T, H, N);                  // [T, H, N]
     const auto mixed_by = [&](const Parameter<Scalar, 3>& weight) {
-      mix_tokens(normed, before, for_each_token(weight, B, T), mixed, context);
+      mix_tokens(normed, before, for_each_token(weight, T), mixed, call);
       return mixed;
     };
     const auto sigmoid = [](auto number) { return simd::sigmoid(number); };
 
-    x = w.norms.enter(x, c.norm_eps, y, context);
-    layer_norm(x, w.norms.ln1, w.norms.ln1_bias, c.norm_eps, normed, context);
-    token_shift(normed, state.att_shift, before, context);
-    project(mixed_by(w.x_r), {{w.receptance, r}}, context);
-    project(mixed_by(w.x_k), {{w.key, k}}, context);
-    project(mixed_by(w.x_v), {{w.value, v}}, context);
-    if (c.layer_index > 0) project(mixed, {{value_down, low_value}}, context);
-    project(mixed_by(w.x_w), {{decay_down, low_decay}}, context);
-    project(mixed_by(w.x_a), {{rate_down, low_rate}}, context);
-    project(mixed_by(w.x_g), {{gate_down, low_gate}}, context);
+    x = w.norms.enter(x, c.norm_eps, y, call);
+    layer_norm(x, w.norms.ln1, w.norms.ln1_bias, c.norm_eps, normed, call);
+    token_shift(normed, state.att_shift, before, call);
+    project(mixed_by(w.x_r), {{w.receptance, r}}, call);
+    project(mixed_by(w.x_k), {{w.key, k}}, call);
+    project(mixed_by(w.x_v), {{w.value, v}}, call);
+    if (c.layer_index > 0) project(mixed, {{value_down, low_value}}, call);
+    project(mixed_by(w.x_w), {{decay_down, low_decay}}, call);
+    project(mixed_by(w.x_a), {{rate_down, low_rate}}, call);
+    project(mixed_by(w.x_g), {{gate_down, low_gate}}, call);
     elementwise(
-        context, [](auto number) { return simd::tanh(number); }, low_decay, low_decay);
-    elementwise(context, sigmoid, low_gate, low_gate);
-    project(low_decay, {{decay_up, decay}}, context);
-    project(low_rate, {{rate_up, rate}}, context);
-    project(low_gate, {{gate_up, gate}}, context);
+        call, [](auto number) { return simd::tanh(number); }, low_decay, low_decay);
+    elementwise(call, sigmoid, low_gate, low_gate);
+    project(low_decay, {{decay_up, decay}}, call);
+    project(low_rate, {{rate_up, rate}}, call);
+    project(low_gate, {{gate_up, gate}}, call);
     const simd::Batch<Scalar> slope(static_cast<Scalar>(-std::exp(-0.5)));
     elementwise(
-        context, [slope](auto raw) { return slope * simd::sigmoid(raw); }, decay, decay);
-    elementwise(context, sigmoid, rate, rate);
-    share_values(v.template merge<2>(), low_value, mixed, side.value_first, context);
-    split_keys(k, rate, erased, context);
+        call, [slope](auto raw) { return slope * simd::sigmoid(raw); }, decay, decay);
+    elementwise(call, sigmoid, rate, rate);
+    share_values(v.merge(axis::head), low_value, mixed, side.value_first, call);
+    split_keys(k, rate, erased, call);
 
-    dplr_state<form>(r, decay, k, v, erased, rate, state.memory, o, context);
-    auto merged = o.template merge<2>();  // [B, T, D]
-    group_norm(merged, w.ln_x, w.ln_x_bias, N, c.head_norm_eps, merged, context);
-    add_bonus(r, w.r_k, k, v, o, context);
+    dplr_state(r, decay, k, v, erased, rate, state.memory, o, call);
+    auto merged = o.merge(axis::head);  // [T, D]
+    group_norm(merged, w.ln_x, w.ln_x_bias, N, c.head_norm_eps, merged, call);
+    add_bonus(r, w.r_k, k, v, o, call);
     elementwise(
-        context, [](auto out, auto by) { return out * by; }, merged, merged, gate);
-    project(merged, {{w.output, mixed}}, context);
-    add<Scalar>(x, mixed, y, context);
+        call, [](auto out, auto by) { return out * by; }, merged, merged, gate);
+    project(merged, {{w.output, mixed}}, call);
+    add<Scalar>(x, mixed, y, call);
 
-    layer_norm<Scalar>(y, w.norms.ln2, w.norms.ln2_bias, c.norm_eps, normed, context);
+    layer_norm<Scalar>(y, w.norms.ln2, w.norms.ln2_bias, c.norm_eps, normed, call);
     channel_mix<Scalar>(normed, w.ffn_x_k, {}, w.ffn_key, {}, w.ffn_value, state.ffn_shift, mixed,
-                        context);
-    add<Scalar>(y, mixed, y, context);
+                        call);
+    add<Scalar>(y, mixed, y, call);
   }
 
  private:
-  /// Layer 0 gives its values v [B, T, D]; the others go towards them by a gate, whose numbers take
+  /// Layer 0 gives its values v [T, D]; the others go towards them by a gate, whose numbers take
   /// the place of `gate`.
-  void share_values(View<Scalar, 3> v, View<const Scalar, 3> low, View<Scalar, 3> gate,
-                    View<Scalar, 3> first, Context& context) const {
+  void share_values(View<Scalar, 2> v, View<const Scalar, 2> low, View<Scalar, 2> gate,
+                    View<Scalar, 2> first, const Call& call) const {
     if (c.layer_index == 0) {
       return elementwise(
-          context, [](auto value) { return value; }, first, v);
+          call, [](auto value) { return value; }, first, v);
     }
-    project(low, {{value_up, gate}}, context);
+    project(low, {{value_up, gate}}, call);
     elementwise(
-        context,
+        call,
         [](auto value, auto of_first, auto by) {
           return simd::fma(of_first - value, simd::sigmoid(by), value);
         },
         v, v, first, gate);
   }
 
-  /// From k and a, [B, T, H, N] each: erased = -κ, a = κ a and the key that is written, in k.
-  void split_keys(View<Scalar, 4> k, View<Scalar, 4> a, View<Scalar, 4> erased,
-                  Context& context) const {
+  /// From k and a, [T, H, N] each: erased = -κ, a = κ a and the key that is written, in k.
+  void split_keys(View<Scalar, 3> k, View<Scalar, 3> a, View<Scalar, 3> erased,
+                  const Call& call) const {
     using Batch = simd::Batch<Scalar>;
-    const Shape<4> strides{0, 0, c.head_dim, 1};
-    const View<const Scalar, 4> k_k(w.k_k.data(), k.shape(), strides);
-    const View<const Scalar, 4> k_a(w.k_a.data(), k.shape(), strides);
+    const Shape<3> strides{0, c.head_dim, 1};
+    const View<const Scalar, 3> k_k(w.k_k.data(), k.shape(), strides);
+    const View<const Scalar, 3> k_a(w.k_a.data(), k.shape(), strides);
     for_each_row(
-        context,
+        call,
         [N = c.head_dim](Scalar* key, Scalar* rate, Scalar* erase, const Scalar* direction,
                          const Scalar* correction) {
           const Scalar square = detail::sum_of<Scalar>(

@@ -91,21 +91,20 @@ struct LruDefinition {
     return {.hidden = {{batch, 2, c.state_size}, memory}};
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context) const {
+  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
     using Batch = simd::Batch<Scalar>;
-    const Index B = x.extent(0), T = x.extent(1);
-    auto scratch = context.scratch<Scalar>();
-    auto h = scratch(B, T, 2 * c.state_size);  // [B, T, 2 N]
-    auto read = scratch(B, T, c.d_model);      // [B, T, D]
+    const Index T = x.extent(axis::time);
+    auto scratch = call.scratch<Scalar>();
+    auto h = scratch(T, 2 * c.state_size);  // [T, 2 N]
+    auto read = scratch(T, c.d_model);      // [T, D]
 
-    project(x, {{inputs, h}}, context);
-    complex_scan(lambda, state.hidden, h.template split<2>(2, c.state_size), context);
-    project(h, {{readouts, read}}, context);
-    const View<const Scalar, 3> skip(w.D.data(), {B, T, c.d_model}, {0, 0, 1});
+    project(x, {{inputs, h}}, call);
+    complex_scan(lambda, state.hidden, h.split(axis::channel, 2, c.state_size), call);
+    project(h, {{readouts, read}}, call);
+    const View<const Scalar, 2> skip(w.D.data(), {T, c.d_model}, {0, 1});
     elementwise(
-        context, [](Batch d, Batch in, Batch sum) { return simd::fma<Scalar>(d, in, sum); }, y,
-        skip, x, View<const Scalar, 3>(read));
+        call, [](Batch d, Batch in, Batch sum) { return simd::fma<Scalar>(d, in, sum); }, y, skip,
+        x, View<const Scalar, 2>(read));
   }
 };
 

@@ -123,30 +123,29 @@ struct MambaDefinition {
             .ssm = {{batch, c.state_size, c.d_inner}, memory}};
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> u, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = u.extent(0), T = u.extent(1), R = c.dt_rank, N = c.state_size;
-    auto scratch = context.scratch<Scalar>();
-    auto projected = scratch(B, T, 2 * c.d_inner);  // [B, T, 2 D], x and z
-    auto selected = scratch(B, T, c.selected());    // [B, T, R + 2 N], r, B and C
-    auto dt = scratch(B, T, c.d_inner);             // [B, T, D], before softplus
-    auto x = projected.template slice<2>(0, c.d_inner);
-    auto z = projected.template slice<2>(c.d_inner, c.d_inner);
-    auto r = selected.template slice<2>(0, R);
-    auto keys_B = selected.template slice<2>(R, N),
-         queries_C = selected.template slice<2>(R + N, N);
+  void run(View<const Scalar, 2> u, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = u.extent(axis::time), R = c.dt_rank, N = c.state_size;
+    auto scratch = call.scratch<Scalar>();
+    auto projected = scratch(T, 2 * c.d_inner);  // [T, 2 D], x and z
+    auto selected = scratch(T, c.selected());    // [T, R + 2 N], r, B and C
+    auto dt = scratch(T, c.d_inner);             // [T, D], before softplus
+    auto x = projected.slice(axis::channel, 0, c.d_inner);
+    auto z = projected.slice(axis::channel, c.d_inner, c.d_inner);
+    auto r = selected.slice(axis::channel, 0, R);
+    auto keys_B = selected.slice(axis::channel, R, N);
+    auto queries_C = selected.slice(axis::channel, R + N, N);
 
-    project(u, {{w.in_proj, projected}}, context);
-    short_conv(x, taps, w.conv_bias, ShortConvActivation::silu, state.conv, x, context);
-    project(x, {{w.x_proj, selected}}, context);
+    project(u, {{w.in_proj, projected}}, call);
+    short_conv(x, taps, w.conv_bias, ShortConvActivation::silu, state.conv, x, call);
+    project(x, {{w.x_proj, selected}}, call);
     if (c.norm != MambaNorm::none) {
-      rms_norm(r, w.dt_norm, c.norm_eps, r, context);
-      rms_norm(keys_B, w.B_norm, c.norm_eps, keys_B, context);
-      rms_norm(queries_C, w.C_norm, c.norm_eps, queries_C, context);
+      rms_norm(r, w.dt_norm, c.norm_eps, r, call);
+      rms_norm(keys_B, w.B_norm, c.norm_eps, keys_B, call);
+      rms_norm(queries_C, w.C_norm, c.norm_eps, queries_C, call);
     }
-    project(r, {{w.dt_proj, dt}}, context);
-    selective_scan(x, dt, rates, keys_B, queries_C, w.D, z, state.ssm, x, context);
-    project(x, {{w.out_proj, y}}, context);
+    project(r, {{w.dt_proj, dt}}, call);
+    selective_scan(x, dt, rates, keys_B, queries_C, w.D, z, state.ssm, x, call);
+    project(x, {{w.out_proj, y}}, call);
   }
 
  private:

@@ -138,58 +138,56 @@ struct Mamba2Definition {
             .ssm = {{batch, c.n_heads, c.state_size, c.head_dim}, memory}};
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> u, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = u.extent(0), T = u.extent(1), inner = c.inner(),
-                keys = c.n_groups * c.state_size;
-    auto scratch = context.scratch<Scalar>();
-    auto projected = scratch(B, T, inner + c.channels() + c.n_heads);  // [B, T, HP + channels + H]
-    auto v = scratch(B, T, c.n_heads, c.head_dim);                     // [B, T, H, P], dt x
-    auto decay = scratch(B, T, c.n_heads);                             // [B, T, H], dt A
-    auto o = scratch(B, T, c.n_heads, c.head_dim);                     // [B, T, H, P]
-    const auto part = [](View<Scalar, 3> from, Index first, Index count) {
-      return from.template slice<2>(first, count);
+  void run(View<const Scalar, 2> u, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = u.extent(axis::time), inner = c.inner(), keys = c.n_groups * c.state_size;
+    auto scratch = call.scratch<Scalar>();
+    auto projected = scratch(T, inner + c.channels() + c.n_heads);  // [T, HP + channels + H]
+    auto v = scratch(T, c.n_heads, c.head_dim);                     // [T, H, P], dt x
+    auto decay = scratch(T, c.n_heads);                             // [T, H], dt A
+    auto o = scratch(T, c.n_heads, c.head_dim);                     // [T, H, P]
+    const auto part = [](View<Scalar, 2> from, Index first, Index count) {
+      return from.slice(axis::channel, first, count);
     };
 
-    project(u, {{w.in_proj, projected}}, context);
+    project(u, {{w.in_proj, projected}}, call);
     auto z = part(projected, 0, inner);
     auto mixed = part(projected, inner, c.channels());
     auto dt = part(projected, inner + c.channels(), c.n_heads);
-    short_conv(mixed, taps, w.conv_bias, ShortConvActivation::silu, state.conv, mixed, context);
-    auto x = part(mixed, 0, inner).template split<2>(c.n_heads, c.head_dim);
-    auto keys_B = part(mixed, inner, keys).template split<2>(c.n_groups, c.state_size);
-    auto queries_C = part(mixed, inner + keys, keys).template split<2>(c.n_groups, c.state_size);
+    short_conv(mixed, taps, w.conv_bias, ShortConvActivation::silu, state.conv, mixed, call);
+    auto x = part(mixed, 0, inner).split(axis::channel, c.n_heads, c.head_dim);
+    auto keys_B = part(mixed, inner, keys).split(axis::channel, c.n_groups, c.state_size);
+    auto queries_C = part(mixed, inner + keys, keys).split(axis::channel, c.n_groups, c.state_size);
 
-    time_steps(dt, decay, context);
-    scale_heads(dt.template insert<3>(), x, v, context, false);
-    linear_state<form>(queries_C, keys_B, v, ScalarDecay<Scalar>{decay}, 1, state.ssm, o, context);
-    const View<const Scalar, 4> skip(w.D.data(), {B, T, c.n_heads, 1}, {0, 0, 1, 1});
-    scale_heads(skip, x, o, context, true);
-    gate(o.template merge<2>(), z, context);
-    project(o, {{w.out_proj, y}}, context);
+    time_steps(dt, decay, call);
+    scale_heads(dt.split(axis::channel, c.n_heads, 1), x, v, call, false);
+    linear_state(queries_C, keys_B, v, ScalarDecay<Scalar>{decay}, 1, state.ssm, o, call);
+    const View<const Scalar, 3> skip(w.D.data(), {T, c.n_heads, 1}, {0, 1, 1});
+    scale_heads(skip, x, o, call, true);
+    gate(o.merge(axis::head), z, call);
+    project(o, {{w.out_proj, y}}, call);
   }
 
  private:
-  /// o = o ⊙ silu(z), with the norm: [B, T, H P].
-  void gate(View<Scalar, 3> o, View<const Scalar, 3> z, Context& context) const {
+  /// o = o ⊙ silu(z), with the norm: [T, H P].
+  void gate(View<Scalar, 2> o, View<const Scalar, 2> z, const Call& call) const {
     const Index width = c.inner() / c.norm_parts();
     if (!c.rms_norm) {
-      activate_gated(Activation::silu, o, z, context);
+      activate_gated(Activation::silu, o, z, call);
     } else if (!c.norm_before_gate) {
-      rms_norm_of_gated(o, z, w.norm, width, c.norm_eps, context);
+      rms_norm_of_gated(o, z, w.norm, width, c.norm_eps, call);
     } else {
       for (Index first = 0; first < c.inner(); first += width) {
-        gated_rms_norm(o.template slice<2>(first, width), z.template slice<2>(first, width),
-                       w.norm.view().template slice<0>(first, width), c.norm_eps, context);
+        gated_rms_norm(o.slice(axis::channel, first, width), z.slice(axis::channel, first, width),
+                       w.norm.view().slice(axis::channel, first, width), c.norm_eps, call);
       }
     }
   }
-  /// dt = clamp(softplus(dt + bias)), decay = dt A, both [B, T, H].
-  void time_steps(View<Scalar, 3> dt, View<Scalar, 3> decay, Context& context) const {
+  /// dt = clamp(softplus(dt + bias)), decay = dt A, both [T, H].
+  void time_steps(View<Scalar, 2> dt, View<Scalar, 2> decay, const Call& call) const {
     using Batch = simd::Batch<Scalar>;
     const Batch least(static_cast<Scalar>(c.dt_min)), most(static_cast<Scalar>(c.dt_max));
     for_each_row(
-        context,
+        call,
         [&](Scalar* step, Scalar* rate) {
           const auto clamped = [&](Batch raw, Batch bias) {
             return simd::min(simd::max(simd::softplus(raw + bias), least), most);
@@ -200,12 +198,12 @@ struct Mamba2Definition {
         },
         dt, decay);
   }
-  /// to = factor x, or to += factor x, with one factor a head: [B, T, H, 1].
-  void scale_heads(View<const Scalar, 4> factor, View<const Scalar, 4> x, View<Scalar, 4> to,
-                   Context& context, bool add) const {
+  /// to = factor x, or to += factor x, with one factor a head: [T, H, 1].
+  void scale_heads(View<const Scalar, 3> factor, View<const Scalar, 3> x, View<Scalar, 3> to,
+                   const Call& call, bool add) const {
     using Batch = simd::Batch<Scalar>;
     for_each_row(
-        context,
+        call,
         [&](Scalar* out, const Scalar* in, const Scalar* number) {
           const Batch by(*number);
           if (add) {

@@ -112,22 +112,21 @@ struct RgLruDefinition {
             .hidden = {{batch, c.lru_width}, memory}};
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> u, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = u.extent(0), T = u.extent(1);
-    auto scratch = context.scratch<Scalar>();
-    auto gate = scratch(B, T, c.lru_width);       // [B, T, D]
-    auto x = scratch(B, T, c.lru_width);          // [B, T, D], then h
-    auto input = scratch(B, T, c.lru_width);      // [B, T, D], i before σ
-    auto recurrent = scratch(B, T, c.lru_width);  // [B, T, D], r before σ
+  void run(View<const Scalar, 2> u, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = u.extent(axis::time);
+    auto scratch = call.scratch<Scalar>();
+    auto gate = scratch(T, c.lru_width);       // [T, D]
+    auto x = scratch(T, c.lru_width);          // [T, D], then h
+    auto input = scratch(T, c.lru_width);      // [T, D], i before σ
+    auto recurrent = scratch(T, c.lru_width);  // [T, D], r before σ
 
-    project(u, {{w.linear_y, gate}, {w.linear_x, x}}, context);
-    short_conv(x, taps, w.conv_bias, ShortConvActivation::none, state.conv, x, context);
-    project_blocks(x, input_blocks, w.input_gate_bias, input, context);
-    project_blocks(x, recurrent_blocks, w.recurrent_gate_bias, recurrent, context);
-    rg_lru_scan(x, input, recurrent, rate, state.position.tokens, state.hidden, x, context);
-    activate_gated(Activation::gelu_tanh, x, gate, context);
-    project(x, {{w.linear_out, y}}, context);
+    project(u, {{w.linear_y, gate}, {w.linear_x, x}}, call);
+    short_conv(x, taps, w.conv_bias, ShortConvActivation::none, state.conv, x, call);
+    project_blocks(x, input_blocks, w.input_gate_bias, input, call);
+    project_blocks(x, recurrent_blocks, w.recurrent_gate_bias, recurrent, call);
+    rg_lru_scan(x, input, recurrent, rate, state.position.tokens, state.hidden, x, call);
+    activate_gated(Activation::gelu_tanh, x, gate, call);
+    project(x, {{w.linear_out, y}}, call);
   }
 
  private:
@@ -135,13 +134,14 @@ struct RgLruDefinition {
     const Index P = weight.extent(1);
     return PackedMatrix<Scalar>(View<const Scalar, 2>(&weight(h, 0, 0), {P, P}, {1, P}));
   }
-  /// y = x blocks + bias, each head by its own block: [B, T, H P].
-  void project_blocks(View<const Scalar, 3> x, const std::vector<PackedMatrix<Scalar>>& blocks,
-                      const Parameter<Scalar, 2>& bias, View<Scalar, 3> y, Context& context) const {
+  /// y = x blocks + bias, each head by its own block: [T, H P].
+  void project_blocks(View<const Scalar, 2> x, const std::vector<PackedMatrix<Scalar>>& blocks,
+                      const Parameter<Scalar, 2>& bias, View<Scalar, 2> y, const Call& call) const {
     for (Index h = 0; h < c.n_heads; ++h) {
       const Index first = h * c.head_dim();
-      matmul<Scalar>(x.template slice<2>(first, c.head_dim()), blocks[static_cast<std::size_t>(h)],
-                     y.template slice<2>(first, c.head_dim()), context, &bias(h, 0));
+      matmul<Scalar>(x.slice(axis::channel, first, c.head_dim()),
+                     blocks[static_cast<std::size_t>(h)],
+                     y.slice(axis::channel, first, c.head_dim()), call, &bias(h, 0));
     }
   }
 };

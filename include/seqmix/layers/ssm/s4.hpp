@@ -38,8 +38,8 @@ struct S4Config {
 ///
 /// A trained checkpoint holds C̃ = C (1 - Ā^L) with L = `l_kernel`; C itself is solved for once.
 /// forward: O(T (D² + N D)); step: O(D² + N D). State: N D numbers a stream, whatever T.
-/// The transforms of `forward` and `prefill` under `Algorithm::chunked` carry a NaN to up to 63
-/// earlier tokens of its row; else it reaches later ones alone.
+/// The transforms of parallel segments under `Algorithm::chunked` carry a NaN to up to 63 earlier
+/// tokens of its row; else it reaches later ones alone.
 /// Source: Gu et al. 2021, arXiv:2111.00396, sections 3.2 to 3.4; state-spaces/s4 models/s4/s4.py
 /// S4Block with SSMKernelDPLR of rank 1.
 template <class S>
@@ -88,16 +88,15 @@ struct S4Definition {
     return {.ssm = {{batch, c.state_size / 2, 2, c.d_model}, memory}};
   }
 
-  template <Form form>
-  void run(View<const Scalar, 3> u, State& state, View<Scalar, 3> y, Context& context) const {
-    const Index B = u.extent(0), T = u.extent(1);
-    auto scratch = context.scratch<Scalar>();
-    auto v = scratch(B, T, c.d_model);          // [B, T, D]
-    auto gated = scratch(B, T, 2 * c.d_model);  // [B, T, 2 D]
-    state_space<Scalar>(u, system, w.D[0], state.ssm, v, context);
-    activate(Activation::gelu, v, context);
-    project(v, {{w.output, gated}}, context);
-    gated_linear_unit<Scalar>(gated, y, context);
+  void run(View<const Scalar, 2> u, State& state, View<Scalar, 2> y, const Call& call) const {
+    const Index T = u.extent(axis::time);
+    auto scratch = call.scratch<Scalar>();
+    auto v = scratch(T, c.d_model);          // [T, D]
+    auto gated = scratch(T, 2 * c.d_model);  // [T, 2 D]
+    state_space<Scalar>(u, system, w.D[0], state.ssm, v, call);
+    activate(Activation::gelu, v, call);
+    project(v, {{w.output, gated}}, call);
+    gated_linear_unit<Scalar>(gated, y, call);
   }
 
  private:

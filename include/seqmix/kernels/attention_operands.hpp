@@ -6,7 +6,7 @@
 #include <string_view>
 #include <type_traits>
 
-#include "seqmix/core/context.hpp"
+#include "seqmix/core/call.hpp"
 #include "seqmix/kernels/attention_pairs.hpp"
 #include "seqmix/kernels/cache.hpp"
 #include "seqmix/simd/map.hpp"
@@ -31,6 +31,8 @@ inline constexpr Index attention_heads = 8;
 /// Numbers of the cache that are worth a task of the recurrent form: the first keys of a task are
 /// waited for, since nobody fetched them ahead for its worker.
 inline constexpr Index attention_task_numbers = Index{1} << 17;
+/// Products that are worth a task of the parallel form.
+inline constexpr Index attention_task_products = Index{1} << 17;
 
 template <class S>
 bool all_finite(const View<const S, 2>& rows) {
@@ -53,7 +55,7 @@ bool all_finite(const View<const S, 2>& rows) {
 /// The keys or the values of one row and group, by position.
 template <class S>
 struct Entries {
-  CacheView<const S, 2> cache;  // [rows, K], position p in slot p mod rows
+  CacheView<const S, 2> cache;  // [rows, K], position p in slot p mod rows, or none
   View<const S, 2> fresh;       // [T, K], of the positions from `past` on, or no data
   Index past;
 
@@ -91,98 +93,120 @@ struct Entries {
   }
 };
 
+/// The queries of one segment: tokens [first, first + count) of the call, at positions from `past`
+/// on. With them their row has `positions`.
+struct SegmentQueries {
+  Index row, first, count, past, positions;
+
+  HeadOfRow of_head(Index head) const { return {row, head, positions}; }
+};
+
 /// What both forms read, and where they write.
 template <class S>
-struct AttentionCall {
-  View<const S, 4> q;            // [B, T, H, K]
-  CacheView<const S, 4> keys;    // [B, G, capacity, K]
-  CacheView<const S, 4> values;  // [B, G, capacity, V]
-  View<const Index, 1> past;     // [B]
-  View<S, 4> o;                  // [B, T, H, V]
-  View<S, 3> log_sum_exp;        // [B, T, H], or no data
+struct AttentionOperands {
+  View<const S, 3> q;            // [T, H, K]
+  CacheView<const S, 4> keys;    // [B, G, capacity, K], or none: then segments see themselves alone
+  CacheView<const S, 4> values;  // [B, G, capacity, V], or none
+  View<const Index, 1> past;     // [B], or none
+  View<S, 3> o;                  // [T, H, V]
+  View<S, 2> log_sum_exp;        // [T, H], or no data
   const Policies<S>& policies;
   // Keys and values of this call where the caches, then rings, do not have them.
-  View<const S, 4> fresh_keys = {};    // [B, T, G, K], or no data
-  View<const S, 4> fresh_values = {};  // [B, T, G, V], or no data
+  View<const S, 3> fresh_keys = {};    // [T, G, K], or no data
+  View<const S, 3> fresh_values = {};  // [T, G, V], or no data
+  // Without caches: the positions whose tokens are queries.
+  Span asking = {0, std::numeric_limits<Index>::max()};
 
-  Index batch() const { return q.extent(0); }
-  Index tokens() const { return q.extent(1); }
-  Index heads() const { return q.extent(2); }
-  Index groups() const { return keys.extent(1); }
+  bool has_caches() const { return keys.extent(axis::head) > 0; }
+  Index heads() const { return q.extent(axis::head); }
+  Index groups() const {
+    return has_caches() ? keys.extent(axis::head) : fresh_keys.extent(axis::head);
+  }
   Index heads_per_group() const { return heads() / groups(); }
-  Index head_k() const { return q.extent(3); }
-  Index head_v() const { return o.extent(3); }
+  Index head_k() const { return q.extent(axis::channel); }
+  Index head_v() const { return o.extent(axis::channel); }
 
-  Entries<S> keys_of(Index b, Index group) const { return entries(keys, fresh_keys, b, group); }
-  Entries<S> values_of(Index b, Index group) const {
-    return entries(values, fresh_values, b, group);
+  /// Whether the parallel form takes these queries, of which there are some.
+  bool in_parallel(const Segment& segment) const {
+    return has_caches() ? segment.form == Form::parallel : queries_of(segment).count > 0;
+  }
+  SegmentQueries queries_of(const Segment& segment) const {
+    const auto [row, first, count, form] = segment;
+    if (has_caches()) return {row, first, count, past[row], past[row] + count};
+    const Index begin = std::min(asking.begin, count), end = std::min(asking.end, count);
+    return {row, first + begin, end - begin, begin, count};
+  }
+  Entries<S> keys_of(const SegmentQueries& of, Index group) const {
+    return entries(keys, fresh_keys, of, group);
+  }
+  Entries<S> values_of(const SegmentQueries& of, Index group) const {
+    return entries(values, fresh_values, of, group);
   }
 
-  /// The positions of the keys that some of the tokens and heads of row b may see.
-  Span reach(Index b, Span of_heads, Span of_tokens) const {
-    const Span queries{past[b] + of_tokens.begin, past[b] + of_tokens.end};
+  /// The positions of the keys that some of the tokens and heads of a segment may see.
+  Span reach(const SegmentQueries& of, Span of_heads, Span of_tokens) const {
+    const Span queries{of.past + of_tokens.begin, of.past + of_tokens.end};
     Span whole{std::numeric_limits<Index>::max(), 0};
     for (Index head = of_heads.begin; head < of_heads.end; ++head) {
-      const Span seen = policies.reach({b, head}, queries, past[b] + tokens());
+      const Span seen = policies.reach(of.of_head(head), queries);
       whole = {std::min(whole.begin, seen.begin), std::max(whole.end, seen.end)};
     }
+    if (!has_caches()) whole.end = std::min(whole.end, of.positions);
     return {std::min(whole.begin, whole.end), whole.end};
   }
 
-  /// The part of one of the packed documents.
-  AttentionCall of(const Piece& piece) const {
-    const auto row = [&](const auto& view) { return view.template slice<0>(piece.row, 1); };
-    const auto tokens = [&](const auto& view) {
-      return view.data() == nullptr ? view : view.template slice<1>(piece.first, piece.count);
-    };
-    return {tokens(q),           row(keys), row(values),        row(past),           tokens(o),
-            tokens(log_sum_exp), policies,  tokens(fresh_keys), tokens(fresh_values)};
-  }
-
-  void check() const {
+  void check(const Call& call) const {
     const auto expect = [](std::string_view what, const auto& view, const auto& shape) {
       if (view.shape() != shape) {
         throw ShapeError("attention: " + std::string(what) + " has shape " + view.shape().text() +
                          ", expected " + shape.text());
       }
-      if constexpr (std::remove_cvref_t<decltype(view)>::rank == 4) {
-        if (view.extent(3) > 1 && view.stride(3) != 1) {
-          throw ShapeError("attention: the last dimension of " + std::string(what) +
-                           " has stride " + std::to_string(view.stride(3)) + ", expected 1");
-        }
+      constexpr Index last = std::remove_cvref_t<decltype(view)>::rank - 1;
+      if (last >= 2 && view.extent(last) > 1 && view.stride(last) != 1) {
+        throw ShapeError("attention: the last dimension of " + std::string(what) + " has stride " +
+                         std::to_string(view.stride(last)) + ", expected 1");
       }
     };
-    const Index B = batch(), T = tokens(), H = heads(), G = groups(), capacity = keys.extent(2);
+    const Index T = call.tokens(), H = heads(), G = groups();
+    const Index B = keys.extent(axis::row), capacity = keys.extent(axis::slot);
     if (G <= 0 || H % G != 0) {
       throw ShapeError("attention: " + std::to_string(H) + " query heads cannot share " +
                        std::to_string(G) + " key heads");
     }
-    expect("q", q, q.shape());
-    expect("keys", keys, Shape<4>{B, G, capacity, head_k()});
-    expect("values", values, Shape<4>{B, G, capacity, head_v()});
-    const bool cached = fresh_keys.data() == nullptr;
-    if (!cached) {
-      expect("k", fresh_keys, Shape<4>{B, T, G, head_k()});
-      expect("v", fresh_values, Shape<4>{B, T, G, head_v()});
+    expect("q", q, Shape<3>{T, H, head_k()});
+    if (has_caches()) {
+      expect("keys", keys, Shape<4>{B, G, capacity, head_k()});
+      expect("values", values, Shape<4>{B, G, capacity, head_v()});
+      expect("past", past, Shape<1>{B});
     }
-    expect("past", past, Shape<1>{B});
-    expect("o", o, Shape<4>{B, T, H, head_v()});
-    if (log_sum_exp.data() != nullptr) expect("log_sum_exp", log_sum_exp, Shape<3>{B, T, H});
-    for (Index b = 0; b < B; ++b) {
-      if (T == 0 || H == 0 || (!cached && past[b] >= 0)) continue;
-      if (past[b] < 0 || reach(b, {0, H}, {0, T}).end > capacity) {
-        throw CapacityError("attention: " + std::to_string(T) + " tokens after " +
-                            std::to_string(past[b]) + " do not fit in a cache of " +
-                            std::to_string(capacity));
-      }
+    const bool fresh = fresh_keys.data() != nullptr;
+    if (fresh) {
+      expect("k", fresh_keys, Shape<3>{T, G, head_k()});
+      expect("v", fresh_values, Shape<3>{T, G, head_v()});
+    }
+    expect("o", o, Shape<3>{T, H, head_v()});
+    if (log_sum_exp.data() != nullptr) expect("log_sum_exp", log_sum_exp, Shape<2>{T, H});
+    if (!has_caches() || H == 0) return;
+    for (const Segment& segment : call.segments()) {
+      const SegmentQueries of = queries_of(segment);
+      if (of.past >= 0 && (fresh || reach(of, {0, H}, {0, of.count}).end <= capacity)) continue;
+      throw CapacityError("attention: " + std::to_string(of.count) + " tokens after " +
+                          std::to_string(of.past) + " do not fit in a cache of " +
+                          std::to_string(capacity));
     }
   }
 
  private:
-  Entries<S> entries(const CacheView<const S, 4>& cache, const View<const S, 4>& fresh, Index b,
-                     Index group) const {
-    if (fresh.data() == nullptr) return {cache[b][group], {}, past[b]};
-    return {cache[b][group], fresh[b].template at<1>(group), past[b]};
+  Entries<S> entries(const CacheView<const S, 4>& cache, const View<const S, 3>& fresh,
+                     const SegmentQueries& of, Index group) const {
+    const auto of_token = [&](Index position) {  // and those behind it
+      return fresh.slice(axis::time, of.first + position - of.past, of.positions - position)
+          .at(axis::head, group);
+    };
+    if (!has_caches()) return {{}, of_token(0), 0};
+    const auto cached = cache.at(axis::row, of.row).template at<0>(group);
+    if (fresh.data() == nullptr) return {cached, {}, of.past};
+    return {cached, of_token(of.past), of.past};
   }
 };
 

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "seqmix/core/call.hpp"
+
+// How `prepare` finds out what the calls of a layer need.
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+namespace detail {
+
+/// A context whose tasks all run on one worker, so that what a worker needs is seen apart.
+class Trial {
+ public:
+  /// At the settings of another context.
+  explicit Trial(const Context& like) : context_(executor_) {
+    context_.set_precision(like.precision());
+    context_.set_algorithm(like.algorithm());
+    context_.set_form(like.form());
+  }
+  Context& context() { return context_; }
+
+ private:
+  struct OneWorker final : Executor {
+    Index workers() const override { return 1; }
+    void run(Index count, FunctionRef<void(Index task, Index worker)> body) override {
+      for (Index task = 0; task < count; ++task) body(task, 0);
+    }
+  };
+
+  OneWorker executor_;
+  Context context_;
+};
+
+/// Calls `body(segments)` for the splits of at most `tokens` tokens into at most `rows` segments
+/// that need the most scratch: one segment, equal ones, one that is long beside single tokens, and
+/// single tokens alone.
+void for_each_trial_split(Index rows, Index tokens, auto&& body) {
+  if (rows == 0) return;
+  std::vector<Segment> segments;
+  const auto add = [&](Index count) {
+    const Index first = segments.empty() ? 0 : segments.back().first + segments.back().count;
+    segments.push_back({static_cast<Index>(segments.size()), first, count, Form::automatic});
+  };
+  const auto run = [&] {
+    body(Segments(segments));
+    segments.clear();
+  };
+  add(tokens), run();
+  for (Index i = 0; i < rows; ++i) add((i + 1) * tokens / rows - i * tokens / rows);
+  run();
+  for (Index i = 0; i < rows; ++i) add(i == 0 ? tokens - (rows - 1) : 1);
+  run();
+  for (Index i = 0; i < rows; ++i) add(1);
+  run();
+}
+
+}  // namespace detail
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix
