@@ -24,11 +24,11 @@ std::string layers_table() {
   const auto& registry = support::registry<double>();
   auto published = support::published_by_layer(SEQMIX_SOURCE_DIR "/tests/golden");
   for (const std::string& name : registry.names()) {
-    const seqmix::LayerCard& card = registry.card(name);
+    const seqmix::Traits& card = registry.traits(name);
     const auto code = published.extract(name);
     if (!code) throw seqmix::ConfigError("the layer " + name + " has no golden file");
     text << "| `" << name << "` | " << card.title << " | " << card.paper << " | " << card.forward
-         << " | " << card.step << " | " << card.state << " | `" << card.header << "` | "
+         << " | " << card.step << " | " << card.state << " | `" << card.header() << "` | "
          << code.mapped() << " |\n";
   }
   if (!published.empty()) {

@@ -9,17 +9,17 @@
 namespace compare {
 namespace {
 
-using seqmix::Form;
-
 using Cache = seqmix::Cache<float, 4>;
 
 /// Keys or values [tokens, G, K] as caches hold them, [1, G, tokens, K].
 Cache read_cache(const Request& r, const std::string& name, Index tokens) {
-  const auto entries = read<4>(r, name, {1, tokens, r["G"], r["K"]});
+  const auto entries = read<3>(r, name, {tokens, r["G"], r["K"]});
   Cache cache({1, r["G"], tokens, r["K"]}, {}, choice<seqmix::Storage>(r, "cache"));
   const Index none = 0;
   Context context;
-  seqmix::append<float>(entries, View<const Index, 1>(&none, {1}), cache.view(), context);
+  const seqmix::Segment all{0, 0, tokens, Form::parallel};
+  seqmix::append<float>(entries, View<const Index, 1>(&none, {1}), cache.view(),
+                        Call(context, {&all, 1}));
   return cache;
 }
 
@@ -39,25 +39,25 @@ struct Layout {
   seqmix::SparseMask mask() const { return {patterns}; }
 };
 
-/// Queries [1, T, H, K] that come at the end of a cache of `tokens` entries.
-template <Form form, class Mask>
-class Attention final : public KernelTo<4> {
+/// Queries [T, H, K] that come at the end of a cache of `tokens` entries.
+template <class Mask>
+class Attention final : public KernelTo<3> {
  public:
-  Attention(const Request& r, Context& context, Index T, Index tokens, Mask mask)
-      : KernelTo(context, {1, T, r["H"], r["K"]}),
+  Attention(const Request& r, Context& context, Form form, Index T, Index tokens, Mask mask)
+      : KernelTo(context, {T, r["H"], r["K"]}, form),
         mask_(std::move(mask)),
-        q_(read<4>(r, "q", y.shape())),
+        q_(read<3>(r, "q", y.shape())),
         keys_(read_cache(r, "k", tokens)),
         values_(read_cache(r, "v", tokens)),
         past_(tokens - T) {}
 
  private:
-  void run(Context& context) override {
+  void run(const Call& call) override {
     const auto attend = [&](const auto& mask) {
-      const seqmix::PlainScore score{seqmix::inverse_sqrt(q_.extent(3))};
+      const seqmix::PlainScore score{seqmix::inverse_sqrt(q_.extent(2))};
       const View<const Index, 1> past(&past_, {1});
-      seqmix::attention<form, float>(q_, std::as_const(keys_).view(), std::as_const(values_).view(),
-                                     past, mask, score, y.view(), context);
+      seqmix::attention<float>(q_, std::as_const(keys_).view(), std::as_const(values_).view(), past,
+                               mask, score, y.view(), call);
     };
     if constexpr (std::same_as<Mask, Layout>) {
       attend(mask_.mask());
@@ -67,7 +67,7 @@ class Attention final : public KernelTo<4> {
   }
 
   Mask mask_;
-  Tensor<float, 4> q_;  // [1, T, H, K]
+  Tensor<float, 3> q_;  // [T, H, K]
   Cache keys_, values_;
   Index past_;
 };
@@ -76,19 +76,17 @@ class Attention final : public KernelTo<4> {
 
 std::unique_ptr<Work> make_attention(const Request& request, Context& context) {
   const std::string& op = request.text("op");
-  const auto make = [&]<Form form>(std::integral_constant<Form, form>, Index T, Index tokens,
-                                   auto mask) -> std::unique_ptr<Work> {
-    return std::make_unique<Attention<form, decltype(mask)>>(request, context, T, tokens, mask);
+  const auto make = [&](Form form, Index T, Index tokens, auto mask) -> std::unique_ptr<Work> {
+    return std::make_unique<Attention<decltype(mask)>>(request, context, form, T, tokens, mask);
   };
-  constexpr std::integral_constant<Form, Form::parallel> parallel;
-  constexpr std::integral_constant<Form, Form::recurrent> recurrent;
   if (op == "attention") {
     const Index T = request["T"], window = std::stol(request.text("window", "0"));
-    if (window == 0) return make(parallel, T, T, seqmix::Causal{});
-    return make(parallel, T, T, seqmix::Band::window(window));
+    if (window == 0) return make(Form::parallel, T, T, seqmix::Causal{});
+    return make(Form::parallel, T, T, seqmix::Band::window(window));
   }
-  if (op == "block_attention") return make(parallel, request["T"], request["T"], Layout(request));
-  if (op == "decode") return make(recurrent, 1, request["L"], seqmix::Causal{});
+  if (op == "block_attention")
+    return make(Form::parallel, request["T"], request["T"], Layout(request));
+  if (op == "decode") return make(Form::recurrent, 1, request["L"], seqmix::Causal{});
   return nullptr;
 }
 

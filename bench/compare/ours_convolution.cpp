@@ -83,12 +83,15 @@ class LongConvSteps final : public KernelTo<2> {
   }
   void step(Index t, const Call& call) {
     const View<const Index, 1> past(&t, {1});
-    const auto u = std::as_const(u_).view().at<1>(t);
-    const auto to = y.view().at<1>(t);
+    const seqmix::Segment token{0, 0, 1, Form::recurrent};
+    const Call step = call.with(seqmix::Segments(&token, 1));
+    const auto u = std::as_const(u_).view().slice(seqmix::axis::time, t, 1);
+    const auto history = std::as_const(u_).view().insert<0>();
+    const auto to = y.view().slice(seqmix::axis::time, t, 1);
     if (spread_) {
-      seqmix::spread_conv_step<float>(u, u_, past, *spread_, sums_, to, context);
+      seqmix::spread_conv<float>(u, history, past, *spread_, sums_, to, step);
     } else {
-      seqmix::online_conv_step<float>(u, u_, past, filter_, sums_, to, context);
+      seqmix::online_conv<float>(u, history, past, filter_, sums_, to, step);
     }
   }
 

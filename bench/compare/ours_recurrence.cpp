@@ -5,6 +5,7 @@
 #include "seqmix/kernels/dplr.hpp"
 #include "seqmix/kernels/linear_state.hpp"
 #include "seqmix/kernels/selective_scan.hpp"
+#include "seqmix/layers/mixer.hpp"
 
 namespace compare {
 namespace {
@@ -40,9 +41,7 @@ class Memory : public KernelTo<3> {
     const Index tokens = y.extent(0);
     for (Index first = 0; first < tokens; first += seqmix::usual_block_tokens) {
       const Index count = std::min(seqmix::usual_block_tokens, tokens - first);
-      const auto part = [&](auto view) {
-        return view.slice(seqmix::axis::time, first, count);
-      };
+      const auto part = [&](auto view) { return view.slice(seqmix::axis::time, first, count); };
       const seqmix::Segment segment{0, 0, count, Form::parallel};
       advance({first, count, part(std::as_const(q_).view()), part(std::as_const(k_).view()),
                part(std::as_const(v_).view()), state_.view(), part(y.view())},
@@ -104,8 +103,8 @@ class GatedDeltaRule final : public Memory {
 
  private:
   void advance(const Block& b, const Call& call) override {
-    seqmix::delta_rule<float>(b.q, b.k, b.v, b(beta_), seqmix::ScalarDecay<float>{b(g_)}, 1, b.state,
-                              b.y, call);
+    seqmix::delta_rule<float>(b.q, b.k, b.v, b(beta_), seqmix::ScalarDecay<float>{b(g_)}, 1,
+                              b.state, b.y, call);
   }
   Tensor<float, 2> g_, beta_;
 };

@@ -42,7 +42,8 @@ struct SideValues {
 
   SideValues(const AnyMixer<float>& layer, Index T) : list(layer.sides()) {
     for (const auto& side : list) values.push_back(random_input(T, side.width));
-    for (std::size_t i = 0; i < list.size(); ++i) views.push_back({list[i].name, values[i].view()[0]});
+    for (std::size_t i = 0; i < list.size(); ++i)
+      views.push_back({list[i].name, values[i].view()[0]});
   }
 };
 

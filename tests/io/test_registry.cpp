@@ -38,11 +38,11 @@ struct ScaleDefinition {
   using Scalar = S;
   using Config = ScaleConfig;
   using State = NoState;
-  static constexpr std::string_view name = "scale";
+  static constexpr Traits traits{.name = "scale", .title = "Scale"};
   struct Weights {
     Parameter<Scalar, 1> scale;
     static void visit(auto& self, const Config& c, auto&& parameter) {
-      parameter("scale.weight", self.scale, {c.d_model});
+      parameter("scale.weight", self.scale, {c.d_model}, init::ones);
     }
   };
   Config c;
@@ -59,7 +59,7 @@ using Scale = Mixer<ScaleDefinition<S>>;
 
 /// A layer whose shapes divide by a size of its config.
 struct SplitDefinition : ScaleDefinition<float> {
-  static constexpr std::string_view name = "split";
+  static constexpr Traits traits{.name = "split"};
   struct Weights {
     Parameter<float, 2> scale;
     static void visit(auto& self, const Config& c, auto&& parameter) {
@@ -99,13 +99,14 @@ TEST_CASE("an unknown layer is told the known ones") {
   const MemoryTensors none({});
   CHECK(error_of<ConfigError>([&] { registry.make("atention", Json::object(), none); }) ==
         expected);
-  CHECK(error_of<ConfigError>([&] { registry.card("atention"); }) == expected);
+  CHECK(error_of<ConfigError>([&] { registry.traits("atention"); }) == expected);
   CHECK(error_of<ConfigError>([&] {
-          registry.visit_parameters("atention", Json::object(), [](const auto&, const auto&) {});
+          registry.visit_parameters("atention", Json::object(),
+                                    [](const auto&, const auto&, const auto&) {});
         }) == expected);
   for (const std::string& name : registry.names()) {
-    CHECK_FALSE(registry.card(name).title.empty());
-    CHECK_FALSE(registry.card(name).header.empty());
+    CHECK_FALSE(registry.traits(name).title.empty());
+    CHECK_FALSE(registry.traits(name).header().empty());
   }
 }
 
@@ -137,7 +138,7 @@ TEST_CASE("a size that is not positive is named, whichever it is") {
       const std::string text =
           error_of<ConfigError>([&] { registry.make(name, config, weights, ""); });
       CHECK(text == error_of<ConfigError>([&] {
-              registry.visit_parameters(name, config, [](const auto&, const auto&) {});
+              registry.visit_parameters(name, config, [](const auto&, const auto&, const auto&) {});
             }));
       return text;
     };
@@ -285,18 +286,13 @@ TEMPLATE_TEST_CASE("a layer file makes its layer, by type or by name", "", float
 
   Registry<S> registry;
   CHECK(registry.names().empty());
-  registry.template add<ScaleDefinition<S>>({.title = "Scale",
-                                             .paper = "",
-                                             .forward = "O(T D)",
-                                             .step = "O(D)",
-                                             .state = "none",
-                                             .header = ""});
+  registry.template add<ScaleDefinition<S>>();
   CHECK(registry.names() == std::vector<std::string>{"scale"});
-  CHECK(registry.card("scale").title == "Scale");
+  CHECK(registry.traits("scale").title == "Scale");
   std::map<std::string, std::vector<Index>> parameters;
-  registry.visit_parameters(
-      "scale", parse_json(metadata.at("config"), "config"),
-      [&](const std::string& name, const std::vector<Index>& shape) { parameters[name] = shape; });
+  registry.visit_parameters("scale", parse_json(metadata.at("config"), "config"),
+                            [&](const std::string& name, const std::vector<Index>& shape,
+                                const Initializer&) { parameters[name] = shape; });
   CHECK(parameters == std::map<std::string, std::vector<Index>>{{"scale.weight", {4}}});
 
   const auto typed = load_layer<Scale<S>>(path);

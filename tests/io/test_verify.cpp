@@ -112,11 +112,11 @@ template <class S>
 struct OwnDefinition {
   using Scalar = S;
   using Config = OwnConfig;
-  static constexpr std::string_view name = "own_sum";
+  static constexpr Traits traits{.name = "own_sum", .title = "Own sum"};
   struct Weights {
     Parameter<Scalar, 1> scale;
     static void visit(auto& self, const Config& c, auto&& parameter) {
-      parameter("scale", self.scale, {c.d_model});
+      parameter("scale", self.scale, {c.d_model}, init::ones);
     }
   };
   struct State {
@@ -143,7 +143,7 @@ struct OwnDefinition {
 
 TEST_CASE("verify checks a user's own layer") {
   Registry<double> registry;
-  registry.add<OwnDefinition<double>>({.title = "Own sum"});
+  registry.add<OwnDefinition<double>>();
   const TemporaryFolder folder;
   const std::string path = (folder.path() / "own.safetensors").string();
   Tensor<double, 3> x({1, 5, 2}), y(x.shape());
@@ -319,7 +319,7 @@ TEST_CASE("verify describes every layer") {
     const Printed printed = run({"--describe", name});
     INFO(name << "\n" << printed.out << printed.errors);
     CHECK(printed.status == 0);
-    CHECK_THAT(printed.out, StartsWith(name + ": " + std::string(registry.card(name).title)));
+    CHECK_THAT(printed.out, StartsWith(name + ": " + std::string(registry.traits(name).title)));
     for (const auto& field : registry.fields(name)) {
       CHECK_THAT(printed.out, ContainsSubstring("\n  " + field.name + " "));
     }

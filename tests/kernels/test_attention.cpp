@@ -309,8 +309,8 @@ TEMPLATE_TEST_CASE("attention of nothing does nothing", "[attention]", float, do
     Tensor<S, 3> q({B * T, 4, 8}), o({B * T, 4, 8});
     Tensor<S, 4> keys({B, 2, 9, 8});
     Tensor<Index, 1> past({B});
-    CHECK_NOTHROW(attention(q, keys, keys, past, Causal{}, PlainScore{}, o.view(),
-                            TestCall(context, B, T)));
+    CHECK_NOTHROW(
+        attention(q, keys, keys, past, Causal{}, PlainScore{}, o.view(), TestCall(context, B, T)));
   }
 }
 
@@ -434,9 +434,9 @@ TEMPLATE_TEST_CASE("a segment's bits do not depend on its company", "[attention]
   using S = TestType;
   // Rows in any order, two of them left out.
   constexpr Form parallel = Form::parallel, recurrent = Form::recurrent;
-  const std::vector<Segment> segments{{4, 0, 65, parallel},   {1, 65, 1, recurrent},
-                                      {6, 66, 7, recurrent},  {0, 73, 130, parallel},
-                                      {5, 203, 1, parallel},  {2, 204, 1, recurrent}};
+  const std::vector<Segment> segments{{4, 0, 65, parallel},  {1, 65, 1, recurrent},
+                                      {6, 66, 7, recurrent}, {0, 73, 130, parallel},
+                                      {5, 203, 1, parallel}, {2, 204, 1, recurrent}};
   const Index T = 205, H = 4, G = 2, K = 10, V = 6, capacity = 900;
   const auto q = random_tensor<S, 3>({T, H, K}, 1);
   const auto keys = random_tensor<S, 4>({7, G, capacity, K}, 2);
@@ -444,8 +444,8 @@ TEMPLATE_TEST_CASE("a segment's bits do not depend on its company", "[attention]
   Tensor<Index, 1> past({7});
   for (Index b = 0; b < 7; ++b) past(b) = 110 * b;
   past(2) = 899, past(3) = 5000;
-  const auto run = [&](Index first, Index count, Segments of, Context& context,
-                       const View<S, 3>& o, const View<S, 2>& sums) {
+  const auto run = [&](Index first, Index count, Segments of, Context& context, const View<S, 3>& o,
+                       const View<S, 2>& sums) {
     const auto tokens = [&](const auto& view) { return view.slice(axis::time, first, count); };
     attention(tokens(q.view()), keys, values, past, Blocks{}, PlainScore{0.4}, tokens(o),
               Call(context, of), tokens(sums));
@@ -608,8 +608,7 @@ TEMPLATE_TEST_CASE("a key whose score is minus infinity has no weight", "[attent
   const auto check = [&] {
     CHECK(support::relative_error(View<const S, 3>(c.o()), expected.o.view()) <= tolerance<S>());
     bool zeros = true;
-    for (Index t = 0; t < 10; ++t)
-      zeros &= c.o()(t, 0, 0) == 0 && std::isinf(c.log_sum_exp(t, 0));
+    for (Index t = 0; t < 10; ++t) zeros &= c.o()(t, 0, 0) == 0 && std::isinf(c.log_sum_exp(t, 0));
     CHECK(zeros);
   };
   c.run(Form::parallel, context);
@@ -654,7 +653,8 @@ TEST_CASE("attention says what does not fit before it writes", "[attention]") {
   };
   CHECK(names(message(Tensor<float, 3>({6, 4, 7}), keys, values, past), "keys"));
   CHECK(names(message(q, keys, Tensor<float, 4>({2, 2, 8, 5}), past), "values"));
-  CHECK(names(message(Tensor<float, 3>({4, 4, 8}), keys, values, past), "q has shape [4, 4, 8], expected [6"));
+  CHECK(names(message(Tensor<float, 3>({4, 4, 8}), keys, values, past),
+              "q has shape [4, 4, 8], expected [6"));
   CHECK(names(message(q, keys, values, Tensor<Index, 1>({3})), "past"));
   CHECK(names(message(q, Tensor<float, 4>({2, 3, 9, 8}), values, past), "4 query heads"));
   const auto strided = keys.view().split<3>(4, 2).at<4>(0);
@@ -868,7 +868,7 @@ TEST_CASE("hidden numbers that are not finite stay unseen by matrix units", "[at
         for (Index t = 0; t < sizes.T; ++t) {
           for (Index h = 0; h < sizes.H; ++h) {
             const Index token = b * sizes.T + t;
-          const auto o = c.o()[token][h];
+            const auto o = c.o()[token][h];
             const Index position = sizes.past[static_cast<std::size_t>(b)] + t;
             if (b == 1 && h < 2 && position >= 90) {
               arrived &= !std::isfinite(o[0]);

@@ -221,7 +221,8 @@ TEMPLATE_TEST_CASE("a narrow ring holds what its queries have seen", "", float, 
               PlainScore{0.2}, keys.view(), values.view(), part.view(),
               TestCall(context, {{2, 0, before, Form::parallel}, {1, before, count, form}}));
         }
-        copy(part.view().slice(axis::time, before, count), o.view().slice(axis::time, first, count));
+        copy(part.view().slice(axis::time, before, count),
+             o.view().slice(axis::time, first, count));
         past[2] += before;
       }
       return o;

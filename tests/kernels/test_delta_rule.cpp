@@ -122,7 +122,9 @@ Result<R> literal(const Problem<S>& p) {
 template <class S>
 void run_part(const Problem<S>& p, View<S, 4> state, View<S, 3> o, Index first, Index count,
               const Call& call) {
-  const auto part = [&](const auto& tensor) { return flat(tensor).slice(axis::time, first, count); };
+  const auto part = [&](const auto& tensor) {
+    return flat(tensor).slice(axis::time, first, count);
+  };
   const auto run = [&](const auto& decay) {
     delta_rule(part(p.q), part(p.k), part(p.v), part(p.beta), decay, p.scale, state,
                o.slice(axis::time, first, count), call);
@@ -285,7 +287,8 @@ TEST_CASE("delta_rule: segments keep their bits in any company, rows left out th
   for (const Kind kind : kinds) {
     for (const auto& [H, G, K, V] : {Shape<4>{6, 2, 17, 37}.extents, {1, 1, 40, 300}}) {
       const Problem<float> p(kind, {.B = 1, .T = company_tokens, .H = H, .G = G, .K = K, .V = V});
-      const Problem<float> states(kind, {.B = company_rows, .T = 1, .H = H, .G = G, .K = K, .V = V});
+      const Problem<float> states(kind,
+                                  {.B = company_rows, .T = 1, .H = H, .G = G, .K = K, .V = V});
       // Rows of the state may lie at any stride.
       Result<float> fresh{Tensor<float, 4>({1, company_tokens, H, V}),
                           Tensor<float, 4>({company_rows, H + 1, K + 2, V + 3})};
@@ -302,8 +305,7 @@ TEST_CASE("delta_rule: segments keep their bits in any company, rows left out th
                                   const Call& call) {
           run_part(p, window(result.state), flat(result.o), first, count, call);
         };
-        const Result<float> got =
-            support::check_company(fresh, run_call, same<float>, algorithm);
+        const Result<float> got = support::check_company(fresh, run_call, same<float>, algorithm);
         CHECK(same_bits(got.state.view()[row_without_company],
                         fresh.state.view()[row_without_company]));
       }

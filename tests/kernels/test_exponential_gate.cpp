@@ -81,7 +81,8 @@ TEST_CASE("segments of exponential gates keep their bits in any company", "[expo
   const auto same = [](const Gates& a, const Gates& b) {
     return same_bits(a.input.view(), b.input.view()) &&
            same_bits(a.forget.view(), b.forget.view()) &&
-           same_bits(a.floor.view(), b.floor.view()) && same_bits(a.maximum.view(), b.maximum.view());
+           same_bits(a.floor.view(), b.floor.view()) &&
+           same_bits(a.maximum.view(), b.maximum.view());
   };
   const auto go = [](Index first, Index count, Gates& gates, const Call& call) {
     const auto part = [&](auto& tensor) {

@@ -209,8 +209,8 @@ TEST_CASE("rope says what does not fit", "[rope]") {
   CHECK_THROWS_AS(RotaryFrequencies(5, 10), ConfigError);
   CHECK_THROWS_AS(RotaryFrequencies(4, 0), ConfigError);
   Tensor<float, 4> empty({0, 3, 1, 6});
-  CHECK_NOTHROW(rope(flat(empty), RotaryFrequencies(6, 10), positions({}),
-                     RotaryLayout::half_split, TestCall(context, 0, 3)));
+  CHECK_NOTHROW(rope(flat(empty), RotaryFrequencies(6, 10), positions({}), RotaryLayout::half_split,
+                     TestCall(context, 0, 3)));
 }
 
 TEST_CASE("frequencies of longer contexts", "[rope]") {

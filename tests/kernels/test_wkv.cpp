@@ -123,7 +123,8 @@ TEST_CASE("segments of wkv4 keep their bits in any company", "[wkv]") {
     Result fresh = c.fresh();
     fresh.num = random_tensor<float, 2>({support::company_rows, D}, 5), fresh.den = fresh.num;
     fresh.top = Tensor<float, 2>(fresh.num.shape());
-    for (Index i = 0; i < fresh.den.size(); ++i) fresh.den.data()[i] = static_cast<float>(1 + i % 3);
+    for (Index i = 0; i < fresh.den.size(); ++i)
+      fresh.den.data()[i] = static_cast<float>(1 + i % 3);
     const auto same = [](const Result& a, const Result& b) {
       return same_bits(a.o.view(), b.o.view()) && same_bits(a.num.view(), b.num.view()) &&
              same_bits(a.den.view(), b.den.view()) && same_bits(a.top.view(), b.top.view());

@@ -55,7 +55,7 @@ TEST_CASE("a golden file that is slightly wrong fails") {
 
 TEST_CASE("tolerances come from the layer and the precision alone") {
   const auto tolerance = [](const char* layer, const char* precision) {
-    return seqmix::layer_file_tolerance(support::registry<double>().card(layer), precision);
+    return seqmix::layer_file_tolerance(support::registry<double>().traits(layer), precision);
   };
   CHECK(tolerance("attention", "float64") == 1e-12);
   CHECK(tolerance("hyena", "float64") == 1e-10);

@@ -85,7 +85,7 @@ inline const std::vector<std::string> mamba2_configs{
         "conv_kernel": 4, "dt_min": 0, "dt_max": "Infinity", "conv_bias": true, "bias": false,
         "rms_norm": true, "norm_before_gate": false, "norm_groups": 1, "norm_eps": 1e-5})",
     R"({"d_model": 21, "n_heads": 6, "head_dim": 5, "state_size": 7, "n_groups": 3,
-        "conv_kernel": 3, "dt_min": 0.01, "dt_max": 0.5, "conv_bias": false, "bias": true,
+        "conv_kernel": 3, "dt_min": 0.01, "dt_max": 0.05, "conv_bias": false, "bias": true,
         "rms_norm": true, "norm_before_gate": true, "norm": "group", "norm_eps": 1e-6})",
     R"({"d_model": 10, "n_heads": 2, "head_dim": 51, "state_size": 33, "n_groups": 2,
         "conv_kernel": 2, "dt_min": 0, "dt_max": "Infinity", "conv_bias": true, "bias": false,

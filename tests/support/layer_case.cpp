@@ -164,7 +164,7 @@ void LayerCase<S>::advance(View<const S, 2> x, seqmix::Segments segments, AnySta
 }
 template <class S>
 bool LayerCase<S>::is_indirect() const {
-  return registry<S>().card(name()).indirect;
+  return registry<S>().traits(name()).tolerance == seqmix::Tolerance::indirect;
 }
 
 template <class S>

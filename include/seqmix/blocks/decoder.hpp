@@ -15,6 +15,7 @@ template <class S>
 struct NoChannelMixer {
   using Scalar = S;
   using State = NoState;
+  static constexpr Traits traits{.name = "no_channel_mixer"};
   struct Config {
     static void visit(auto&, auto&&) {}
   };
@@ -56,10 +57,12 @@ template <class MixerPart, class ChannelPart = NoChannelMixer<typename MixerPart
 struct DecoderDefinition {
   using Scalar = typename MixerPart::Scalar;
   using Config = DecoderConfig<typename MixerPart::Config, typename ChannelPart::Config>;
-  static constexpr std::string_view name = "decoder";
+  static constexpr Traits traits{.name = "decoder",
+                                 .whole_sequence = keeps_segments_whole<MixerPart>,
+                                 .composite = true,
+                                 .has_position_limit = true,
+                                 .has_start_row = true};
   static constexpr bool has_channel = !std::same_as<ChannelPart, NoChannelMixer<Scalar>>;
-  static constexpr bool whole_sequence = keeps_segments_whole<MixerPart>;
-  using Composite = void;
 
   struct Weights {
     Parameter<Scalar, 1> mixer_norm, channel_norm;
@@ -67,10 +70,10 @@ struct DecoderDefinition {
     typename ChannelPart::Weights channel;
 
     static void visit(auto& self, const Config& c, auto&& parameter) {
-      parameter("mixer_norm.weight", self.mixer_norm, {c.d_model});
+      parameter("mixer_norm.weight", self.mixer_norm, {c.d_model}, init::ones);
       MixerPart::Weights::visit(self.mixer, c.mixer, Prefixed("mixer", parameter));
       if constexpr (has_channel) {
-        parameter("channel_norm.weight", self.channel_norm, {c.d_model});
+        parameter("channel_norm.weight", self.channel_norm, {c.d_model}, init::ones);
         ChannelPart::Weights::visit(self.channel, c.channel, Prefixed("channel", parameter));
       }
     }

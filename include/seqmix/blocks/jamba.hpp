@@ -1,7 +1,5 @@
 #pragma once
 
-#include <string_view>
-
 #include "seqmix/blocks/decoder.hpp"
 #include "seqmix/blocks/sequence.hpp"
 #include "seqmix/layers/attention/attention.hpp"
@@ -41,7 +39,17 @@ template <class S>
 struct JambaBlockDefinition : detail::JambaLayers<S> {
   using Base = detail::JambaLayers<S>;
   using Base::Base;
-  static constexpr std::string_view name = "jamba_block";
+  static constexpr Traits traits{
+      .name = "jamba_block",
+      .title = "Jamba block (7 Mamba, 1 attention; experts in every second layer)",
+      .paper = "Lieber 2024, arXiv:2403.19887",
+      .forward = "O(T (D² + D N) + T² H K)",
+      .step = "O(D² + D N + t H K)",
+      .state = "the parts'",
+      .whole_sequence = Base::traits.whole_sequence,
+      .composite = true,
+      .has_position_limit = true,
+      .has_start_row = true};
 };
 
 template <class Scalar = float>

@@ -120,9 +120,8 @@ class LanguageModel {
     auto scratch = context.scratch<Scalar>();
     const Index B = tokens.extent(0), T = tokens.extent(1);
     const auto h = scratch(B, T, d_model());  // [B, T, D]
-    run_batch(tokens, h, logits, Call(context, {}), [&](std::size_t l, Sides sides) {
-      parts_.blocks[l].forward(h, h, context, sides);
-    });
+    run_batch(tokens, h, logits, Call(context, {}),
+              [&](std::size_t l, Sides sides) { parts_.blocks[l].forward(h, h, context, sides); });
   }
   /// Continues `state` by tokens [B, T], by the parallel form.
   void prefill(View<const Index, 2> tokens, State& state, View<Scalar, 3> logits,

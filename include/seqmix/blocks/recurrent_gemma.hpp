@@ -1,7 +1,5 @@
 #pragma once
 
-#include <string_view>
-
 #include "seqmix/blocks/decoder.hpp"
 #include "seqmix/blocks/sequence.hpp"
 #include "seqmix/layers/attention/sliding_window_attention.hpp"
@@ -32,7 +30,16 @@ struct RecurrentGemmaBlockDefinition
   using Base = SequenceDefinition<RecurrentGemmaRecurrence<S>, RecurrentGemmaRecurrence<S>,
                                   RecurrentGemmaAttention<S>>;
   using Base::Base;
-  static constexpr std::string_view name = "recurrent_gemma_block";
+  static constexpr Traits traits{.name = "recurrent_gemma_block",
+                                 .title = "RecurrentGemma block (2 RG-LRU, 1 local attention)",
+                                 .paper = "De 2024, arXiv:2402.19427",
+                                 .forward = "O(T (D² + W H K))",
+                                 .step = "O(D² + W H K)",
+                                 .state = "the parts'",
+                                 .whole_sequence = Base::traits.whole_sequence,
+                                 .composite = true,
+                                 .has_position_limit = true,
+                                 .has_start_row = true};
 };
 
 template <class Scalar = float>

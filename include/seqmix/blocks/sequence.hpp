@@ -36,10 +36,12 @@ template <class FirstPart, class... Parts>
 struct SequenceDefinition {
   using Scalar = typename FirstPart::Scalar;
   using Config = SequenceConfig<FirstPart, Parts...>;
-  static constexpr std::string_view name = "sequence";
-  static constexpr bool whole_sequence =
-      keeps_segments_whole<FirstPart> || (keeps_segments_whole<Parts> || ...);
-  using Composite = void;
+  static constexpr Traits traits{
+      .name = "sequence",
+      .whole_sequence = keeps_segments_whole<FirstPart> || (keeps_segments_whole<Parts> || ...),
+      .composite = true,
+      .has_position_limit = true,
+      .has_start_row = true};
 
   struct Weights {
     std::tuple<typename FirstPart::Weights, typename Parts::Weights...> parts;

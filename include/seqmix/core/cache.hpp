@@ -89,17 +89,14 @@ class CacheView {
     return CacheView<T, std::remove_const_t<decltype(bytes)>::rank>(storage_, bytes, of(scales_));
   }
   template <NamedAxis Axis>
-  requires(!std::same_as<Axis, axis::Time>) Index extent(Axis) const {
-    return extent(Axis::template of<Rank>);
-  }
+  requires(!std::same_as<Axis, axis::Time>) Index extent(Axis)
+  const { return extent(Axis::template of<Rank>); }
   template <NamedAxis Axis>
-  requires(!std::same_as<Axis, axis::Time>) CacheView<T, Rank - 1> at(Axis, Index index) const {
-    return at<Axis::template of<Rank>>(index);
-  }
+  requires(!std::same_as<Axis, axis::Time>) CacheView<T, Rank - 1> at(Axis, Index index)
+  const { return at<Axis::template of<Rank>>(index); }
   template <NamedAxis Axis>
-  requires(!std::same_as<Axis, axis::Time>) CacheView slice(Axis, Index begin, Index count) const {
-    return slice<Axis::template of<Rank>>(begin, count);
-  }
+  requires(!std::same_as<Axis, axis::Time>) CacheView slice(Axis, Index begin, Index count)
+  const { return slice<Axis::template of<Rank>>(begin, count); }
   template <Index Axis>
   CacheView<T, Rank - 1> at(Index index) const {
     return window([&](const auto& view) { return view.template at<Axis>(index); });

@@ -8,8 +8,8 @@
 #include <string>
 #include <string_view>
 
-#include "seqmix/core/platform.hpp"
 #include "seqmix/core/error.hpp"
+#include "seqmix/core/platform.hpp"
 
 namespace seqmix {
 

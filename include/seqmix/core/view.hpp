@@ -191,7 +191,8 @@ class View {
     return result;
   }
 
-  /// An axis seen as two: [outer, inner]. A head split is `split(axis::channel, n_heads, head_dim)`.
+  /// An axis seen as two: [outer, inner]. A head split is `split(axis::channel, n_heads,
+  /// head_dim)`.
   template <NamedAxis Axis>
   constexpr View<T, Rank + 1> split(Axis, Index outer, Index inner) const {
     return split<Axis::template of<Rank>>(outer, inner);

@@ -27,7 +27,7 @@ template <class Layer>
 typename Layer::Weights load_weights(const typename Layer::Config& config,
                                      const StoredTensors& tensors, auto&& rename, UsedNames& used) {
   using Weights = typename Layer::Weights;
-  check_config(Layer::name, config);  // the shapes divide by its sizes
+  check_config(Layer::traits.name, config);  // the shapes divide by its sizes
   Weights weights;
   Weights::visit(weights, config,
                  [&]<class P>(const Name& name, P& parameter, Shape<P::rank> shape, auto...) {
@@ -57,7 +57,7 @@ template <class Layer>
 Layer make_layer(const Json& json, const StoredTensors& tensors,
                  std::string_view prefix = weights_prefix, Options options = {}) {
   typename Layer::Config config;
-  read_config(json, config, Layer::name);
+  read_config(json, config, Layer::traits.name);
   UsedNames used;
   auto weights = load_weights<Layer>(
       config, tensors, [&](const std::string& name) { return std::string(prefix) + name; }, used);
@@ -70,9 +70,9 @@ Layer make_layer(const Json& json, const StoredTensors& tensors,
 template <class Layer>
 Layer load_layer(const Safetensors& file, Options options = {}) {
   const std::string& name = layer_metadata(file, "layer");
-  if (name != Layer::name) {
+  if (name != Layer::traits.name) {
     throw CheckpointError(file.source() + ": holds the layer " + detail::in_quotes(name) +
-                          ", expected \"" + std::string(Layer::name) + "\"");
+                          ", expected \"" + std::string(Layer::traits.name) + "\"");
   }
   return make_layer<Layer>(layer_config(file), file, weights_prefix, options);
 }

@@ -14,29 +14,16 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
-/// What the catalogue of layers says of one.
-struct LayerCard {
-  std::string_view title;
-  std::string_view paper = {};    // author, year, arXiv id
-  std::string_view forward = {};  // cost of T tokens
-  std::string_view step = {};     // cost of one token
-  std::string_view state = {};    // numbers that a stream remembers
-  std::string_view header = {};   // below seqmix/; none for a layer from elsewhere
-  /// Whether a long Fourier transform or a triangular inverse stands between x and y: outputs in
-  /// double then agree to 1e-10, else to 1e-12.
-  bool indirect = false;
-};
-
 /// Makes layers by name. The families register themselves: `register_linear(registry)` and so on.
 template <class Scalar>
 class Registry {
  public:
   /// Adds a layer under its definition's name.
   template <class Definition>
-  void add(const LayerCard& card) {
+  void add() {
     entries_.insert_or_assign(
-        std::string(Definition::name),
-        Entry{card,
+        std::string(Definition::traits.name),
+        Entry{Definition::traits,
               [](const Json& config, const StoredTensors& tensors, std::string_view prefix,
                  Options options) {
                 return AnyMixer<Scalar>(
@@ -51,7 +38,7 @@ class Registry {
     for (const auto& [name, entry] : entries_) result.push_back(name);
     return result;
   }
-  const LayerCard& card(const std::string& name) const { return find(name).card; }
+  const Traits& traits(const std::string& name) const { return find(name).traits; }
 
   /// The layer `name` with a config from JSON and the weights called `prefix` + parameter name.
   AnyMixer<Scalar> make(const std::string& name, const Json& config, const StoredTensors& tensors,
@@ -63,8 +50,10 @@ class Registry {
     return make(layer_metadata(file, "layer"), layer_config(file), file, weights_prefix, options);
   }
 
-  using VisitShape = std::function<void(const std::string& name, const std::vector<Index>& shape)>;
-  /// The names and shapes of the parameters that a layer with this config has.
+  using VisitShape = std::function<void(const std::string& name, const std::vector<Index>& shape,
+                                        const Initializer& initializer)>;
+  /// The names and shapes of the parameters that a layer with this config has, and where fresh ones
+  /// come from.
   void visit_parameters(const std::string& name, const Json& config,
                         const VisitShape& visit) const {
     find(name).visit(config, visit);
@@ -88,7 +77,7 @@ class Registry {
 
  private:
   struct Entry {
-    LayerCard card;
+    Traits traits;
     AnyMixer<Scalar> (*make)(const Json&, const StoredTensors&, std::string_view prefix, Options);
     void (*visit)(const Json&, const VisitShape&);
     Json (*complete)(const Json&);
@@ -99,7 +88,7 @@ class Registry {
   template <class Definition>
   static AnyMixer<Scalar> blank_of(const Json& json) {
     typename Definition::Config config;
-    read_config(json, config, Definition::name);
+    read_config(json, config, Definition::traits.name);
     typename Definition::Weights weights;
     Definition::Weights::visit(
         weights, std::as_const(config),
@@ -125,19 +114,20 @@ class Registry {
   template <class Definition>
   static Json complete_config_of(const Json& json) {
     typename Definition::Config config;
-    read_config(json, config, Definition::name);
+    read_config(json, config, Definition::traits.name);
     return write_config(config);
   }
 
   template <class Definition>
   static void visit_parameters_of(const Json& json, const VisitShape& visit) {
     typename Definition::Config config;
-    read_config(json, config, Definition::name);
+    read_config(json, config, Definition::traits.name);
     const typename Definition::Weights none{};
     Definition::Weights::visit(
         none, std::as_const(config),
-        [&]<class P>(const Name& name, P&, Shape<P::rank> shape, auto...) {
-          visit(name.text(), std::vector<Index>(shape.extents.begin(), shape.extents.end()));
+        [&]<class P>(const Name& name, P&, Shape<P::rank> shape, auto... tags) {
+          visit(name.text(), std::vector<Index>(shape.extents.begin(), shape.extents.end()),
+                initializer_of(tags...));
         });
   }
 

@@ -64,9 +64,9 @@ struct Verification {
 
 /// The relative error that a layer may have: 1e-12 where the file is float64 (1e-10 for indirect
 /// layers), 2e-6 where the published code forces float32. A file chooses nothing else.
-inline double layer_file_tolerance(const LayerCard& card, std::string_view precision) {
+inline double layer_file_tolerance(const Traits& traits, std::string_view precision) {
   if (precision == "float32") return 2e-6;
-  if (precision == "float64") return card.indirect ? 1e-10 : 1e-12;
+  if (precision == "float64") return traits.tolerance == Tolerance::indirect ? 1e-10 : 1e-12;
   throw CheckpointError("metadata precision is " + detail::in_quotes(precision) +
                         ", expected \"float64\" or \"float32\"");
 }
@@ -227,7 +227,7 @@ class LayerFile {
       : file_(file), layer_(registry.load(file)) {
     result_.layer = layer_metadata(file, "layer");
     result_.tolerance =
-        layer_file_tolerance(registry.card(result_.layer), layer_metadata(file, "precision"));
+        layer_file_tolerance(registry.traits(result_.layer), layer_metadata(file, "precision"));
     layer_metadata(file, "source");
     const Shape<3> shape = shape_in_file(file, "x");
     x_ = file.parameter<double, 3>("x", shape).to_tensor();
@@ -320,8 +320,8 @@ class LayerFile {
   bool reads_source() const { return layer_.d_source() > 0; }
   View<const double, 3> source() const { return source_; }
   View<double, 3> y() { return sides_.front().values.view(); }
-  /// Runs a verb on the tokens [first, first + count) of all rows, with their side values in a piece
-  /// of memory of their own.
+  /// Runs a verb on the tokens [first, first + count) of all rows, with their side values in a
+  /// piece of memory of their own.
   void with_sides(Index first, Index count, auto&& verb) {
     std::vector<Tensor<double, 3>> pieces;
     std::vector<NamedView<double>> views;
@@ -469,14 +469,14 @@ class Description {
   /// `given`: fields of the config whose shapes are shown; sizes without a default that it leaves
   /// out are small ones.
   void print(const Json& given) {
-    const LayerCard& card = registry_.card(name_);
-    out_ << name_ << (card.title.empty() ? "" : ": ") << card.title << "\n";
+    const Traits& traits = registry_.traits(name_);
+    out_ << name_ << (traits.title.empty() ? "" : ": ") << traits.title << "\n";
     const auto line = [&](const char* label, std::string_view text) {
       if (!text.empty()) out_ << "  " << std::left << std::setw(9) << label << text << "\n";
     };
-    line("paper", card.paper);
-    line("header", card.header.empty() ? "" : "seqmix/" + std::string(card.header));
-    line("forward", card.forward), line("step", card.step), line("state", card.state);
+    line("paper", traits.paper);
+    line("header", traits.header().empty() ? "" : "seqmix/" + std::string(traits.header()));
+    line("forward", traits.forward), line("step", traits.step), line("state", traits.state);
     print_config();
     const Json config = sample(given);
     out_ << "\nwith " << config.dump() << ":\n";
@@ -527,10 +527,11 @@ class Description {
 
   void print_weights(const Json& config) {
     Rows rows;
-    registry_.visit_parameters(name_, config,
-                               [&](const std::string& name, const std::vector<Index>& shape) {
-                                 rows.push_back({weights_prefix.data() + name, shape_text(shape)});
-                               });
+    registry_.visit_parameters(
+        name_, config,
+        [&](const std::string& name, const std::vector<Index>& shape, const Initializer&) {
+          rows.push_back({weights_prefix.data() + name, shape_text(shape)});
+        });
     print_table("weights", rows);
   }
   void print_sides(const AnyMixer<double>& layer) {

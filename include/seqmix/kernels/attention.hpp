@@ -89,8 +89,8 @@ void attention(In<S, 3> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<Index, 1
 
 /// The same where nothing is remembered: the keys and values of a segment are its own, k [T, G, K]
 /// and v [T, G, V], before a query and behind it, and its first token is at position 0. Tokens
-/// whose positions are not in `asking` ask nothing: their o stays as it is. Always by the parallel
-/// form, which each segment is long enough for.
+/// whose positions are not in `asking` ask nothing: their o stays as it is. By the parallel form,
+/// whatever that of a segment.
 template <class S, class Mask, class Score>
 void self_attention(In<S, 3> q, In<S, 3> k, In<S, 3> v, Mask mask, Score score, View<S, 3> o,
                     const Call& call, Out<S, 2> log_sum_exp = {},

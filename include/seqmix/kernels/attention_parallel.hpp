@@ -291,9 +291,8 @@ void attend_block(const AttentionOperands<S>& operands, const SegmentQueries& of
   };
   const auto finish = [&](const Panel& panel) {
     const View<S, 2>& sums = operands.log_sum_exp;
-    S* const log_sum_exp = sums.data() == nullptr
-                               ? nullptr
-                               : &sums(token_of(panel.queries.begin), panel.head.head);
+    S* const log_sum_exp =
+        sums.data() == nullptr ? nullptr : &sums(token_of(panel.queries.begin), panel.head.head);
     panel.finish(rows_of(operands.o, panel, panel.queries), log_sum_exp, sums.stride(axis::time));
   };
 
@@ -341,12 +340,12 @@ QueryCut cut_queries(const AttentionOperands<S>& operands, const SegmentQueries&
   const Index pieces = ceil_div(share, operands.groups() * sets);
   // No more queries of a head than keys that one may see: they would share no key.
   const Index keys = operands.reach(of, {0, 1}, {of.count - 1, of.count}).size();
-  const Index queries = std::clamp(std::min(keys, ceil_div(of.count, pieces)) * heads,
-                                   least_queries, most_queries);
+  const Index queries =
+      std::clamp(std::min(keys, ceil_div(of.count, pieces)) * heads, least_queries, most_queries);
   const Index length = round_up(std::max<Index>(queries / heads, 1), query_panel_width<S>);
   const Index before = positions_before<S>(of.past, of.count);
-  const Index products = std::min(length, of.count) * heads * keys *
-                         (operands.head_k() + operands.head_v());
+  const Index products =
+      std::min(length, of.count) * heads * keys * (operands.head_k() + operands.head_v());
   return {heads, sets, length, before, ceil_div(before + of.count, length), products};
 }
 
@@ -364,19 +363,18 @@ void attend_in_blocks(const AttentionOperands<S>& operands, const Call& call) {
                        std::clamp<Index>(cut.products, 1, attention_task_products)};
   };
   const Index R = operands.heads_per_group();
-  for_each_unit(
-      call, attention_task_products, work_of, [&](const Unit& unit, const Call& worker) {
-        const SegmentQueries of = operands.queries_of(unit.segment);
-        const QueryCut cut = cut_of(unit.segment);
-        // The blocks of a head run behind each other, whose keys stay in cache; the longest first.
-        const Index block = cut.blocks - 1 - unit.item % cut.blocks, rest = unit.item / cut.blocks;
-        const Index set = rest % cut.sets, first = rest / cut.sets * R;
-        const Span heads{first + set * cut.heads, first + std::min(R, (set + 1) * cut.heads)};
-        const Index begin = block * cut.length - cut.before;
-        attend_block<Products>(
-            operands, of, heads,
-            {std::max<Index>(begin, 0), std::min(of.count, begin + cut.length)}, worker);
-      });
+  for_each_unit(call, attention_task_products, work_of, [&](const Unit& unit, const Call& worker) {
+    const SegmentQueries of = operands.queries_of(unit.segment);
+    const QueryCut cut = cut_of(unit.segment);
+    // The blocks of a head run behind each other, whose keys stay in cache; the longest first.
+    const Index block = cut.blocks - 1 - unit.item % cut.blocks, rest = unit.item / cut.blocks;
+    const Index set = rest % cut.sets, first = rest / cut.sets * R;
+    const Span heads{first + set * cut.heads, first + std::min(R, (set + 1) * cut.heads)};
+    const Index begin = block * cut.length - cut.before;
+    attend_block<Products>(operands, of, heads,
+                           {std::max<Index>(begin, 0), std::min(of.count, begin + cut.length)},
+                           worker);
+  });
 }
 
 /// The segments of the parallel form, on matrix units where the call asks for them.

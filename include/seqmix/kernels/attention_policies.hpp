@@ -110,11 +110,16 @@ void attend_dilated(const AttentionOperands<S>& operands, Index dilation,
         return every(axis::slot, ring, remainder, dilation, ring.extent(axis::slot) / dilation);
       };
       const auto ring_keys = slots(keys), ring_values = slots(values);
-      attend_to_rings<S>(
-          {tokens(operands.q), ring_keys, ring_values, for_all_rows(before, keys.extent(axis::row)),
-           tokens(operands.o), {}, operands.policies, tokens(operands.fresh_keys),
-           tokens(operands.fresh_values)},
-          ring_keys, ring_values, call.with(Segments(&stream, 1)));
+      attend_to_rings<S>({tokens(operands.q),
+                          ring_keys,
+                          ring_values,
+                          for_all_rows(before, keys.extent(axis::row)),
+                          tokens(operands.o),
+                          {},
+                          operands.policies,
+                          tokens(operands.fresh_keys),
+                          tokens(operands.fresh_values)},
+                         ring_keys, ring_values, call.with(Segments(&stream, 1)));
     }
   }
 }

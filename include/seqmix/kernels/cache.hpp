@@ -126,8 +126,8 @@ template <class S>
 void append(In<S, 3> x, In<Index, 1> past, CacheOut<S, 4> cache, const Call& call) {
   for (const Segment& segment : call.segments()) {
     for (Index t = 0; t < segment.count; ++t) {
-      store_entries<S>(x[segment.first + t], cache.at(axis::slot, past[segment.row] + t)
-                                                 .at(axis::row, segment.row));
+      store_entries<S>(x[segment.first + t],
+                       cache.at(axis::slot, past[segment.row] + t).at(axis::row, segment.row));
     }
   }
 }

@@ -55,21 +55,19 @@ void attend_expanded(const View<const S, 3>& q, const CacheView<const S, 4>& cac
   const Index rank = heads.rank(), K = heads.head_k(), V = heads.head_v();
   const Index rotary = q.extent(axis::channel) - K;
   const auto cached = [&](const Segment& segment) {  // [1, P + T, r + rotary]
-    return cache.at(axis::row, segment.row)
-        .template slice<1>(0, past[segment.row] + segment.count);
+    return cache.at(axis::row, segment.row).template slice<1>(0, past[segment.row] + segment.count);
   };
   const auto attend_head = [&](const View<const S, 3>& entries, const Segment& segment, Index h,
                                const Call& worker) {
     const Index count = entries.extent(1);
     auto scratch = worker.scratch<S>();
-    auto keys = scratch(1, 1, count, K + rotary);  // [1, 1, P + T, K + rotary]
-    auto values = scratch(1, 1, count, V);         // [1, 1, P + T, V]
+    auto keys = scratch(1, 1, count, K + rotary);                   // [1, 1, P + T, K + rotary]
+    auto values = scratch(1, 1, count, V);                          // [1, 1, P + T, V]
     const auto latents = entries[0].slice(axis::channel, 0, rank);  // [P + T, r]
     const auto index = static_cast<std::size_t>(h);
     matmul<S>(latents, heads.keys[index], keys[0][0].slice(axis::channel, 0, K), worker);
     matmul<S>(latents, heads.values[index], values[0][0], worker);
-    copy(entries[0].slice(axis::channel, rank, rotary),
-         keys[0][0].slice(axis::channel, K, rotary));
+    copy(entries[0].slice(axis::channel, rank, rotary), keys[0][0].slice(axis::channel, K, rotary));
     const Segment alone{0, 0, segment.count, Form::parallel};
     const auto of_head = [&](const auto& view) {
       return view.slice(axis::time, segment.first, segment.count).slice(axis::head, h, 1);
@@ -160,9 +158,7 @@ void for_chosen_segments(const View<const S, 3>& q, const View<S, 3>& o, const C
   const auto own_o = scratch(tokens, o.extent(axis::head), o.extent(axis::channel));
   const auto for_each_part = [&](auto&& each) {
     Index done = 0;
-    for_each_chosen([&](const Segment& segment) {
-      each(segment, done), done += segment.count;
-    });
+    for_each_chosen([&](const Segment& segment) { each(segment, done), done += segment.count; });
   };
   for_each_part([&](const Segment& segment, Index at) {
     copy(q.slice(axis::time, segment.first, segment.count),
@@ -185,8 +181,8 @@ void for_chosen_segments(const View<const S, 3>& q, const View<S, 3>& o, const C
 ///
 /// Token t of a segment is at position past[row] + t, and its entry is in the cache already. Each
 /// segment by its own length: recurrent ones and short parallel ones absorb the maps into queries
-/// and outputs, long ones expand the cache once a head. `call.algorithm()` forces the parallel form:
-/// chunked expands, recurrent absorbs. DeepSeek-AI 2024, arXiv:2405.04434, eq. 9-19.
+/// and outputs, long ones expand the cache once a head. `call.algorithm()` forces the parallel
+/// form: chunked expands, recurrent absorbs. DeepSeek-AI 2024, arXiv:2405.04434, eq. 9-19.
 template <class S>
 void latent_attention(In<S, 3> q, CacheIn<S, 4> cache, In<Index, 1> past,
                       const LatentHeads<S>& heads, double scale, View<S, 3> o, const Call& call) {

@@ -68,30 +68,29 @@ void linear_state(In<S, 3> q, In<S, 3> k, In<S, 3> v, const Decay& decay, double
   if (o.empty()) return;
 
   Precision units = detail::matrix_precision<S>(call);
-  if (call.algorithm() == Algorithm::automatic &&
-      !detail::units_pay<Decay>(units, H / G, K, V)) {
+  if (call.algorithm() == Algorithm::automatic && !detail::units_pay<Decay>(units, H / G, K, V)) {
     units = Precision::fp32;
   }
   const auto cut_of = [&](const Segment& segment) {
     return detail::cut_by_groups(call, segment, state.shape(), G, detail::state_tile_columns<S>);
   };
-  detail::for_each_state_unit(state, call, cut_of, [&](const detail::StateUnit& at,
-                                                       const Call& worker) {
-    const detail::LinearStateUnit<S, Decay> unit{{.q = at.tokens_of(q).at(axis::head, at.group),
-                                                  .k = at.tokens_of(k).at(axis::head, at.group),
-                                                  .v = at.values_of(v),
-                                                  .state = at.state_of(state),
-                                                  .o = at.values_of(o),
-                                                  .scale = static_cast<S>(scale)},
-                                                 decay,
-                                                 at.segment.first,
-                                                 at.head};
-    if (at.segment.form == Form::parallel && call.algorithm() != Algorithm::recurrent) {
-      linear_state_chunked_at(units, unit, worker);
-    } else {
-      linear_state_recurrent(unit, worker);
-    }
-  });
+  detail::for_each_state_unit(
+      state, call, cut_of, [&](const detail::StateUnit& at, const Call& worker) {
+        const detail::LinearStateUnit<S, Decay> unit{{.q = at.tokens_of(q).at(axis::head, at.group),
+                                                      .k = at.tokens_of(k).at(axis::head, at.group),
+                                                      .v = at.values_of(v),
+                                                      .state = at.state_of(state),
+                                                      .o = at.values_of(o),
+                                                      .scale = static_cast<S>(scale)},
+                                                     decay,
+                                                     at.segment.first,
+                                                     at.head};
+        if (at.segment.form == Form::parallel && call.algorithm() != Algorithm::recurrent) {
+          linear_state_chunked_at(units, unit, worker);
+        } else {
+          linear_state_recurrent(unit, worker);
+        }
+      });
 }
 
 SEQMIX_END_NAMESPACE

@@ -72,7 +72,8 @@ inline StateCut cut_by_groups(const Call& call, const Segment& segment, const Sh
   const bool lone = call.segments().size() == 1 && units == 1 && V >= lone_columns &&
                     segment.count * K * V >= 2 * updates_per_task;
   const Index wanted = ceil_div(share_of(call, segment, enough_units), units);
-  const Index panels = std::clamp<Index>(V / panel_columns, lone ? 2 : 1, std::max<Index>(wanted, lone ? 2 : 1));
+  const Index panels =
+      std::clamp<Index>(V / panel_columns, lone ? 2 : 1, std::max<Index>(wanted, lone ? 2 : 1));
   return {G, per_group, heads, round_up(ceil_div(V, panels), panel), panels};
 }
 

@@ -115,9 +115,9 @@ void short_conv(In<S, 2> x, In<S, 2> taps, In<S, 1> bias, ShortConvActivation ac
       const View<S, 2> before = kept[place_of(segment, first / chunk)];
       for (Index w = 0; w < W - 1; ++w) {
         const Index token = first - (W - 1) + w;
-        std::copy_n(token < 0 ? &history(segment.row, token + W - 1, 0)
-                              : &x(segment.first + token, 0),
-                    D, &before(w, 0));
+        std::copy_n(
+            token < 0 ? &history(segment.row, token + W - 1, 0) : &x(segment.first + token, 0), D,
+            &before(w, 0));
       }
     }
   }

@@ -25,9 +25,7 @@ Precision matrix_precision(const Call& call) {
 #if SEQMIX_MATRIX_UNITS
 
 /// The terms of bfloat16 that a float becomes.
-inline Index split_terms(const Call& call) {
-  return call.precision() == Precision::bf16x3 ? 2 : 1;
-}
+inline Index split_terms(const Call& call) { return call.precision() == Precision::bf16x3 ? 2 : 1; }
 
 /// 16 numbers of a row, zeros beyond the matrix.
 SEQMIX_ALWAYS_INLINE simd::Batch<float> load_padded(const View<const float, 2>& x, Index row,

@@ -218,7 +218,7 @@ class AnyMixer {
     M mixer;
 
     explicit Holder(M value) : mixer(std::move(value)) {}
-    std::string_view name() const override { return Definition::name; }
+    std::string_view name() const override { return Definition::traits.name; }
     Index d_model() const override { return mixer.d_model(); }
     bool continues() const override { return M::continues; }
     Index d_source() const override {
@@ -305,9 +305,8 @@ class AnyMixer {
     }
     void run(View<const Scalar, 2> x, AnyState& state, View<Scalar, 2> y, const Call& call,
              Sides sides) const override {
-      with_state(state, [&](const auto& layer, auto& held) {
-        layer.run(x, held, y, call, find(sides));
-      });
+      with_state(state,
+                 [&](const auto& layer, auto& held) { layer.run(x, held, y, call, find(sides)); });
     }
     void reset(AnyState& state, Index row) const override {
       with_state(state, [&](const auto& layer, auto& held) {
@@ -330,12 +329,12 @@ class AnyMixer {
 
    private:
     [[noreturn]] static void missing(std::string_view what) {
-      throw Error(std::string(Definition::name) + " has no " + std::string(what));
+      throw Error(std::string(Definition::traits.name) + " has no " + std::string(what));
     }
     // `body` takes the mixer too: what depends on it is checked only where there is a state.
     void with_state(auto& state, auto&& body) const {
       if constexpr (M::continues) {
-        body(mixer, state.template get<State>(Definition::name));
+        body(mixer, state.template get<State>(Definition::traits.name));
       } else {
         missing("state");
       }

@@ -10,7 +10,9 @@
 #include "seqmix/core/cache.hpp"
 #include "seqmix/core/call.hpp"
 #include "seqmix/layers/checks.hpp"
+#include "seqmix/layers/initializer.hpp"
 #include "seqmix/layers/state.hpp"
+#include "seqmix/layers/traits.hpp"
 #include "seqmix/layers/trial.hpp"
 #include "seqmix/layers/weights.hpp"
 
@@ -77,16 +79,63 @@ concept ReadsSource = requires(const Definition& definition,
   { definition.make_state(source, Memory{}, call) } -> std::same_as<typename Definition::State>;
 };
 
-/// What makes a layer this layer: numbers that fix its shape and maths, weights, what the rows of a
-/// batch remember, and `run`, which continues `state` by the tokens of x [B, T, D] and writes y.
-template <class Definition>
-concept MixerDefinition = requires(const Definition& definition,
-                                   const typename Definition::Config& config) {
-  { Definition::name } -> std::convertible_to<std::string_view>;
-  { config.d_model } -> std::convertible_to<Index>;
-  { definition.c } -> std::convertible_to<const typename Definition::Config&>;
-  { definition.w } -> std::convertible_to<const typename Definition::Weights&>;
+namespace detail {
+
+/// Takes whatever a `visit` hands out.
+struct AnyVisitor {
+  void operator()(auto&&...) const {}
 };
+
+template <class Definition>
+concept HasTraits = std::same_as<std::remove_cvref_t<decltype(Definition::traits)>, Traits>;
+template <class Definition>
+concept HasConfig = requires(const Definition& definition, typename Definition::Config& config) {
+  Definition::Config::visit(config, AnyVisitor{});
+  { definition.c } -> std::convertible_to<const typename Definition::Config&>;
+  { definition.c.d_model } -> std::convertible_to<Index>;
+};
+template <class Definition>
+concept HasWeights = requires(const Definition& definition, typename Definition::Weights& weights,
+                              const typename Definition::Config& config) {
+  { definition.w } -> std::convertible_to<const typename Definition::Weights&>;
+  Definition::Weights::visit(weights, config, AnyVisitor{});
+};
+template <class Definition>
+concept HasState =
+    !Continues<Definition> || ((ReadsSource<Definition> ||
+                                requires(const Definition& definition) {
+                                  {
+                                    definition.make_state(Index{}, Index{}, Memory{})
+                                    } -> std::same_as<typename Definition::State>;
+                                }) &&
+                               requires(typename StateOf<Definition>::type & state) {
+                                 StateOf<Definition>::type::visit(state, AnyVisitor{});
+                               });
+template <class Definition>
+concept HasRun = requires(const Definition& definition,
+                          View<const typename Definition::Scalar, 2> x,
+                          typename StateOf<Definition>::type& state,
+                          const typename SideOf<Definition>::type& side,
+                          View<typename Definition::Scalar, 2> y, const Call& call) {
+  requires requires {
+    requires !Continues<Definition>;
+    definition.run(x, y, call);
+  } || requires {
+    requires std::same_as<typename SideOf<Definition>::type, NoSide>;
+    definition.run(x, state, y, call);
+  } || requires {
+    definition.run(x, state, side, y, call);
+  };
+};
+
+}  // namespace detail
+
+/// What makes a layer this layer: its facts, the numbers that fix its shape and maths, weights,
+/// what the rows of a batch remember, and `run`, which continues `state` by the tokens of x [T, D]
+/// and writes y. `Mixer` says in a sentence what a type lacks that is none.
+template <class Definition>
+concept MixerDefinition = detail::HasTraits<Definition> && detail::HasConfig<Definition> &&
+    detail::HasWeights<Definition> && detail::HasState<Definition> && detail::HasRun<Definition>;
 
 /// A call runs in blocks of time, so that scratch does not grow with T and activations stay in
 /// cache. A block is a run of consecutive tokens, whatever rows they continue, of about
@@ -101,33 +150,22 @@ inline constexpr Index composite_block_tokens = 2048;
 /// Whether segments must not be cut: those of a definition without a state, whose outputs see all
 /// of them, and of one to which it is faster (an FFT over time).
 template <class Definition>
-inline constexpr bool keeps_segments_whole = [] {
-  if constexpr (requires { Definition::whole_sequence; }) {
-    return Definition::whole_sequence;
-  } else {
-    return !Continues<Definition>;
-  }
-}();
-
-/// Whether the definition is made of others, which cut time and count positions themselves.
-template <class Definition>
-inline constexpr bool is_composite = requires {
-  typename Definition::Composite;
-};
+inline constexpr bool keeps_segments_whole =
+    Definition::traits.whole_sequence || !Continues<Definition>;
 
 /// The tokens that a block of time of this definition should have. One whose products see a part of
 /// the tokens each says `block_tokens()`.
 template <class Definition>
 Index block_tokens(const Definition& definition) {
-  if constexpr (requires { definition.block_tokens(); }) return definition.block_tokens();
-  return is_composite<Definition> ? composite_block_tokens : usual_block_tokens;
+  if constexpr (Definition::traits.has_block_tokens) return definition.block_tokens();
+  return Definition::traits.composite ? composite_block_tokens : usual_block_tokens;
 }
 
 /// The most tokens that a stream of this definition may have. One that counts positions to an end
 /// says `position_limit()` and has a `Position` in its state, if it has one.
 template <class Definition>
 PositionLimit position_limit(const Definition& definition) {
-  if constexpr (requires { definition.position_limit(); }) return definition.position_limit();
+  if constexpr (Definition::traits.has_position_limit) return definition.position_limit();
   return {};
 }
 
@@ -135,10 +173,22 @@ PositionLimit position_limit(const Definition& definition) {
 /// `start_row(state, row)`.
 template <class Definition, class State>
 void start_row(const Definition& definition, State& state, Index row) {
-  if constexpr (requires { definition.start_row(state, row); }) definition.start_row(state, row);
+  if constexpr (Definition::traits.has_start_row) definition.start_row(state, row);
 }
 
 namespace detail {
+
+/// Whether each hook of a definition has its switch in the traits and each switch its hook.
+template <class Definition>
+consteval bool hooks_match_traits() {
+  using State = typename StateOf<Definition>::type;
+  constexpr Traits traits = Definition::traits;
+  return traits.has_block_tokens == requires(const Definition& d) { d.block_tokens(); }
+  &&traits.has_position_limit == requires(const Definition& d) { d.position_limit(); }
+  &&traits.has_start_row == requires(const Definition& d, State& state) {
+    d.start_row(state, Index{});
+  };
+}
 
 /// Calls `body(first, count, call)` for each block of time of a call. Each has its own segments,
 /// which count from its first token.
@@ -189,6 +239,9 @@ Side tokens_of(const Definition& definition, Side side, Index first, Index count
 template <class Definition, class State, class Side = NoSide>
 void run(const Definition& definition, View<const typename Definition::Scalar, 2> x, State& state,
          View<typename Definition::Scalar, 2> y, const Call& call, const Side& side = {}) {
+  static_assert(detail::hooks_match_traits<Definition>(),
+                "a hook without its switch in the traits, or a switch without its hook: "
+                "block_tokens, position_limit or start_row");
   detail::for_each_block(definition, call, [&](Index first, Index count, const Call& block) {
     const auto in = x.slice(axis::time, first, count);
     const auto out = y.slice(axis::time, first, count);
@@ -199,7 +252,7 @@ void run(const Definition& definition, View<const typename Definition::Scalar, 2
     } else {
       definition.run(in, state, detail::tokens_of(definition, side, first, count), out, block);
     }
-    if constexpr (is_composite<Definition>) return;  // whose parts have counted
+    if constexpr (Definition::traits.composite) return;  // whose parts have counted
     State::visit(state, [&]<class Member>(const Name&, Member& member) {
       if constexpr (std::same_as<Member, Position>) {
         for (const Segment& segment : block.segments()) member[segment.row] += segment.count;
@@ -207,6 +260,31 @@ void run(const Definition& definition, View<const typename Definition::Scalar, 2
     });
   });
 }
+
+/// What is said of a type that is no definition.
+template <class Definition>
+class Mixer {
+  static_assert(detail::HasTraits<Definition>,
+                "a definition has `static constexpr Traits traits`, with its name at least");
+  static_assert(detail::HasConfig<Definition>,
+                "a definition has a Config with d_model and `static void visit(auto& self, auto&& "
+                "field)`, and one as its member c");
+  static_assert(
+      detail::HasWeights<Definition>,
+      "a definition has Weights with `static void visit(auto& self, const Config&, auto&& "
+      "parameter)`, and some as its member w");
+  static_assert(detail::HasState<Definition>,
+                "a definition with a State has `State make_state(Index batch, Index capacity, "
+                "Memory) const`, and its State `static void visit(auto& self, auto&& member)`");
+  static_assert(detail::HasRun<Definition>,
+                "a definition has `void run(View<const Scalar, 2> x, State&, View<Scalar, 2> y, "
+                "const Call&) const`, with `const Side&` before y where it declares one, and "
+                "without a state where it has none");
+  static_assert(!MixerDefinition<Definition>);
+
+ public:
+  Mixer(auto&&...) {}
+};
 
 /// A layer: immutable after construction, so that many streams and threads share one.
 ///
@@ -227,14 +305,15 @@ void run(const Definition& definition, View<const typename Definition::Scalar, 2
 /// exception (no memory, an executor's own) the state is valid and its numbers are unspecified:
 /// `reset` and assigning a copy make it good again.
 template <MixerDefinition Definition>
-class Mixer {
+class Mixer<Definition> {
  public:
   using Scalar = typename Definition::Scalar;
   using Config = typename Definition::Config;
   using Weights = typename Definition::Weights;
   using State = typename detail::StateOf<Definition>::type;
   using Side = typename detail::SideOf<Definition>::type;
-  static constexpr std::string_view name = Definition::name;
+  static constexpr Traits traits = Definition::traits;
+  static constexpr std::string_view name = traits.name;
   static constexpr bool continues = Continues<Definition>;
   static constexpr bool reads_source = ReadsSource<Definition>;
 
@@ -264,8 +343,7 @@ class Mixer {
   /// The state before the first token of rows that read `source` [B, S, d_source].
   State make_state(View<const Scalar, 3> source, Context& context) const requires reads_source {
     check_source(source);
-    return definition_.make_state(source, Memory{}.with_caches(options_.caches),
-                                  Call(context, {}));
+    return definition_.make_state(source, Memory{}.with_caches(options_.caches), Call(context, {}));
   }
 
   /// y [B, T, D] of a whole sequence x [B, T, D] from the initial state, by the parallel form.
@@ -308,8 +386,9 @@ class Mixer {
     run_documents(x, cu_seqlens, state, y, context, side);
   }
 
-  /// Continues rows of `state` by the tokens x [T, D] as `segments` say, which lie behind each other
-  /// from token 0 to the last and name a row at most once. Rows that none names stay as they are.
+  /// Continues rows of `state` by the tokens x [T, D] as `segments` say, which lie behind each
+  /// other from token 0 to the last and name a row at most once. Rows that none names stay as they
+  /// are.
   void advance(View<const Scalar, 2> x, Segments segments, State& state, View<Scalar, 2> y,
                Context& context, const Side& side = {}) const requires continues {
     check_views(x.template insert<0>(), y.template insert<0>(), side);
@@ -382,8 +461,8 @@ class Mixer {
       const auto part = x.view().slice(axis::time, 0, count);
       const Side sides = detail::tokens_of(definition_, side, 0, count);
       if constexpr (reads_source) {
-        State state = make_state(Tensor<Scalar, 3>({rows, 1, definition_.c.d_source}),
-                                 trial.context());
+        State state =
+            make_state(Tensor<Scalar, 3>({rows, 1, definition_.c.d_source}), trial.context());
         advance(part, segments, state, part, trial.context(), sides);
       } else {
         if constexpr (continues) {
@@ -445,6 +524,9 @@ class Mixer {
     Weights::visit(weights, std::as_const(config),
                    [&]<class P>(const Name& parameter_name, P& parameter, Shape<P::rank> expected,
                                 auto... tags) {
+                     static_assert(P::rank > 1 || has_initializer<decltype(tags)...>,
+                                   "a parameter of one axis says where a fresh one comes from: "
+                                   "ones, zeros, uniform(a, b) ...");
                      if (parameter.shape() != expected) {
                        throw ShapeError(std::string(name) + ": weight " + parameter_name.text() +
                                         (parameter ? " has shape " + parameter.shape().text()

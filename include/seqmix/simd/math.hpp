@@ -103,6 +103,13 @@ SEQMIX_ALWAYS_INLINE Batch<float> above_floor(const Batch<float>& x) {
 SEQMIX_ALWAYS_INLINE Batch<double> above_floor(const Batch<double>& x) {
   return _mm512_reduce_pd(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 }
+/// x less the nearest integer.
+SEQMIX_ALWAYS_INLINE Batch<float> beside_nearest(const Batch<float>& x) {
+  return _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+SEQMIX_ALWAYS_INLINE Batch<double> beside_nearest(const Batch<double>& x) {
+  return _mm512_reduce_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 /// p 2^floor(x); 0 for an x below every normal number's exponent: a subnormal result would take a
 /// hundred times longer.
 SEQMIX_ALWAYS_INLINE Batch<float> scale(const Batch<float>& p, const Batch<float>& x) {
@@ -117,6 +124,8 @@ SEQMIX_ALWAYS_INLINE Batch<double> scale(const Batch<double>& p, const Batch<dou
 inline constexpr bool has_scale = false;
 template <class S>
 Batch<S> above_floor(const Batch<S>& x) = delete;
+template <class S>
+Batch<S> beside_nearest(const Batch<S>& x) = delete;
 template <class S>
 Batch<S> scale(const Batch<S>& p, const Batch<S>& x) = delete;
 #endif
@@ -285,12 +294,13 @@ SEQMIX_ALWAYS_INLINE Batch<S> exp2(const Batch<S>& any_x) {
 }
 
 /// 2^x of x <= 0 in the fewest instructions: the factors of states that forget, of which a scan has
-/// many at a time.
+/// many at a time. Near 0 its errors have no common sign, as they would add up over a slow memory.
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> exp2_decay(const Batch<S>& any_x) {
   using C = detail::Coefficients<S>;
   if constexpr (detail::has_scale) {
-    return detail::scale(detail::horner(detail::above_floor(any_x), C::exp2), any_x);
+    const Batch<S> r = detail::beside_nearest(any_x);
+    return detail::scale(detail::horner(r, C::centred_exp2), any_x - r);
   } else {
     const Batch<S> zero(detail::rounder<S> + S(C::bias));
     const Batch<S> x = simd::max(any_x, Batch<S>(S(-C::bias)));  // 2^-bias counts as 0

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <string_view>
-
 #include "seqmix/core/cache.hpp"
 #include "seqmix/layers/attention/heads.hpp"
 
@@ -26,7 +24,13 @@ struct AttentionDefinition : AttentionHeads<S, AttentionConfig> {
   using Scalar = S;
   using Config = AttentionConfig;
   using Weights = AttentionWeights<Scalar>;
-  static constexpr std::string_view name = "attention";
+  static constexpr Traits traits{
+      .name = "attention",
+      .title = "Softmax attention (MHA, GQA, MQA; RoPE, YaRN, ALiBi, QK-norm, soft-cap)",
+      .paper = "Vaswani 2017, arXiv:1706.03762; Ainslie 2023, arXiv:2305.13245",
+      .forward = "O(T D² + T² H K)",
+      .step = "O(D² + t H K)",
+      .state = "2 t G K"};
 
   struct State {
     Position position;              // [B]

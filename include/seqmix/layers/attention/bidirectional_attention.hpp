@@ -1,7 +1,5 @@
 #pragma once
 
-#include <string_view>
-
 #include "seqmix/layers/attention/heads.hpp"
 
 namespace seqmix {
@@ -21,7 +19,12 @@ struct BidirectionalAttentionDefinition : AttentionHeads<S, AttentionConfig> {
   using Scalar = S;
   using Config = AttentionConfig;
   using Weights = AttentionWeights<Scalar>;
-  static constexpr std::string_view name = "bidirectional_attention";
+  static constexpr Traits traits{.name = "bidirectional_attention",
+                                 .title = "Bidirectional attention",
+                                 .paper = "Devlin 2018, arXiv:1810.04805",
+                                 .forward = "O(T D² + T² H K)",
+                                 .step = "none",
+                                 .state = "none"};
 
   using AttentionHeads<S, AttentionConfig>::AttentionHeads;
   using AttentionHeads<S, AttentionConfig>::c;
@@ -38,9 +41,8 @@ struct BidirectionalAttentionDefinition : AttentionHeads<S, AttentionConfig> {
     this->project_heads(x, q, k, v, call);
     this->rotate(q, {}, call);
     this->rotate(k, {}, call);
-    this->with_score([&](auto score) {
-      self_attention(q, k, v, Band::everything(), score, o, call);
-    });
+    this->with_score(
+        [&](auto score) { self_attention(q, k, v, Band::everything(), score, o, call); });
     project(o, {{w.o_proj, y}}, call);
   }
 };

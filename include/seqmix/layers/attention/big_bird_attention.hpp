@@ -1,7 +1,6 @@
 #pragma once
 
 #include <string>
-#include <string_view>
 
 #include "seqmix/kernels/sparse_attention.hpp"
 #include "seqmix/layers/mixer.hpp"
@@ -49,7 +48,13 @@ template <class S>
 struct BigBirdAttentionDefinition {
   using Scalar = S;
   using Config = BigBirdAttentionConfig;
-  static constexpr std::string_view name = "big_bird_attention";
+  static constexpr Traits traits{.name = "big_bird_attention",
+                                 .title = "BigBird attention (window, edge and random blocks)",
+                                 .paper = "Zaheer 2020, arXiv:2007.14062",
+                                 .forward = "O(T D² + T (5 + r) C D)",
+                                 .step = "none",
+                                 .state = "none",
+                                 .has_position_limit = true};
 
   struct Weights {
     Projection<Scalar> query, key, value;
@@ -58,13 +63,14 @@ struct BigBirdAttentionDefinition {
     static void visit(auto& self, const Config& c, auto&& parameter) {
       const auto linear = [&](auto weight, auto bias, auto& projection) {
         parameter(weight, projection.weight, {c.d_model, c.d_model});
-        if (c.bias) parameter(bias, projection.bias, {c.d_model});
+        if (c.bias) parameter(bias, projection.bias, {c.d_model}, init::zeros);
       };
       linear("query.weight", "query.bias", self.query);
       linear("key.weight", "key.bias", self.key);
       linear("value.weight", "value.bias", self.value);
       if (c.n_random == 0) return;
-      parameter("random_blocks", self.random_blocks, {c.n_heads, c.n_blocks - 2, c.n_random});
+      parameter("random_blocks", self.random_blocks, {c.n_heads, c.n_blocks - 2, c.n_random},
+                init::choices(c.n_blocks));
     }
   };
 
@@ -114,8 +120,8 @@ struct BigBirdAttentionDefinition {
         for (Index draw = 0; draw < c.n_random; ++draw) {
           const Index value = w.random_blocks(h, row, draw);
           if (value >= 0 && value < c.n_blocks) continue;
-          throw ConfigError(std::string(name) + ": random_blocks(" + std::to_string(h) + ", " +
-                            std::to_string(row) + ", " + std::to_string(draw) + ") is " +
+          throw ConfigError(std::string(traits.name) + ": random_blocks(" + std::to_string(h) +
+                            ", " + std::to_string(row) + ", " + std::to_string(draw) + ") is " +
                             std::to_string(value) + ", expected a block, 0 to " +
                             std::to_string(c.n_blocks - 1));
         }

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <string>
-#include <string_view>
 
 #include "seqmix/core/cache.hpp"
 #include "seqmix/kernels/sparse_attention.hpp"
@@ -76,7 +75,8 @@ struct BlockSparseAttentionWeights : AttentionWeights<S> {
   static void visit(auto& self, const BlockSparseAttentionConfig& c, auto&& parameter) {
     AttentionWeights<S>::visit(self, c, parameter);
     if (c.layout_heads == 0) return;
-    parameter("layout", self.layout, {c.layout_heads, c.layout_blocks, c.layout_blocks});
+    parameter("layout", self.layout, {c.layout_heads, c.layout_blocks, c.layout_blocks},
+              init::causal_blocks);
   }
 };
 
@@ -102,7 +102,14 @@ struct BlockSparseAttentionDefinition
   using Config = BlockSparseAttentionConfig;
   using Weights = BlockSparseAttentionWeights<S>;
   using Heads = AttentionHeads<S, Config, Weights>;
-  static constexpr std::string_view name = "block_sparse_attention";
+  static constexpr Traits traits{
+      .name = "block_sparse_attention",
+      .title = "Block-sparse attention (Sparse Transformer, causal BigBird, layouts)",
+      .paper = "Child 2019, arXiv:1904.10509; Zaheer 2020, arXiv:2007.14062",
+      .forward = "O(T D² + Σ |A| K)",
+      .step = "O(D² + t + Σ |A| K)",
+      .state = "2 t G K",
+      .has_position_limit = true};
 
   struct State {
     Position position;              // [B]
@@ -140,7 +147,7 @@ struct BlockSparseAttentionDefinition
   }
 
   State make_state(Index batch, Index capacity, Memory memory) const {
-    position_limit().check(name, 0, capacity);
+    position_limit().check(traits.name, 0, capacity);
     const Shape<4> cache{batch, c.n_kv_heads, capacity, c.head_dim};
     const Storage storage = memory.caches();
     return {.position = {batch, memory},
@@ -177,8 +184,8 @@ struct BlockSparseAttentionDefinition
           const Index value = w.layout(h, i, j);
           if (value == 0 || (value == 1 && j <= i)) continue;
           throw ConfigError(
-              std::string(name) + ": layout(" + std::to_string(h) + ", " + std::to_string(i) +
-              ", " + std::to_string(j) + ") is " + std::to_string(value) +
+              std::string(traits.name) + ": layout(" + std::to_string(h) + ", " +
+              std::to_string(i) + ", " + std::to_string(j) + ") is " + std::to_string(value) +
               (j > i ? ", expected 0: a block sees no later one" : ", expected 0 or 1"));
         }
       }

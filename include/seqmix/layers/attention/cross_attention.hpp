@@ -1,7 +1,5 @@
 #pragma once
 
-#include <string_view>
-
 #include "seqmix/kernels/attention_policies.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
@@ -46,7 +44,12 @@ template <class S>
 struct CrossAttentionDefinition {
   using Scalar = S;
   using Config = CrossAttentionConfig;
-  static constexpr std::string_view name = "cross_attention";
+  static constexpr Traits traits{.name = "cross_attention",
+                                 .title = "Cross attention",
+                                 .paper = "Vaswani 2017, arXiv:1706.03762",
+                                 .forward = "O(T D² + T S H K)",
+                                 .step = "O(D² + S H K)",
+                                 .state = "2 S G K"};
 
   struct Weights {
     Projection<Scalar> q_proj, k_proj, v_proj, o_proj;
@@ -57,10 +60,10 @@ struct CrossAttentionDefinition {
       parameter("k_proj.weight", self.k_proj.weight, {keys, c.d_source});
       parameter("v_proj.weight", self.v_proj.weight, {keys, c.d_source});
       parameter("o_proj.weight", self.o_proj.weight, {c.d_model, queries});
-      if (c.q_bias) parameter("q_proj.bias", self.q_proj.bias, {queries});
-      if (c.k_bias) parameter("k_proj.bias", self.k_proj.bias, {keys});
-      if (c.v_bias) parameter("v_proj.bias", self.v_proj.bias, {keys});
-      if (c.o_bias) parameter("o_proj.bias", self.o_proj.bias, {c.d_model});
+      if (c.q_bias) parameter("q_proj.bias", self.q_proj.bias, {queries}, init::zeros);
+      if (c.k_bias) parameter("k_proj.bias", self.k_proj.bias, {keys}, init::zeros);
+      if (c.v_bias) parameter("v_proj.bias", self.v_proj.bias, {keys}, init::zeros);
+      if (c.o_bias) parameter("o_proj.bias", self.o_proj.bias, {c.d_model}, init::zeros);
     }
   };
 

@@ -81,17 +81,17 @@ struct AttentionWeights {
     parameter("k_proj.weight", self.k_proj.weight, {keys, c.d_model});
     parameter("v_proj.weight", self.v_proj.weight, {keys, c.d_model});
     if (c.qkv_bias) {
-      parameter("q_proj.bias", self.q_proj.bias, {queries});
-      parameter("k_proj.bias", self.k_proj.bias, {keys});
-      parameter("v_proj.bias", self.v_proj.bias, {keys});
+      parameter("q_proj.bias", self.q_proj.bias, {queries}, init::zeros);
+      parameter("k_proj.bias", self.k_proj.bias, {keys}, init::zeros);
+      parameter("v_proj.bias", self.v_proj.bias, {keys}, init::zeros);
     }
     if (c.qk_norm != QkNorm::none) {
       const bool shared = c.qk_norm == QkNorm::head;
-      parameter("q_norm.weight", self.q_norm, {shared ? c.head_dim : queries});
-      parameter("k_norm.weight", self.k_norm, {shared ? c.head_dim : keys});
+      parameter("q_norm.weight", self.q_norm, {shared ? c.head_dim : queries}, init::ones);
+      parameter("k_norm.weight", self.k_norm, {shared ? c.head_dim : keys}, init::ones);
     }
     parameter("o_proj.weight", self.o_proj.weight, {c.d_model, queries});
-    if (c.o_bias) parameter("o_proj.bias", self.o_proj.bias, {c.d_model});
+    if (c.o_bias) parameter("o_proj.bias", self.o_proj.bias, {c.d_model}, init::zeros);
   }
 };
 

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <string_view>
 
 #include "seqmix/kernels/attention_policies.hpp"
 #include "seqmix/kernels/sparse_attention.hpp"
@@ -44,7 +43,12 @@ template <class S>
 struct LongformerAttentionDefinition {
   using Scalar = S;
   using Config = LongformerAttentionConfig;
-  static constexpr std::string_view name = "longformer_attention";
+  static constexpr Traits traits{.name = "longformer_attention",
+                                 .title = "Longformer attention (window and global tokens)",
+                                 .paper = "Beltagy 2020, arXiv:2004.05150",
+                                 .forward = "O(T D² + T (W + N) D)",
+                                 .step = "none",
+                                 .state = "none"};
 
   struct Weights {
     Projection<Scalar> query, key, value, query_global, key_global, value_global;
@@ -52,7 +56,7 @@ struct LongformerAttentionDefinition {
     static void visit(auto& self, const Config& c, auto&& parameter) {
       const auto linear = [&](auto weight, auto bias, auto& projection) {
         parameter(weight, projection.weight, {c.d_model, c.d_model});
-        parameter(bias, projection.bias, {c.d_model});
+        parameter(bias, projection.bias, {c.d_model}, init::zeros);
       };
       linear("query.weight", "query.bias", self.query);
       linear("key.weight", "key.bias", self.key);
@@ -99,8 +103,8 @@ struct LongformerAttentionDefinition {
  private:
   Index globals_of(const Segment& segment) const { return std::min(c.n_global, segment.count); }
 
-  /// Calls `body(token, number, count)` for the global tokens of each segment, from `token` on in the
-  /// call and from `number` on among all of them.
+  /// Calls `body(token, number, count)` for the global tokens of each segment, from `token` on in
+  /// the call and from `number` on among all of them.
   void for_each_global_run(const Call& call, auto&& body) const {
     Index number = 0;
     for (const Segment& segment : call.segments()) {

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cmath>
-#include <string_view>
 
 #include "seqmix/core/cache.hpp"
 #include "seqmix/kernels/latent_attention.hpp"
@@ -64,7 +63,13 @@ template <class S>
 struct MultiHeadLatentAttentionDefinition {
   using Scalar = S;
   using Config = MultiHeadLatentAttentionConfig;
-  static constexpr std::string_view name = "multi_head_latent_attention";
+  static constexpr Traits traits{.name = "multi_head_latent_attention",
+                                 .title = "Multi-head latent attention (MLA; YaRN)",
+                                 .paper = "DeepSeek-AI 2024, arXiv:2405.04434",
+                                 .forward = "O(T D² + T² H (K + V))",
+                                 .step = "O(D² + t H r)",
+                                 .state = "t (r + rotary)",
+                                 .whole_sequence = true};
   static constexpr bool whole_sequence = true;  // each call expands the cache once
 
   struct Weights {
@@ -75,14 +80,14 @@ struct MultiHeadLatentAttentionDefinition {
       const Index queries = c.n_heads * c.head_k();
       if (c.q_rank > 0) {
         parameter("q_a_proj.weight", self.q_a_proj.weight, {c.q_rank, c.d_model});
-        parameter("q_a_layernorm.weight", self.q_a_layernorm, {c.q_rank});
+        parameter("q_a_layernorm.weight", self.q_a_layernorm, {c.q_rank}, init::ones);
         parameter("q_b_proj.weight", self.q_b_proj.weight, {queries, c.q_rank});
       } else {
         parameter("q_proj.weight", self.q_proj.weight, {queries, c.d_model});
       }
       parameter("kv_a_proj_with_mqa.weight", self.kv_a_proj.weight,
                 {c.kv_rank + c.rotary_dim, c.d_model});
-      parameter("kv_a_layernorm.weight", self.kv_a_layernorm, {c.kv_rank});
+      parameter("kv_a_layernorm.weight", self.kv_a_layernorm, {c.kv_rank}, init::ones);
       parameter("kv_b_proj.weight", self.kv_b_proj.weight,
                 {c.n_heads * (c.nope_dim + c.head_v), c.kv_rank});
       parameter("o_proj.weight", self.o_proj.weight, {c.d_model, c.n_heads * c.head_v});

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <string_view>
 #include <utility>
 
 #include "seqmix/core/cache.hpp"
@@ -55,7 +54,13 @@ struct SlidingWindowAttentionDefinition : AttentionHeads<S, SlidingWindowAttenti
   using Scalar = S;
   using Config = SlidingWindowAttentionConfig;
   using Weights = AttentionWeights<Scalar>;
-  static constexpr std::string_view name = "sliding_window_attention";
+  static constexpr Traits traits{
+      .name = "sliding_window_attention",
+      .title = "Sliding-window attention (sinks, dilation)",
+      .paper = "Jiang 2023, arXiv:2310.06825; Xiao 2023, arXiv:2309.17453",
+      .forward = "O(T D² + T W H K)",
+      .step = "O(D² + W H K)",
+      .state = "2 W G K"};
 
   struct State {
     Position position;             // [B]

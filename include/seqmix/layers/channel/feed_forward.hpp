@@ -1,7 +1,5 @@
 #pragma once
 
-#include <string_view>
-
 #include "seqmix/kernels/activation.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
@@ -35,18 +33,24 @@ struct FeedForwardDefinition {
   using Scalar = S;
   using Config = FeedForwardConfig;
   using State = NoState;
-  static constexpr std::string_view name = "feed_forward";
+  static constexpr Traits traits{.name = "feed_forward",
+                                 .title = "Feed-forward (SwiGLU, GeGLU, GELU)",
+                                 .paper = "Shazeer 2020, arXiv:2002.05202",
+                                 .forward = "O(T D F)",
+                                 .step = "O(D F)",
+                                 .state = "none"};
 
   struct Weights {
     Projection<Scalar> gate_proj, up_proj, down_proj;
 
     static void visit(auto& self, const Config& c, auto&& parameter) {
       if (c.gated) parameter("gate_proj.weight", self.gate_proj.weight, {c.d_ff, c.d_model});
-      if (c.gated && c.bias) parameter("gate_proj.bias", self.gate_proj.bias, {c.d_ff});
+      if (c.gated && c.bias)
+        parameter("gate_proj.bias", self.gate_proj.bias, {c.d_ff}, init::zeros);
       parameter("up_proj.weight", self.up_proj.weight, {c.d_ff, c.d_model});
-      if (c.bias) parameter("up_proj.bias", self.up_proj.bias, {c.d_ff});
+      if (c.bias) parameter("up_proj.bias", self.up_proj.bias, {c.d_ff}, init::zeros);
       parameter("down_proj.weight", self.down_proj.weight, {c.d_model, c.d_ff});
-      if (c.bias) parameter("down_proj.bias", self.down_proj.bias, {c.d_model});
+      if (c.bias) parameter("down_proj.bias", self.down_proj.bias, {c.d_model}, init::zeros);
     }
   };
 

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <string_view>
 #include <vector>
 
 #include "seqmix/kernels/activation.hpp"
@@ -69,7 +68,14 @@ struct MixtureOfExpertsDefinition {
   using Scalar = S;
   using Config = MixtureOfExpertsConfig;
   using State = NoState;
-  static constexpr std::string_view name = "mixture_of_experts";
+  static constexpr Traits traits{
+      .name = "mixture_of_experts",
+      .title = "Mixture of SwiGLU experts (Mixtral, Qwen2-MoE, OLMoE, DeepSeek-V3 routers)",
+      .paper = "Jiang 2024, arXiv:2401.04088",
+      .forward = "O(T (D E + k D F))",
+      .step = "O(D E + k D F)",
+      .state = "none",
+      .has_block_tokens = true};
 
   struct Expert {
     Projection<Scalar> w1, w2, w3;
@@ -83,7 +89,7 @@ struct MixtureOfExpertsDefinition {
     static void visit(auto& self, const Config& c, auto&& parameter) {
       parameter("gate.weight", self.gate.weight, {c.n_experts, c.d_model}, keep_float);
       if (c.router == Router::deepseek_v3) {
-        parameter("gate.e_score_correction_bias", self.correction_bias, {c.n_experts});
+        parameter("gate.e_score_correction_bias", self.correction_bias, {c.n_experts}, init::zeros);
       }
       for_each_part("experts", self.experts, c.n_experts, [&](auto& expert, Index e) {
         parameter({"experts", e, "w1.weight"}, expert.w1.weight, {c.d_ff, c.d_model});

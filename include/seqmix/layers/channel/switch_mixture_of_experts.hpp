@@ -1,6 +1,5 @@
 #pragma once
 
-#include <string_view>
 #include <vector>
 
 #include "seqmix/kernels/activation.hpp"
@@ -39,7 +38,13 @@ template <class S>
 struct SwitchMixtureOfExpertsDefinition {
   using Scalar = S;
   using Config = SwitchMixtureOfExpertsConfig;
-  static constexpr std::string_view name = "switch_mixture_of_experts";
+  static constexpr Traits traits{.name = "switch_mixture_of_experts",
+                                 .title = "Switch mixture of experts (top-1, capacity)",
+                                 .paper = "Fedus 2021, arXiv:2101.03961",
+                                 .forward = "O(T (D E + D F))",
+                                 .step = "O(D E + D F)",
+                                 .state = "E counts",
+                                 .has_block_tokens = true};
 
   struct Expert {
     Projection<Scalar> wi, wo;

@@ -57,7 +57,15 @@ template <class S>
 struct HyenaDefinition {
   using Scalar = S;
   using Config = HyenaConfig;
-  static constexpr std::string_view name = "hyena";
+  static constexpr Traits traits{.name = "hyena",
+                                 .title = "Hyena long convolution",
+                                 .paper = "Poli 2023, arXiv:2302.10866",
+                                 .forward = "O(T D² + T log T D)",
+                                 .step = "O(D² + log² t D), amortized or spread",
+                                 .state = "2 t (order - 1) D + (W - 1) (order + 1) D",
+                                 .tolerance = Tolerance::indirect,
+                                 .whole_sequence = true,
+                                 .has_position_limit = true};
   static constexpr bool whole_sequence = true;  // one FFT over all of a segment costs least
 
   /// One layer of the filters' network, h -> sin(ω ⊙ (W h + b)).
@@ -80,22 +88,24 @@ struct HyenaDefinition {
     static void visit(auto& self, const Config& c, auto&& parameter) {
       const Index width = (c.order + 1) * c.d_model, filters = (c.order - 1) * c.d_model;
       parameter("in_proj.weight", self.in_proj.weight, {width, c.d_model});
-      parameter("in_proj.bias", self.in_proj.bias, {width});
+      parameter("in_proj.bias", self.in_proj.bias, {width}, init::zeros);
       parameter("out_proj.weight", self.out_proj.weight, {c.d_model, c.d_model});
-      parameter("out_proj.bias", self.out_proj.bias, {c.d_model});
+      parameter("out_proj.bias", self.out_proj.bias, {c.d_model}, init::zeros);
       parameter("short_filter.weight", self.short_filter, {width, 1, c.conv_kernel});
-      parameter("short_filter.bias", self.short_filter_bias, {width});
-      parameter("filter_fn.bias", self.filter_bias, {filters});
-      parameter("filter_fn.pos_emb.z", self.positions, {1, c.max_length, c.filter_embedding});
-      parameter("filter_fn.pos_emb.t", self.times, {1, c.max_length, 1});
-      parameter("filter_fn.modulation.deltas", self.deltas, {1, 1, filters});
+      parameter("short_filter.bias", self.short_filter_bias, {width}, init::zeros);
+      parameter("filter_fn.bias", self.filter_bias, {filters}, init::normal(0, 0.3));
+      parameter("filter_fn.pos_emb.z", self.positions, {1, c.max_length, c.filter_embedding},
+                init::normal(0, 1));
+      parameter("filter_fn.pos_emb.t", self.times, {1, c.max_length, 1}, init::ramp);
+      parameter("filter_fn.modulation.deltas", self.deltas, {1, 1, filters}, init::uniform(1, 7));
       constexpr std::string_view network = "filter_fn.implicit_filter";
       const Index layers = c.filter_inner_layers + 1;
       for_each_part("filter_layers", self.filter_layers, layers, [&](auto& layer, Index i) {
         const Index in = i == 0 ? c.filter_embedding : c.filter_width;
         parameter({network, 2 * i, "weight"}, layer.weight, {c.filter_width, in});
-        parameter({network, 2 * i, "bias"}, layer.bias, {c.filter_width});
-        parameter({network, 2 * i + 1, "freq"}, layer.freq, {1, c.filter_width});
+        parameter({network, 2 * i, "bias"}, layer.bias, {c.filter_width}, init::zeros);
+        parameter({network, 2 * i + 1, "freq"}, layer.freq, {1, c.filter_width},
+                  init::normal(1, 0.3));
       });
       parameter({network, 2 * layers, "weight"}, self.filter_out, {filters, c.filter_width});
     }
@@ -133,7 +143,7 @@ struct HyenaDefinition {
   PositionLimit position_limit() const { return {c.max_length, "max_length"}; }
 
   State make_state(Index batch, Index capacity, Memory memory) const {
-    position_limit().check(name, 0, capacity);
+    position_limit().check(traits.name, 0, capacity);
     // No token is ever stepped from a state that ends with its call: it needs no sums.
     const bool spread = c.step_form == StepForm::spread;
     const Index orders = memory.ends_with_call() ? 0 : c.order - 1;

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <string_view>
 #include <utility>
 
 #include "seqmix/kernels/delta_rule.hpp"
@@ -45,7 +44,12 @@ template <class S>
 struct DeltaNetDefinition {
   using Scalar = S;
   using Config = DeltaNetConfig;
-  static constexpr std::string_view name = "delta_net";
+  static constexpr Traits traits{.name = "delta_net",
+                                 .title = "DeltaNet",
+                                 .paper = "Yang 2024, arXiv:2406.06484",
+                                 .forward = "O(T (D² + D K))",
+                                 .step = "O(D² + D K)",
+                                 .state = "H K V + (W - 1) (2 H K + H V)"};
 
   struct Weights {
     ConvolvedHeadsWeights<Scalar> heads;
@@ -58,7 +62,7 @@ struct DeltaNetDefinition {
                                            parameter);
       parameter("b_proj.weight", self.b_proj.weight, {c.n_heads, c.d_model}, keep_float);
       if (c.output_gate) parameter("g_proj.weight", self.g_proj.weight, {values, c.d_model});
-      parameter("o_norm.weight", self.o_norm, {c.head_v});
+      parameter("o_norm.weight", self.o_norm, {c.head_v}, init::ones);
       parameter("o_proj.weight", self.o_proj.weight, {c.d_model, values});
     }
   };

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <string_view>
 #include <utility>
 
 #include "seqmix/kernels/delta_rule.hpp"
@@ -57,7 +56,12 @@ template <class S>
 struct GatedDeltaNetDefinition {
   using Scalar = S;
   using Config = GatedDeltaNetConfig;
-  static constexpr std::string_view name = "gated_delta_net";
+  static constexpr Traits traits{.name = "gated_delta_net",
+                                 .title = "Gated DeltaNet",
+                                 .paper = "Yang 2024, arXiv:2412.06464",
+                                 .forward = "O(T (D² + D K))",
+                                 .step = "O(D² + D K)",
+                                 .state = "H K V + (W - 1) (2 G K + H V)"};
 
   struct Weights {
     Projection<Scalar> in_proj_qkvz, in_proj_ba, out_proj;
@@ -71,9 +75,9 @@ struct GatedDeltaNetDefinition {
       parameter("in_proj_ba.weight", self.in_proj_ba.weight, {2 * c.n_heads, c.d_model},
                 keep_float);
       parameter("conv1d.weight", self.conv, {channels, 1, c.conv_kernel});
-      parameter("dt_bias", self.dt_bias, {c.n_heads});
-      parameter("A_log", self.A_log, {c.n_heads});
-      parameter("norm.weight", self.norm, {c.head_v});
+      parameter("dt_bias", self.dt_bias, {c.n_heads}, init::time_steps(0.001, 0.1));
+      parameter("A_log", self.A_log, {c.n_heads}, init::log_uniform(1, 16));
+      parameter("norm.weight", self.norm, {c.head_v}, init::ones);
       parameter("out_proj.weight", self.out_proj.weight, {c.d_model, values});
     }
   };
@@ -135,8 +139,8 @@ struct GatedDeltaNetDefinition {
                v.merge(axis::head).split(axis::channel, c.n_heads, c.head_v), beta,
                ScalarDecay<Scalar>{decay}, inverse_sqrt(K), state.memory.view(), o, call);
     const auto z = part(projected, c.group_channels(), values);
-    gated_rms_norm(o.split(axis::head, G, R), z.split(axis::channel, R, c.head_v), w.norm, c.norm_eps,
-                   call);
+    gated_rms_norm(o.split(axis::head, G, R), z.split(axis::channel, R, c.head_v), w.norm,
+                   c.norm_eps, call);
     project(o, {{w.out_proj, y}}, call);
   }
 };

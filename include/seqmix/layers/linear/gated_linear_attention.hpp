@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cmath>
-#include <string_view>
 
 #include "seqmix/kernels/activation.hpp"
 #include "seqmix/kernels/linear_state.hpp"
@@ -44,7 +43,12 @@ template <class S>
 struct GatedLinearAttentionDefinition {
   using Scalar = S;
   using Config = GatedLinearAttentionConfig;
-  static constexpr std::string_view name = "gated_linear_attention";
+  static constexpr Traits traits{.name = "gated_linear_attention",
+                                 .title = "Gated linear attention (GLA)",
+                                 .paper = "Yang 2023, arXiv:2312.06635",
+                                 .forward = "O(T (D² + C D + D K))",
+                                 .step = "O(D² + D K)",
+                                 .state = "H K V"};
 
   struct Weights {
     Projection<Scalar> q_proj, k_proj, v_proj, g_proj, o_proj, gk_down, gk_up;
@@ -58,8 +62,8 @@ struct GatedLinearAttentionDefinition {
       parameter("g_proj.weight", self.g_proj.weight, {values, c.d_model});
       parameter("gk_proj.0.weight", self.gk_down.weight, {c.gate_rank, c.d_model}, keep_float);
       parameter("gk_proj.1.weight", self.gk_up.weight, {keys, c.gate_rank}, keep_float);
-      parameter("gk_proj.1.bias", self.gk_up.bias, {keys});
-      parameter("g_norm_swish_gate.weight", self.g_norm, {c.head_v});
+      parameter("gk_proj.1.bias", self.gk_up.bias, {keys}, init::zeros);
+      parameter("g_norm_swish_gate.weight", self.g_norm, {c.head_v}, init::ones);
       parameter("o_proj.weight", self.o_proj.weight, {c.d_model, values});
     }
   };
@@ -92,8 +96,8 @@ struct GatedLinearAttentionDefinition {
             call);
     project(low, {{w.gk_up, g}}, call);
     log_sigmoid(g, 1 / c.gate_normalizer, call);
-    linear_state(q, k, v, VectorDecay<Scalar>{g}, inverse_sqrt(c.head_k), state.memory.view(),
-                       o, call);
+    linear_state(q, k, v, VectorDecay<Scalar>{g}, inverse_sqrt(c.head_k), state.memory.view(), o,
+                 call);
     gated_rms_norm(o, gate, w.g_norm, c.norm_eps, call);
     project(o, {{w.o_proj, y}}, call);
   }

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <string_view>
 #include <utility>
 
 #include "seqmix/kernels/activation.hpp"
@@ -40,7 +39,12 @@ template <class S>
 struct Hgrn2Definition {
   using Scalar = S;
   using Config = Hgrn2Config;
-  static constexpr std::string_view name = "hgrn2";
+  static constexpr Traits traits{.name = "hgrn2",
+                                 .title = "HGRN2",
+                                 .paper = "Qin 2024, arXiv:2404.07904",
+                                 .forward = "O(T (D² + D K))",
+                                 .step = "O(D² + D K)",
+                                 .state = "H K V"};
 
   struct Weights {
     Projection<Scalar> q_proj, f_proj, i_proj, o_proj;
@@ -52,8 +56,8 @@ struct Hgrn2Definition {
       parameter("q_proj.weight", self.q_proj.weight, {keys, c.d_model});
       parameter("f_proj.weight", self.f_proj.weight, {keys, c.d_model}, keep_float);
       parameter("i_proj.weight", self.i_proj.weight, {values, c.d_model});
-      if (c.lower_bound) parameter("lower_bound", self.lower_bound, {keys});
-      parameter("g_norm.weight", self.g_norm, {values});
+      if (c.lower_bound) parameter("lower_bound", self.lower_bound, {keys}, init::uniform(0, 0.9));
+      parameter("g_norm.weight", self.g_norm, {values}, init::ones);
       parameter("o_proj.weight", self.o_proj.weight, {c.d_model, values});
     }
   };

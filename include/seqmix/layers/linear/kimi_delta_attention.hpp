@@ -1,6 +1,5 @@
 #pragma once
 
-#include <string_view>
 #include <utility>
 
 #include "seqmix/kernels/delta_rule.hpp"
@@ -46,7 +45,12 @@ template <class S>
 struct KimiDeltaAttentionDefinition {
   using Scalar = S;
   using Config = KimiDeltaAttentionConfig;
-  static constexpr std::string_view name = "kimi_delta_attention";
+  static constexpr Traits traits{.name = "kimi_delta_attention",
+                                 .title = "Kimi Delta Attention (KDA)",
+                                 .paper = "Kimi Team 2025, arXiv:2510.26692",
+                                 .forward = "O(T (D² + D K))",
+                                 .step = "O(D² + D K)",
+                                 .state = "H K V + (W - 1) (2 H K + H V)"};
 
   struct Weights {
     ConvolvedHeadsWeights<Scalar> heads;
@@ -59,15 +63,15 @@ struct KimiDeltaAttentionDefinition {
       const Index keys = c.n_heads * c.head_k, values = c.n_heads * c.head_v, rank = c.head_v;
       ConvolvedHeadsWeights<Scalar>::visit(self.heads, c.d_model, keys, values, c.conv_kernel,
                                            parameter);
-      parameter("A_log", self.A_log, {1, 1, c.n_heads, 1});
-      parameter("dt_bias", self.dt_bias, {keys});
+      parameter("A_log", self.A_log, {1, 1, c.n_heads, 1}, init::log_uniform(1, 16));
+      parameter("dt_bias", self.dt_bias, {keys}, init::time_steps(0.001, 0.1));
       parameter("f_a_proj.weight", self.f_a_proj.weight, {rank, c.d_model}, keep_float);
       parameter("f_b_proj.weight", self.f_b_proj.weight, {keys, rank}, keep_float);
       parameter("b_proj.weight", self.b_proj.weight, {c.n_heads, c.d_model}, keep_float);
       parameter("g_a_proj.weight", self.g_a_proj.weight, {rank, c.d_model});
       parameter("g_b_proj.weight", self.g_b_proj.weight, {values, rank});
-      if (c.gate_bias) parameter("g_b_proj.bias", self.g_b_proj.bias, {values});
-      parameter("o_norm.weight", self.o_norm, {c.head_v});
+      if (c.gate_bias) parameter("g_b_proj.bias", self.g_b_proj.bias, {values}, init::zeros);
+      parameter("o_norm.weight", self.o_norm, {c.head_v}, init::ones);
       parameter("o_proj.weight", self.o_proj.weight, {c.d_model, values});
     }
   };
@@ -116,8 +120,7 @@ struct KimiDeltaAttentionDefinition {
     project(low_g, {{w.g_b_proj, gate}}, call);
     log_decays(decay, w.dt_bias, rates, call);
     delta_shares(beta, c.negative_eigenvalues ? 2 : 1, call);
-    delta_rule(q, k, v, beta,
-               VectorDecay<Scalar>{decay.split(axis::channel, c.n_heads, c.head_k)},
+    delta_rule(q, k, v, beta, VectorDecay<Scalar>{decay.split(axis::channel, c.n_heads, c.head_k)},
                inverse_sqrt(c.head_k), state.memory.view(), o, call);
     sigmoid_gated_rms_norm(o, gate, w.o_norm, c.norm_eps, call);
     project(o, {{w.o_proj, y}}, call);

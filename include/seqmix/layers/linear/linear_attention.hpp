@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cmath>
-#include <string_view>
 
 #include "seqmix/kernels/feature_map.hpp"
 #include "seqmix/kernels/heads.hpp"
@@ -95,7 +94,14 @@ template <class S>
 struct LinearAttentionDefinition {
   using Scalar = S;
   using Config = LinearAttentionConfig;
-  static constexpr std::string_view name = "linear_attention";
+  static constexpr Traits traits{.name = "linear_attention",
+                                 .title = "Linear attention, Based, cosFormer, Performer",
+                                 .paper = "Katharopoulos 2020, arXiv:2006.16236",
+                                 .forward = "O(T (D² + D F))",
+                                 .step = "O(D² + D F)",
+                                 .state = "H F (V + 1)",
+                                 .has_position_limit = true,
+                                 .has_start_row = true};
 
   struct Weights {
     Projection<Scalar> q_proj, k_proj, v_proj, o_proj;
@@ -110,25 +116,26 @@ struct LinearAttentionDefinition {
       parameter("v_proj.weight", self.v_proj.weight, {values, c.d_model});
       parameter("o_proj.weight", self.o_proj.weight, {c.d_model, values});
       if (c.bias) {
-        parameter("q_proj.bias", self.q_proj.bias, {keys});
-        parameter("k_proj.bias", self.k_proj.bias, {keys});
-        parameter("v_proj.bias", self.v_proj.bias, {values});
+        parameter("q_proj.bias", self.q_proj.bias, {keys}, init::zeros);
+        parameter("k_proj.bias", self.k_proj.bias, {keys}, init::zeros);
+        parameter("v_proj.bias", self.v_proj.bias, {values}, init::zeros);
       }
-      if (c.bias || c.out_bias) parameter("o_proj.bias", self.o_proj.bias, {c.d_model});
+      if (c.bias || c.out_bias)
+        parameter("o_proj.bias", self.o_proj.bias, {c.d_model}, init::zeros);
       if (c.feature_map == FeatureMap::favor) {
         parameter("projection_matrix", self.features.weight, {c.n_features, c.head_k});
       }
       if (c.feature_map == FeatureMap::elementwise_product) {
         parameter("feature_map_q.layer1.weight", self.q_layer1.weight, {c.head_k, c.head_k});
-        parameter("feature_map_q.layer1.bias", self.q_layer1.bias, {c.head_k});
+        parameter("feature_map_q.layer1.bias", self.q_layer1.bias, {c.head_k}, init::zeros);
         parameter("feature_map_q.layer2.weight", self.q_layer2.weight, {c.head_k, c.head_k});
-        parameter("feature_map_q.layer2.bias", self.q_layer2.bias, {c.head_k});
+        parameter("feature_map_q.layer2.bias", self.q_layer2.bias, {c.head_k}, init::zeros);
         parameter("feature_map_k.layer1.weight", self.k_layer1.weight, {c.head_k, c.head_k});
-        parameter("feature_map_k.layer1.bias", self.k_layer1.bias, {c.head_k});
+        parameter("feature_map_k.layer1.bias", self.k_layer1.bias, {c.head_k}, init::zeros);
         parameter("feature_map_k.layer2.weight", self.k_layer2.weight, {c.head_k, c.head_k});
-        parameter("feature_map_k.layer2.bias", self.k_layer2.bias, {c.head_k});
+        parameter("feature_map_k.layer2.bias", self.k_layer2.bias, {c.head_k}, init::zeros);
       }
-      if (c.output_norm) parameter("norm.weight", self.norm, {c.head_v});
+      if (c.output_norm) parameter("norm.weight", self.norm, {c.head_v}, init::ones);
     }
   };
 

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <string_view>
-
 #include "seqmix/kernels/activation.hpp"
 #include "seqmix/kernels/exponential_gate.hpp"
 #include "seqmix/kernels/heads.hpp"
@@ -48,7 +46,12 @@ template <class S>
 struct MlstmDefinition {
   using Scalar = S;
   using Config = MlstmConfig;
-  static constexpr std::string_view name = "mlstm";
+  static constexpr Traits traits{.name = "mlstm",
+                                 .title = "mLSTM (xLSTM 7B)",
+                                 .paper = "Beck 2025, arXiv:2503.13427",
+                                 .forward = "O(T (D² + C D + D K))",
+                                 .step = "O(D² + D K)",
+                                 .state = "H (K V + K + 1)"};
 
   struct Weights {
     Projection<Scalar> q, k, v, ogate, igate, fgate, out_proj;
@@ -61,10 +64,10 @@ struct MlstmDefinition {
       parameter("v.weight", self.v.weight, {values, c.d_model});
       parameter("ogate_preact.weight", self.ogate.weight, {values, c.d_model});
       parameter("igate_preact.weight", self.igate.weight, {c.n_heads, c.d_model}, keep_float);
-      parameter("igate_preact.bias", self.igate.bias, {c.n_heads});
+      parameter("igate_preact.bias", self.igate.bias, {c.n_heads}, init::zeros);
       parameter("fgate_preact.weight", self.fgate.weight, {c.n_heads, c.d_model}, keep_float);
-      parameter("fgate_preact.bias", self.fgate.bias, {c.n_heads});
-      parameter("multihead_norm.weight", self.norm, {values});
+      parameter("fgate_preact.bias", self.fgate.bias, {c.n_heads}, init::zeros);
+      parameter("multihead_norm.weight", self.norm, {values}, init::ones);
       parameter("out_proj.weight", self.out_proj.weight, {c.d_model, values});
     }
   };

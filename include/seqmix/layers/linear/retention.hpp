@@ -89,7 +89,12 @@ template <class S>
 struct RetentionDefinition {
   using Scalar = S;
   using Config = RetentionConfig;
-  static constexpr std::string_view name = "retention";
+  static constexpr Traits traits{.name = "retention",
+                                 .title = "Retention (RetNet)",
+                                 .paper = "Sun 2023, arXiv:2307.08621",
+                                 .forward = "O(T (D² + D K))",
+                                 .step = "O(D² + D K)",
+                                 .state = "H K V"};
 
   struct Weights {
     Projection<Scalar> q_proj, k_proj, v_proj, g_proj, o_proj;
@@ -101,7 +106,7 @@ struct RetentionDefinition {
       parameter("k_proj.weight", self.k_proj.weight, {keys, c.d_model});
       parameter("v_proj.weight", self.v_proj.weight, {values, c.d_model});
       parameter("g_proj.weight", self.g_proj.weight, {values, c.d_model});
-      if (c.norm_weight) parameter("g_norm_swish_gate.weight", self.g_norm, {c.head_v});
+      if (c.norm_weight) parameter("g_norm_swish_gate.weight", self.g_norm, {c.head_v}, init::ones);
       parameter("o_proj.weight", self.o_proj.weight, {c.d_model, values});
     }
   };

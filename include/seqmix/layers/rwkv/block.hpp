@@ -5,6 +5,7 @@
 #include "seqmix/kernels/activation.hpp"
 #include "seqmix/kernels/norm.hpp"
 #include "seqmix/kernels/token_shift.hpp"
+#include "seqmix/layers/initializer.hpp"
 #include "seqmix/layers/projection.hpp"
 #include "seqmix/layers/weights.hpp"
 
@@ -56,12 +57,12 @@ struct RwkvNorms {
   Parameter<Scalar, 1> ln0, ln0_bias, ln1, ln1_bias, ln2, ln2_bias;  // [D]
 
   static void visit(auto& self, const auto& c, auto&& parameter) {
-    if (c.layer_index == 0) parameter("ln0.weight", self.ln0, {c.d_model});
-    if (c.layer_index == 0) parameter("ln0.bias", self.ln0_bias, {c.d_model});
-    parameter("ln1.weight", self.ln1, {c.d_model});
-    parameter("ln1.bias", self.ln1_bias, {c.d_model});
-    parameter("ln2.weight", self.ln2, {c.d_model});
-    parameter("ln2.bias", self.ln2_bias, {c.d_model});
+    if (c.layer_index == 0) parameter("ln0.weight", self.ln0, {c.d_model}, init::ones);
+    if (c.layer_index == 0) parameter("ln0.bias", self.ln0_bias, {c.d_model}, init::zeros);
+    parameter("ln1.weight", self.ln1, {c.d_model}, init::ones);
+    parameter("ln1.bias", self.ln1_bias, {c.d_model}, init::zeros);
+    parameter("ln2.weight", self.ln2, {c.d_model}, init::ones);
+    parameter("ln2.bias", self.ln2_bias, {c.d_model}, init::zeros);
   }
   /// The residual stream at the start of the block: x, or in layer 0 what ln0 makes of it, in y.
   View<const Scalar, 2> enter(View<const Scalar, 2> x, double eps, View<Scalar, 2> y,

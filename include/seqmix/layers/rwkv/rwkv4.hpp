@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cmath>
-#include <string_view>
 #include <utility>
 
 #include "seqmix/kernels/norm.hpp"
@@ -41,7 +40,13 @@ template <class S>
 struct Rwkv4Definition {
   using Scalar = S;
   using Config = Rwkv4Config;
-  static constexpr std::string_view name = "rwkv4";
+  static constexpr Traits traits{.name = "rwkv4",
+                                 .title = "RWKV-4 block",
+                                 .paper = "Peng 2023, arXiv:2305.13048",
+                                 .forward = "O(T (D² + D F))",
+                                 .step = "O(D² + D F)",
+                                 .state = "5 D",
+                                 .has_start_row = true};
 
   struct Weights {
     RwkvNorms<Scalar> norms;
@@ -52,17 +57,17 @@ struct Rwkv4Definition {
     static void visit(auto& self, const Config& c, auto&& parameter) {
       const Index D = c.d_model;
       RwkvNorms<Scalar>::visit(self.norms, c, parameter);
-      parameter("att.time_decay", self.decay, {D});
-      parameter("att.time_first", self.first, {D});
-      parameter("att.time_mix_k", self.att_mix_k, {1, 1, D});
-      parameter("att.time_mix_v", self.att_mix_v, {1, 1, D});
-      parameter("att.time_mix_r", self.att_mix_r, {1, 1, D});
+      parameter("att.time_decay", self.decay, {D}, init::uniform(-6, 0.5));
+      parameter("att.time_first", self.first, {D}, init::ones);
+      parameter("att.time_mix_k", self.att_mix_k, {1, 1, D}, init::uniform(0, 1));
+      parameter("att.time_mix_v", self.att_mix_v, {1, 1, D}, init::uniform(0, 1));
+      parameter("att.time_mix_r", self.att_mix_r, {1, 1, D}, init::uniform(0, 1));
       parameter("att.key.weight", self.key.weight, {D, D});
       parameter("att.value.weight", self.value.weight, {D, D});
       parameter("att.receptance.weight", self.receptance.weight, {D, D});
       parameter("att.output.weight", self.output.weight, {D, D});
-      parameter("ffn.time_mix_k", self.ffn_mix_k, {1, 1, D});
-      parameter("ffn.time_mix_r", self.ffn_mix_r, {1, 1, D});
+      parameter("ffn.time_mix_k", self.ffn_mix_k, {1, 1, D}, init::uniform(0, 1));
+      parameter("ffn.time_mix_r", self.ffn_mix_r, {1, 1, D}, init::uniform(0, 1));
       parameter("ffn.key.weight", self.ffn_key.weight, {c.d_ff, D});
       parameter("ffn.receptance.weight", self.ffn_receptance.weight, {D, D});
       parameter("ffn.value.weight", self.ffn_value.weight, {D, c.d_ff});

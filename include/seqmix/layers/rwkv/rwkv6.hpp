@@ -1,7 +1,6 @@
 #pragma once
 
 #include <array>
-#include <string_view>
 #include <utility>
 
 #include "seqmix/kernels/linear_state.hpp"
@@ -53,7 +52,12 @@ template <class S>
 struct Rwkv6Definition {
   using Scalar = S;
   using Config = Rwkv6Config;
-  static constexpr std::string_view name = "rwkv6";
+  static constexpr Traits traits{.name = "rwkv6",
+                                 .title = "RWKV-6 block (Finch)",
+                                 .paper = "Peng 2024, arXiv:2404.05892",
+                                 .forward = "O(T (D² + D F + D N))",
+                                 .step = "O(D² + D F + D N)",
+                                 .state = "H N N + 2 D"};
   enum Mix { of_w, of_k, of_v, of_r, of_g, mixes };  // the published order
 
   struct Weights {
@@ -70,15 +74,15 @@ struct Rwkv6Definition {
     static void visit(auto& self, const Config& c, auto&& parameter) {
       const Index D = c.d_model;
       RwkvNorms<Scalar>::visit(self.norms, c, parameter);
-      parameter("att.time_maa_x", self.mix_x, {1, 1, D});
-      parameter("att.time_maa_w", self.mix[of_w], {1, 1, D});
-      parameter("att.time_maa_k", self.mix[of_k], {1, 1, D});
-      parameter("att.time_maa_v", self.mix[of_v], {1, 1, D});
-      parameter("att.time_maa_r", self.mix[of_r], {1, 1, D});
-      parameter("att.time_maa_g", self.mix[of_g], {1, 1, D});
+      parameter("att.time_maa_x", self.mix_x, {1, 1, D}, init::uniform(0, 1));
+      parameter("att.time_maa_w", self.mix[of_w], {1, 1, D}, init::uniform(0, 1));
+      parameter("att.time_maa_k", self.mix[of_k], {1, 1, D}, init::uniform(0, 1));
+      parameter("att.time_maa_v", self.mix[of_v], {1, 1, D}, init::uniform(0, 1));
+      parameter("att.time_maa_r", self.mix[of_r], {1, 1, D}, init::uniform(0, 1));
+      parameter("att.time_maa_g", self.mix[of_g], {1, 1, D}, init::uniform(0, 1));
       parameter("att.time_maa_w1", self.mix_w1, {D, mixes * c.mix_rank});
       parameter("att.time_maa_w2", self.mix_w2, {mixes, c.mix_rank, D});
-      parameter("att.time_decay", self.decay, {1, 1, D});
+      parameter("att.time_decay", self.decay, {1, 1, D}, init::uniform(-6, 0.5));
       parameter("att.time_decay_w1", self.decay_w1, {D, c.decay_rank});
       parameter("att.time_decay_w2", self.decay_w2, {c.decay_rank, D});
       parameter("att.time_faaaa", self.bonus, {c.n_heads(), c.head_dim});
@@ -87,10 +91,10 @@ struct Rwkv6Definition {
       parameter("att.value.weight", self.value.weight, {D, D});
       parameter("att.gate.weight", self.gate.weight, {D, D});
       parameter("att.output.weight", self.output.weight, {D, D});
-      parameter("att.ln_x.weight", self.ln_x, {D});
-      parameter("att.ln_x.bias", self.ln_x_bias, {D});
-      parameter("ffn.time_maa_k", self.ffn_mix_k, {1, 1, D});
-      parameter("ffn.time_maa_r", self.ffn_mix_r, {1, 1, D});
+      parameter("att.ln_x.weight", self.ln_x, {D}, init::ones);
+      parameter("att.ln_x.bias", self.ln_x_bias, {D}, init::zeros);
+      parameter("ffn.time_maa_k", self.ffn_mix_k, {1, 1, D}, init::uniform(0, 1));
+      parameter("ffn.time_maa_r", self.ffn_mix_r, {1, 1, D}, init::uniform(0, 1));
       parameter("ffn.key.weight", self.ffn_key.weight, {c.d_ff, D});
       parameter("ffn.receptance.weight", self.ffn_receptance.weight, {D, D});
       parameter("ffn.value.weight", self.ffn_value.weight, {D, c.d_ff});
@@ -168,7 +172,8 @@ struct Rwkv6Definition {
     project(mixed_for(of_v), {{w.value, v}}, call);
     project(mixed_for(of_r), {{w.receptance, r}}, call);
     project(mixed_for(of_g), {{w.gate, gate}}, call);
-    linear_state(r, k, v, ReadBeforeWithBonus<Scalar>{{{decay}}, w.bonus}, 1, state.memory, o, call);
+    linear_state(r, k, v, ReadBeforeWithBonus<Scalar>{{{decay}}, w.bonus}, 1, state.memory, o,
+                 call);
     auto merged = o.merge(axis::head);  // [T, D]
     group_norm(merged, w.ln_x, w.ln_x_bias, N, c.head_norm_eps, merged, call);
     activate_gated(Activation::silu, merged, gate.merge(axis::head), call);

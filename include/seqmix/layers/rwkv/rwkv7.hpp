@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <string_view>
 #include <utility>
 
 #include "seqmix/kernels/dplr.hpp"
@@ -58,7 +57,12 @@ template <class S>
 struct Rwkv7Definition {
   using Scalar = S;
   using Config = Rwkv7Config;
-  static constexpr std::string_view name = "rwkv7";
+  static constexpr Traits traits{.name = "rwkv7",
+                                 .title = "RWKV-7 block (Goose)",
+                                 .paper = "Peng 2025, arXiv:2503.14456",
+                                 .forward = "O(T (D² + D F + D N))",
+                                 .step = "O(D² + D F + D N)",
+                                 .state = "H N N + 2 D"};
 
   struct Weights {
     RwkvNorms<Scalar> norms;
@@ -73,33 +77,33 @@ struct Rwkv7Definition {
     static void visit(auto& self, const Config& c, auto&& parameter) {
       const Index D = c.d_model;
       RwkvNorms<Scalar>::visit(self.norms, c, parameter);
-      parameter("att.x_r", self.x_r, {1, 1, D});
-      parameter("att.x_w", self.x_w, {1, 1, D});
-      parameter("att.x_k", self.x_k, {1, 1, D});
-      parameter("att.x_v", self.x_v, {1, 1, D});
-      parameter("att.x_a", self.x_a, {1, 1, D});
-      parameter("att.x_g", self.x_g, {1, 1, D});
-      parameter("att.w0", self.w0, {1, 1, D});
+      parameter("att.x_r", self.x_r, {1, 1, D}, init::uniform(0, 1));
+      parameter("att.x_w", self.x_w, {1, 1, D}, init::uniform(0, 1));
+      parameter("att.x_k", self.x_k, {1, 1, D}, init::uniform(0, 1));
+      parameter("att.x_v", self.x_v, {1, 1, D}, init::uniform(0, 1));
+      parameter("att.x_a", self.x_a, {1, 1, D}, init::uniform(0, 1));
+      parameter("att.x_g", self.x_g, {1, 1, D}, init::uniform(0, 1));
+      parameter("att.w0", self.w0, {1, 1, D}, init::uniform(-6, 0.5));
       parameter("att.w1", self.w1, {D, c.decay_rank});
       parameter("att.w2", self.w2, {c.decay_rank, D});
-      parameter("att.a0", self.a0, {1, 1, D});
+      parameter("att.a0", self.a0, {1, 1, D}, init::zeros);
       parameter("att.a1", self.a1, {D, c.rate_rank});
       parameter("att.a2", self.a2, {c.rate_rank, D});
-      if (c.layer_index > 0) parameter("att.v0", self.v0, {1, 1, D});
+      if (c.layer_index > 0) parameter("att.v0", self.v0, {1, 1, D}, init::zeros);
       if (c.layer_index > 0) parameter("att.v1", self.v1, {D, c.value_rank});
       if (c.layer_index > 0) parameter("att.v2", self.v2, {c.value_rank, D});
       parameter("att.g1", self.g1, {D, c.gate_rank});
       parameter("att.g2", self.g2, {c.gate_rank, D});
-      parameter("att.k_k", self.k_k, {1, 1, D});
-      parameter("att.k_a", self.k_a, {1, 1, D});
+      parameter("att.k_k", self.k_k, {1, 1, D}, init::ones);
+      parameter("att.k_a", self.k_a, {1, 1, D}, init::ones);
       parameter("att.r_k", self.r_k, {c.n_heads(), c.head_dim});
       parameter("att.receptance.weight", self.receptance.weight, {D, D});
       parameter("att.key.weight", self.key.weight, {D, D});
       parameter("att.value.weight", self.value.weight, {D, D});
       parameter("att.output.weight", self.output.weight, {D, D});
-      parameter("att.ln_x.weight", self.ln_x, {D});
-      parameter("att.ln_x.bias", self.ln_x_bias, {D});
-      parameter("ffn.x_k", self.ffn_x_k, {1, 1, D});
+      parameter("att.ln_x.weight", self.ln_x, {D}, init::ones);
+      parameter("att.ln_x.bias", self.ln_x_bias, {D}, init::zeros);
+      parameter("ffn.x_k", self.ffn_x_k, {1, 1, D}, init::uniform(0, 1));
       parameter("ffn.key.weight", self.ffn_key.weight, {c.d_ff, D});
       parameter("ffn.value.weight", self.ffn_value.weight, {D, c.d_ff});
     }

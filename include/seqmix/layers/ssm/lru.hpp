@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cmath>
-#include <string_view>
 #include <utility>
 
 #include "seqmix/kernels/rows.hpp"
@@ -36,7 +35,12 @@ template <class S>
 struct LruDefinition {
   using Scalar = S;
   using Config = LruConfig;
-  static constexpr std::string_view name = "lru";
+  static constexpr Traits traits{.name = "lru",
+                                 .title = "LRU",
+                                 .paper = "Orvieto 2023, arXiv:2303.06349",
+                                 .forward = "O(T D N)",
+                                 .step = "O(D N)",
+                                 .state = "2 N"};
 
   struct Weights {
     Parameter<Scalar, 1> theta_log, nu_log, gamma_log;  // [N]
@@ -45,14 +49,14 @@ struct LruDefinition {
     Parameter<Scalar, 1> D;                             // [D]
 
     static void visit(auto& self, const Config& c, auto&& parameter) {
-      parameter("theta_log", self.theta_log, {c.state_size});
-      parameter("nu_log", self.nu_log, {c.state_size});
-      parameter("gamma_log", self.gamma_log, {c.state_size});
+      parameter("theta_log", self.theta_log, {c.state_size}, init::uniform(-4, 1.8));
+      parameter("nu_log", self.nu_log, {c.state_size}, init::uniform(-4, -1));
+      parameter("gamma_log", self.gamma_log, {c.state_size}, init::uniform(-2, 0));
       parameter("B_re", self.B_re, {c.state_size, c.d_model});
       parameter("B_im", self.B_im, {c.state_size, c.d_model});
       parameter("C_re", self.C_re, {c.d_model, c.state_size});
       parameter("C_im", self.C_im, {c.d_model, c.state_size});
-      parameter("D", self.D, {c.d_model});
+      parameter("D", self.D, {c.d_model}, init::ones);
     }
   };
 

@@ -61,7 +61,12 @@ template <class S>
 struct MambaDefinition {
   using Scalar = S;
   using Config = MambaConfig;
-  static constexpr std::string_view name = "mamba";
+  static constexpr Traits traits{.name = "mamba",
+                                 .title = "Mamba (S6; Jamba, FalconMamba)",
+                                 .paper = "Gu 2023, arXiv:2312.00752",
+                                 .forward = "O(T (D² + D (R + N)))",
+                                 .step = "O(D² + D (R + N))",
+                                 .state = "D N + (W - 1) D"};
 
   struct Weights {
     Projection<Scalar> in_proj, x_proj, dt_proj, out_proj;
@@ -72,21 +77,21 @@ struct MambaDefinition {
 
     static void visit(auto& self, const Config& c, auto&& parameter) {
       parameter("in_proj.weight", self.in_proj.weight, {2 * c.d_inner, c.d_model});
-      if (c.bias) parameter("in_proj.bias", self.in_proj.bias, {2 * c.d_inner});
+      if (c.bias) parameter("in_proj.bias", self.in_proj.bias, {2 * c.d_inner}, init::zeros);
       parameter("conv1d.weight", self.conv, {c.d_inner, 1, c.conv_kernel});
-      if (c.conv_bias) parameter("conv1d.bias", self.conv_bias, {c.d_inner});
+      if (c.conv_bias) parameter("conv1d.bias", self.conv_bias, {c.d_inner}, init::zeros);
       parameter("x_proj.weight", self.x_proj.weight, {c.selected(), c.d_inner}, keep_float);
       parameter("dt_proj.weight", self.dt_proj.weight, {c.d_inner, c.dt_rank}, keep_float);
-      parameter("dt_proj.bias", self.dt_proj.bias, {c.d_inner});
+      parameter("dt_proj.bias", self.dt_proj.bias, {c.d_inner}, init::time_steps(0.001, 0.1));
       if (c.norm == MambaNorm::weighted) {
-        parameter("dt_layernorm.weight", self.dt_norm, {c.dt_rank});
-        parameter("b_layernorm.weight", self.B_norm, {c.state_size});
-        parameter("c_layernorm.weight", self.C_norm, {c.state_size});
+        parameter("dt_layernorm.weight", self.dt_norm, {c.dt_rank}, init::ones);
+        parameter("b_layernorm.weight", self.B_norm, {c.state_size}, init::ones);
+        parameter("c_layernorm.weight", self.C_norm, {c.state_size}, init::ones);
       }
-      parameter("A_log", self.A_log, {c.d_inner, c.state_size});
-      parameter("D", self.D, {c.d_inner});
+      parameter("A_log", self.A_log, {c.d_inner, c.state_size}, init::log_uniform(1, 16));
+      parameter("D", self.D, {c.d_inner}, init::ones);
       parameter("out_proj.weight", self.out_proj.weight, {c.d_model, c.d_inner});
-      if (c.bias) parameter("out_proj.bias", self.out_proj.bias, {c.d_model});
+      if (c.bias) parameter("out_proj.bias", self.out_proj.bias, {c.d_model}, init::zeros);
     }
   };
 

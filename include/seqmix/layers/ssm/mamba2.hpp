@@ -86,7 +86,12 @@ template <class S>
 struct Mamba2Definition {
   using Scalar = S;
   using Config = Mamba2Config;
-  static constexpr std::string_view name = "mamba2";
+  static constexpr Traits traits{.name = "mamba2",
+                                 .title = "Mamba-2 (SSD)",
+                                 .paper = "Dao 2024, arXiv:2405.21060",
+                                 .forward = "O(T (D² + C D + D N))",
+                                 .step = "O(D² + D N)",
+                                 .state = "H N P + (W - 1) (H P + 2 G N)"};
 
   struct Weights {
     Projection<Scalar> in_proj, out_proj;
@@ -99,16 +104,17 @@ struct Mamba2Definition {
       parameter("in_proj.weight", self.in_proj.weight,
                 {c.inner() + c.channels() + c.n_heads, c.d_model}, keep_float.last(c.n_heads));
       if (c.bias) {
-        parameter("in_proj.bias", self.in_proj.bias, {c.inner() + c.channels() + c.n_heads});
+        parameter("in_proj.bias", self.in_proj.bias, {c.inner() + c.channels() + c.n_heads},
+                  init::zeros);
       }
       parameter("conv1d.weight", self.conv, {c.channels(), 1, c.conv_kernel});
-      if (c.conv_bias) parameter("conv1d.bias", self.conv_bias, {c.channels()});
-      parameter("dt_bias", self.dt_bias, {c.n_heads});
-      parameter("A_log", self.A_log, {c.n_heads});
-      parameter("D", self.D, {c.n_heads});
-      if (c.rms_norm) parameter("norm.weight", self.norm, {c.inner()});
+      if (c.conv_bias) parameter("conv1d.bias", self.conv_bias, {c.channels()}, init::zeros);
+      parameter("dt_bias", self.dt_bias, {c.n_heads}, init::time_steps(0.001, 0.1));
+      parameter("A_log", self.A_log, {c.n_heads}, init::log_uniform(1, 16));
+      parameter("D", self.D, {c.n_heads}, init::ones);
+      if (c.rms_norm) parameter("norm.weight", self.norm, {c.inner()}, init::ones);
       parameter("out_proj.weight", self.out_proj.weight, {c.d_model, c.inner()});
-      if (c.bias) parameter("out_proj.bias", self.out_proj.bias, {c.d_model});
+      if (c.bias) parameter("out_proj.bias", self.out_proj.bias, {c.d_model}, init::zeros);
     }
   };
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -48,7 +47,12 @@ template <class S>
 struct RgLruDefinition {
   using Scalar = S;
   using Config = RgLruConfig;
-  static constexpr std::string_view name = "rg_lru";
+  static constexpr Traits traits{.name = "rg_lru",
+                                 .title = "RG-LRU (Griffin, Hawk, RecurrentGemma)",
+                                 .paper = "De 2024, arXiv:2402.19427",
+                                 .forward = "O(T (D² + D P))",
+                                 .step = "O(D² + D P)",
+                                 .state = "D + (W - 1) D"};
 
   struct Weights {
     Projection<Scalar> linear_y, linear_x, linear_out;
@@ -60,18 +64,18 @@ struct RgLruDefinition {
     static void visit(auto& self, const Config& c, auto&& parameter) {
       const Index D = c.lru_width, H = c.n_heads, P = c.head_dim();
       parameter("linear_y.weight", self.linear_y.weight, {D, c.d_model});
-      parameter("linear_y.bias", self.linear_y.bias, {D});
+      parameter("linear_y.bias", self.linear_y.bias, {D}, init::zeros);
       parameter("linear_x.weight", self.linear_x.weight, {D, c.d_model});
-      parameter("linear_x.bias", self.linear_x.bias, {D});
+      parameter("linear_x.bias", self.linear_x.bias, {D}, init::zeros);
       parameter("conv_1d.weight", self.conv, {D, 1, c.conv_kernel});
-      parameter("conv_1d.bias", self.conv_bias, {D});
-      parameter("rg_lru.recurrent_param", self.recurrent_param, {D});
+      parameter("conv_1d.bias", self.conv_bias, {D}, init::zeros);
+      parameter("rg_lru.recurrent_param", self.recurrent_param, {D}, init::uniform(-6, 0));
       parameter("rg_lru.input_gate_weight", self.input_gate_weight, {H, P, P});
-      parameter("rg_lru.input_gate_bias", self.input_gate_bias, {H, P});
+      parameter("rg_lru.input_gate_bias", self.input_gate_bias, {H, P}, init::zeros);
       parameter("rg_lru.recurrent_gate_weight", self.recurrent_gate_weight, {H, P, P});
-      parameter("rg_lru.recurrent_gate_bias", self.recurrent_gate_bias, {H, P});
+      parameter("rg_lru.recurrent_gate_bias", self.recurrent_gate_bias, {H, P}, init::zeros);
       parameter("linear_out.weight", self.linear_out.weight, {c.d_model, D});
-      parameter("linear_out.bias", self.linear_out.bias, {c.d_model});
+      parameter("linear_out.bias", self.linear_out.bias, {c.d_model}, init::zeros);
     }
   };
 

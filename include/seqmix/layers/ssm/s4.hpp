@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <complex>
-#include <string_view>
 #include <utility>
 
 #include "seqmix/kernels/activation.hpp"
@@ -46,7 +45,13 @@ template <class S>
 struct S4Definition {
   using Scalar = S;
   using Config = S4Config;
-  static constexpr std::string_view name = "s4";
+  static constexpr Traits traits{.name = "s4",
+                                 .title = "S4 (diagonal plus low rank)",
+                                 .paper = "Gu 2021, arXiv:2111.00396",
+                                 .forward = "O(T (D² + N D))",
+                                 .step = "O(D² + N D)",
+                                 .state = "N D",
+                                 .tolerance = Tolerance::indirect};
 
   struct Weights {
     Parameter<Scalar, 4> C;               // [1, D, N / 2, {re, im}]
@@ -61,12 +66,12 @@ struct S4Definition {
       parameter("kernel.C", self.C, {1, c.d_model, pairs, 2});
       parameter("kernel.B", self.B, {1, c.n_ssm, pairs, 2});
       parameter("kernel.P", self.P, {1, c.n_ssm, pairs, 2});
-      parameter("kernel.A_real", self.A_real, {c.n_ssm, pairs});
-      parameter("kernel.A_imag", self.A_imag, {c.n_ssm, pairs});
-      parameter("kernel.inv_dt", self.inv_dt, {c.d_model, 1});
-      parameter("D", self.D, {1, c.d_model});
+      parameter("kernel.A_real", self.A_real, {c.n_ssm, pairs}, init::normal(-0.7, 0.3));
+      parameter("kernel.A_imag", self.A_imag, {c.n_ssm, pairs}, init::uniform(0, 10));
+      parameter("kernel.inv_dt", self.inv_dt, {c.d_model, 1}, init::uniform(-4.6, -1.6));
+      parameter("D", self.D, {1, c.d_model}, init::ones);
       parameter("output_linear.0.weight", self.output.weight, {2 * c.d_model, c.d_model});
-      parameter("output_linear.0.bias", self.output.bias, {2 * c.d_model});
+      parameter("output_linear.0.bias", self.output.bias, {2 * c.d_model}, init::zeros);
     }
   };
 

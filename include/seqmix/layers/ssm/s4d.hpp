@@ -48,7 +48,12 @@ template <class S>
 struct S4DDefinition {
   using Scalar = S;
   using Config = S4DConfig;
-  static constexpr std::string_view name = "s4d";
+  static constexpr Traits traits{.name = "s4d",
+                                 .title = "S4D (diagonal)",
+                                 .paper = "Gu 2022, arXiv:2206.11893",
+                                 .forward = "O(T (D² + N D))",
+                                 .step = "O(D² + N D)",
+                                 .state = "N D"};
 
   struct Weights {
     Parameter<Scalar, 3> C;                   // [D, N / 2, {re, im}]
@@ -61,12 +66,12 @@ struct S4DDefinition {
     static void visit(auto& self, const Config& c, auto&& parameter) {
       const Index pairs = c.state_size / 2;
       parameter("kernel.C", self.C, {c.d_model, pairs, 2});
-      parameter("kernel.log_dt", self.log_dt, {c.d_model});
-      parameter("kernel.log_A_real", self.log_A_real, {c.d_model, pairs});
-      parameter("kernel.A_imag", self.A_imag, {c.d_model, pairs});
-      parameter("D", self.D, {c.d_model});
+      parameter("kernel.log_dt", self.log_dt, {c.d_model}, init::uniform(-4.6, -1.6));
+      parameter("kernel.log_A_real", self.log_A_real, {c.d_model, pairs}, init::normal(-0.7, 0.3));
+      parameter("kernel.A_imag", self.A_imag, {c.d_model, pairs}, init::uniform(0, 10));
+      parameter("D", self.D, {c.d_model}, init::ones);
       parameter("output_linear.0.weight", self.output_weight, {2 * c.d_model, c.d_model, 1});
-      parameter("output_linear.0.bias", self.output_bias, {2 * c.d_model});
+      parameter("output_linear.0.bias", self.output_bias, {2 * c.d_model}, init::zeros);
     }
   };
 

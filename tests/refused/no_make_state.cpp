@@ -1,0 +1,6 @@
+#include "refused/definition.hpp"
+
+struct Misspelt : Whole {
+  State make_state(seqmix::Index) const { return {}; }
+};
+int main() { seqmix::Mixer<Misspelt> layer({}, {}); }
