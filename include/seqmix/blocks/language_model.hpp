@@ -159,8 +159,8 @@ class LanguageModel {
     const Index B = tokens.extent(0), T = tokens.extent(1);
     auto scratch = context.scratch<Segment>();
     Segment* const segments = scratch(B).data();
-    if (context.form() != Form::automatic) form = context.form();
-    for (Index b = 0; b < B; ++b) segments[b] = {b, b * T, T, form};
+    const Form settled = detail::settled_form(context, form, T);
+    for (Index b = 0; b < B; ++b) segments[b] = {b, b * T, T, settled};
     const Segments all(segments, static_cast<std::size_t>(B));
     check(state, all, B * T, context);
     if (tokens.empty()) return;

@@ -186,7 +186,7 @@ class StateCheck {
     throw CapacityError(std::string(layer_) + ": state " + member.text() + " holds " +
                         std::to_string(past) + " tokens, " + std::to_string(coming) +
                         " more do not fit in its capacity of " + std::to_string(capacity) +
-                        "; reserve more");
+                        "; grow the state");
   }
 
  private:

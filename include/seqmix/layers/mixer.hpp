@@ -437,7 +437,8 @@ class Mixer<Definition> {
 
   /// Makes all later calls of at most `rows` segments and `tokens` tokens in all free of
   /// allocation, at the precision, algorithm and form that the context has. Finds out what they
-  /// need by computing some.
+  /// need by computing some. With an executor a worker may still grow in a call that is cut into
+  /// work in another way than those were.
   void prepare(Context& context, Index rows, Index tokens) const {
     rows = std::min(rows, tokens);
     if (rows < 0 || tokens < 0) {
@@ -484,10 +485,6 @@ class Mixer<Definition> {
     const View<Index, 1> coming = scratch(has_rows ? batch : 0);
     detail::check_segments(name, segments, tokens, has_rows, coming);
     check_state(state, batch, [&](Index row) { return coming[row]; });
-  }
-  /// The same by `tokens` tokens of each of `batch` rows.
-  void check(const State& state, Index batch, Index tokens) const requires continues {
-    check_state(state, batch, [&](Index) { return tokens; });
   }
 
   /// Sets batch row `row` back to the state before its first token. Allocates nothing.
@@ -560,8 +557,8 @@ class Mixer<Definition> {
       const auto out = y.slice(axis::row, first, rows);
       auto segments = context.scratch<Segment>();
       auto numbers = context.scratch<Scalar>();
-      Call call = batch_call(context, segments, first, rows, T,
-                             context.form() == Form::automatic ? form : context.form());
+      Call call =
+          batch_call(context, segments, first, rows, T, detail::settled_form(context, form, T));
       if (form == Form::recurrent) call = call.with(Precision::fp32);
       const Side of_rows = detail::tokens_of(definition_, side, first * T, rows * T);
       if (in.template mergeable<0>() && out.template mergeable<0>()) {
@@ -578,11 +575,11 @@ class Mixer<Definition> {
                      View<Scalar, 2> y, Context& context, const Side& side) const {
     auto scratch = context.scratch<Segment>();
     Segment* const segments = scratch(cu_seqlens.extent(0) - 1).data();
-    const Form form = context.form() == Form::automatic ? Form::parallel : context.form();
     std::size_t n = 0;
     for (Index row = 0; row + 1 < cu_seqlens.extent(0); ++row) {
       const Index first = cu_seqlens[row], count = cu_seqlens[row + 1] - first;
-      if (count > 0) segments[n++] = {row, first, count, form};
+      if (count == 0) continue;
+      segments[n++] = {row, first, count, detail::settled_form(context, Form::parallel, count)};
     }
     run(x, state, y, Call(context, Segments(segments, n)), side);
   }
