@@ -22,7 +22,7 @@ SEQMIX_BEGIN_NAMESPACE
 /// (2n, 2n + 1).
 enum class RotaryLayout { half_split, interleaved };
 
-/// How the angles of a longer call are made from those of the call that was trained on.
+/// How the angles of a longer context are made from those of the context that was trained on.
 enum class RopeScaling { none, linear, ntk, yarn, llama3 };
 constexpr std::array<std::string_view, 5> names_of(RopeScaling) {
   return {"none", "linear", "ntk", "yarn", "llama3"};
@@ -41,7 +41,7 @@ constexpr std::array<std::string_view, 5> names_of(RopeScaling) {
 struct RopeScalingConfig {
   RopeScaling kind = RopeScaling::none;
   double factor = 1;
-  Index original_length = 0;  // tokens of the call that was trained on
+  Index original_length = 0;  // tokens of the context that was trained on
   double beta_fast = 32, beta_slow = 1;
   double attention_factor = 0;  // 0: 0.1 ln(factor) + 1
   double low_freq_factor = 1, high_freq_factor = 4;
@@ -89,7 +89,7 @@ class RotaryFrequencies {
   /// θ_n = base^(-2n / rotary_dim).
   RotaryFrequencies(Index rotary_dim, double base)
       : RotaryFrequencies(inverse_powers(rotary_dim, base)) {}
-  /// The same for a longer call.
+  /// The same for a longer context.
   RotaryFrequencies(Index rotary_dim, double base, const RopeScalingConfig& scaling)
       : RotaryFrequencies(scaled(rotary_dim, base, scaling)) {
     amplitude_ = scaling.amplitude();
