@@ -1,5 +1,5 @@
 # Install rules and the package that find_package(seqmix) reads. All of it is independent of the
-# machine, so it goes to share/.
+# machine, so it goes to share/. The program `verify` is installed beside where it is built: tests.
 
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
@@ -22,8 +22,9 @@ write_basic_package_version_file(
 )
 install(
   FILES "${PROJECT_SOURCE_DIR}/cmake/seqmix-config.cmake"
-        "${PROJECT_SOURCE_DIR}/cmake/find.cmake"
+        "${PROJECT_SOURCE_DIR}/cmake/compiled.cmake" "${PROJECT_SOURCE_DIR}/cmake/find.cmake"
         "${PROJECT_BINARY_DIR}/seqmix-config-version.cmake"
   DESTINATION "${package_directory}"
 )
+install(DIRECTORY "${PROJECT_SOURCE_DIR}/cmake/compiled" DESTINATION "${package_directory}")
 install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DATADIR}/doc/seqmix")

@@ -1,5 +1,6 @@
-# find_package(seqmix [COMPONENTS io]): seqmix::seqmix and seqmix::io, which reads files. Without
-# nlohmann-json the component io is not found, and who links seqmix::io all the same is told why.
+# find_package(seqmix [COMPONENTS io compiled]): seqmix::seqmix, seqmix::io, which reads files, and
+# seqmix::compiled, a static library of the layers, which is built here for who links it. Without
+# nlohmann-json there is seqmix::seqmix alone, and who links the others all the same is told why.
 
 cmake_policy(VERSION 3.16)
 include("${CMAKE_CURRENT_LIST_DIR}/find.cmake")
@@ -27,18 +28,30 @@ else()
 endif()
 if(seqmix_io_FOUND)
   include("${CMAKE_CURRENT_LIST_DIR}/seqmix-io-targets.cmake")
-elseif(NOT TARGET seqmix::io)
+  include("${CMAKE_CURRENT_LIST_DIR}/compiled.cmake")
+  if(NOT TARGET seqmix_compiled)
+    seqmix_add_compiled(seqmix_compiled ${SEQMIX_COMPILED_SCALARS})
+    add_library(seqmix::compiled ALIAS seqmix_compiled)
+  endif()
+else()
   # No generator expression has such a name: CMake refuses it, with the sentence, if it is linked.
-  add_library(seqmix::io INTERFACE IMPORTED)
-  set_target_properties(
-    seqmix::io PROPERTIES INTERFACE_COMPILE_DEFINITIONS "$<${seqmix_io_MISSING}>"
-  )
+  foreach(target seqmix::io seqmix::compiled)
+    if(NOT TARGET ${target})
+      add_library(${target} INTERFACE IMPORTED)
+      set_target_properties(
+        ${target} PROPERTIES INTERFACE_COMPILE_DEFINITIONS "$<${seqmix_io_MISSING}>"
+      )
+    endif()
+  endforeach()
 endif()
+set(seqmix_compiled_FOUND ${seqmix_io_FOUND})
+set(seqmix_compiled_MISSING "${seqmix_io_MISSING}")
 
 foreach(component IN LISTS seqmix_FIND_COMPONENTS)
-  if(NOT component STREQUAL "io")
+  if(NOT component MATCHES "^(io|compiled)$")
     set(seqmix_${component}_FOUND FALSE)
-    set(seqmix_${component}_MISSING "seqmix has no component ${component}; there is io")
+    set(seqmix_${component}_MISSING
+        "seqmix has no component ${component}; there are io and compiled")
   endif()
   if(seqmix_FIND_REQUIRED_${component} AND NOT seqmix_${component}_FOUND)
     set(seqmix_FOUND FALSE)

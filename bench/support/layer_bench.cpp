@@ -77,7 +77,11 @@ void add_line(const LayerLine& line, const AnyMixer<float>& layer) {
   };
   const auto make_state = [layer](Index capacity, Context& context) {
     if (layer.d_source() == 0) return layer.make_state(1, capacity);
-    return layer.make_state(random_input(source_length, layer.d_source()), context);
+    auto state = layer.make_state(1, source_length);
+    const seqmix::Segment whole{0, 0, source_length};
+    layer.read(random_input(source_length, layer.d_source()).view()[0], {&whole, 1}, state,
+               context);
+    return state;
   };
   const auto add_forward = [&](const char* verb, Index T, seqmix::Algorithm algorithm) {
     add(name(verb, T), [line, layer, make_state, T, algorithm](benchmark::State& run) {

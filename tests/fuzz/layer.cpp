@@ -26,8 +26,10 @@ void run(const seqmix::AnyMixer<float>& layer) {
   for (Index i = 0; i < x.size(); ++i) x.data()[i] = static_cast<float>(i % 7) - 3;
   seqmix::Context context;
   if (layer.d_source() > 0) {
-    const seqmix::Tensor<float, 3> source({2, 5, layer.d_source()});
-    auto state = layer.make_state(source, context);
+    const seqmix::Tensor<float, 2> source({5, layer.d_source()});
+    const seqmix::Segment segments[] = {{0, 0, 2}, {1, 2, 3}};
+    auto state = layer.make_state(2, 7);
+    layer.read(source, segments, state, context);
     layer.prefill(x, state, x, context, sides);
     return;
   }

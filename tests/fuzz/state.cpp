@@ -36,6 +36,7 @@ const std::vector<Case>& cases() {
         {"s4d", R"({"d_model": 4, "state_size": 4})"},
         {"rwkv6", R"({"d_model": 8, "head_dim": 4, "d_ff": 8, "mix_rank": 2, "decay_rank": 2})"},
         {"switch_mixture_of_experts", R"({"d_model": 4, "d_ff": 4, "n_experts": 2})"},
+        {"cross_attention", R"({"d_model": 8, "d_source": 4, "n_heads": 2, "head_dim": 4})"},
     };
     std::vector<Case> result;
     const auto& registry = support::registry<float>();
@@ -45,6 +46,11 @@ const std::vector<Case>& cases() {
       const auto weights = support::random_layer_weights(registry, name, config);
       auto layer = registry.make(name, config, weights, "", {seqmix::Storage::native, caches});
       auto state = layer.make_state(1, 16);
+      if (layer.d_source() > 0) {
+        seqmix::Context context;
+        const seqmix::Segment segment{0, 0, 5};
+        layer.read(seqmix::Tensor<float, 2>({5, layer.d_source()}), {&segment, 1}, state, context);
+      }
       result.push_back({std::move(layer), std::move(state)});
     }
     return result;

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <random>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -101,6 +102,60 @@ File continued(const std::string& name, Index cut) {
     file.tensors[tensor].shape = shape;
   }
   return file;
+}
+
+/// Keeps what is heard by name, with the token at which each piece begins.
+struct Heard final : Trace {
+  struct Piece {
+    Index first;
+    std::vector<Index> shape;
+    std::vector<double> numbers;
+  };
+  std::map<std::string, std::vector<Piece>> pieces;
+
+  void hear(std::string_view name, Index first, std::span<const Index> shape,
+            std::span<const double> numbers) override {
+    pieces[std::string(name)].push_back(
+        {first, {shape.begin(), shape.end()}, {numbers.begin(), numbers.end()}});
+  }
+};
+
+/// The layer of a golden file on `tokens` random tokens: y and the intermediates are those of
+/// steps.
+File traced(const std::string& name, Index tokens) {
+  File file(name);
+  const AnyMixer<double> layer = support::registry<double>().load(Safetensors::open(golden / name));
+  std::erase_if(file.tensors, [](const auto& one) { return !one.first.starts_with("weights."); });
+  const Index B = 2, D = layer.d_model();
+  Tensor<double, 3> x({B, tokens, D}), y(x.shape());
+  std::mt19937 random(3);
+  std::normal_distribution<double> normal;
+  std::generate_n(x.data(), x.size(), [&] { return normal(random); });
+  Heard heard;
+  Context context;
+  context.set_trace(&heard);
+  AnyState state = layer.make_state(B, tokens);
+  for (Index t = 0; t < tokens; ++t) {
+    layer.step(x.view().at<1>(t), state, y.view().at<1>(t), context);
+  }
+  for (const auto& [intermediate, pieces] : heard.pieces) {
+    CHECK(std::ssize(pieces) == tokens);  // a step is one call
+    const Index width = std::ssize(pieces[0].numbers) / B;
+    Tensor<double, 3> all({B, tokens, width});
+    for (Index t = 0; t < tokens; ++t) {
+      const auto& piece = pieces[static_cast<std::size_t>(t)];
+      CHECK((piece.first == 0 && piece.shape[0] == B));
+      copy(View<const double, 2>(piece.numbers.data(), {B, width}), all.view().at<1>(t));
+    }
+    file.set<3>("trace." + intermediate, all.view());
+  }
+  file.set<3>("x", x.view()), file.set<3>("y", y.view());
+  return file;
+}
+Printed run_trace(const File& file) {
+  const TemporaryFolder folder;
+  file.save(folder.path() / "layer.safetensors");
+  return run({"--trace", (folder.path() / "layer.safetensors").string()});
 }
 
 /// A user's own layer: y_t = y_{t-1} + w ⊙ x_t.
@@ -309,8 +364,108 @@ TEST_CASE("a failure says where") {
              ContainsSubstring("\n  prefill: state.memory first differs at [1, 0, 2, 1]: got "));
 
   file.set<1>("state.memory", Tensor<double, 1>({3}).view());
-  CHECK_THAT(run_file(file).out, ContainsSubstring("prefill: state.memory: the layer has ") &&
-                                     ContainsSubstring(" numbers, the file 3\n"));
+  CHECK_THAT(run_file(file).out, ContainsSubstring("prefill: state.memory has ") &&
+                                     ContainsSubstring(" numbers, expected 3\n"));
+}
+
+TEST_CASE("verify --trace compares intermediates") {
+  struct Traced {
+    const char* file;
+    std::vector<std::string> names;
+  };
+  // Longer than a block of time; steps, which made the file, are blocks of their own.
+  for (const Traced& one :
+       {Traced{"gated_linear_attention--odd.safetensors", {"q", "k", "v", "g", "o"}},
+        Traced{"attention--llama-grouped-odd.safetensors", {"q", "k", "v", "o"}},
+        Traced{"mamba2--odd.safetensors", {"dt", "x", "B", "C", "o"}}}) {
+    INFO(one.file);
+    const Printed printed = run_trace(traced(one.file, 300));
+    INFO(printed.out << printed.errors);
+    CHECK(printed.status == 0);
+    CHECK_THAT(printed.out, StartsWith("ok "));
+    std::istringstream lines(printed.out);
+    std::string line;
+    std::getline(lines, line);
+    for (const std::string& name : one.names) {
+      std::getline(lines, line);
+      const std::string begin = "  trace " + name + "=";
+      REQUIRE_THAT(line, StartsWith(begin));
+      std::size_t length = 0;
+      CHECK(std::stod(line.substr(begin.size()), &length) < 1e-12);
+      CHECK(begin.size() + length == line.size());  // no remark
+    }
+    CHECK(!std::getline(lines, line));
+  }
+}
+
+TEST_CASE("verify --trace says where an intermediate differs and which has no counterpart") {
+  File file = traced("gated_linear_attention--odd.safetensors", 300);
+  Tensor<double, 3> keys = file.numbers("trace.k");
+  keys(1, 290, 3) += 1, keys(0, 291, 2) += 1;
+  file.set<3>("trace.k", keys.view());
+  file.set<3>("trace.z", keys.view());
+  file.set<3>("trace.q", keys.view().slice<1>(0, 299));
+  file.tensors.erase("trace.v");
+  const Printed printed = run_trace(file);
+  INFO(printed.out);
+  CHECK(printed.status == 0);  // the outputs are right
+  CHECK_THAT(printed.out,
+             ContainsSubstring(": first differs at token 290, channel 3, row 1: got ") &&
+                 ContainsSubstring("\n  trace q=inf: the layer's is [2, 300, ") &&
+                 ContainsSubstring(", the file's [2, 299, ") &&
+                 ContainsSubstring("\n  trace v=none: the file has no tensor trace.v\n") &&
+                 ContainsSubstring("\n  trace z=none: the layer names no such intermediate\n"));
+
+  // Parts of one layer that use one name cannot be told apart.
+  detail::TraceCollector collector(1, 2);
+  const std::vector<double> numbers(6, 1.0);
+  const Index shape[] = {2, 3}, other[] = {1, 2, 3};
+  collector.hear("q", 0, shape, numbers), collector.hear("k", 0, shape, numbers);
+  collector.hear("o", 0, other, numbers), collector.hear("o", 1, other, numbers);
+  collector.hear("k", 0, shape, numbers);
+  REQUIRE(collector.list().size() == 3);
+  CHECK((!collector.list()[0].is_ambiguous && collector.list()[1].is_ambiguous));
+  CHECK((!collector.list()[2].is_ambiguous &&
+         collector.list()[2].shape == std::vector<Index>{1, 2, 2, 3}));
+}
+
+TEST_CASE("a listener hears each token once, wherever it lies in a call") {
+  const char* const name = "gated_linear_attention--odd.safetensors";
+  const AnyMixer<double> layer = support::registry<double>().load(Safetensors::open(golden / name));
+  const Index B = 3, T = 150, D = layer.d_model();
+  Tensor<double, 3> x({B, T + 1, D}), y(x.shape());
+  std::mt19937 random(5);
+  std::normal_distribution<double> normal;
+  std::generate_n(x.data(), x.size(), [&] { return normal(random); });
+  const auto tokens = [&](Tensor<double, 3>& all) { return all.view().slice<1>(0, T); };
+  Tensor<double, 3> dense({B, T, D}), out(dense.shape());
+  copy(tokens(x), dense.view());
+
+  Heard of_dense, of_strided, of_segments;
+  Context context;
+  context.set_trace(&of_dense);
+  layer.forward(dense, out, context);
+  context.set_trace(&of_strided);  // rows with gaps between them are gathered
+  layer.forward(tokens(x), tokens(y), context);
+  context.set_trace(&of_segments);
+  AnyState state = layer.make_state(B);
+  const Segment segments[] = {{0, 0, T}, {1, T, T}, {2, 2 * T, T}};
+  layer.advance(dense.view().merge(axis::row), segments, state, out.view().merge(axis::row),
+                context);
+  const auto together = [&](const Heard& heard) {
+    std::vector<double> all;
+    Index next = 0;
+    for (const Heard::Piece& piece : heard.pieces.at("k")) {
+      CHECK(piece.first == next);
+      next += piece.shape[0];
+      all.insert(all.end(), piece.numbers.begin(), piece.numbers.end());
+    }
+    CHECK(next == B * T);
+    return all;
+  };
+  CHECK(of_dense.pieces.at("k").size() > 1);
+  CHECK(together(of_dense) == together(of_segments));
+  CHECK(together(of_dense) == together(of_strided));
 }
 
 TEST_CASE("verify describes every layer") {
@@ -321,7 +476,7 @@ TEST_CASE("verify describes every layer") {
     CHECK(printed.status == 0);
     CHECK_THAT(printed.out, StartsWith(name + ": " + std::string(registry.traits(name).title)));
     for (const auto& field : registry.fields(name)) {
-      CHECK_THAT(printed.out, ContainsSubstring("\n  " + field.name + " "));
+      CHECK_THAT(printed.out, ContainsSubstring("\n  " + field.keys.back() + " "));
     }
   }
 
@@ -339,11 +494,35 @@ TEST_CASE("verify describes every layer") {
              ContainsSubstring("one of none, linear, ntk, yarn, llama3\n") &&
                  ContainsSubstring("; counts only where rotary_dim is positive\n") &&
                  ContainsSubstring("keys      [B, 1, t, 16]"));
-  CHECK_THAT(
-      run({"--describe", "cross_attention"}).out,
-      ContainsSubstring("in.source  [B, S, 16]") && ContainsSubstring("keys    [B, 1, S, 16]"));
+  CHECK_THAT(run({"--describe", "cross_attention"}).out,
+             ContainsSubstring("in.source  [B, S, 16]") &&
+                 ContainsSubstring("keys           [B, 1, S, 16]"));
   CHECK_THAT(run({"--describe", "bidirectional_attention"}).out,
              ContainsSubstring("no state: forward is the only verb"));
+}
+
+TEST_CASE("verify describes parts that are alike once") {
+  const Printed printed = run({"--describe", "jamba_block", R"({"d_model": 24})"});
+  for (const char* const text :
+       {"\nconfig\n  field    default   values\n  d_model  required  integer, at least 1\n\n",
+        "\nconfig of layers.0, layers.1, layers.2, layers.3, layers.4, layers.5, layers.6, "
+        "layers.7\n"
+        "  field     default  values\n  d_model   outer    integer, at least 1\n  norm_eps  1e-06 ",
+        "\nconfig of layers.4.mixer\n", "\nwith {\"d_ff\":16,\"d_inner\":16,\"d_model\":24,",
+        "\n  layers.4.mixer.keys   "}) {
+    CHECK_THAT(printed.out, ContainsSubstring(text));
+  }
+  // The block, Mamba, attention, the feed-forward layer and experts.
+  int tables = 0;
+  for (auto at = printed.out.find("\nconfig of "); at != printed.out.npos;
+       at = printed.out.find("\nconfig of ", at + 1)) {
+    ++tables;
+  }
+  CHECK(tables == 5);
+  // A nested config is filled in where it says nothing, too.
+  CHECK_THAT(run({"--describe", "jamba_block", R"({"layers.0": {"mixer": {"d_inner": 24}}})"}).out,
+             ContainsSubstring("\n  weights.layers.0.mixer.D ") && ContainsSubstring("[24]") &&
+                 ContainsSubstring("[16]"));
 }
 
 TEST_CASE("a command that is none ends with 2 and says why") {

@@ -166,7 +166,7 @@ TEMPLATE_TEST_CASE("products are fused where the target can", "[matmul]", float,
 #endif
 
 TEMPLATE_TEST_CASE("matmul is one ascending chain an output", "[matmul]", float, double) {
-  for (const Index M : {1, 2, 3, 5, 13, 14, 15, 16, 27, 28, 29, 64, 225}) {
+  for (const Index M : {1, 2, 3, 5, 6, 9, 12, 13, 14, 15, 16, 19, 27, 28, 29, 64, 225}) {
     for (const Index K : {0, 1, 3, 64, 255, 256, 257, 600}) {
       for (const Index N : {1, 7, 31, 32, 33, 64, 100}) {
         // The largest rows and depths together add time and no path.
@@ -184,9 +184,10 @@ TEMPLATE_TEST_CASE("matmul packs many rows without changing a bit", "[matmul]", 
   for (const Index M : {detail::rows_to_pack, detail::rows_to_pack + 1, Index{57}}) {
     for (const Index K : {0, 1, 15, 17, 257}) check_shape<TestType>(M, K, wide);
   }
-  // The last group of rows reaches back into the block before.
-  for (const Index M : {1, 5, 9}) {
-    check_shape<TestType>(detail::row_block + M, detail::depth_slice + 3, wide);
+  // The largest block, and two that are smaller.
+  for (const Index M : {detail::row_block + 5, detail::row_block + detail::row_block / 4,
+                        detail::row_block + detail::row_block / 4 + 1}) {
+    check_shape<TestType>(M, detail::depth_slice + 3, wide);
   }
   check_shape<TestType>(detail::rows_to_pack + 3, deep, wide);
 }

@@ -50,6 +50,28 @@ void for_each_config(auto&& body) {
     }
   }
 }
+/// A field of a config or of a part: its name behind those of its parts and its place.
+struct Field {
+  std::string name;
+  Json::json_pointer at;
+  Json value;
+
+  std::string key() const { return at.back(); }
+  /// "layers.4.mixer", empty in a config without parts.
+  std::string part() const {
+    return name.substr(0, name.size() - std::min(name.size(), key().size() + 1));
+  }
+};
+std::vector<Field> fields_of(const Json& config) {
+  std::vector<Field> result;
+  const Json places = config.flatten();
+  for (const auto& [place, value] : places.items()) {
+    std::string name = place.substr(1);
+    std::ranges::replace(name, '/', '.');
+    result.push_back({name, Json::json_pointer(place), value});
+  }
+  return result;
+}
 bool is_floating(const Json& value) { return value.is_number_float() || value == "Infinity"; }
 
 /// The text of an infinity as a config has it.
@@ -71,27 +93,28 @@ bool is_finite(const auto& y) {
 TEST_CASE("a floating field of any value is refused by its name, or the layer stays finite") {
   int refused = 0, accepted = 0;
   for_each_config([&](const reference::Twin& twin, const Json& legal) {
-    for (const auto& [key, value] : legal.items()) {
-      if (!is_floating(value)) continue;
+    for (const Field& field : fields_of(legal)) {
+      if (!is_floating(field.value)) continue;
       for (const double one : {-infinity, infinity, -1.0, 0.0, 1e-300, 1e300}) {
         Json config = legal;
-        config[key] = number(one);
+        config[field.at] = number(one);
         INFO(twin.layer << " " << config);
         try {
           registry<float>().complete_config(twin.layer, config);
         } catch (const ConfigError& error) {
           ++refused;
-          CHECK_THAT(error.what(), ContainsSubstring(twin.layer + ": ") && ContainsSubstring(key));
+          CHECK_THAT(error.what(), ContainsSubstring(twin.layer + ": " + field.part()) &&
+                                       ContainsSubstring(field.key()));
           continue;
         }
         ++accepted;
         CHECK(is_finite(output_of<float>(twin, config)));
       }
       Json config = legal;
-      config[key] = std::numeric_limits<double>::quiet_NaN();
+      config[field.at] = std::numeric_limits<double>::quiet_NaN();
       CHECK_THAT(
           error_of<ConfigError>([&] { registry<float>().complete_config(twin.layer, config); }),
-          ContainsSubstring(twin.layer + ": " + key + " is NaN, expected"));
+          ContainsSubstring(twin.layer + ": " + field.name + " is NaN, expected"));
     }
   });
   CHECK(refused > 100);
@@ -104,15 +127,17 @@ TEST_CASE("a floating field is refused or makes another output") {
     // Where the ramp of yarn ends is rounded to whole pairs, and the first pair turns by one angle
     // whatever the base. What published configs name beside what they use may stand: the base where
     // nothing turns, and the eps of a denominator where there is none.
-    const auto may_be_ignored = [&](const std::string& key) {
-      return key.starts_with("rope_beta") || (key == "rope_theta" && legal["rotary_dim"] <= 2) ||
-             (key == "eps" && twin.layer == "linear_attention" && legal["normalize"] == false);
+    const auto may_be_ignored = [&](const Field& field) {
+      const std::string key = field.key();
+      const Json& around = legal[field.at.parent_pointer()];
+      return key.starts_with("rope_beta") || (key == "rope_theta" && around["rotary_dim"] <= 2) ||
+             (key == "eps" && twin.layer == "linear_attention" && around["normalize"] == false);
     };
     const auto before = output_of<double>(twin, legal);
-    for (const auto& [key, value] : legal.items()) {
-      if (!is_floating(value) || may_be_ignored(key)) continue;
+    for (const Field& field : fields_of(legal)) {
+      if (!is_floating(field.value) || may_be_ignored(field)) continue;
       Json config = legal;
-      config[key] = value == "Infinity" ? 0.003 : 2 * value.get<double>() + 0.7;
+      config[field.at] = field.value == "Infinity" ? 0.003 : 2 * field.value.get<double>() + 0.7;
       INFO(twin.layer << " " << config);
       try {
         registry<float>().complete_config(twin.layer, config);
@@ -193,13 +218,51 @@ TEST_CASE("a field that nothing reads is refused with what it needs") {
     CHECK_THAT(error_of<ConfigError>([&] { registry<float>().complete_config(one.layer, config); }),
                ContainsSubstring(one.layer + ": " + one.text));
   }
-  // The parts of a block share the fields of one name: Mamba without norms does not read norm_eps,
-  // the block does.
-  const Json shared = seqmix::parse_json(
+}
+
+TEST_CASE("a field that no part reads is refused, flat and nested") {
+  Json config = seqmix::parse_json(
       R"({"d_model": 8, "norm_eps": 1e-3, "d_inner": 8, "dt_rank": 1, "n_heads": 2,
           "n_kv_heads": 1, "head_dim": 4, "d_ff": 4, "n_experts": 2})",
       "jamba_block");
-  CHECK(registry<float>().complete_config("jamba_block", shared)["norm_eps"] == 1e-3);
+  const auto complete = [&] { return registry<float>().complete_config("jamba_block", config); };
+  const auto error = [&] { return error_of<ConfigError>(complete); };
+  // In a flat config the parts share a field: Mamba without norms does not read norm_eps, the block
+  // does.
+  Json nested = complete();
+  CHECK(nested["layers.0"]["norm_eps"] == 1e-3);
+  CHECK(nested["layers.0"]["mixer"]["norm_eps"] == 1e-6);
+  config["qk_norm_eps"] = 1e-3;
+  CHECK(error() ==
+        "jamba_block: layers.4.mixer.qk_norm_eps is 0.001, which counts only where qk_norm is not "
+        "none");
+  config = nested;
+  CHECK(complete() == nested);
+  config["layers.0"]["mixer"]["norm_eps"] = 1e-3;
+  CHECK(error() ==
+        "jamba_block: layers.0.mixer.norm_eps is 0.001, which counts only where norm is not none");
+}
+
+TEST_CASE("a block whose parts have their own norm_eps is its twin") {
+  int blocks = 0;
+  for_each_config([&](const reference::Twin& twin, const Json& legal) {
+    Json config = legal;
+    for (auto& [key, part] : config.items()) {
+      if (!part.is_object()) continue;
+      part["norm_eps"] = 1e-2;
+      if (part["mixer"].contains("norm_eps")) part["mixer"]["norm_eps"] = 0.3;
+    }
+    if (config == legal) return;
+    ++blocks;
+    INFO(twin.layer << " " << config);
+    CHECK(registry<double>().complete_config(twin.layer, config) == config);
+    const LayerCase<double> layer(twin, config.dump());
+    const auto x = layer.random_input(2, 19, 3);
+    Context context;
+    const auto y = forward<double>(layer, x, context);
+    CHECK(relative_error<double, double>(numbers_of(y.view()), layer.truth(x).y.numbers) < 1e-12);
+  });
+  CHECK(blocks == 4);
 }
 
 TEST_CASE("fields that need each other are refused with both") {
@@ -235,24 +298,24 @@ TEST_CASE("a size of any value is refused by its name, and makes no memory") {
   constexpr Index most = std::numeric_limits<Index>::max();
   const seqmix::MemoryTensors none({}, "the file");
   for_each_config([&](const reference::Twin& twin, const Json& legal) {
-    for (const auto& [key, value] : legal.items()) {
-      if (!value.is_number_integer()) continue;
+    for (const Field& field : fields_of(legal)) {
+      if (!field.value.is_number_integer()) continue;
       for (const Index size : {Index{0}, Index{-1}, Index{10'000'000}, seqmix::largest_size,
                                Index{1} << 31, Index{1} << 62, most}) {
         Json config = legal;
-        config[key] = size;
+        config[field.at] = size;
         INFO(twin.layer << " " << config);
         forget_peak();
         const std::int64_t before = allocated_bytes();
         const std::string text =
             error_of<Error>([&] { registry<float>().make(twin.layer, config, none); });
         CHECK(peak_bytes() - before < 1'000'000);
-        const bool is_size = key != "seed";
+        const bool is_size = field.name != "seed";
         if (is_size && size > seqmix::largest_size) {
-          CHECK(text == twin.layer + ": " + key + " is " + std::to_string(size) +
+          CHECK(text == twin.layer + ": " + field.name + " is " + std::to_string(size) +
                             ", expected at most 1073741824");
         } else {
-          CHECK_THAT(text, ContainsSubstring(key) || ContainsSubstring("is missing"));
+          CHECK_THAT(text, ContainsSubstring(field.key()) || ContainsSubstring("is missing"));
         }
       }
     }
@@ -263,8 +326,10 @@ TEST_CASE("all sizes at their largest make products that fit") {
   const seqmix::MemoryTensors none({}, "the file");
   for_each_config([&](const reference::Twin& twin, const Json& legal) {
     Json config = legal;
-    for (auto& [key, value] : config.items()) {
-      if (value.is_number_integer() && value != 0) value = seqmix::largest_size;
+    for (const Field& field : fields_of(legal)) {
+      if (field.value.is_number_integer() && field.value != 0) {
+        config[field.at] = seqmix::largest_size;
+      }
     }
     INFO(twin.layer << " " << config);
     CHECK_FALSE(error_of<Error>([&] { registry<float>().make(twin.layer, config, none); }).empty());

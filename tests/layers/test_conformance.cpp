@@ -6,11 +6,11 @@
 #include <cmath>
 #include <filesystem>
 #include <limits>
-#include <numeric>
 #include <random>
 #include <set>
 
 #include "seqmix/io/state.hpp"
+#include "seqmix/testing/state.hpp"
 #include "support/allocations.hpp"
 #include "support/compare.hpp"
 #include "support/layer_case.hpp"
@@ -23,16 +23,9 @@ using namespace support;
 using seqmix::Algorithm;
 using seqmix::Shape;
 using seqmix::StateMembers;
-
-/// The error of a state member. One that is still all zeros must be so exactly.
-template <class S, class T>
-double member_error(const std::vector<S>& values, const std::vector<T>& expected) {
-  const auto is_zero = [](auto value) { return value == 0; };
-  if (values.size() == expected.size() && std::ranges::all_of(expected, is_zero)) {
-    return std::ranges::all_of(values, is_zero) ? 0 : failed;
-  }
-  return relative_error<S, T>(values, expected);
-}
+using seqmix::testing::member_error;
+using seqmix::testing::random_company;
+using seqmix::testing::tokens_of;
 
 /// The largest error of a state's members; an exact match of the position.
 template <class S, class T>
@@ -42,7 +35,7 @@ double state_error(AnyState& state, const reference::Output<T>& expected) {
   for (const auto& [name, values] : numbers) {
     const auto found = expected.state.find(name);
     if (found == expected.state.end()) return failed;
-    largest = std::max(largest, member_error<double, T>(values, found->second.numbers));
+    largest = std::max(largest, member_error(values, found->second.numbers));
   }
   return largest;
 }
@@ -57,8 +50,7 @@ struct Expected {
     bound = layer.bound(relative_error<S, double>(literal.y.numbers, truth.y.numbers));
     double largest = 0;
     for (const auto& [name, values] : literal.state) {
-      largest =
-          std::max(largest, member_error<S, double>(values.numbers, truth.state.at(name).numbers));
+      largest = std::max(largest, member_error(values.numbers, truth.state.at(name).numbers));
     }
     state_bound = layer.bound(largest);
     // A law about numbers that are nearly zero says nothing.
@@ -445,15 +437,13 @@ TEMPLATE_LIST_TEST_CASE("rows are forked, reset, reserved, saved and restored al
     CHECK(same_bits(forked.view()[1], expected.view()[0]));
 
     // A reset row starts again; its neighbours, at other positions, go on.
-    if (!layer.reads_source()) {
-      AnyState mixed = reserved;
-      layer.mixer().reset(mixed, 1);
-      const auto after = go_on(mixed, next);
-      const auto fresh = forward<TestType>(layer, next.view().template slice<0>(1, 1), context);
-      CHECK(same_bits(after.view()[0], expected.view()[0]));
-      CHECK(same_bits(after.view()[2], expected.view()[2]));
-      CHECK(relative_error(after.view()[1], fresh.view()[0]) < layer.bound(1e-6));
-    }
+    AnyState mixed = reserved;
+    layer.reset(mixed, 1);
+    const auto after = go_on(mixed, next);
+    const auto fresh = forward<TestType>(layer, next.view().template slice<0>(1, 1), context);
+    CHECK(same_bits(after.view()[0], expected.view()[0]));
+    CHECK(same_bits(after.view()[2], expected.view()[2]));
+    CHECK(relative_error(after.view()[1], fresh.view()[0]) < layer.bound(1e-6));
 
     // Saved and loaded into a larger capacity: the same bits.
     const auto path = std::filesystem::temp_directory_path() /
@@ -559,26 +549,13 @@ TEMPLATE_LIST_TEST_CASE("packed documents are what each is alone", "", support::
 
 namespace {
 
-/// Some of `rows` rows in any order, each with one of these numbers of tokens. 64 n + 1 are what
-/// finds a form that is settled too late.
-std::vector<seqmix::Segment> random_company(Index rows, Index longest, std::mt19937& random) {
-  constexpr Index counts[] = {0, 1, 7, 64, 65, 129, 257, 300};
-  std::vector<Index> order(static_cast<std::size_t>(rows));
-  std::iota(order.begin(), order.end(), 0);
-  std::shuffle(order.begin(), order.end(), random);
-  std::vector<seqmix::Segment> segments;
-  Index first = 0;
-  for (const Index row : order) {
-    if (random() % 5 == 0) continue;
-    const Index count = std::min(counts[random() % std::size(counts)], longest);
-    segments.push_back({row, first, count});
-    first += count;
+/// Two workers that take turns on one thread, so that no thread is made.
+struct TurnExecutor final : seqmix::Executor {
+  Index workers() const override { return 2; }
+  void run(Index count, seqmix::FunctionRef<void(Index, Index)> body) override {
+    for (Index task = 0; task < count; ++task) body(task, task % 2);
   }
-  return segments;
-}
-Index tokens_of(const std::vector<seqmix::Segment>& segments) {
-  return segments.empty() ? 0 : segments.back().first + segments.back().count;
-}
+};
 
 }  // namespace
 
@@ -649,25 +626,29 @@ TEMPLATE_LIST_TEST_CASE("a prepared context allocates nothing", "", support::Tes
     if (!layer.mixer().sides().empty()) return;  // the case allocates
     std::mt19937 random(7);
     const Index rows = 3, tokens = layer.longest(150);
-    Context context;
-    layer.mixer().prepare(context, rows, tokens);
-    for (int split = 0; split < 20; ++split) {
-      std::vector<seqmix::Segment> segments;
-      Index first = 0;
-      for (Index row = 0; row < rows; ++row) {
-        const Index left = tokens - first - (rows - 1 - row);
-        const Index count = 1 + static_cast<Index>(random() % static_cast<unsigned>(left));
-        segments.push_back({row, first, random() % 3 == 0 ? 1 : count});
-        first += segments.back().count;
+    TurnExecutor executor;
+    for (const bool threaded : {false, true}) {
+      Context context = threaded ? Context(executor) : Context();
+      layer.mixer().prepare(context, rows, tokens);
+      for (int split = 0; split < 20; ++split) {
+        std::vector<seqmix::Segment> segments;
+        Index first = 0;
+        for (Index row = 0; row < rows; ++row) {
+          const Index left = tokens - first - (rows - 1 - row);
+          const Index count = 1 + static_cast<Index>(random() % static_cast<unsigned>(left));
+          segments.push_back({row, first, random() % 3 == 0 ? 1 : count});
+          first += segments.back().count;
+        }
+        const auto input = layer.random_input(1, first, 71);
+        auto y = unwritten<TestType>(input.shape());
+        auto state = layer.make_state(rows, tokens);
+        const std::span<const seqmix::NamedView<TestType>> none;
+        const auto before = allocations();
+        layer.mixer().advance(input.view()[0], segments, state, y.view()[0], context, none);
+        const auto made = allocations() - before;
+        INFO(layer.text() << " threaded " << threaded << " split " << split);
+        CHECK(made == 0);
       }
-      const auto input = layer.random_input(1, first, 71);
-      auto y = unwritten<TestType>(input.shape());
-      auto state = layer.make_state(rows, tokens);
-      const auto before = allocations();
-      layer.mixer().advance(input.view()[0], segments, state, y.view()[0], context);
-      const auto made = allocations() - before;
-      INFO(layer.text() << " split " << split);
-      CHECK(made == 0);
     }
   });
 }

@@ -27,10 +27,7 @@ template <class S>
 bool has_caches(const LayerCase<S>& layer) {
   if (!layer.continues()) return false;
   AnyState state = layer.make_state(1, 1);
-  return std::ranges::any_of(state.members().list(), [](const seqmix::StateMember& member) {
-    return member.kind == seqmix::StateMember::Kind::appended ||
-           member.kind == seqmix::StateMember::Kind::ring;
-  });
+  return std::ranges::any_of(state.members().list(), &seqmix::NamedStateMember::is_cache);
 }
 
 /// How a layer is run. Storage and number type change how numbers are loaded, which the first ways

@@ -117,7 +117,8 @@ TEST_CASE("what cannot go back says so") {
     }
     CHECK_THAT(error_of(state, 2, 0), ContainsSubstring("rewind: row is 2, expected one of 2"));
     CHECK_THAT(error_of(state, 0, 1), ContainsSubstring("does not keep its past") ||
-                                          ContainsSubstring("row 0 has seen 0 tokens"));
+                                          ContainsSubstring("row 0 has seen 0 tokens") ||
+                                          ContainsSubstring("does not count tokens"));
     CHECK_THROWS_AS(state.members().tokens(2), seqmix::ShapeError);
     CHECK_THROWS_AS(state.members().tokens(-1), seqmix::ShapeError);
     CHECK_THROWS_AS(state.members().set_tokens(2, 0), seqmix::ShapeError);
@@ -138,7 +139,7 @@ TEST_CASE("resetting, forking and restoring allocate nothing") {
     const auto before = allocations();
     other = warm;
     other.members().copy_row(warm.members(), 0, 1);
-    if (!layer.reads_source()) layer.mixer().reset(state, 0);
+    layer.mixer().reset(state, 0);
     state = warm;
     CHECK(allocations() - before == 0);
     CHECK(valid_numbers(state) == valid_numbers(const_cast<AnyState&>(warm)));

@@ -362,7 +362,10 @@ Output<S> cross_attention(const Input<S>& in) {
       set_token(out.y, b, t, map("o", o));
     }
   }
-  out.state = {{"keys", keys}, {"values", values}};
+  Array<S> lengths({B});
+  for (Index b = 0; b < B; ++b) lengths(b) = static_cast<S>(length);
+  out.state = {
+      {"keys", keys}, {"keys.length", lengths}, {"values", values}, {"values.length", lengths}};
   return out;
 }
 

@@ -12,24 +12,25 @@
 
 namespace reference {
 
-/// out.y = y + part(rms_norm(y)), `part` being the twin whose weights and state are called `prefix`
-/// + `kind`. + their own names.
+/// out.y = y + part(rms_norm(y)), `part` being the twin that block `block` has as its `kind`; its
+/// weights and state are called `block`.`kind`. + their own names.
 template <class S>
-void add_part(const Input<S>& in, const std::string& prefix, const std::string& kind, auto&& part,
+void add_part(const Input<S>& in, const std::string& block, const std::string& kind, auto&& part,
               Output<S>& out) {
-  const std::string own = prefix + kind + ".";
-  Input<S> of_part{in.config, {}, out.y};
+  const std::string own = block + "." + kind + ".";
+  const Json& config = in.config.at(block);
+  const auto eps = config.at("norm_eps").get<S>();
+  Input<S> of_part{config.at(kind), {}, out.y};
   for (const auto& [name, weight] : in.weights) {
     if (name.starts_with(own)) of_part.weights[name.substr(own.size())] = weight;
   }
-  const Array<S>& norm = in.weight(prefix + kind + "_norm.weight");
+  const Array<S>& norm = in.weight(block + "." + kind + "_norm.weight");
   for (Index b = 0; b < in.B(); ++b) {
     for (Index t = 0; t < in.T(); ++t) {
       auto x = token(out.y, b, t);
       S square = 0;
       for (const S value : x) square += value * value;
-      const S root =
-          std::sqrt(square / static_cast<S>(x.size()) + static_cast<S>(in.number("norm_eps")));
+      const S root = std::sqrt(square / static_cast<S>(x.size()) + eps);
       for (std::size_t i = 0; i < x.size(); ++i) x[i] *= norm.numbers[i] / root;
       set_token(of_part.x, b, t, x);
     }
@@ -44,9 +45,9 @@ template <class S>
 Output<S> recurrent_gemma_block(const Input<S>& in) {
   Output<S> out{in.x, {}};
   for (int layer = 0; layer < 3; ++layer) {
-    const std::string prefix = "layers." + std::to_string(layer) + ".";
-    add_part(in, prefix, "mixer", layer < 2 ? rg_lru<S> : sliding_window_attention<S>, out);
-    add_part(in, prefix, "channel", feed_forward<S>, out);
+    const std::string block = "layers." + std::to_string(layer);
+    add_part(in, block, "mixer", layer < 2 ? rg_lru<S> : sliding_window_attention<S>, out);
+    add_part(in, block, "channel", feed_forward<S>, out);
   }
   return out;
 }
@@ -56,9 +57,9 @@ template <class S>
 Output<S> jamba_block(const Input<S>& in) {
   Output<S> out{in.x, {}};
   for (int layer = 0; layer < 8; ++layer) {
-    const std::string prefix = "layers." + std::to_string(layer) + ".";
-    add_part(in, prefix, "mixer", layer == 4 ? attention<S> : mamba<S>, out);
-    add_part(in, prefix, "channel", layer % 2 == 1 ? mixture_of_experts<S> : feed_forward<S>, out);
+    const std::string block = "layers." + std::to_string(layer);
+    add_part(in, block, "mixer", layer == 4 ? attention<S> : mamba<S>, out);
+    add_part(in, block, "channel", layer % 2 == 1 ? mixture_of_experts<S> : feed_forward<S>, out);
   }
   return out;
 }

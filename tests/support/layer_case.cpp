@@ -134,9 +134,17 @@ Tensor<S, 3> LayerCase<S>::source(Index B) const {
 }
 template <class S>
 AnyState LayerCase<S>::make_state(Index B, Index capacity) const {
-  if (!reads_source()) return mixer_.make_state(B, capacity);
+  AnyState state = mixer_.make_state(B, reads_source() ? source_length : capacity);
+  for (Index row = 0; row < B && reads_source(); ++row) reset(state, row);
+  return state;
+}
+template <class S>
+void LayerCase<S>::reset(AnyState& state, Index row) const {
+  mixer_.reset(state, row);
+  if (!reads_source()) return;
   Context context;
-  return mixer_.make_state(source(B), context);
+  const seqmix::Segment segment{row, 0, source_length};
+  mixer_.read(source(1).view()[0], {&segment, 1}, state, context);
 }
 template <class S>
 void LayerCase<S>::forward(View<const S, 3> x, View<S, 3> y, Context& context) const {

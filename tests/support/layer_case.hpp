@@ -60,6 +60,8 @@ class LayerCase {
   Index longest(Index most) const;
 
   AnyState make_state(Index B, Index capacity) const;
+  /// As `make_state` makes it.
+  void reset(AnyState& state, Index row) const;
   void forward(View<const S, 3> x, View<S, 3> y, Context& context) const;
   void prefill(View<const S, 3> x, AnyState& state, View<S, 3> y, Context& context) const;
   void step(View<const S, 2> x, AnyState& state, View<S, 2> y, Context& context) const;

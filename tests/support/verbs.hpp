@@ -1,10 +1,10 @@
 #pragma once
 
-#include <algorithm>
 #include <limits>
 #include <random>
 #include <vector>
 
+#include "seqmix/testing/splits.hpp"
 #include "support/layer_case.hpp"
 
 // The verbs of a layer as the suites call them.
@@ -74,12 +74,9 @@ void for_each_continuing_layer(auto&& body) {
 template <class S>
 void advance_randomly(const LayerCase<S>& layer, View<const S, 3> x, AnyState& state, View<S, 3> y,
                       Context& context, std::mt19937& random) {
-  for (Index first = 0; first < x.extent(1);) {
-    const auto longest = static_cast<unsigned>(random() % 2 == 0 ? 4 : 90);
-    const Index count = std::min<Index>(1 + random() % longest, x.extent(1) - first);
-    advance(layer, x.template slice<1>(first, count), state, y.template slice<1>(first, count),
-            context, random() % 2 == 0);
-    first += count;
+  for (const auto& piece : seqmix::testing::random_split(x.extent(1), random)) {
+    advance(layer, x.template slice<1>(piece.first, piece.count), state,
+            y.template slice<1>(piece.first, piece.count), context, piece.by_steps);
   }
 }
 

@@ -31,16 +31,17 @@ struct DecoderConfig {
   MixerConfig mixer;
   ChannelConfig channel;
 
+  static constexpr bool has_channel = requires(ChannelConfig c) { c.d_model; };
+
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("norm_eps", self.norm_eps, at_least(0));
-    MixerConfig::visit(self.mixer, field), ChannelConfig::visit(self.channel, field);
+    field("mixer", self.mixer);
+    if constexpr (has_channel) field("channel", self.channel);
   }
   void check() const {
-    if constexpr (requires { mixer.check(); }) mixer.check();
-    if constexpr (requires { channel.check(); }) channel.check();
-    require(mixer.d_model == d_model, "the mixer's d_model must be the block's");
-    if constexpr (requires { channel.d_model; }) {
-      require(channel.d_model == d_model, "the channel mixer's d_model must be the block's");
+    require(mixer.d_model == d_model, "mixer.d_model must be d_model");
+    if constexpr (has_channel) {
+      require(channel.d_model == d_model, "channel.d_model must be d_model");
     }
   }
 };
@@ -62,7 +63,7 @@ struct DecoderDefinition {
                                  .composite = true,
                                  .has_position_limit = true,
                                  .has_start_row = true};
-  static constexpr bool has_channel = !std::same_as<ChannelPart, NoChannelMixer<Scalar>>;
+  static constexpr bool has_channel = Config::has_channel;
 
   struct Weights {
     Parameter<Scalar, 1> mixer_norm, channel_norm;

@@ -54,6 +54,7 @@ struct JambaBlockDefinition : detail::JambaLayers<S> {
 
 template <class Scalar = float>
 using JambaBlock = Mixer<JambaBlockDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(JambaBlockDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

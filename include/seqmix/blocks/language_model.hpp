@@ -23,8 +23,9 @@ SEQMIX_BEGIN_NAMESPACE
 /// the embedding reads its rows. In a narrower storage both are made of the rounded numbers.
 ///
 /// Its verbs are those of a mixer, from tokens [B, T] to logits [B, T, V]. Side values go from the
-/// block that gives them to the later ones that take them. All blocks are checked before one runs:
-/// a verb that throws a `seqmix::Error` has changed the state of none.
+/// block that gives them to the later ones that take them; a block that takes indices called
+/// `token`, [T, 1], gets the tokens. All blocks are checked before one runs: a verb that throws a
+/// `seqmix::Error` has changed the state of none.
 template <class Scalar>
 class LanguageModel {
  public:
@@ -69,19 +70,34 @@ class LanguageModel {
     expect("norm", parts_.norm, Shape<1>{d_model()});
     for (std::size_t l = 0; l < parts_.blocks.size(); ++l) {
       const auto& block = parts_.blocks[l];
-      if (block.d_model() != d_model()) {
+      for (const Index width : {block.d_in(), block.d_out()}) {
+        if (width == d_model()) continue;
         throw ShapeError("language model: " + std::string(block.name()) + ", block " +
-                         std::to_string(l) + ", has d_model " + std::to_string(block.d_model()) +
+                         std::to_string(l) + ", has d_model " + std::to_string(width) +
                          ", expected " + std::to_string(d_model()));
+      }
+      if (block.d_source() > 0) {
+        throw ConfigError("language model: " + std::string(block.name()) + ", block " +
+                          std::to_string(l) + ", reads a source, which no token gives");
       }
     }
     for (const auto& block : parts_.blocks) {
       for (SideDescription& side : block.sides()) {
+        if (is_token(side)) {
+          if (side.width != 1 || side.bound < vocabulary()) {
+            throw ConfigError("language model: " + std::string(block.name()) +
+                              " takes token of width " + std::to_string(side.width) + " below " +
+                              std::to_string(side.bound) + ", expected width 1 below " +
+                              std::to_string(vocabulary()));
+          }
+          continue;
+        }
         const auto given = std::find_if(sides_.begin(), sides_.end(),
                                         [&](const auto& other) { return other.name == side.name; });
         if (given == sides_.end() && side.role == SideRole::output) {
           sides_.push_back(std::move(side));
-        } else if (given == sides_.end() || given->width != side.width) {
+        } else if (given == sides_.end() || given->width != side.width ||
+                   given->kind != side.kind) {
           throw ConfigError("language model: " + std::string(block.name()) + " takes " + side.name +
                             " of width " + std::to_string(side.width) +
                             ", which no block before it gives");
@@ -154,6 +170,11 @@ class LanguageModel {
  private:
   using Sides = typename AnyMixer<Scalar>::Sides;
 
+  static constexpr std::string_view token_side = "token";
+  static bool is_token(const SideDescription& side) {
+    return side.kind == SideKind::indices && side.name == token_side;
+  }
+
   void continue_batch(View<const Index, 2> tokens, State& state, View<Scalar, 3> logits,
                       Context& context, Form form) const {
     const Index B = tokens.extent(0), T = tokens.extent(1);
@@ -190,12 +211,16 @@ class LanguageModel {
           call, [scale](auto e) { return e * scale; }, h, h);
     }
     auto views = call.scratch<NamedView<Scalar>>();
-    const View<NamedView<Scalar>, 1> sides = views(static_cast<Index>(sides_.size()));
+    auto indices = call.scratch<Index>();
+    const auto ids = indices(B, T);
+    copy(tokens, ids);
+    const View<NamedView<Scalar>, 1> sides = views(static_cast<Index>(sides_.size()) + 1);
     for (std::size_t i = 0; i < sides_.size(); ++i) {
       sides.data()[i] = {sides_[i].name, scratch(B * T, sides_[i].width)};
     }
+    sides.data()[sides_.size()] = {token_side, View<const Index, 2>(ids.data(), {B * T, 1})};
     for (std::size_t l = 0; l < parts_.blocks.size(); ++l) {
-      run_block(l, Sides(sides.data(), sides_.size()));
+      run_block(l, Sides(sides.data(), sides_.size() + 1));
     }
     rms_norm(h, parts_.norm, parts_.norm_eps, h, call);
     if (logits.template mergeable<0>()) {

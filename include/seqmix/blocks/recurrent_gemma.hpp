@@ -44,6 +44,7 @@ struct RecurrentGemmaBlockDefinition
 
 template <class Scalar = float>
 using RecurrentGemmaBlock = Mixer<RecurrentGemmaBlockDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(RecurrentGemmaBlockDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -14,24 +15,30 @@ struct SequenceConfig {
   Index d_model = 0;
   std::tuple<typename Parts::Config...> parts;
 
-  /// Fields of the same name in several parts are one field of the sequence.
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model);
-    std::apply([&](auto&... part) { (Parts::Config::visit(part, field), ...); }, self.parts);
+    for_each_part(self, [&](const std::string& name, auto& part) { field(name, part); });
   }
   void check() const {
-    const auto check_part = [&](const auto& part) {
-      if constexpr (requires { part.check(); }) part.check();
-      require(part.d_model == d_model, "the d_model of each part must be the sequence's");
-    };
-    std::apply([&](const auto&... part) { (check_part(part), ...); }, parts);
+    for_each_part(*this, [&](const std::string& name, const auto& part) {
+      require(part.d_model == d_model, name + ".d_model must be d_model");
+    });
+  }
+
+ private:
+  /// Calls `body(name, part)` for the config of each part.
+  static void for_each_part(auto& self, auto&& body) {
+    [&]<std::size_t... i>(std::index_sequence<i...>) {
+      (body(Name("layers", static_cast<Index>(i)).text(), std::get<i>(self.parts)), ...);
+    }
+    (std::index_sequence_for<Parts...>());
   }
 };
 
 /// Blocks behind each other, y = part_n(... part_1(x)): what a hybrid model repeats.
 ///
-/// Part i's weights and state are called `layers.i.` + its own names. Cost and state: the sum of
-/// the parts'.
+/// Part i's config is called `layers.i`, its weights and state `layers.i.` + their own names. Cost
+/// and state: the sum of the parts'.
 template <class FirstPart, class... Parts>
 struct SequenceDefinition {
   using Scalar = typename FirstPart::Scalar;

@@ -244,5 +244,25 @@ struct Ring {
   CacheView<const Scalar, Rank> view() const { return entries.view(); }
 };
 
+/// What a row reads beside its tokens: entries that are made of a sequence of its own, batch first,
+/// one of each of that sequence's tokens along `Axis`.
+///
+/// The valid entries of a row are the first `length[row]`. The mixer counts them when a row reads a
+/// source; the tokens that come later add none and take none away.
+template <class Scalar, Index Rank, Index Axis>
+struct Source {
+  static_assert(Axis > 0 && Axis < Rank);
+  static constexpr Index source_axis = Axis;
+  Cache<Scalar, Rank> entries;
+  Tensor<Index, 1> length;  // [B]
+
+  Source() = default;
+  Source(Shape<Rank> shape, Memory memory = {}, Storage storage = Storage::native)
+      : entries(shape, memory, storage), length({shape[0]}, memory) {}
+  Index capacity() const { return entries.extent(Axis); }
+  CacheView<Scalar, Rank> view() { return entries.view(); }
+  CacheView<const Scalar, Rank> view() const { return entries.view(); }
+};
+
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <span>
+#include <string_view>
+#include <vector>
 
 #include "seqmix/core/context.hpp"
 #include "seqmix/core/view.hpp"
@@ -14,9 +16,11 @@ SEQMIX_BEGIN_NAMESPACE
 /// through segments alone. A value; no form in it is `automatic`.
 class Call {
  public:
-  Call(Context& context, Segments segments)
+  /// `first`: how many tokens of the whole call lie before these segments.
+  Call(Context& context, Segments segments, Index first = 0)
       : context_(&context),
         segments_(segments),
+        first_(first),
         algorithm_(context.algorithm()),
         precision_(context.precision()) {}
 
@@ -31,9 +35,10 @@ class Call {
   bool serial() const { return context_->serial(); }
   Context& context() const { return *context_; }
 
-  Call with(Segments segments) const {
+  /// `first`: the token of this call at which theirs begin.
+  Call with(Segments segments, Index first = 0) const {
     Call call = *this;
-    call.segments_ = segments;
+    call.segments_ = segments, call.first_ += first;
     return call;
   }
   Call with(Precision precision) const {
@@ -62,9 +67,26 @@ class Call {
                            [&](Index task, Context& worker) { body(task, this->on(worker)); });
   }
 
+  /// Names an intermediate [T, C] or [T, H, C] where the published code has one: nothing happens
+  /// unless the context has a listener.
+  template <class T, Index Rank>
+  requires(Rank == 2 || Rank == 3) void trace(std::string_view name,
+                                              const View<T, Rank>& values) const {
+    if (context_->trace() != nullptr) [[unlikely]]
+      tell(name, values);
+  }
+
  private:
+  template <class T, Index Rank>
+  void tell(std::string_view name, const View<T, Rank>& values) const {
+    std::vector<double> numbers(static_cast<std::size_t>(values.size()));
+    copy(values, View<double, Rank>(numbers.data(), values.shape()));
+    context_->trace()->hear(name, first_, values.shape().extents, numbers);
+  }
+
   Context* context_;
   Segments segments_;
+  Index first_;
   Algorithm algorithm_;
   Precision precision_;
 };
@@ -160,7 +182,7 @@ void for_each_form(const Call& call, auto&& body) {
       run[n] = segments[i];
       run[n].first -= first, count += run[n].count;
     }
-    body(form, first, count, call.with(Segments(run, n)));
+    body(form, first, count, call.with(Segments(run, n), first));
   }
 }
 

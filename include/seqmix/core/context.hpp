@@ -5,7 +5,9 @@
 #include <concepts>
 #include <limits>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -53,6 +55,16 @@ class Executor {
   /// `worker` is in [0, workers()) and no two running calls share one. The first exception that a
   /// body throws is thrown again here.
   virtual void run(Index count, FunctionRef<void(Index task, Index worker)> body) = 0;
+};
+
+/// Listens to the intermediates that layers name (`Call::trace`), as `verify --trace` does.
+class Trace {
+ public:
+  virtual ~Trace() = default;
+  /// The tokens from `first` of the whole call on: the row-major numbers of `shape`, [count, ...],
+  /// which are gone afterwards. A long call comes in several blocks of time.
+  virtual void hear(std::string_view name, Index first, std::span<const Index> shape,
+                    std::span<const double> numbers) = 0;
 };
 
 /// Scratch memory and executor of one caller. One context serves one call at a time.
@@ -132,17 +144,22 @@ class Context {
   /// The form of all segments of a call, whatever they say themselves, unless it is `automatic`.
   Form form() const { return form_; }
   void set_form(Form form) { form_ = form; }
+  /// Who listens to intermediates, or null; must outlive the calls.
+  Trace* trace() const { return trace_; }
+  void set_trace(Trace* trace) { trace_ = trace; }
   /// Fills scratch with NaN when it is handed out; the default of debug builds.
   void set_poison(bool poison) { poison_ = poison; }
   Arena& arena() { return arena_; }
 
-  /// Makes the scratch of this context, and of each worker, hold what that of `trial` holds, which
-  /// has an executor. Without one of its own it holds what a worker needs beside.
+  /// Makes the scratch of this context, and of each worker, hold a quarter more than that of
+  /// `trial`, which has an executor: a call is cut into work by its own split. Without one of its
+  /// own it holds what a worker needs beside.
   void reserve_like(const Context& trial) {
     Index worker = 0;
     for (const auto& context : trial.workers_) worker = std::max(worker, context->reserved());
-    arena_.reserve(trial.arena_.reserved() + (serial() ? worker : 0));
-    for (auto& context : workers_) context->arena_.reserve(worker);
+    const auto more = [](Index bytes) { return bytes + bytes / 4; };
+    arena_.reserve(more(trial.arena_.reserved() + (serial() ? worker : 0)));
+    for (auto& context : workers_) context->arena_.reserve(more(worker));
   }
   /// The bytes of scratch that are held, workers included.
   Index reserved() const {
@@ -158,6 +175,7 @@ class Context {
   Algorithm algorithm_ = Algorithm::automatic;
   Precision precision_ = Precision::fp32;
   Form form_ = Form::automatic;
+  Trace* trace_ = nullptr;
 #ifdef NDEBUG
   bool poison_ = false;
 #else

@@ -9,8 +9,8 @@
 
 #include "seqmix/core/numeric.hpp"
 
-// What the fields of a config may hold. A config says it where it lists them, and `check_config`
-// reads it:
+// What the fields of a config may hold; what its parts are, see `PartConfig`. A config says it
+// where it lists them, and `check_config` reads it:
 //
 //   field("n_heads", self.n_heads);                  a size: positive
 //   field("n_sinks", self.n_sinks, zero_is_legal);   a size that may be 0

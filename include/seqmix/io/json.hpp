@@ -6,8 +6,10 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -286,6 +288,88 @@ Field field_from_json(const Json& value, const std::string& where) {
   return {};
 }
 
+/// The same in the other direction; `where` is for the error.
+template <class Field>
+Json field_to_json(const Field& value, const std::string& where) {
+  if constexpr (std::is_enum_v<Field>) {
+    return std::string(to_string(value));
+  } else if constexpr (std::same_as<Field, double>) {
+    if (std::isnan(value)) throw ConfigError(where + " is NaN, which a config cannot hold");
+    if (std::isinf(value)) return value > 0 ? "Infinity" : "-Infinity";
+    return value;
+  } else {
+    return value;
+  }
+}
+
+/// Throws unless the keys of an object are all among `known`.
+inline void check_keys(const Json& object, const std::vector<std::string>& known,
+                       const std::string& who) {
+  for (const auto& [key, value] : object.items()) {
+    if (std::ranges::find(known, key) != known.end()) continue;
+    std::string list;
+    for (const std::string& one : known) list.append(list.empty() ? "" : ", ").append(one);
+    throw ConfigError(who + ": unknown key " + in_quotes(key) + ", expected one of: " + list);
+  }
+}
+
+/// Sets the members of a config, or of the part at `outer`, from its object.
+template <class Config>
+void read_nested(const Json& object, Config& config, const std::string& layer,
+                 const FieldPath* outer = nullptr) {
+  const std::string who = outer == nullptr ? layer : layer + ": " + outer->text();
+  if (!object.is_object()) {
+    throw ConfigError(who + ": got " + excerpt(object) + ", expected an object");
+  }
+  std::vector<std::string> known;
+  Config::visit(config,
+                [&]<class Field>(std::string_view key, Field& member, const auto&... /*tags*/) {
+                  known.emplace_back(key);
+                  const FieldPath path(key, outer);
+                  const auto found = object.find(key);
+                  if constexpr (PartConfig<Field>) {
+                    if constexpr (requires { member.d_model = config.d_model; }) {
+                      member.d_model = config.d_model;
+                    }
+                    const Json none = Json::object();
+                    read_nested(found == object.end() ? none : *found, member, layer, &path);
+                  } else if (found != object.end()) {
+                    member = field_from_json<Field>(*found, layer + ": " + path.text());
+                  }
+                });
+  check_keys(object, known, who);
+}
+
+/// The same where the fields of all parts stand in one object. Fields of one name are one, which
+/// goes to every part that reads it.
+template <class Config>
+void read_flat(const Json& object, Config& config, const std::string& layer) {
+  const Config before = config;
+  std::vector<std::string> known;
+  const auto add_known = [&](std::string_view key) {
+    if (std::ranges::find(known, key) == known.end()) known.emplace_back(key);
+  };
+  Config::visit(config, [&](std::string_view key, const auto&...) { add_known(key); });
+  visit_fields(config,
+               [&]<class Field>(const FieldPath& path, Field& member, const auto&... /*tags*/) {
+                 add_known(path.key());
+                 const auto found = object.find(path.key());
+                 if (found == object.end()) return;
+                 member = field_from_json<Field>(*found, layer + ": " + std::string(path.key()));
+               });
+  check_keys(object, known, layer);
+
+  std::set<std::string, std::less<>> read;
+  visit_fields(config, [&](const FieldPath& path, const auto&, const auto&... tags) {
+    if (unmet_condition(tags...) == nullptr) read.emplace(path.key());
+  });
+  visit_fields_of_both(
+      config, before,
+      [&](const FieldPath& path, auto& member, const auto& untouched, const auto&... tags) {
+        if (unmet_condition(tags...) != nullptr && read.contains(path.key())) member = untouched;
+      });
+}
+
 }  // namespace detail
 
 /// A JSON text, strictly: duplicate keys, nesting beyond `json_depth_limit` and anything outside
@@ -334,52 +418,40 @@ Field json_field(const Json& object, std::string_view key, std::string_view name
 
 /// Sets the members of a config from an object; what the object does not name keeps its value.
 ///
+/// A part's config is an object under the part's name, and has the outer `d_model` where it names
+/// none. An object that names no part at all gives each of its fields to every part that knows it.
+///
 /// Throws `ConfigError`, and leaves the config as it was, on an unknown key, on a value of another
 /// type and on whatever `check_config` rejects. `name` stands for the object in errors.
 template <class Config>
 void read_config(const Json& object, Config& config, std::string_view name) {
-  const std::string who(name);
-  if (!object.is_object()) {
-    throw ConfigError(who + ": got " + detail::excerpt(object) + ", expected an object");
-  }
+  bool has_parts = false, names_one = false;
+  Config::visit(config, [&]<class Field>(std::string_view key, const Field&, const auto&...) {
+    if constexpr (PartConfig<Field>) has_parts = true, names_one |= object.contains(key);
+  });
   Config result = config;
-  std::vector<std::string> known;
-  Config::visit(result,
-                [&]<class Field>(std::string_view key, Field& member, const auto&... /*tags*/) {
-                  if (std::ranges::find(known, key) == known.end()) known.emplace_back(key);
-                  member = json_field<Field>(object, key, name, member);
-                });
-  for (const auto& [key, value] : object.items()) {
-    if (std::ranges::find(known, key) != known.end()) continue;
-    std::string list;
-    for (const std::string& one : known) list.append(list.empty() ? "" : ", ").append(one);
-    throw ConfigError(who + ": unknown key " + detail::in_quotes(key) +
-                      ", expected one of: " + list);
+  if (has_parts && !names_one && object.is_object()) {
+    detail::read_flat(object, result, std::string(name));
+  } else {
+    detail::read_nested(object, result, std::string(name));
   }
   check_config(name, result);
   config = std::move(result);
 }
 
 /// A config as an object that `read_config` reads back to the same numbers; infinities are strings.
+/// `outer`: where the config stands in another one.
 template <class Config>
-Json write_config(const Config& config) {
+Json write_config(const Config& config, const FieldPath* outer = nullptr) {
   Json object = Json::object();
   Config::visit(
       config, [&]<class Field>(std::string_view key, const Field& member, const auto&... /*tags*/) {
+        const FieldPath path(key, outer);
         Json& value = object[std::string(key)];
-        if constexpr (std::is_enum_v<Field>) {
-          value = std::string(to_string(member));
-        } else if constexpr (std::same_as<Field, double>) {
-          if (std::isnan(member)) {
-            throw ConfigError(std::string(key) + " is NaN, which a config cannot hold");
-          }
-          if (std::isinf(member)) {
-            value = member > 0 ? "Infinity" : "-Infinity";
-          } else {
-            value = member;
-          }
+        if constexpr (PartConfig<Field>) {
+          value = write_config(member, &path);
         } else {
-          value = member;
+          value = detail::field_to_json(member, path.text());
         }
       });
   return object;

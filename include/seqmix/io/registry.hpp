@@ -64,13 +64,13 @@ class Registry {
     return find(name).blank(config);
   }
 
-  /// A field of a config and its default as JSON; null where there is none.
+  /// A field of a config and its default as JSON; null where it is required or inherited.
   struct Field : FieldDescription {
     Json otherwise = {};
   };
   std::vector<Field> fields(const std::string& name) const { return find(name).fields(); }
 
-  /// `config` with every field that it leaves out at its default.
+  /// `config` with every field that it leaves out at its default, parts nested.
   Json complete_config(const std::string& name, const Json& config) const {
     return find(name).complete(config);
   }
@@ -105,8 +105,10 @@ class Registry {
     const Json defaults = write_config(Config{});
     std::vector<Field> result;
     describe_config<Config>([&](FieldDescription field) {
-      Json otherwise = field.required ? Json() : defaults.at(field.name);
-      result.push_back({std::move(field), std::move(otherwise)});
+      const Json* otherwise = &defaults;
+      for (const std::string& key : field.keys) otherwise = &otherwise->at(key);
+      const bool has_default = !field.required && !field.inherited;
+      result.push_back({std::move(field), has_default ? *otherwise : Json()});
     });
     return result;
   }

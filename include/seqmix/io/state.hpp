@@ -12,8 +12,9 @@
 
 // A state file is a safetensors file with one tensor a member and batch row, `<member>.<row>`,
 // without the batch axis; of a cache it holds the valid entries only, as they are stored (of a ring
-// those that tokens wrote which were taken back, too), and the scales of 8-bit ones as
-// `<member>.scales.<row>`. Metadata: `format`, `rows`.
+// those that tokens wrote which were taken back, too), the scales of 8-bit ones as
+// `<member>.scales.<row>` and the number of those of a source as `<member>.length.<row>`. Metadata:
+// `format`, `rows`.
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -29,14 +30,14 @@ inline DType state_dtype(const StateMember& member) {
   return member.number_size == 4 ? DType::f32 : DType::f64;
 }
 
-/// The shape that a row of a member has in a file with the entries of `tokens` tokens.
-inline std::vector<Index> row_shape(const StateMember& member, Index tokens) {
+/// The shape that a row of a member has in a file, a cache with so many entries.
+inline std::vector<Index> row_shape(const StateMember& member, Index entries) {
   const auto row = member.shape().subspan(1);
   std::vector<Index> shape(row.begin(), row.end());
   if (member.is_cache()) {
     const bool is_ring = member.kind == StateMember::Kind::ring;
     shape[static_cast<std::size_t>(member.axis - 1)] =
-        is_ring ? std::min(tokens, member.capacity) : tokens;
+        is_ring ? std::min(entries, member.capacity) : entries;
   }
   return shape;
 }
@@ -54,8 +55,8 @@ class StateFile {
     });
     file_.expect_no_others(known_);
     // All are read before the first is written: a file that ends too early leaves the state alone.
-    for_each_tensor([&](const NamedStateMember&, Index, const StoredTensor& tensor) {
-      loaded_.push_back(tensor.bytes.load());
+    for_each_tensor([&](const NamedStateMember& member, Index row, const StoredTensor& tensor) {
+      loaded_.push_back({tensor.bytes.load(), held_by(member, row)});
     });
   }
   void fill() {
@@ -67,7 +68,8 @@ class StateFile {
     }
     auto next = loaded_.begin();
     for_each_tensor([&](const NamedStateMember& member, Index row, const StoredTensor&) {
-      state_.fill_row(member, row, held_by(member, row), (next++)->data());
+      state_.fill_row(member, row, next->entries, next->bytes.data());
+      ++next;
     });
   }
 
@@ -84,8 +86,16 @@ class StateFile {
     Index seen = 0, reached = 0;
   };
   Tokens& tokens_of(Index row) { return tokens_[static_cast<std::size_t>(row)]; }
-  Index held_by(const StateMember& member, Index row) {
-    return member.held(tokens_of(row).seen, tokens_of(row).reached);
+  /// The entries of a row of one of `members_`; of a source the next member that is one counts
+  /// them.
+  Index held_by(const NamedStateMember& member, Index row) {
+    const Tokens& tokens = tokens_of(row);
+    if (member.kind != StateMember::Kind::source) {
+      return member.held(row, tokens.seen, tokens.reached);
+    }
+    const NamedStateMember* length = &member;
+    while (length->kind != StateMember::Kind::length) ++length;
+    return count_of(file_.entry(length->name + "." + std::to_string(row)));
   }
   /// Calls `body(member, row, tensor)`; a file from before rings had marks has none of them.
   void for_each_tensor(auto&& body) {
@@ -123,17 +133,18 @@ class StateFile {
   }
   void check_tensor(const NamedStateMember& member, Index row, const StoredTensor& tensor) {
     using Kind = StateMember::Kind;
-    const Index seen = tokens_of(row).seen;
+    const Index seen = tokens_of(row).seen, held = held_by(member, row);
     known_.insert(tensor.name);
     if (tensor.dtype != state_dtype(member)) {
       tensor.fail("wrong dtype", to_string(tensor.dtype), to_string(state_dtype(member)));
     }
-    const std::vector<Index> expected = row_shape(member, held_by(member, row));
+    const std::vector<Index> expected = row_shape(member, held);
     if (tensor.shape != expected) {
       tensor.fail("wrong shape", shape_text(tensor.shape), shape_text(expected));
     }
-    if (member.kind == Kind::appended && seen > member.capacity) {
-      throw CapacityError(file_.source() + ": " + tensor.name + " holds " + std::to_string(seen) +
+    const bool has_room = member.kind == Kind::ring || held <= member.capacity;
+    if (member.is_cache() && !has_room) {
+      throw CapacityError(file_.source() + ": " + tensor.name + " holds " + std::to_string(held) +
                           " tokens, more than the state's capacity of " +
                           std::to_string(member.capacity));
     }
@@ -156,7 +167,11 @@ class StateFile {
   const std::vector<NamedStateMember> members_ = state_.list();
   std::vector<Tokens> tokens_ = std::vector<Tokens>(static_cast<std::size_t>(state_.batch()));
   std::set<std::string, std::less<>> known_;
-  std::vector<StoredBytes> loaded_;
+  struct Loaded {
+    StoredBytes bytes;
+    Index entries;
+  };
+  std::vector<Loaded> loaded_;
 };
 
 }  // namespace detail
@@ -166,7 +181,7 @@ inline void save_state(const std::filesystem::path& path, const ConstStateMember
   std::vector<StoredTensor> tensors;
   for (const NamedStateMember& member : state.list()) {
     for (Index row = 0; row < state.batch(); ++row) {
-      const Index held = member.held(state.tokens(row), state.reached(row));
+      const Index held = member.held(row, state.tokens(row), state.reached(row));
       const ByteRuns runs = member.runs(row, held);
       auto bytes = std::make_shared<std::vector<std::byte>>();
       for (Index i = 0; i < runs.count; ++i) {

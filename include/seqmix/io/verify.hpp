@@ -28,13 +28,14 @@
 //   metadata  source               what made it
 //             precision            "float64", or "float32" where that code computes in float
 //   tensors   x, y                 [B, T, D] each
-//             in.<name>            side values that the layer takes, [B, T, width]; in.source
+//             in.<name>            side values that the layer takes, [B, T, width], indices as
+//                                  integers; in.source, what its rows read, [B, S, D']
 //             out.<name>           side values that it gives
 //             initial.<member>     the state before the first token, [B, ...] as `StateMember`
 //                                  shapes it, of a cache the valid entries; a member without a
 //                                  tensor is as the layer makes it
 //             state.<member>       the state after the last token, in the same form
-//             trace.<name>         intermediates, which nothing here compares
+//             trace.<name>         intermediates, [B, T, ...], which `--trace` compares
 //
 // and nothing else.
 
@@ -60,6 +61,14 @@ struct Verification {
     };
     return is_small(forward) && is_small(prefill) && is_small(step) && is_small(state);
   }
+};
+
+/// One intermediate of a layer beside `trace.<name>` of its file. It decides nothing: published
+/// code may scale or round elsewhere than the layer and still give its outputs.
+struct TracedIntermediate {
+  std::string name;
+  std::optional<double> error;  // empty where either side is missing
+  std::string remark;           // what is missing, or where the first difference is
 };
 
 /// The relative error that a layer may have: 1e-12 where the file is float64 (1e-10 for indirect
@@ -94,35 +103,6 @@ inline std::vector<double> stored_numbers(StoredTensor tensor, bool integral) {
   return {numbers.data(), numbers.data() + count};
 }
 
-/// Where numbers first differ from a file's by more than `tolerance` times the root mean square of
-/// the file's: there is such a place wherever the relative error exceeds the tolerance, unless the
-/// file has zeros alone. `visit(body)` calls `body(i, place)` in the order that counts as first,
-/// with `place()` in words, until that returns true.
-inline std::string find_difference(std::string_view what, std::span<const double> got,
-                                   std::span<const double> expected, double tolerance,
-                                   auto&& visit) {
-  const std::string name(what);
-  if (got.size() != expected.size()) {
-    return name + ": the layer has " + std::to_string(got.size()) + " numbers, the file " +
-           std::to_string(expected.size());
-  }
-  double squares = 0;
-  for (const double value : expected) squares += std::isfinite(value) ? value * value : 0;
-  const double rms = std::sqrt(squares / static_cast<double>(expected.size()));
-  std::string result = name + ": the file has zeros alone, which have no relative error";
-  visit([&](std::size_t i, auto&& place) {
-    if (std::abs(got[i] - expected[i]) <= tolerance * rms) return false;
-    std::ostringstream text;
-    text << name << " first differs at " << place() << std::setprecision(17) << ": got " << got[i]
-         << ", expected " << expected[i] << std::setprecision(2) << ", apart by "
-         << std::abs(got[i] - expected[i]) << "; tolerance " << tolerance << " of " << rms
-         << ", the root mean square";
-    result = text.str();
-    return true;
-  });
-  return result;
-}
-
 /// The state that a file gives for the time before the first token.
 class InitialState {
  public:
@@ -134,7 +114,7 @@ class InitialState {
       for (const NamedStateMember& member : list) {
         const std::string name = prefix + member.name;
         const bool is_position = member.kind == StateMember::Kind::position;
-        if (member.kind == StateMember::Kind::mark || is_position != positions) continue;
+        if (!may_give(member) || is_position != positions) continue;
         if (file.contains(name)) {
           given_.push_back({member.name, read(file.entry(name), member, batch)});
         } else if (member.is_cache() && tokens() > 0) {
@@ -152,7 +132,8 @@ class InitialState {
       std::ranges::transform(position.numbers, tokens_.begin(),
                              [](double count) { return static_cast<Index>(count); });
     }
-    const bool has_cache = std::ranges::any_of(list, &NamedStateMember::is_cache);
+    const bool has_cache = std::ranges::any_of(
+        list, [](const auto& member) { return may_give(member) && member.is_cache(); });
     if (has_cache && std::ranges::count(tokens_, tokens()) != batch) {
       throw CheckpointError(file.source() + ": rows of different positions have caches of " +
                             "different lengths, which no tensor initial.<member> holds");
@@ -161,6 +142,11 @@ class InitialState {
   }
 
   static constexpr const char* prefix = "initial.";
+  /// Not what only going back sets, nor what `in.source` gives.
+  static bool may_give(const StateMember& member) {
+    using Kind = StateMember::Kind;
+    return member.kind != Kind::mark && member.kind != Kind::source && member.kind != Kind::length;
+  }
   bool given() const { return !given_.empty(); }
   /// The most tokens that a row has seen.
   Index tokens() const { return tokens_.empty() ? 0 : std::ranges::max(tokens_); }
@@ -220,6 +206,50 @@ class InitialState {
   std::vector<Index> tokens_;  // that each row has seen
 };
 
+/// Puts the intermediates of one call of `batch` rows of `tokens` tokens together.
+class TraceCollector final : public Trace {
+ public:
+  struct Intermediate {
+    std::string name;
+    std::vector<Index> shape;  // [B, T, ...]
+    std::vector<double> numbers;
+    Index heard = 0;  // tokens
+    bool is_ambiguous = false;
+  };
+
+  TraceCollector(Index batch, Index tokens) : batch_(batch), tokens_(tokens) {}
+
+  void hear(std::string_view name, Index first, std::span<const Index> shape,
+            std::span<const double> numbers) override {
+    auto found = std::ranges::find(list_, name, &Intermediate::name);
+    if (found == list_.end()) {
+      std::vector<Index> whole{batch_, tokens_};
+      whole.insert(whole.end(), shape.begin() + 1, shape.end());
+      const std::size_t size = numbers.size() / static_cast<std::size_t>(shape[0]) *
+                               static_cast<std::size_t>(batch_ * tokens_);
+      list_.push_back({std::string(name), std::move(whole),
+                       std::vector<double>(size, std::numeric_limits<double>::quiet_NaN())});
+      found = std::prev(list_.end());
+    }
+    const std::size_t at =
+        numbers.size() / static_cast<std::size_t>(shape[0]) * static_cast<std::size_t>(first);
+    found->heard += shape[0];
+    // More than the tokens there are, or others: it is several parts that call something so.
+    if (found->heard > batch_ * tokens_ || at + numbers.size() > found->numbers.size() ||
+        !std::ranges::equal(shape.subspan(1), std::span(found->shape).subspan(2))) {
+      found->is_ambiguous = true;
+      return;
+    }
+    std::ranges::copy(numbers, found->numbers.begin() + static_cast<std::ptrdiff_t>(at));
+  }
+  /// In the order in which the layer names them.
+  const std::vector<Intermediate>& list() const { return list_; }
+
+ private:
+  Index batch_, tokens_;
+  std::vector<Intermediate> list_;
+};
+
 /// A layer beside the file that it was loaded from.
 class LayerFile {
  public:
@@ -236,6 +266,10 @@ class LayerFile {
     add_side("y", shape_in_file(file, "y"), SideRole::output);
     for (const SideDescription& side : layer_.sides()) {
       const bool input = side.role == SideRole::input;
+      if (side.kind == SideKind::indices) {
+        add_indices("in." + side.name, {batch_, tokens_, side.width});
+        continue;
+      }
       add_side((input ? "in." : "out.") + side.name, {batch_, tokens_, side.width}, side.role);
     }
     if (reads_source()) {
@@ -248,19 +282,7 @@ class LayerFile {
   }
 
   Verification verify() {
-    forget_outputs();
-    if (!initial_ || !initial_->given()) {
-      with_sides(0, tokens_, [&](auto sides) {
-        if (reads_source()) {
-          layer_.forward(x_, source(), y(), context_, sides);
-        } else {
-          layer_.forward(x_, y(), context_, sides);
-        }
-      });
-      compare("forward", result_.forward);
-    } else {
-      prefill(tokens_);
-    }
+    run_whole();
     if (layer_.continues()) {
       prefill(1);
       step();
@@ -268,7 +290,38 @@ class LayerFile {
     return std::move(result_);
   }
 
+  /// Compares the intermediates that the layer names in `forward`, or in the `prefill` that takes
+  /// its place, with those of the file.
+  std::vector<TracedIntermediate> trace() {
+    TraceCollector collector(batch_, tokens_);
+    context_.set_trace(&collector);
+    run_whole();
+    context_.set_trace(nullptr);
+    std::vector<TracedIntermediate> result;
+    for (const auto& one : collector.list()) {
+      const std::string name = trace_prefix + one.name;
+      if (one.is_ambiguous) {
+        result.push_back({one.name, {}, "several parts of the layer call an intermediate so"});
+      } else if (!file_.contains(name)) {
+        result.push_back({one.name, {}, "the file has no tensor " + name});
+      } else {
+        result.push_back(compare(one, file_.entry(name)));
+      }
+    }
+    for (const std::string& name : file_.names()) {
+      if (!name.starts_with(trace_prefix)) continue;
+      const std::string own = name.substr(std::string_view(trace_prefix).size());
+      if (std::ranges::find(collector.list(), own, &TraceCollector::Intermediate::name) ==
+          collector.list().end()) {
+        result.push_back({own, {}, "the layer names no such intermediate"});
+      }
+    }
+    return result;
+  }
+
  private:
+  static constexpr const char* trace_prefix = "trace.";
+
   struct Side {
     std::string name;  // in the file
     SideRole role = SideRole::output;
@@ -282,15 +335,26 @@ class LayerFile {
     known_.insert(name);
     sides_.push_back({std::move(name), role, std::move(published), std::move(values)});
   }
-  /// Of a layer that reads a source the state is made of it, and a file cannot give another.
+  void add_indices(const std::string& name, Shape<3> shape) {
+    const StoredTensor tensor = file_.entry(name);
+    const std::vector<Index> expected(shape.extents.begin(), shape.extents.end());
+    if (tensor.shape != expected) {
+      tensor.fail("wrong shape", shape_text(tensor.shape), shape_text(expected));
+    }
+    const auto numbers = tensor.integers();
+    Tensor<Index, 3> values(shape);
+    std::copy_n(numbers.data(), numbers.size(), values.data());
+    known_.insert(name);
+    indices_.push_back({name, std::move(values)});
+  }
   void add_state() {
-    const AnyState state = make_state(0);
+    const AnyState state = layer_.make_state(batch_, 0);
     for (const NamedStateMember& member : state.members().list()) {
       if (member.kind == StateMember::Kind::mark) continue;
       known_.insert("state." + member.name);
-      if (!reads_source()) known_.insert(InitialState::prefix + member.name);
+      if (InitialState::may_give(member)) known_.insert(InitialState::prefix + member.name);
     }
-    if (!reads_source()) initial_.emplace(file_, state.members(), batch_);
+    initial_.emplace(file_, state.members(), batch_);
   }
   void refuse_others() const {
     for (const auto& [key, text] : file_.metadata()) {
@@ -318,7 +382,7 @@ class LayerFile {
   }
 
   bool reads_source() const { return layer_.d_source() > 0; }
-  View<const double, 3> source() const { return source_; }
+  View<const double, 3> source() const { return source_; }  // [B, S, D'], or nothing
   View<double, 3> y() { return sides_.front().values.view(); }
   /// Runs a verb on the tokens [first, first + count) of all rows, with their side values in a
   /// piece of memory of their own.
@@ -332,19 +396,29 @@ class LayerFile {
       copy(values, pieces.emplace_back(values.shape()).view());
       views.push_back({name.substr(name.find('.') + 1), pieces.back().view().merge(axis::row)});
     }
+    std::vector<Tensor<Index, 3>> index_pieces;
+    index_pieces.reserve(indices_.size());
+    for (const auto& [name, all] : indices_) {
+      const auto values = all.view().template slice<1>(first, count);
+      copy(values, index_pieces.emplace_back(values.shape()).view());
+      views.push_back({std::string_view(name).substr(3),
+                       View<const Index, 2>(index_pieces.back().view().merge(axis::row))});
+    }
     verb(std::span<const NamedView<double>>(views));
     for (std::size_t i = 1; i < sides_.size(); ++i) {
       const auto values = sides_[i].values.view().template slice<1>(first, count);
       if (sides_[i].role == SideRole::output) copy(pieces[i - 1].view(), values);
     }
   }
-  AnyState make_state(Index capacity) {
-    if (reads_source()) return layer_.make_state(source(), context_);
-    return layer_.make_state(batch_, capacity);
-  }
   AnyState make_initial_state() {
-    AnyState state = make_state(tokens_ + (initial_ ? initial_->tokens() : 0));
-    if (initial_) initial_->fill(state.members());
+    const Index length = source().extent(1);
+    AnyState state = layer_.make_state(batch_, std::max(tokens_ + initial_->tokens(), length));
+    initial_->fill(state.members());
+    if (reads_source()) {
+      std::vector<Segment> rows;
+      for (Index row = 0; row < batch_; ++row) rows.push_back({row, row * length, length});
+      layer_.read(source().merge(axis::row), rows, state, context_);
+    }
     return state;
   }
   void forget_outputs() {
@@ -355,6 +429,19 @@ class LayerFile {
     }
   }
 
+  /// All tokens at once, by `forward` where nothing goes before them.
+  void run_whole() {
+    if (initial_ && initial_->given()) return prefill(tokens_);
+    forget_outputs();
+    with_sides(0, tokens_, [&](auto sides) {
+      if (reads_source()) {
+        layer_.forward(x_, source(), y(), context_, sides);
+      } else {
+        layer_.forward(x_, y(), context_, sides);
+      }
+    });
+    compare("forward", result_.forward);
+  }
   /// In pieces that grow from `first_piece` tokens on.
   void prefill(Index first_piece) {
     forget_outputs();
@@ -388,30 +475,34 @@ class LayerFile {
       if (side.role == SideRole::input) continue;
       const View<const double, 3> got = side.values.view();
       raise(largest, testing::relative_error(got, side.published.view()), [&] {
-        const auto in_order = [&](auto&& body) {  // the first token, of all rows
-          const Shape<3> shape = got.shape();
-          for (Index t = 0; t < shape[1]; ++t) {
-            for (Index b = 0; b < shape[0]; ++b) {
-              for (Index d = 0; d < shape[2]; ++d) {
-                const auto place = [&] {
-                  return "token " + std::to_string(t) + ", channel " + std::to_string(d) +
-                         ", row " + std::to_string(b);
-                };
-                if (body(static_cast<std::size_t>((b * shape[1] + t) * shape[2] + d), place)) {
-                  return;
-                }
-              }
-            }
-          }
-        };
-        return std::string(verb) + ": " +
-               find_difference(side.name, testing::numbers_of(got),
-                               testing::numbers_of(side.published.view()), result_.tolerance,
-                               in_order);
+        return std::string(verb) + ": " + side.name + " " +
+               testing::first_beyond<double, double>(
+                   testing::numbers_of(got), testing::numbers_of(side.published.view()),
+                   result_.tolerance, testing::by_token(got.shape()));
       });
     }
   }
-  /// The same of the members that the file has a final state of.
+  /// An intermediate; how the numbers of a token are shaped does not count.
+  TracedIntermediate compare(const TraceCollector::Intermediate& one,
+                             const StoredTensor& stored) const {
+    const bool same_tokens =
+        stored.shape.size() >= 2 && stored.shape[0] == batch_ && stored.shape[1] == tokens_;
+    const std::vector<double> expected = stored_numbers(stored, !is_floating(stored.dtype));
+    if (!same_tokens || expected.size() != one.numbers.size()) {
+      return {
+          one.name, testing::failed,
+          "the layer's is " + shape_text(one.shape) + ", the file's " + shape_text(stored.shape)};
+    }
+    TracedIntermediate result{
+        one.name, testing::relative_error<double, double>(one.numbers, expected), {}};
+    if (*result.error > result_.tolerance) {
+      const Index width = std::ssize(expected) / std::max<Index>(batch_ * tokens_, 1);
+      result.remark = testing::first_beyond<double, double>(
+          one.numbers, expected, result_.tolerance, testing::by_token({batch_, tokens_, width}));
+    }
+    return result;
+  }
+  /// Raises `state` to the error of the members that the file has a final state of.
   void compare_state(std::string_view verb, const AnyState& state) {
     for (const auto& [member, numbers] : testing::valid_numbers(state.members())) {
       const std::string name = "state." + member;
@@ -426,8 +517,9 @@ class LayerFile {
             if (body(i, [&] { return place_in(stored.shape, static_cast<Index>(i)); })) return;
           }
         };
-        return std::string(verb) + ": " +
-               find_difference(name, numbers, expected, result_.tolerance, in_order);
+        return std::string(verb) + ": " + name + " " +
+               testing::first_beyond<double, double>(numbers, expected, result_.tolerance,
+                                                     in_order);
       });
     }
   }
@@ -456,6 +548,11 @@ class LayerFile {
   Index batch_ = 0, tokens_ = 0;
   Tensor<double, 3> x_, source_;
   std::vector<Side> sides_;  // y first
+  struct Indices {
+    std::string name;  // in the file
+    Tensor<Index, 3> values;
+  };
+  std::vector<Indices> indices_;
   std::optional<InitialState> initial_;
   std::set<std::string, std::less<>> known_;
 };
@@ -505,22 +602,53 @@ class Description {
     }
   }
 
+  /// A table a part; parts whose tables are alike share one.
   void print_config() {
-    Rows rows{{"field", "default", "values"}};
+    std::vector<std::pair<std::string, Rows>> tables;  // a part's name and its fields
     for (const auto& field : registry_.fields(name_)) {
+      const std::string& key = field.keys.back();
+      const bool in_part = field.keys.size() > 1;
+      const std::string part =
+          in_part ? field.name.substr(0, field.name.size() - key.size() - 1) : std::string();
+      auto table = std::ranges::find(tables, part, [](const auto& one) { return one.first; });
+      if (table == tables.end()) {
+        table = tables.insert(table, {part, {{"field", "default", "values"}}});
+      }
       const bool listed = field.type == "one of", any = field.legal.empty();
       std::string values = field.type + (any ? "" : listed ? " " : ", ") + field.legal;
       if (!field.condition.empty()) values += "; counts only where " + field.condition;
-      rows.push_back({field.name, field.required ? "required" : field.otherwise.dump(), values});
+      const std::string otherwise = field.inherited  ? "outer"
+                                    : field.required ? "required"
+                                                     : field.otherwise.dump();
+      table->second.push_back({key, otherwise, values});
     }
-    print_table("config", rows);
+    while (!tables.empty()) {
+      const Rows rows = tables.front().second;
+      std::string parts;
+      std::erase_if(tables, [&](const auto& table) {
+        if (table.second != rows) return false;
+        parts.append(parts.empty() ? "" : ", ").append(table.first);
+        return true;
+      });
+      print_table(parts.empty() ? "config" : "config of " + parts, rows);
+    }
   }
+  /// Sizes are filled in nested where `given` names a part, else flat.
   Json sample(const Json& given) const {
-    Json config = given;
-    for (const auto& field : registry_.fields(name_)) {
-      if (!field.required || config.contains(field.name)) continue;
-      config[field.name] = field.name == "d_model" ? 64 : 16;
+    Json config = Json::object();
+    const auto fields = registry_.fields(name_);
+    const bool nested = std::ranges::any_of(fields, [&](const auto& field) {
+      return field.keys.size() > 1 && given.contains(field.keys.front());
+    });
+    for (const auto& field : fields) {
+      if (!field.required) continue;
+      Json* value = &config;
+      for (const std::string& key : field.keys) {
+        if (nested || key == field.keys.back()) value = &(*value)[key];
+      }
+      *value = field.keys.back() == "d_model" ? 64 : 16;
     }
+    config.merge_patch(given);
     registry_.complete_config(name_, config);  // refuses one that is not legal
     return config;
   }
@@ -541,7 +669,8 @@ class Description {
     }
     for (const SideDescription& side : layer.sides()) {
       rows.push_back({(side.role == SideRole::input ? "in." : "out.") + side.name,
-                      "[B, T, " + std::to_string(side.width) + "]"});
+                      "[B, T, " + std::to_string(side.width) + "]",
+                      side.kind == SideKind::indices ? "integers" : ""});
     }
     if (!rows.empty()) print_table("side values", rows);
   }
@@ -551,7 +680,7 @@ class Description {
       return;
     }
     // What grows with the tokens, or the source, is what differs between rooms for one and two.
-    const AnyState one = make_state(layer, 1), two = make_state(layer, 2);
+    const AnyState one = layer.make_state(1, 1), two = layer.make_state(1, 2);
     const auto members = one.members().list(), longer = two.members().list();
     Rows rows;
     for (std::size_t m = 0; m < members.size(); ++m) {
@@ -559,7 +688,7 @@ class Description {
       std::string shape = "[B";
       for (Index i = 1; i < members[m].rank; ++i) {
         const bool grows = members[m].extent(i) != longer[m].extent(i);
-        const char* const length = layer.d_source() > 0 ? "S" : "t";
+        const char* const length = members[m].kind == StateMember::Kind::source ? "S" : "t";
         shape += ", " + (grows ? length : std::to_string(members[m].extent(i)));
       }
       rows.push_back({members[m].name, shape + "]", text_of(members[m].kind)});
@@ -567,20 +696,18 @@ class Description {
     if (rows.empty()) rows.push_back({"none"});
     print_table("state", rows);
   }
-  static AnyState make_state(const AnyMixer<double>& layer, Index length) {
-    if (layer.d_source() == 0) return layer.make_state(1, length);
-    const Tensor<double, 3> source({1, length, layer.d_source()});
-    Context context;
-    return layer.make_state(source, context);
-  }
   static std::string text_of(StateMember::Kind kind) {
     switch (kind) {
       case StateMember::Kind::appended:
         return "an entry a token";
       case StateMember::Kind::ring:
         return "ring of entries";
+      case StateMember::Kind::source:
+        return "an entry a token of the source";
       case StateMember::Kind::position:
         return "tokens so far";
+      case StateMember::Kind::length:
+        return "tokens of the source";
       default:
         return "";
     }
@@ -591,9 +718,10 @@ class Description {
   std::ostream& out_;
 };
 
-/// Prints the line of one file, and on a failure a second one that says where.
+/// Prints the line of one file, on a failure a second one that says where, and with `trace` one for
+/// each intermediate.
 inline bool verify_file(const std::string& path, const Registry<double>& registry,
-                        std::ostream& out) {
+                        std::ostream& out, bool trace) {
   const Safetensors file = Safetensors::open(path);
   const Verification result = LayerFile(file, registry).verify();
   const auto text = [](const std::optional<double>& error) {
@@ -607,6 +735,14 @@ inline bool verify_file(const std::string& path, const Registry<double>& registr
   if (result.state) out << " state=" << text(result.state);
   out << "\n";
   if (!result.ok()) out << "  " << result.first_difference << "\n";
+  if (trace) {
+    const auto intermediates = LayerFile(file, registry).trace();
+    for (const TracedIntermediate& one : intermediates) {
+      out << "  trace " << one.name << "=" << text(one.error)
+          << (one.remark.empty() ? "" : ": " + one.remark) << "\n";
+    }
+    if (intermediates.empty()) out << "  trace: neither the layer nor the file has any\n";
+  }
   return result.ok();
 }
 
@@ -616,6 +752,11 @@ inline bool verify_file(const std::string& path, const Registry<double>& registr
 /// or holds what no layer of this name and config uses.
 inline Verification verify_layer_file(const Safetensors& file, const Registry<double>& registry) {
   return detail::LayerFile(file, registry).verify();
+}
+/// Compares the intermediates that the layer of a file names with its tensors trace.<name>.
+inline std::vector<TracedIntermediate> trace_layer_file(const Safetensors& file,
+                                                        const Registry<double>& registry) {
+  return detail::LayerFile(file, registry).trace();
 }
 
 /// Prints a layer's facts: config, and with `config` completed by small sizes weights, side values
@@ -628,6 +769,7 @@ inline void describe_layer(const std::string& layer, const Json& config,
 /// The program `verify` for the layers of a registry:
 ///
 ///   verify FILE...                    checks layer files, a line each
+///   verify --trace FILE...            and a line for each intermediate of layer or file
 ///   verify --list                     the layers' names
 ///   verify --describe LAYER [CONFIG]  a layer's facts; CONFIG is JSON
 ///
@@ -660,14 +802,18 @@ inline int verify_main(std::span<const std::string> arguments, const Registry<do
       return 0;
     });
   }
-  if (arguments.empty() || arguments[0].starts_with("--")) {
-    errors << "usage: verify FILE..., verify --list, or verify --describe LAYER [CONFIG]\n";
+  const bool trace = !arguments.empty() && arguments[0] == "--trace";
+  const auto files = arguments.subspan(trace ? 1 : 0);
+  if (files.empty() || files[0].starts_with("--")) {
+    errors << "usage: verify FILE..., verify --trace FILE..., verify --list, or verify --describe "
+              "LAYER [CONFIG]\n";
     return 2;
   }
   int status = 0;
-  for (const std::string& path : arguments) {
-    status = std::max(
-        status, status_of(path, [&] { return detail::verify_file(path, registry, out) ? 0 : 1; }));
+  for (const std::string& path : files) {
+    status = std::max(status, status_of(path, [&] {
+                        return detail::verify_file(path, registry, out, trace) ? 0 : 1;
+                      }));
   }
   return status;
 }

@@ -4,6 +4,7 @@
 #include <limits>
 #include <utility>
 
+#include "seqmix/core/compiled.hpp"
 #include "seqmix/kernels/attention_parallel.hpp"
 #include "seqmix/kernels/attention_recurrent.hpp"
 
@@ -148,6 +149,10 @@ View<T, 4> heads_first(const View<T, 4>& x) {
           {x.extent(0), x.extent(2), x.extent(1), x.extent(3)},
           {x.stride(0), x.stride(2), x.stride(1), x.stride(3)}};
 }
+
+#define SEQMIX_ATTEND(S) void detail::attend(const detail::AttentionOperands<S>&, const Call&)
+SEQMIX_COMPILE(SEQMIX_ATTEND);
+#undef SEQMIX_ATTEND
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -48,6 +48,14 @@ struct Band {
   }
 };
 
+/// A query sees the first keys of its row, `of_rows[row]` of them, wherever it stands: those of
+/// another sequence.
+struct Lengths {
+  View<const Index, 1> of_rows;  // [B]
+
+  Band of(Index row, Index /*head*/) const { return Band::everything(of_rows[row]); }
+};
+
 /// cap · tanh(scale q · k / cap): scores whose size is bounded. Gemma team 2024, arXiv:2408.00118.
 struct SoftCap {
   double scale = 1;  // of the products: 1 / cap is in it

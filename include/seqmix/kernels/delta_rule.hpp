@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "seqmix/core/call.hpp"
+#include "seqmix/core/compiled.hpp"
 #include "seqmix/kernels/rows.hpp"
 #include "seqmix/kernels/state_sweep.hpp"
 #include "seqmix/simd/batch.hpp"
@@ -411,6 +412,13 @@ void delta_shares(View<S, 2> beta, double most, const Call& call) {
   elementwise(
       call, [factor](simd::Batch<S> x) { return factor * simd::sigmoid(x); }, beta, beta);
 }
+
+#define SEQMIX_DELTA_RULE(S, Decay)                                                           \
+  void delta_rule(In<S, 3>, In<S, 3>, In<S, 3>, In<S, 2>, const Decay<S>&, double, Out<S, 4>, \
+                  View<S, 3>, const Call&)
+SEQMIX_COMPILE(SEQMIX_DELTA_RULE, ScalarDecay);
+SEQMIX_COMPILE(SEQMIX_DELTA_RULE, VectorDecay);
+#undef SEQMIX_DELTA_RULE
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

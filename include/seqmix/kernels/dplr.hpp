@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "seqmix/core/compiled.hpp"
 #include "seqmix/kernels/state_sweep.hpp"
 
 namespace seqmix {
@@ -344,6 +345,12 @@ void dplr_state(In<S, 3> r, In<S, 3> log_decay, In<S, 3> k, In<S, 3> v, In<S, 3>
         }
       });
 }
+
+#define SEQMIX_DPLR_STATE(S)                                                             \
+  void dplr_state(In<S, 3>, In<S, 3>, In<S, 3>, In<S, 3>, In<S, 3>, In<S, 3>, Out<S, 4>, \
+                  View<S, 3>, const Call&)
+SEQMIX_COMPILE(SEQMIX_DPLR_STATE);
+#undef SEQMIX_DPLR_STATE
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

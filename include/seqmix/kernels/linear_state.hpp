@@ -4,6 +4,7 @@
 #include <string>
 #include <type_traits>
 
+#include "seqmix/core/compiled.hpp"
 #include "seqmix/kernels/linear_state_chunked.hpp"
 #include "seqmix/kernels/linear_state_recurrent.hpp"
 #include "seqmix/kernels/linear_state_tiles.hpp"
@@ -92,6 +93,14 @@ void linear_state(In<S, 3> q, In<S, 3> k, In<S, 3> v, const Decay& decay, double
         }
       });
 }
+
+#define SEQMIX_LINEAR_STATE(S, Decay)                                                             \
+  void linear_state(In<S, 3>, In<S, 3>, In<S, 3>, const Decay<S>&, double, Out<S, 4>, View<S, 3>, \
+                    const Call&)
+SEQMIX_COMPILE(SEQMIX_LINEAR_STATE, ConstantDecay);
+SEQMIX_COMPILE(SEQMIX_LINEAR_STATE, ScalarDecay);
+SEQMIX_COMPILE(SEQMIX_LINEAR_STATE, VectorDecay);
+#undef SEQMIX_LINEAR_STATE
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

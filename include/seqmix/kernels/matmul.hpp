@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "seqmix/core/call.hpp"
+#include "seqmix/core/compiled.hpp"
 #include "seqmix/kernels/packed_matrix.hpp"
 #include "seqmix/kernels/rows.hpp"
 #include "seqmix/kernels/split_matmul.hpp"
@@ -28,8 +29,7 @@ namespace detail {
 /// Bytes of a cache line.
 inline constexpr Index cache_line = alignment;
 
-/// Rows of the tallest micro-kernel, which fills the registers; there is one for each number of
-/// rows up to it.
+/// Rows of the tallest micro-kernel, which fills the registers.
 #if defined(SEQMIX_SIMD_WIDTH)
 inline constexpr Index tall_tile = 4;  // no registers to fill: little code
 #elif defined(__AVX512F__)
@@ -37,6 +37,9 @@ inline constexpr Index tall_tile = 14;  // 32 registers
 #else
 inline constexpr Index tall_tile = 6;  // 16 registers
 #endif
+/// Whether there is a micro-kernel of so many rows. The odd numbers above 8 cost little more as two
+/// low tiles, but much to compile.
+constexpr bool has_tile(Index rows) { return rows <= 8 || rows % 2 == 0; }
 
 /// k of a panel that stays in the L1 cache while tiles of rows pass: 32 KB with 512-bit registers.
 inline constexpr Index depth_slice = 256;
@@ -110,27 +113,41 @@ __attribute__((noinline)) void multiply_tile(const Product<S, Stored>& product, 
   constexpr Index lanes = simd::lanes<S>, width = 2 * Panels;  // registers of a row
   const Index column = panel * panel_width<S>, columns = product.columns - column;
   const bool whole = columns >= width * lanes;
-  const auto lane_count = [&](Index r) { return std::clamp<Index>(columns - r * lanes, 0, lanes); };
-  const auto load = [&](const S* from, Index r) {
-    from += column + r * lanes;
-    return whole ? simd::load<S>(from) : simd::load<S>(from, lane_count(r));
-  };
+  Index lane_count[width];  // of the registers of a row that is not whole
+#pragma GCC unroll 16
+  for (Index r = 0; r < width; ++r)
+    lane_count[r] = std::clamp<Index>(columns - r * lanes, 0, lanes);
   S* const* const c = product.c + row;
 
   simd::Batch<S> sum[Rows][width];
 #pragma GCC unroll 16
   for (Index r = 0; r < width; ++r) {
-    const auto start = product.bias ? load(product.bias, r) : simd::broadcast(S(0));
+    simd::Batch<S> start(S(0));
+    if (product.bias) {
+      const S* const from = product.bias + column + r * lanes;
+      start = whole ? simd::load<S>(from) : simd::load<S>(from, lane_count[r]);
+    }
 #pragma GCC unroll 16
     for (Index i = 0; i < Rows; ++i) sum[i][r] = start;
   }
-  if (product.accumulate) {
+  // What the chains go on from; a sum with the bias starts them where there are both.
+  const auto start_from = [&](const simd::Batch<S>& from, Index i, Index r) {
+    sum[i][r] = product.bias ? from + sum[i][r] : from;
+  };
+  if (product.accumulate && whole) {
 #pragma GCC unroll 16
     for (Index i = 0; i < Rows; ++i) {
 #pragma GCC unroll 16
       for (Index r = 0; r < width; ++r) {
-        const auto from = load(c[i], r);
-        sum[i][r] = product.bias ? from + sum[i][r] : from;
+        start_from(simd::load<S>(c[i] + column + r * lanes), i, r);
+      }
+    }
+  } else if (product.accumulate) {
+#pragma GCC unroll 16
+    for (Index i = 0; i < Rows; ++i) {
+#pragma GCC unroll 16
+      for (Index r = 0; r < width; ++r) {
+        start_from(simd::load<S>(c[i] + column + r * lanes, lane_count[r]), i, r);
       }
     }
   }
@@ -169,15 +186,18 @@ __attribute__((noinline)) void multiply_tile(const Product<S, Stored>& product, 
     }
   }
 
+  if (whole) {
 #pragma GCC unroll 16
-  for (Index i = 0; i < Rows; ++i) {
+    for (Index i = 0; i < Rows; ++i) {
 #pragma GCC unroll 16
-    for (Index r = 0; r < width; ++r) {
-      S* const to = c[i] + column + r * lanes;
-      if (whole) {
-        simd::store<S>(to, sum[i][r]);
-      } else {
-        simd::store<S>(to, sum[i][r], lane_count(r));
+      for (Index r = 0; r < width; ++r) simd::store<S>(c[i] + column + r * lanes, sum[i][r]);
+    }
+  } else {
+#pragma GCC unroll 16
+    for (Index i = 0; i < Rows; ++i) {
+#pragma GCC unroll 16
+      for (Index r = 0; r < width; ++r) {
+        simd::store<S>(c[i] + column + r * lanes, sum[i][r], lane_count[r]);
       }
     }
   }
@@ -185,18 +205,25 @@ __attribute__((noinline)) void multiply_tile(const Product<S, Stored>& product, 
 
 /// The height of the next tile where `left` rows are to be done. All are about as high: a low one
 /// waits for the panel that it reads, and for its few chains.
-inline Index next_tile(Index left) { return ceil_div(left, ceil_div(left, tall_tile)); }
+inline Index next_tile(Index left) {
+  const Index share = ceil_div(left, ceil_div(left, tall_tile));
+  return has_tile(share) || share == left ? share : share + 1;
+}
 
-/// One tile of `height` rows from `row` on, at most `tall_tile`.
-template <class S>
+/// One tile of `height` rows from `row` on, at most `Most`.
+template <class S, Index Most = tall_tile>
 void multiply_tile_of(Index height, const Product<S>& product, Index row, Index panel) {
   // Calls, as g++ 12 chooses among addresses by a condition that it has overwritten.
-  const auto multiply = [&]<Index... I>(std::integer_sequence<Index, I...>) {
-    static_cast<void>(
-        ((height == I + 1 && (multiply_tile<S, I + 1, 1, false>(product, row, panel), true)) ||
-         ...));
-  };
-  multiply(std::make_integer_sequence<Index, tall_tile>());
+  if constexpr (Most > 1) {
+    if (height < Most) return multiply_tile_of<S, Most - 1>(height, product, row, panel);
+  }
+  if constexpr (has_tile(Most)) {
+    multiply_tile<S, Most, 1, false>(product, row, panel);
+  } else {
+    constexpr Index upper = ceil_div(Most, 2);
+    multiply_tile<S, upper, 1, false>(product, row, panel);
+    multiply_tile<S, Most - upper, 1, false>(product, row + upper, panel);
+  }
 }
 
 /// All rows of one panel of numbers to compute with.
@@ -267,7 +294,7 @@ Product<S> widened(const Product<S, Stored>& slice, Index panel, S* wide) {
 template <class S, class Stored>
 void multiply_panels(const Product<S, Stored>& product, Index rows, Index panel, Index last_panel,
                      S* wide = nullptr) {
-  const bool once = std::same_as<Stored, S> && rows <= tall_tile;
+  const bool once = std::same_as<Stored, S> && rows <= tall_tile && has_tile(rows);
   const Index count = once ? std::max<Index>(product.depth, 1) : depth_slice;
   panel = multiply_few(product, rows, panel, last_panel);
   for (; panel < last_panel; ++panel) {
@@ -317,9 +344,10 @@ void pack_group(const S* const* rows, Index height, Index depth, S* to) {
 
 /// Where group `group` of packed rows begins: all are tall but the last two, which share the rest.
 inline Index group_begin(Index rows, Index group) {
-  const Index groups = ceil_div(rows, tall_tile), tall = std::max<Index>(groups - 2, 0);
-  if (group <= tall) return group * tall_tile;
-  return group == groups ? rows : rows - (rows - tall * tall_tile) / 2;
+  const Index groups = ceil_div(rows, tall_tile);
+  const Index rest = std::max<Index>(groups - 2, 0) * tall_tile;  // where it begins
+  if (group * tall_tile <= rest) return group * tall_tile;
+  return group == groups ? rows : rest + next_tile(rows - rest);
 }
 
 /// Groups [first, last) of the rows of x [T, K] and k [k, k + depth) of them, [group][k][height].
@@ -489,6 +517,11 @@ void matmul(In<S, 2> x, const PackedMatrix<S>& w, View<S, 2> y, const Call& call
     }
   });
 }
+
+#define SEQMIX_MATMUL(S) \
+  void matmul(In<S, 2>, const PackedMatrix<S>&, View<S, 2>, const Call&, const S*, bool)
+SEQMIX_COMPILE(SEQMIX_MATMUL);
+#undef SEQMIX_MATMUL
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

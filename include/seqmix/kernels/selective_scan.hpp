@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "seqmix/core/call.hpp"
+#include "seqmix/core/compiled.hpp"
 #include "seqmix/kernels/scan.hpp"
 #include "seqmix/simd/map.hpp"
 #include "seqmix/simd/math.hpp"
@@ -219,6 +220,12 @@ void selective_scan(In<S, 2> x, In<S, 2> raw_dt, In<S, 2> rates, In<S, 2> keys, 
                       worker);
                 });
 }
+
+#define SEQMIX_SELECTIVE_SCAN(S)                                                            \
+  void selective_scan(In<S, 2>, In<S, 2>, In<S, 2>, In<S, 2>, In<S, 2>, In<S, 1>, In<S, 2>, \
+                      Out<S, 3>, View<S, 2>, const Call&)
+SEQMIX_COMPILE(SEQMIX_SELECTIVE_SCAN);
+#undef SEQMIX_SELECTIVE_SCAN
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "seqmix/core/call.hpp"
+#include "seqmix/core/compiled.hpp"
 #include "seqmix/kernels/rows.hpp"
 #include "seqmix/simd/map.hpp"
 #include "seqmix/simd/math.hpp"
@@ -180,6 +181,12 @@ void short_conv(In<S, 2> x, In<S, 2> taps, In<S, 1> bias, ShortConvActivation ac
     for (Index w = 0; w < last.extent(0); ++w) std::copy_n(&last(w, 0), width, &carried(w, 0));
   });
 }
+
+#define SEQMIX_SHORT_CONV(S)                                                                \
+  void short_conv(In<S, 2>, In<S, 2>, In<S, 1>, ShortConvActivation, Out<S, 3>, View<S, 2>, \
+                  const Call&)
+SEQMIX_COMPILE(SEQMIX_SHORT_CONV);
+#undef SEQMIX_SHORT_CONV
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -93,14 +94,24 @@ class AnyState {
 template <class Scalar>
 struct NamedView {
   std::string_view name;
-  View<Scalar, 2> view;
+  View<Scalar, 2> view;  // numbers, or
+  View<const Index, 2> indices;
+
+  NamedView() = default;
+  NamedView(std::string_view of, View<Scalar, 2> numbers) : name(of), view(numbers) {}
+  NamedView(std::string_view of, View<const Index, 2> integers) : name(of), indices(integers) {}
 };
+
+/// What a side value is made of.
+enum class SideKind { numbers, indices };
 
 /// What a layer takes or gives beside x and y.
 struct SideDescription {
   std::string name;
   Index width = 0;
   SideRole role = SideRole::input;
+  SideKind kind = SideKind::numbers;
+  Index bound = std::numeric_limits<Index>::max();  // of indices, which are below
 };
 
 /// Any mixer behind its verbs. Copies share the one immutable layer. A verb that the layer does not
@@ -117,19 +128,22 @@ class AnyMixer {
   requires std::same_as<typename Definition::Scalar, Scalar> AnyMixer(Mixer<Definition> mixer)
       : held_(std::make_shared<const Holder<Definition>>(std::move(mixer))) {}
 
-  std::string_view name() const { return held().name(); }
+  std::string_view name() const { return traits().name; }
+  const Traits& traits() const { return held().traits(); }
+  Index d_in() const { return held().d_in(); }
+  Index d_out() const { return held().d_out(); }
+  /// The one width of a layer whose x and y have the same; else throws `Error`.
   Index d_model() const { return held().d_model(); }
   /// Whether the layer has a state: else `forward` is its only verb.
   bool continues() const { return held().continues(); }
-  /// The width of the source that states are made from; 0 where there is none.
+  /// The most tokens that a stream may have.
+  PositionLimit position_limit() const { return held().position_limit(); }
+  /// The width of what `read` takes; 0 where there is none.
   Index d_source() const { return held().d_source(); }
   std::vector<SideDescription> sides() const { return held().sides(); }
 
   AnyState make_state(Index batch, Index capacity = 0) const {
     return held().make_state(batch, capacity);
-  }
-  AnyState make_state(View<const Scalar, 3> source, Context& context) const {
-    return held().make_state(source, context);
   }
   void forward(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context,
                Sides sides = {}) const {
@@ -142,6 +156,10 @@ class AnyMixer {
   void forward_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens,
                          View<Scalar, 2> y, Context& context, Sides sides = {}) const {
     held().forward_documents(x, cu_seqlens, y, context, sides);
+  }
+  void read(View<const Scalar, 2> source, Segments segments, AnyState& state,
+            Context& context) const {
+    held().read(source, segments, state, context);
   }
   void advance(View<const Scalar, 2> x, Segments segments, AnyState& state, View<Scalar, 2> y,
                Context& context, Sides sides = {}) const {
@@ -183,18 +201,21 @@ class AnyMixer {
  private:
   struct Held {
     virtual ~Held() = default;
-    virtual std::string_view name() const = 0;
+    virtual const Traits& traits() const = 0;
+    virtual Index d_in() const = 0;
+    virtual Index d_out() const = 0;
     virtual Index d_model() const = 0;
     virtual bool continues() const = 0;
+    virtual PositionLimit position_limit() const = 0;
     virtual Index d_source() const = 0;
     virtual std::vector<SideDescription> sides() const = 0;
     virtual AnyState make_state(Index batch, Index capacity) const = 0;
-    virtual AnyState make_state(View<const Scalar, 3> source, Context&) const = 0;
     virtual void forward(View<const Scalar, 3>, View<Scalar, 3>, Context&, Sides) const = 0;
     virtual void forward(View<const Scalar, 3>, View<const Scalar, 3> source, View<Scalar, 3>,
                          Context&, Sides) const = 0;
     virtual void forward_documents(View<const Scalar, 2>, View<const Index, 1> cu_seqlens,
                                    View<Scalar, 2>, Context&, Sides) const = 0;
+    virtual void read(View<const Scalar, 2> source, Segments, AnyState&, Context&) const = 0;
     virtual void advance(View<const Scalar, 2>, Segments, AnyState&, View<Scalar, 2>, Context&,
                          Sides) const = 0;
     virtual void prefill(View<const Scalar, 3>, AnyState&, View<Scalar, 3>, Context&,
@@ -218,34 +239,39 @@ class AnyMixer {
     M mixer;
 
     explicit Holder(M value) : mixer(std::move(value)) {}
-    std::string_view name() const override { return Definition::traits.name; }
-    Index d_model() const override { return mixer.d_model(); }
-    bool continues() const override { return M::continues; }
-    Index d_source() const override {
-      if constexpr (M::reads_source) return mixer.config().d_source;
-      return 0;
+    const Traits& traits() const override { return Definition::traits; }
+    Index d_in() const override { return mixer.d_in(); }
+    Index d_out() const override { return mixer.d_out(); }
+    Index d_model() const override {
+      if constexpr (M::one_width) {
+        return mixer.d_model();
+      } else {
+        missing("d_model: x has the width " + std::to_string(mixer.d_in()) + ", y " +
+                std::to_string(mixer.d_out()));
+      }
     }
+    bool continues() const override { return M::continues; }
+    PositionLimit position_limit() const override {
+      return seqmix::position_limit(mixer.definition());
+    }
+    Index d_source() const override { return mixer.d_source(); }
     std::vector<SideDescription> sides() const override {
       std::vector<SideDescription> result;
       Side side;
       Side::visit(side, mixer.config(),
-                  [&](std::string_view side_name, View<Scalar, 2>&, Index width, SideRole role) {
+                  [&]<class T>(std::string_view side_name, View<T, 2>&, Index width, SideRole role,
+                               auto... bound) {
                     result.push_back({std::string(side_name), width, role});
+                    if constexpr (std::is_const_v<T>) result.back().kind = SideKind::indices;
+                    ((result.back().bound = bound), ...);
                   });
       return result;
     }
     AnyState make_state(Index batch, Index capacity) const override {
-      if constexpr (M::continues && !M::reads_source) {
+      if constexpr (M::continues) {
         return AnyState::hold(mixer.make_state(batch, capacity));
       } else {
-        missing(M::continues ? "state without a source" : "state");
-      }
-    }
-    AnyState make_state(View<const Scalar, 3> source, Context& context) const override {
-      if constexpr (M::reads_source) {
-        return AnyState::hold(mixer.make_state(source, context));
-      } else {
-        missing("source");
+        missing("state");
       }
     }
     void forward(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context,
@@ -270,6 +296,14 @@ class AnyMixer {
         missing("forward without a source");
       } else {
         mixer.forward_documents(x, cu_seqlens, y, context, find(sides));
+      }
+    }
+    void read(View<const Scalar, 2> source, Segments segments, AnyState& state,
+              Context& context) const override {
+      if constexpr (M::reads_source) {
+        mixer.read(source, segments, state.template get<State>(Definition::traits.name), context);
+      } else {
+        missing("source");
       }
     }
     void advance(View<const Scalar, 2> x, Segments segments, AnyState& state, View<Scalar, 2> y,
@@ -309,18 +343,10 @@ class AnyMixer {
                  [&](const auto& layer, auto& held) { layer.run(x, held, y, call, find(sides)); });
     }
     void reset(AnyState& state, Index row) const override {
-      with_state(state, [&](const auto& layer, auto& held) {
-        if constexpr (M::reads_source) {
-          missing("reset: what a row reads stands in its state");
-        } else {
-          layer.reset(held, row);
-        }
-      });
+      with_state(state, [&](const auto& layer, auto& held) { layer.reset(held, row); });
     }
     void grow(AnyState& state, Index capacity) const override {
-      with_state(state, [&](const auto& layer, auto& held) {
-        if constexpr (!M::reads_source) layer.grow(held, capacity);
-      });
+      with_state(state, [&](const auto& layer, auto& held) { layer.grow(held, capacity); });
     }
     void prepare(Context& context, Index rows, Index tokens) const override {
       mixer.prepare(context, rows, tokens);
@@ -328,8 +354,8 @@ class AnyMixer {
     Index parameters() const override { return count_parameters(mixer.weights(), mixer.config()); }
 
    private:
-    [[noreturn]] static void missing(std::string_view what) {
-      throw Error(std::string(Definition::traits.name) + " has no " + std::string(what));
+    [[noreturn]] static void missing(const std::string& what) {
+      throw Error(std::string(Definition::traits.name) + " has no " + what);
     }
     // `body` takes the mixer too: what depends on it is checked only where there is a state.
     void with_state(auto& state, auto&& body) const {
@@ -343,9 +369,14 @@ class AnyMixer {
     Side find(Sides sides) const {
       Side result;
       Side::visit(result, mixer.config(),
-                  [&](std::string_view wanted, View<Scalar, 2>& view, Index, SideRole) {
+                  [&]<class T>(std::string_view wanted, View<T, 2>& view, auto&&...) {
                     for (const auto& side : sides) {
-                      if (side.name == wanted) view = side.view;
+                      if (side.name != wanted) continue;
+                      if constexpr (std::is_const_v<T>) {
+                        view = side.indices;
+                      } else {
+                        view = side.view;
+                      }
                     }
                   });
       return result;

@@ -69,10 +69,23 @@ inline void check_side(std::string_view layer, std::string_view which, const Sha
   check_view(layer, which, {1, shape[0], shape[1]}, {0, strides[0], strides[1]}, expected[1]);
 }
 
-/// Segments lie behind each other from token 0 to the last of `tokens` and, where there are rows,
-/// name each at most once. Counts in `coming` [B] the tokens of each row.
-inline void check_segments(std::string_view layer, Segments segments, Index tokens, bool has_rows,
-                           const View<Index, 1>& coming) {
+/// The indices of a side value are not negative, and below `bound`.
+inline void check_indices(std::string_view layer, std::string_view which,
+                          const View<const Index, 2>& indices, Index bound) {
+  for (Index t = 0; t < indices.extent(0); ++t) {
+    for (Index i = 0; i < indices.extent(1); ++i) {
+      if (indices(t, i) >= 0 && indices(t, i) < bound) continue;
+      throw ShapeError(std::string(layer) + ": side value " + std::string(which) + " of token " +
+                       std::to_string(t) + " is " + std::to_string(indices(t, i)) +
+                       ", expected 0 to " + std::to_string(bound - 1));
+    }
+  }
+}
+
+/// Segments lie behind each other from token 0 to the last of the `tokens` of `which` and, where
+/// there are rows, name each at most once. Counts in `coming` [B] the tokens of each row.
+inline void check_segments(std::string_view layer, std::string_view which, Segments segments,
+                           Index tokens, bool has_rows, const View<Index, 1>& coming) {
   Index next = 0;
   const auto refuse = [&](const Segment& segment, const std::string& rule) {
     throw ShapeError(std::string(layer) + ": segment " +
@@ -96,7 +109,8 @@ inline void check_segments(std::string_view layer, Segments segments, Index toke
   }
   if (next != tokens) {
     throw ShapeError(std::string(layer) + ": the segments have " + std::to_string(next) +
-                     " tokens, expected those of x, " + std::to_string(tokens));
+                     " tokens, expected those of " + std::string(which) + ", " +
+                     std::to_string(tokens));
   }
   for (Index row = 0; row < coming.extent(0); ++row) coming[row] = std::max<Index>(coming[row], 0);
 }
@@ -172,6 +186,13 @@ class StateCheck {
     if (expected_.empty()) return;
     throw ShapeError(std::string(layer_) +
                      ": the state lacks members, as one of another config does");
+  }
+  /// The length of a source, of a state that anybody may have written to or as it is to be.
+  void check_length(const Name& member, Index row, Index length, Index capacity) const {
+    if (length >= 0 && length <= capacity) return;
+    throw CapacityError(std::string(layer_) + ": state " + member.text() + ": a source of " +
+                        std::to_string(length) + " tokens for row " + std::to_string(row) +
+                        " does not fit in a capacity of " + std::to_string(capacity));
   }
   /// Position `row` of a state that anybody may have written to.
   void check_position(const Name& member, Index row, Index past, Index coming) const {

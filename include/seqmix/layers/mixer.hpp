@@ -9,6 +9,7 @@
 
 #include "seqmix/core/cache.hpp"
 #include "seqmix/core/call.hpp"
+#include "seqmix/core/compiled.hpp"
 #include "seqmix/layers/checks.hpp"
 #include "seqmix/layers/initializer.hpp"
 #include "seqmix/layers/state.hpp"
@@ -32,8 +33,10 @@ enum class SideRole { input, output };
 ///     }
 ///   };
 ///
-/// and takes it in `run(x, state, side, y, call)`. Its T are all tokens of a call: of a dense batch
-/// [B, T, D] those of row 0, then those of row 1. All others have none.
+/// A `View<const Index, 2>` in place of numbers is an input of indices (token ids, given
+/// positions); behind its role `side` may name a bound, which all of them are below then, and not
+/// negative. It takes what it declares in `run(x, state, side, y, call)`. Its T are all tokens of a
+/// call: of a dense batch [B, T, D] those of row 0, then those of row 1. All others have none.
 struct NoSide {
   static void visit(auto&, const auto&, auto&&) {}
 };
@@ -70,21 +73,7 @@ concept Continues = requires {
   typename Definition::State;
 };
 
-/// Whether the layer reads a second sequence that stands before the first token: its definition
-/// makes the state from `source` [B, S, config.d_source].
-template <class Definition>
-concept ReadsSource = requires(const Definition& definition,
-                               View<const typename Definition::Scalar, 3> source,
-                               const Call& call) {
-  { definition.make_state(source, Memory{}, call) } -> std::same_as<typename Definition::State>;
-};
-
 namespace detail {
-
-/// Takes whatever a `visit` hands out.
-struct AnyVisitor {
-  void operator()(auto&&...) const {}
-};
 
 template <class Definition>
 concept HasTraits = std::same_as<std::remove_cvref_t<decltype(Definition::traits)>, Traits>;
@@ -92,7 +81,12 @@ template <class Definition>
 concept HasConfig = requires(const Definition& definition, typename Definition::Config& config) {
   Definition::Config::visit(config, AnyVisitor{});
   { definition.c } -> std::convertible_to<const typename Definition::Config&>;
-  { definition.c.d_model } -> std::convertible_to<Index>;
+  requires requires {
+    { definition.c.d_model } -> std::convertible_to<Index>;
+  } || requires {
+    { definition.c.d_in } -> std::convertible_to<Index>;
+    { definition.c.d_out } -> std::convertible_to<Index>;
+  };
 };
 template <class Definition>
 concept HasWeights = requires(const Definition& definition, typename Definition::Weights& weights,
@@ -101,16 +95,11 @@ concept HasWeights = requires(const Definition& definition, typename Definition:
   Definition::Weights::visit(weights, config, AnyVisitor{});
 };
 template <class Definition>
-concept HasState =
-    !Continues<Definition> || ((ReadsSource<Definition> ||
-                                requires(const Definition& definition) {
-                                  {
-                                    definition.make_state(Index{}, Index{}, Memory{})
-                                    } -> std::same_as<typename Definition::State>;
-                                }) &&
-                               requires(typename StateOf<Definition>::type & state) {
-                                 StateOf<Definition>::type::visit(state, AnyVisitor{});
-                               });
+concept HasState = !Continues<Definition> || requires(const Definition& definition,
+                                                      typename StateOf<Definition>::type& state) {
+  { definition.make_state(Index{}, Index{}, Memory{}) } -> std::same_as<typename Definition::State>;
+  StateOf<Definition>::type::visit(state, AnyVisitor{});
+};
 template <class Definition>
 concept HasRun = requires(const Definition& definition,
                           View<const typename Definition::Scalar, 2> x,
@@ -178,17 +167,35 @@ void start_row(const Definition& definition, State& state, Index row) {
 
 namespace detail {
 
+template <class Definition>
+concept HasBlockTokens = requires(const Definition& definition) {
+  definition.block_tokens();
+};
+template <class Definition>
+concept HasPositionLimit = requires(const Definition& definition) {
+  definition.position_limit();
+};
+template <class Definition>
+concept HasStartRow = requires(const Definition& definition,
+                               typename StateOf<Definition>::type& state) {
+  definition.start_row(state, Index{});
+};
+
+template <class Definition>
+concept HasSource = requires(const Definition& definition,
+                             View<const typename Definition::Scalar, 2> source,
+                             typename StateOf<Definition>::type& state, const Call& call) {
+  { definition.c.d_source } -> std::convertible_to<Index>;
+  definition.read(source, state, call);
+};
+
 /// Whether each hook of a definition has its switch in the traits and each switch its hook.
 template <class Definition>
-consteval bool hooks_match_traits() {
-  using State = typename StateOf<Definition>::type;
-  constexpr Traits traits = Definition::traits;
-  return traits.has_block_tokens == requires(const Definition& d) { d.block_tokens(); }
-  &&traits.has_position_limit == requires(const Definition& d) { d.position_limit(); }
-  &&traits.has_start_row == requires(const Definition& d, State& state) {
-    d.start_row(state, Index{});
-  };
-}
+inline constexpr bool hooks_match_traits =
+    Definition::traits.has_block_tokens == bool{HasBlockTokens<Definition>} &&
+    Definition::traits.has_position_limit == bool{HasPositionLimit<Definition>} &&
+    Definition::traits.has_start_row == bool{HasStartRow<Definition>} &&
+    Definition::traits.has_source == bool{HasSource<Definition>};
 
 /// Calls `body(first, count, call)` for each block of time of a call. Each has its own segments,
 /// which count from its first token.
@@ -203,7 +210,7 @@ void for_each_block(const Definition& definition, const Call& call, auto&& body)
   Index first = 0, count = 0;
   std::size_t n = 0;
   const auto run = [&] {
-    body(first, count, call.with(Segments(pieces, n)));
+    body(first, count, call.with(Segments(pieces, n), first));
     first += count, left -= count, count = 0, n = 0;
   };
   for (const Segment& segment : segments) {
@@ -226,7 +233,7 @@ void for_each_block(const Definition& definition, const Call& call, auto&& body)
 /// The tokens [first, first + count) of side values.
 template <class Definition, class Side>
 Side tokens_of(const Definition& definition, Side side, Index first, Index count) {
-  Side::visit(side, definition.c, [&](std::string_view, auto& view, Index, SideRole) {
+  Side::visit(side, definition.c, [&](std::string_view, auto& view, auto&&...) {
     view = view.slice(axis::time, first, count);
   });
   return side;
@@ -239,9 +246,10 @@ Side tokens_of(const Definition& definition, Side side, Index first, Index count
 template <class Definition, class State, class Side = NoSide>
 void run(const Definition& definition, View<const typename Definition::Scalar, 2> x, State& state,
          View<typename Definition::Scalar, 2> y, const Call& call, const Side& side = {}) {
-  static_assert(detail::hooks_match_traits<Definition>(),
+  static_assert(detail::hooks_match_traits<Definition>,
                 "a hook without its switch in the traits, or a switch without its hook: "
-                "block_tokens, position_limit or start_row");
+                "block_tokens, position_limit, start_row or read, which goes with d_source in the "
+                "config");
   detail::for_each_block(definition, call, [&](Index first, Index count, const Call& block) {
     const auto in = x.slice(axis::time, first, count);
     const auto out = y.slice(axis::time, first, count);
@@ -261,14 +269,33 @@ void run(const Definition& definition, View<const typename Definition::Scalar, 2
   });
 }
 
+/// Puts `source` [S, d_source] behind what the rows that the segments of a call name read already,
+/// in blocks; nothing is checked. A definition that reads says `read(source, state, call)`, which
+/// puts the entries of a segment behind those that the `Source` members of its row count.
+template <class Definition, class State>
+void read(const Definition& definition, View<const typename Definition::Scalar, 2> source,
+          State& state, const Call& call) {
+  detail::for_each_block(definition, call, [&](Index first, Index count, const Call& block) {
+    if constexpr (Definition::traits.has_source) {
+      definition.read(source.slice(axis::time, first, count), state, block);
+    }
+    if constexpr (Definition::traits.composite) return;  // whose parts have counted
+    State::visit(state, [&]<class Member>(const Name&, Member& member) {
+      if constexpr (requires { member.length; }) {
+        for (const Segment& segment : block.segments()) member.length[segment.row] += segment.count;
+      }
+    });
+  });
+}
+
 /// What is said of a type that is no definition.
 template <class Definition>
 class Mixer {
   static_assert(detail::HasTraits<Definition>,
                 "a definition has `static constexpr Traits traits`, with its name at least");
   static_assert(detail::HasConfig<Definition>,
-                "a definition has a Config with d_model and `static void visit(auto& self, auto&& "
-                "field)`, and one as its member c");
+                "a definition has a Config with d_model, or d_in and d_out, and `static void "
+                "visit(auto& self, auto&& field)`, and one as its member c");
   static_assert(
       detail::HasWeights<Definition>,
       "a definition has Weights with `static void visit(auto& self, const Config&, auto&& "
@@ -301,6 +328,9 @@ class Mixer {
 /// none. `context.form()` and a segment's own say which form it takes; else one token is taken by
 /// recurrence and more are in parallel.
 ///
+/// A layer that looks at a second sequence, of each row its own, has `read`, which puts what it
+/// keeps of that one into the state.
+///
 /// A verb that throws a `seqmix::Error` has written nothing: it checks first. After any other
 /// exception (no memory, an executor's own) the state is valid and its numbers are unspecified:
 /// `reset` and assigning a copy make it good again.
@@ -315,7 +345,8 @@ class Mixer<Definition> {
   static constexpr Traits traits = Definition::traits;
   static constexpr std::string_view name = traits.name;
   static constexpr bool continues = Continues<Definition>;
-  static constexpr bool reads_source = ReadsSource<Definition>;
+  static constexpr bool reads_source = Definition::traits.has_source;
+  static constexpr bool one_width = requires(const Config& config) { config.d_model; };
 
   /// Throws `ConfigError` on a config that no layer can have or a weight that `options` cannot
   /// store, and `ShapeError` on a weight whose shape does not fit. Projection weights are packed;
@@ -329,21 +360,36 @@ class Mixer<Definition> {
   const Weights& weights() const { return definition_.w; }
   const Options& options() const { return options_; }
   const Definition& definition() const { return definition_; }
-  Index d_model() const { return definition_.c.d_model; }
+  /// The widths of x and y, and the one of both where they are one.
+  Index d_in() const {
+    if constexpr (one_width) {
+      return definition_.c.d_model;
+    } else {
+      return definition_.c.d_in;
+    }
+  }
+  Index d_out() const {
+    if constexpr (one_width) {
+      return definition_.c.d_model;
+    } else {
+      return definition_.c.d_out;
+    }
+  }
+  Index d_model() const requires one_width { return definition_.c.d_model; }
+  /// The width of what `read` takes; 0 where there is none.
+  Index d_source() const {
+    if constexpr (reads_source) return definition_.c.d_source;
+    return 0;
+  }
 
-  /// The state before the first token. `capacity`: the tokens that its caches have room for; layers
-  /// without a cache ignore it.
-  State make_state(Index batch, Index capacity = 0) const requires(continues && !reads_source) {
+  /// The state before the first token, whose rows read nothing. `capacity`: the tokens that its
+  /// caches have room for, and those of a source; layers without a cache ignore it.
+  State make_state(Index batch, Index capacity = 0) const requires continues {
     if (batch < 0 || capacity < 0) {
       throw ShapeError(std::string(name) + ": make_state(" + std::to_string(batch) + ", " +
                        std::to_string(capacity) + "), expected sizes of at least 0");
     }
     return initial(batch, capacity, Memory{});
-  }
-  /// The state before the first token of rows that read `source` [B, S, d_source].
-  State make_state(View<const Scalar, 3> source, Context& context) const requires reads_source {
-    check_source(source);
-    return definition_.make_state(source, Memory{}.with_caches(options_.caches), Call(context, {}));
   }
 
   /// y [B, T, D] of a whole sequence x [B, T, D] from the initial state, by the parallel form.
@@ -356,19 +402,21 @@ class Mixer<Definition> {
     State state = initial(x.extent(0), x.extent(1), Memory(context.arena()));
     run_batch(x, state, y, context, side, Form::parallel);
   }
-  /// The same of a layer that reads `source` [B, S, d_source].
+  /// The same of rows that read `source` [B, S, d_source].
   void forward(View<const Scalar, 3> x, View<const Scalar, 3> source, View<Scalar, 3> y,
                Context& context, const Side& side = {}) const requires reads_source {
     check_views(x, y, side);
     check_source(source);
+    position_limit(definition_).check(name, 0, x.extent(1));
     if (source.extent(0) != x.extent(0)) {
       throw ShapeError(std::string(name) + ": source has shape " + source.shape().text() +
                        ", expected " + std::to_string(x.extent(0)) + " rows as x has");
     }
     if (x.empty()) return;
     auto scope = context.scratch<Scalar>();
-    State state = definition_.make_state(
-        source, Memory(context.arena()).with_caches(options_.caches), Call(context, {}));
+    State state =
+        initial(x.extent(0), room_for(x.extent(1), source.extent(1)), Memory(context.arena()));
+    read_batch(source, state, context);
     run_batch(x, state, y, context, side, Form::parallel);
   }
   /// Documents packed behind each other: y [T, D] of x [T, D], where document i is the tokens from
@@ -384,6 +432,28 @@ class Mixer<Definition> {
     auto scope = context.scratch<Scalar>();
     State state = initial(documents, longest, Memory(context.arena()));
     run_documents(x, cu_seqlens, state, y, context, side);
+  }
+
+  /// Makes source [S, d_source] what rows of `state` read, as `segments` say: row by row a sequence
+  /// of its own length, none where it has no tokens, in place of what the row read before. Tokens
+  /// are not touched, nor are rows that no segment names.
+  void read(View<const Scalar, 2> source, Segments segments, State& state,
+            Context& context) const requires reads_source {
+    check_source(source.template insert<0>());
+    check_read(state, segments, source.extent(0), context);
+    State::visit(state, [&]<class Member>(const Name&, Member& member) {
+      if constexpr (requires { member.length; }) {
+        for (const Segment& segment : segments) member.length[segment.row] = 0;
+      }
+    });
+    if (source.empty()) return;
+    auto scratch = context.scratch<Segment>();
+    Segment* const settled = scratch(std::ssize(segments)).data();
+    std::size_t n = 0;
+    for (const auto& [row, first, count, form] : segments) {
+      if (count > 0) settled[n++] = {row, first, count, Form::parallel};
+    }
+    seqmix::read(definition_, source, state, Call(context, Segments(settled, n)));
   }
 
   /// Continues rows of `state` by the tokens x [T, D] as `segments` say, which lie behind each
@@ -437,8 +507,7 @@ class Mixer<Definition> {
 
   /// Makes all later calls of at most `rows` segments and `tokens` tokens in all free of
   /// allocation, at the precision, algorithm and form that the context has. Finds out what they
-  /// need by computing some. With an executor a worker may still grow in a call that is cut into
-  /// work in another way than those were.
+  /// need by computing some.
   void prepare(Context& context, Index rows, Index tokens) const {
     rows = std::min(rows, tokens);
     if (rows < 0 || tokens < 0) {
@@ -446,12 +515,17 @@ class Mixer<Definition> {
                        std::to_string(tokens) + "), expected numbers of at least 0");
     }
     detail::Trial trial(context);
-    Tensor<Scalar, 2> x({tokens, d_model()});
+    Tensor<Scalar, 2> x({tokens, d_in()}), y({tokens, d_out()}), source({tokens, d_source()});
     std::vector<Tensor<Scalar, 2>> values;
+    std::vector<Tensor<Index, 2>> indices;
     Side side;
     Side::visit(side, definition_.c,
-                [&](std::string_view, View<Scalar, 2>& view, Index width, SideRole) {
-                  view = values.emplace_back(Shape<2>{tokens, width});
+                [&]<class T>(std::string_view, View<T, 2>& view, Index width, auto&&...) {
+                  if constexpr (std::is_const_v<T>) {
+                    view = indices.emplace_back(Shape<2>{tokens, width}).view();
+                  } else {
+                    view = values.emplace_back(Shape<2>{tokens, width}).view();
+                  }
                 });
     detail::for_each_trial_split(rows, tokens, [&](Segments segments) {
       Tensor<Index, 1> cu_seqlens({std::ssize(segments) + 1});
@@ -459,18 +533,24 @@ class Mixer<Definition> {
         cu_seqlens[segment.row + 1] = segment.first + segment.count;
       }
       const Index count = cu_seqlens[std::ssize(segments)];
-      const auto part = x.view().slice(axis::time, 0, count);
+      const View<const Scalar, 2> part = x.view().slice(axis::time, 0, count);
+      const auto out = y.view().slice(axis::time, 0, count);
       const Side sides = detail::tokens_of(definition_, side, 0, count);
-      if constexpr (reads_source) {
-        State state =
-            make_state(Tensor<Scalar, 3>({rows, 1, definition_.c.d_source}), trial.context());
-        advance(part, segments, state, part, trial.context(), sides);
+      const View<const Scalar, 2> of_source = source.view().slice(axis::time, 0, count);
+      if constexpr (continues) {
+        State state = make_state(rows, tokens);
+        if constexpr (reads_source) read(of_source, segments, state, trial.context());
+        advance(part, segments, state, out, trial.context(), sides);
+      }
+      if constexpr (reads_source) {  // as `forward` does
+        auto scope = trial.context().template scratch<Scalar>();
+        const Index longest = longest_document(cu_seqlens);
+        State state = initial(std::ssize(segments), room_for(longest, longest),
+                              Memory(trial.context().arena()));
+        read(of_source, segments, state, trial.context());
+        run_documents(part, cu_seqlens, state, out, trial.context(), sides);
       } else {
-        if constexpr (continues) {
-          State state = make_state(rows, tokens);
-          advance(part, segments, state, part, trial.context(), sides);
-        }
-        forward_documents(part, cu_seqlens, part, trial.context(), sides);
+        forward_documents(part, cu_seqlens, out, trial.context(), sides);
       }
     });
     context.reserve_like(trial.context());
@@ -479,41 +559,74 @@ class Mixer<Definition> {
   /// Throws what continuing `state` by these segments of `tokens` tokens would throw.
   void check(const State& state, Segments segments, Index tokens,
              Context& context) const requires continues {
-    const Index batch = ConstStateMembers(state).batch();
-    const bool has_rows = !expected_extents_.empty();
-    auto scratch = context.scratch<Index>();
-    const View<Index, 1> coming = scratch(has_rows ? batch : 0);
-    detail::check_segments(name, segments, tokens, has_rows, coming);
-    check_state(state, batch, [&](Index row) { return coming[row]; });
+    check_segments("x", state, segments, tokens, context,
+                   [&](Index batch, auto&& coming) { check_state(state, batch, coming); });
   }
 
-  /// Sets batch row `row` back to the state before its first token. Allocates nothing.
-  void reset(State& state, Index row) const requires(continues && !reads_source) {
+  /// Throws what reading a source of `tokens` tokens as these segments say would throw.
+  void check_read(const State& state, Segments segments, Index tokens,
+                  Context& context) const requires reads_source {
+    check_segments("source", state, segments, tokens, context, [&](Index batch, auto&& coming) {
+      const detail::StateCheck check = check_members(state, batch);
+      State::visit(state, [&]<class Member>(const Name& member_name, const Member& member) {
+        if constexpr (requires { member.length; }) {
+          for (Index row = 0; row < batch; ++row) {
+            check.check_length(member_name, row, coming(row), member.capacity());
+          }
+        }
+      });
+    });
+  }
+
+  /// Sets batch row `row` back to the state before its first token; it reads nothing then.
+  /// Allocates nothing.
+  void reset(State& state, Index row) const requires continues {
     const StateMembers members(state);
     check_members(state, members.batch());
     members.clear_row(row);
     start_row(definition_, state, row);
   }
 
-  /// Gives the caches of `state` room for `capacity` tokens; what they hold is kept.
-  void grow(State& state, Index capacity) const requires(continues && !reads_source) {
+  /// Gives the caches of `state` room for `capacity` tokens, and those of a source; what they hold
+  /// is kept.
+  void grow(State& state, Index capacity) const requires continues {
     const ConstStateMembers members(state);
-    State larger = make_state(members.batch(), capacity);
+    State larger = initial(members.batch(), capacity, Memory{});
     const StateMembers larger_members(larger);
     for (Index row = 0; row < members.batch(); ++row) larger_members.copy_row(members, row, row);
     state = std::move(larger);
   }
 
  private:
+  // clang before 16 instantiates members whose constraints fail, too, where a mixer is instantiated
+  // explicitly: their bodies name nothing that a definition without them lacks.
+
   /// The state before the first token, in any memory.
   State initial(Index batch, Index capacity, Memory memory) const {
-    if constexpr (continues) {
+    if constexpr (continues && !reads_source) {
       State state = definition_.make_state(batch, capacity, memory.with_caches(options_.caches));
       for (Index row = 0; row < batch; ++row) start_row(definition_, state, row);
       return state;
     } else {
       return {};
     }
+  }
+
+  /// One that has no numbers.
+  State initial_shapes() const {
+    if constexpr (continues) {
+      return definition_.make_state(1, 1, Memory::shapes_only().with_caches(options_.caches));
+    } else {
+      return {};
+    }
+  }
+  /// The room that a state needs whose rows see `tokens` tokens and read as many as `entries`.
+  Index room_for(Index tokens, Index entries) const {
+    const State shapes = initial_shapes();
+    State::visit(shapes, [&]<class Member>(const Name&, const Member&) {
+      if constexpr (requires { Member::axis; }) entries = std::max(entries, tokens);
+    });
+    return entries;
   }
 
   static Definition define(Config config, Weights weights, Options options) {
@@ -542,7 +655,7 @@ class Mixer<Definition> {
                          Index count, Index T, Form form) {
     Segment* const segments = scratch(count).data();
     for (Index i = 0; i < count; ++i) segments[i] = {first + i, i * T, T, form};
-    return Call(context, Segments(segments, static_cast<std::size_t>(count)));
+    return Call(context, Segments(segments, static_cast<std::size_t>(count)), first * T);
   }
   /// A dense batch [B, T, D]. Rows that do not lie behind each other are gathered, as many as a
   /// block of time has tokens for.
@@ -564,11 +677,22 @@ class Mixer<Definition> {
       if (in.template mergeable<0>() && out.template mergeable<0>()) {
         run(in.template merge<0>(), state, out.template merge<0>(), call, of_rows);
       } else {
-        const auto gathered = numbers(rows, T, d_model());
+        const auto gathered = numbers(rows, T, d_in());
+        const auto result = one_width ? gathered : numbers(rows, T, d_out());
         copy(in, gathered);
-        run(gathered.template merge<0>(), state, gathered.template merge<0>(), call, of_rows);
-        copy(gathered, out);
+        run(gathered.template merge<0>(), state, result.template merge<0>(), call, of_rows);
+        copy(result, out);
       }
+    }
+  }
+  /// Reads source [B, S, d_source], row by row where those do not lie behind each other.
+  void read_batch(View<const Scalar, 3> source, State& state, Context& context) const {
+    const Index B = source.extent(0), S = source.extent(1);
+    const Index at_once = source.template mergeable<0>() ? B : 1;
+    for (Index first = 0; first < B && S > 0; first += at_once) {
+      auto segments = context.scratch<Segment>();
+      seqmix::read(definition_, source.slice(axis::row, first, at_once).template merge<0>(), state,
+                   batch_call(context, segments, first, at_once, S, Form::parallel));
     }
   }
   void run_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens, State& state,
@@ -586,32 +710,38 @@ class Mixer<Definition> {
 
   void check_views(const View<const Scalar, 3>& x, const View<Scalar, 3>& y,
                    const Side& side) const {
-    detail::check_view(name, "x", x.shape(), x.strides(), d_model());
-    detail::check_view(name, "y", y.shape(), y.strides(), d_model());
-    if (x.shape() != y.shape()) {
+    detail::check_view(name, "x", x.shape(), x.strides(), d_in());
+    detail::check_view(name, "y", y.shape(), y.strides(), d_out());
+    if (x.extent(0) != y.extent(0) || x.extent(1) != y.extent(1)) {
       throw ShapeError(std::string(name) + ": y has shape " + y.shape().text() +
-                       ", expected that of x, " + x.shape().text());
+                       ", expected the rows and tokens of x, " + x.shape().text());
     }
     if (!(x == View<const Scalar, 3>(y)) && !disjoint(x, y)) {
       throw ShapeError(std::string(name) + ": x and y overlap; they must be one view or disjoint");
     }
     detail::check_output(name, "y", y.shape(), y.strides());
-    Side::visit(
-        side, definition_.c,
-        [&](std::string_view which, const View<Scalar, 2>& side_view, Index width, SideRole role) {
-          detail::check_side(name, which, side_view.shape(), side_view.strides(),
-                             {x.extent(0) * x.extent(1), width});
-          const View<Scalar, 3> view = side_view.template insert<0>();
-          if (role == SideRole::output) {
-            detail::check_output(name, which, view.shape(), view.strides());
-          }
-          if (disjoint(view, y) && (role == SideRole::input || disjoint(view, x))) return;
-          throw ShapeError(std::string(name) + ": side value " + std::string(which) +
-                           " overlaps x or y; it must be disjoint from what is written");
-        });
+    Side::visit(side, definition_.c,
+                [&]<class T>(std::string_view which, const View<T, 2>& side_view, Index width,
+                             SideRole role, auto... bound) {
+                  detail::check_side(name, which, side_view.shape(), side_view.strides(),
+                                     {x.extent(0) * x.extent(1), width});
+                  if constexpr (std::is_const_v<T>) {
+                    static_assert(std::same_as<T, const Index>,
+                                  "a side value is numbers or indices");
+                    (detail::check_indices(name, which, side_view, bound), ...);
+                  } else {
+                    const View<Scalar, 3> view = side_view.template insert<0>();
+                    if (role == SideRole::output) {
+                      detail::check_output(name, which, view.shape(), view.strides());
+                    }
+                    if (disjoint(view, y) && (role == SideRole::input || disjoint(view, x))) return;
+                    throw ShapeError(std::string(name) + ": side value " + std::string(which) +
+                                     " overlaps x or y; it must be disjoint from what is written");
+                  }
+                });
   }
   void check_source(const View<const Scalar, 3>& source) const requires reads_source {
-    detail::check_view(name, "source", source.shape(), source.strides(), definition_.c.d_source);
+    detail::check_view(name, "source", source.shape(), source.strides(), d_source());
   }
   /// Returns the number of documents.
   Index check_documents(const View<const Scalar, 2>& x, const View<const Index, 1>& cu_seqlens,
@@ -627,6 +757,17 @@ class Mixer<Definition> {
     }
     return longest;
   }
+  /// Calls `body(batch, coming)` if the segments fit `tokens` tokens of `which`, of which
+  /// `coming(row)` are a row's.
+  void check_segments(std::string_view which, const State& state, Segments segments, Index tokens,
+                      Context& context, auto&& body) const {
+    const Index batch = ConstStateMembers(state).batch();
+    const bool has_rows = !expected_extents_.empty();
+    auto scratch = context.scratch<Index>();
+    const View<Index, 1> coming = scratch(has_rows ? batch : 0);
+    detail::check_segments(name, which, segments, tokens, has_rows, coming);
+    body(batch, [&](Index row) { return coming[row]; });
+  }
   /// Compares without allocating: the state of another config, batch or a full cache never runs.
   /// `tokens(row)` are about to come.
   void check_state(const State& state, Index batch, auto&& tokens) const {
@@ -638,6 +779,11 @@ class Mixer<Definition> {
           check.check_position(member_name, row, member[row], tokens(row));
           if (member[row] + tokens(row) <= past + coming) continue;
           past = member[row], coming = tokens(row);
+        }
+      }
+      if constexpr (requires { member.length; }) {
+        for (Index row = 0; row < batch; ++row) {
+          check.check_length(member_name, row, member.length[row], member.capacity());
         }
       }
     });
@@ -661,6 +807,9 @@ class Mixer<Definition> {
         check.check_extents(member_name, member.reached.shape().extents);
         check.check_window(member_name, member.window);
       }
+      if constexpr (requires { member.length; }) {
+        check.check_extents(member_name, member.length.shape().extents);
+      }
     });
     check.check_end();
     return check;
@@ -669,33 +818,17 @@ class Mixer<Definition> {
   static constexpr Index any_extent = detail::StateCheck::any_extent;
   std::vector<Index> list_expected_extents() const {
     std::vector<Index> extents;
-    if constexpr (reads_source) {
-      // What the length of the source decides may be anything.
-      extents = extents_with_source(1);
-      const std::vector<Index> longer = extents_with_source(2);
-      for (std::size_t i = 0; i < extents.size(); ++i) {
-        if (extents[i] != longer[i]) extents[i] = any_extent;
-      }
-    } else if constexpr (continues) {
-      extents = extents_of(
-          definition_.make_state(1, 1, Memory::shapes_only().with_caches(options_.caches)));
-    }
-    return extents;
-  }
-  std::vector<Index> extents_with_source(Index length) const requires reads_source {
-    Context context;
-    return extents_of(definition_.make_state(Tensor<Scalar, 3>({1, length, definition_.c.d_source}),
-                                             Memory{}.with_caches(options_.caches),
-                                             Call(context, {})));
-  }
-  static std::vector<Index> extents_of(const State& fresh) {
-    std::vector<Index> extents;
+    const State fresh = initial_shapes();
     State::visit(fresh, [&]<class Member>(const Name&, const Member& member) {
       const auto& shape = state_tensor(member).shape().extents;
       extents.insert(extents.end(), shape.begin(), shape.end());
-      if constexpr (requires { Member::axis; }) {
-        extents[extents.size() - shape.size() + static_cast<std::size_t>(Member::axis)] =
-            any_extent;
+      const auto allow_any = [&](Index axis) {
+        extents[extents.size() - shape.size() + static_cast<std::size_t>(axis)] = any_extent;
+      };
+      if constexpr (requires { Member::axis; }) allow_any(Member::axis);
+      if constexpr (requires { Member::source_axis; }) {
+        static_assert(reads_source, "a definition whose state holds a Source has read");
+        allow_any(Member::source_axis);
       }
       if constexpr (requires { state_tensor(member).storage(); }) {
         extents.push_back(static_cast<Index>(state_tensor(member).storage()));
@@ -703,6 +836,7 @@ class Mixer<Definition> {
       if constexpr (requires { member.reached; }) {
         extents.push_back(1), extents.push_back(member.window);
       }
+      if constexpr (requires { member.length; }) extents.push_back(1);
     });
     return extents;
   }
@@ -710,9 +844,20 @@ class Mixer<Definition> {
   Options options_;
   Definition definition_;
   // Of every state member in the order of `visit`, of a cache with its storage behind them, of a
-  // ring with the extent of its marks and its window, too.
+  // ring with the extent of its marks and its window, of a source with that of its lengths, too.
   std::vector<Index> expected_extents_;
 };
+
+/// The mixers of a layer's definition for each scalar; see core/compiled.hpp.
+#define SEQMIX_COMPILE_MIXER(Definition)                         \
+  SEQMIX_IF_FLOAT(SEQMIX_COMPILE_MIXER_OF(Definition<float>);)   \
+  SEQMIX_IF_DOUBLE(SEQMIX_COMPILE_MIXER_OF(Definition<double>);) \
+  static_assert(true)
+#define SEQMIX_COMPILE_MIXER_OF(Definition)                                               \
+  SEQMIX_EXTERN template class Mixer<Definition>;                                         \
+  SEQMIX_EXTERN template void run(const Definition&, View<const Definition::Scalar, 2>,   \
+                                  Mixer<Definition>::State&, View<Definition::Scalar, 2>, \
+                                  const Call&, const Mixer<Definition>::Side&)
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

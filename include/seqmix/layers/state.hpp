@@ -44,38 +44,44 @@ struct ByteRuns {
 /// One member of a state with its type erased; the numbers are row-major, batch first.
 struct StateMember {
   /// `fixed`: all of it is remembered. `mark`: of a ring, the most tokens that each row had seen
-  /// before some were taken back.
-  enum class Kind { fixed, appended, ring, position, mark };
+  /// before some were taken back. `length`: of a source, the entries that each row reads.
+  enum class Kind { fixed, appended, ring, source, position, mark, length };
 
   Kind kind = Kind::fixed;
   std::array<Index, 8> extents{};
   Index rank = 0;
-  Index axis = 0;         // of a cache: the one that counts tokens
-  Index capacity = 0;     // of a cache and its mark: the tokens that there is room for
+  Index axis = 0;         // of a cache: the one that counts entries
+  Index capacity = 0;     // of a cache and what counts it: the entries that there is room for
   Index window = 0;       // of a ring and its mark: the positions that its layer looks back on
   Index number_size = 0;  // bytes of one number
   Storage storage = Storage::native;
   bool integral = false;
   const std::byte* data = nullptr;
+  const Index* lengths = nullptr;  // of a source: [B]
 
   std::span<const Index> shape() const { return {extents.data(), static_cast<std::size_t>(rank)}; }
   Index extent(Index i) const { return extents[static_cast<std::size_t>(i)]; }
   Index batch() const { return extents.front(); }
   Index size() const { return product(0, rank); }
-  bool is_cache() const { return kind == Kind::appended || kind == Kind::ring; }
+  bool is_cache() const {
+    return kind == Kind::appended || kind == Kind::ring || kind == Kind::source;
+  }
 
-  /// Where the bytes lie that batch row `row` remembers of `tokens` tokens: of a cache the entries
-  /// that are there, else everything.
-  ByteRuns runs(Index row, Index tokens) const {
+  /// Where the bytes lie that batch row `row` remembers: of a cache so many entries, else
+  /// everything.
+  ByteRuns runs(Index row, Index entries) const {
     const Index row_bytes = product(1, rank) * number_size;
     const std::byte* const first = data + row * row_bytes;
     if (!is_cache()) return {first, 1, row_bytes, row_bytes};
     const Index entry = product(axis + 1, rank) * number_size;
-    return {first, product(1, axis), capacity * entry, std::min(tokens, capacity) * entry};
+    return {first, product(1, axis), capacity * entry, std::min(entries, capacity) * entry};
   }
-  /// The tokens whose entries a row holds that has seen `tokens` and once had seen `reached`: those
+  /// The entries that a row holds which has seen `tokens` tokens and once had seen `reached`: those
   /// that were taken back have taken the place of older ones in a ring.
-  Index held(Index tokens, Index reached) const { return kind == Kind::ring ? reached : tokens; }
+  Index held(Index row, Index tokens, Index reached) const {
+    if (kind == Kind::source) return lengths[row];
+    return kind == Kind::ring ? reached : tokens;
+  }
   /// Whether the row can go back from `reached` tokens to `tokens`: whether what the layer would
   /// look back on has not been overwritten.
   bool can_go_back(Index reached, Index tokens) const {
@@ -127,11 +133,17 @@ class ConstStateMembers {
     return empty() ? 0 : rows;
   }
   /// The number of tokens that `row` has seen; 0 where the state does not count them. Throws where
-  /// what anybody may have written there is none, or more than a cache has room for.
+  /// what anybody may have written there, or as the length of a source, is none or more than a
+  /// cache has room for.
   Index tokens(Index row) const {
     check_row("tokens", row);
     const Index tokens = position_of(row);
     check_tokens("tokens", tokens);
+    for_each([&](const Name& name, const StateMember& member) {
+      if (member.kind == StateMember::Kind::source) {
+        check_length("tokens", name, member.lengths[row], member.capacity);
+      }
+    });
     return tokens;
   }
   /// The most tokens that `row` has ever seen: more than now where some were taken back.
@@ -149,7 +161,7 @@ class ConstStateMembers {
     for (Index row = 0; row < batch(); ++row) {
       const Index tokens = position_of(row);
       for_each([&](const Name&, const StateMember& member) {
-        bytes += member.runs(row, tokens).size();
+        bytes += member.runs(row, member.held(row, tokens, tokens)).size();
       });
     }
     return bytes;
@@ -174,7 +186,9 @@ class ConstStateMembers {
                a.storage == b.storage && a.rank == b.rank && a.axis == b.axis &&
                a.window == b.window;
         for (Index i = 1; same && i < a.rank; ++i) {
-          const bool is_capacity = a.kind == StateMember::Kind::appended && i == a.axis;
+          const bool has_capacity =
+              a.kind == StateMember::Kind::appended || a.kind == StateMember::Kind::source;
+          const bool is_capacity = has_capacity && i == a.axis;
           same = is_capacity || a.extent(i) == b.extent(i);
         }
       });
@@ -224,6 +238,12 @@ class ConstStateMembers {
   }
 
  protected:
+  static void check_length(std::string_view verb, const Name& name, Index length, Index capacity) {
+    if (length >= 0 && length <= capacity) return;
+    throw CapacityError(std::string(verb) + ": state " + name.text() + ": a source of " +
+                        std::to_string(length) + " tokens does not fit in a capacity of " +
+                        std::to_string(capacity));
+  }
   /// Calls `body(name, member, other member)` for the members of two states side by side.
   void for_each_pair(const ConstStateMembers& other, auto&& body) const {
     std::array<StateMember, 32> others;  // as many at a time
@@ -278,6 +298,10 @@ class ConstStateMembers {
       described.kind = Kind::ring, described.axis = Member::ring_axis;
       described.capacity = member.rows();
       described.window = member.window;
+    } else if constexpr (requires { member.length; }) {
+      described.kind = Kind::source, described.axis = Member::source_axis;
+      described.capacity = member.capacity();
+      described.lengths = member.length.data();
     } else if constexpr (requires { Member::axis; }) {
       described.kind = Kind::appended, described.axis = Member::axis;
       described.capacity = member.capacity();
@@ -292,6 +316,11 @@ class ConstStateMembers {
       described.kind = Kind::mark, described.axis = 0;
       const Name mark("reached");
       body(mark.within(name), of_tensor(described, member.reached));
+    }
+    if constexpr (requires { member.length; }) {
+      described.kind = Kind::length, described.axis = 0;
+      const Name length("length");
+      body(length.within(name), of_tensor(described, member.length));
     }
   }
   template <class T, Index Rank>
@@ -344,7 +373,7 @@ class StateMembers : public ConstStateMembers {
     });
   }
 
-  /// Makes `row` one that has seen no token and whose other numbers are zeros.
+  /// Makes `row` one that has seen no token, reads nothing and whose other numbers are zeros.
   void clear_row(Index row) const {
     check_row("reset", row);
     for_each([&](const Name&, const StateMember& member) {
@@ -355,7 +384,8 @@ class StateMembers : public ConstStateMembers {
 
   /// Takes back the last tokens of `row`, so that it has seen `tokens`. Only what keeps its past
   /// entry by entry can do so: a state with any other member throws, and a ring that has
-  /// overwritten what its layer would look back on. Then go back to a copy instead.
+  /// overwritten what its layer would look back on. Then go back to a copy instead. What the row
+  /// reads is no token's: it stays.
   void rewind(Index row, Index tokens) const {
     check_row("rewind", row);
     const Index seen = position_of(row);
@@ -396,18 +426,23 @@ class StateMembers : public ConstStateMembers {
     check_row("copy_row: target", to_row);
     const Index tokens = from.tokens(from_row), reached = from.reached(from_row);
     check_tokens("copy_row", tokens);
-    for_each_pair(from, [&](const Name&, const StateMember& to, const StateMember& source) {
-      const Index held = source.held(tokens, reached);
-      const ByteRuns bytes = source.runs(from_row, held);
+    for_each_pair(from, [&](const Name& name, const StateMember& to, const StateMember& other) {
+      if (other.kind != StateMember::Kind::source) return;
+      check_length("copy_row", name, other.lengths[from_row], to.capacity);
+    });
+    for_each_pair(from, [&](const Name&, const StateMember& to, const StateMember& other) {
+      const Index held = other.held(from_row, tokens, reached);
+      const ByteRuns bytes = other.runs(from_row, held);
       for (Index i = 0; i < bytes.count; ++i) {
         write_run(to.runs(to_row, held), i, bytes.first + i * bytes.stride);
       }
     });
   }
 
-  /// Fills what `row` remembers of `tokens` tokens in one member from bytes behind each other.
-  void fill_row(const StateMember& member, Index row, Index tokens, const std::byte* bytes) const {
-    const ByteRuns runs = member.runs(row, tokens);
+  /// Fills what `row` remembers in one member, of a cache so many entries, from bytes behind each
+  /// other.
+  void fill_row(const StateMember& member, Index row, Index entries, const std::byte* bytes) const {
+    const ByteRuns runs = member.runs(row, entries);
     for (Index i = 0; i < runs.count; ++i) write_run(runs, i, bytes + i * runs.length);
   }
 

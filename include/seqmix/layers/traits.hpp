@@ -28,6 +28,7 @@ struct Traits {
   bool composite = false;
   bool has_position_limit = false;  // position_limit(): the most tokens of a stream
   bool has_start_row = false;       // start_row(state, row): what does not start at zero
+  bool has_source = false;          // read(source, state, call), d_source in the config
   bool has_block_tokens = false;    // block_tokens(): the tokens of a block of time
   /// The file that says all this.
   const char* file = __builtin_FILE();

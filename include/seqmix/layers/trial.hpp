@@ -49,6 +49,7 @@ void for_each_trial_split(Index rows, Index tokens, auto&& body) {
     segments.clear();
   };
   add(tokens), run();
+  if (rows > 1) add(tokens / 2), add(tokens - tokens / 2), run();
   for (Index i = 0; i < rows; ++i) add((i + 1) * tokens / rows - i * tokens / rows);
   run();
   for (Index i = 0; i < rows; ++i) add(i == 0 ? tokens - (rows - 1) : 1);

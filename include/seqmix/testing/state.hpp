@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "seqmix/layers/state.hpp"
+#include "seqmix/testing/compare.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -34,7 +35,8 @@ inline std::map<std::string, std::vector<double>> valid_numbers(const ConstState
       });
     };
     for (Index row = 0; row < members.batch(); ++row) {
-      const ByteRuns runs = member.runs(row, members.tokens(row));
+      const Index tokens = members.tokens(row);
+      const ByteRuns runs = member.runs(row, member.held(row, tokens, tokens));
       for (Index i = 0; i < runs.count; ++i) {
         const std::byte* const run = runs.first + i * runs.stride;
         const Index bytes = runs.length;
@@ -55,6 +57,16 @@ inline std::map<std::string, std::vector<double>> valid_numbers(const ConstState
     }
   }
   return result;
+}
+
+/// The relative error of a state member. One that is expected to be zeros must be so exactly.
+template <class T, class U>
+double member_error(const std::vector<T>& got, const std::vector<U>& expected) {
+  const auto is_zero = [](auto value) { return value == 0; };
+  if (got.size() == expected.size() && std::ranges::all_of(expected, is_zero)) {
+    return std::ranges::all_of(got, is_zero) ? 0 : failed;
+  }
+  return relative_error<T, U>(got, expected);
 }
 
 }  // namespace testing

@@ -1,25 +1,13 @@
 #include "support/layers/registry.hpp"
 
-#include "support/layers/families.hpp"
+#include "seqmix/io/registry/all.hpp"
+#include "support/scalars.hpp"
 
 namespace support {
 
 template <class S>
 const seqmix::Registry<S>& registry() {
-  static const seqmix::Registry<S> all = [] {
-    seqmix::Registry<S> result;
-    add_attention(result);
-    add_blocks(result);
-    add_channel(result);
-    add_conv(result);
-    add_delta(result);
-    add_linear(result);
-    add_rwkv(result);
-    add_scan(result);
-    add_sparse_attention(result);
-    add_ssm(result);
-    return result;
-  }();
+  static const seqmix::Registry<S> all = seqmix::registry_of_all_layers<S>();
   return all;
 }
 #define SEQMIX_INSTANTIATE(S) template const seqmix::Registry<S>& registry();

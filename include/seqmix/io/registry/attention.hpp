@@ -1,5 +1,6 @@
 #pragma once
 
+#include "seqmix/core/compiled.hpp"
 #include "seqmix/io/registry.hpp"
 #include "seqmix/layers/attention/attention.hpp"
 #include "seqmix/layers/attention/bidirectional_attention.hpp"
@@ -16,6 +17,10 @@ void register_attention(Registry<S>& registry) {
   registry.template add<BidirectionalAttentionDefinition<S>>();
   registry.template add<CrossAttentionDefinition<S>>();
 }
+
+#define SEQMIX_REGISTER_ATTENTION(S) void register_attention(Registry<S>&)
+SEQMIX_COMPILE(SEQMIX_REGISTER_ATTENTION);
+#undef SEQMIX_REGISTER_ATTENTION
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

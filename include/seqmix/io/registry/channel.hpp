@@ -1,5 +1,6 @@
 #pragma once
 
+#include "seqmix/core/compiled.hpp"
 #include "seqmix/io/registry.hpp"
 #include "seqmix/layers/channel/feed_forward.hpp"
 #include "seqmix/layers/channel/mixture_of_experts.hpp"
@@ -14,6 +15,10 @@ void register_channel(Registry<S>& registry) {
   registry.template add<MixtureOfExpertsDefinition<S>>();
   registry.template add<SwitchMixtureOfExpertsDefinition<S>>();
 }
+
+#define SEQMIX_REGISTER_CHANNEL(S) void register_channel(Registry<S>&)
+SEQMIX_COMPILE(SEQMIX_REGISTER_CHANNEL);
+#undef SEQMIX_REGISTER_CHANNEL
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "seqmix/core/compiled.hpp"
 #include "seqmix/io/registry.hpp"
 #include "seqmix/layers/conv/hyena.hpp"
 
@@ -10,6 +11,10 @@ template <class S>
 void register_conv(Registry<S>& registry) {
   registry.template add<HyenaDefinition<S>>();
 }
+
+#define SEQMIX_REGISTER_CONV(S) void register_conv(Registry<S>&)
+SEQMIX_COMPILE(SEQMIX_REGISTER_CONV);
+#undef SEQMIX_REGISTER_CONV
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

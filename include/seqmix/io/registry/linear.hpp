@@ -1,5 +1,6 @@
 #pragma once
 
+#include "seqmix/core/compiled.hpp"
 #include "seqmix/io/registry.hpp"
 #include "seqmix/layers/linear/gated_linear_attention.hpp"
 #include "seqmix/layers/linear/hgrn2.hpp"
@@ -18,6 +19,10 @@ void register_linear(Registry<S>& registry) {
   registry.template add<MlstmDefinition<S>>();
   registry.template add<RetentionDefinition<S>>();
 }
+
+#define SEQMIX_REGISTER_LINEAR(S) void register_linear(Registry<S>&)
+SEQMIX_COMPILE(SEQMIX_REGISTER_LINEAR);
+#undef SEQMIX_REGISTER_LINEAR
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

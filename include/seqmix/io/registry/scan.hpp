@@ -1,5 +1,6 @@
 #pragma once
 
+#include "seqmix/core/compiled.hpp"
 #include "seqmix/io/registry.hpp"
 #include "seqmix/layers/ssm/lru.hpp"
 #include "seqmix/layers/ssm/mamba.hpp"
@@ -14,6 +15,10 @@ void register_scan(Registry<S>& registry) {
   registry.template add<LruDefinition<S>>();
   registry.template add<MambaDefinition<S>>();
 }
+
+#define SEQMIX_REGISTER_SCAN(S) void register_scan(Registry<S>&)
+SEQMIX_COMPILE(SEQMIX_REGISTER_SCAN);
+#undef SEQMIX_REGISTER_SCAN
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

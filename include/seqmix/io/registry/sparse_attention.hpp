@@ -1,5 +1,6 @@
 #pragma once
 
+#include "seqmix/core/compiled.hpp"
 #include "seqmix/io/registry.hpp"
 #include "seqmix/layers/attention/big_bird_attention.hpp"
 #include "seqmix/layers/attention/block_sparse_attention.hpp"
@@ -16,6 +17,10 @@ void register_sparse_attention(Registry<S>& registry) {
   registry.template add<LongformerAttentionDefinition<S>>();
   registry.template add<BigBirdAttentionDefinition<S>>();
 }
+
+#define SEQMIX_REGISTER_SPARSE_ATTENTION(S) void register_sparse_attention(Registry<S>&)
+SEQMIX_COMPILE(SEQMIX_REGISTER_SPARSE_ATTENTION);
+#undef SEQMIX_REGISTER_SPARSE_ATTENTION
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

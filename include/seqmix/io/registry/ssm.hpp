@@ -1,5 +1,6 @@
 #pragma once
 
+#include "seqmix/core/compiled.hpp"
 #include "seqmix/io/registry.hpp"
 #include "seqmix/layers/ssm/mamba2.hpp"
 #include "seqmix/layers/ssm/s4.hpp"
@@ -14,6 +15,10 @@ void register_ssm(Registry<S>& registry) {
   registry.template add<S4Definition<S>>();
   registry.template add<S4DDefinition<S>>();
 }
+
+#define SEQMIX_REGISTER_SSM(S) void register_ssm(Registry<S>&)
+SEQMIX_COMPILE(SEQMIX_REGISTER_SSM);
+#undef SEQMIX_REGISTER_SSM
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

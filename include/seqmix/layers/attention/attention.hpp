@@ -66,17 +66,20 @@ struct AttentionDefinition : AttentionHeads<S, AttentionConfig> {
     this->project_heads(x, q, k, v, call);
     this->rotate(q, past, call);
     this->rotate(k, past, call);
+    call.trace("q", q), call.trace("k", k), call.trace("v", v);
     append<Scalar>(k, past, state.keys.view(), call);
     append<Scalar>(v, past, state.values.view(), call);
     this->with_score([&](auto score) {
       attention(q, state.keys.view(), state.values.view(), past, Causal{}, score, o, call);
     });
+    call.trace("o", o);
     project(o, {{w.o_proj, y}}, call);
   }
 };
 
 template <class Scalar = float>
 using Attention = Mixer<AttentionDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(AttentionDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

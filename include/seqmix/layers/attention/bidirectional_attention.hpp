@@ -49,6 +49,7 @@ struct BidirectionalAttentionDefinition : AttentionHeads<S, AttentionConfig> {
 
 template <class Scalar = float>
 using BidirectionalAttention = Mixer<BidirectionalAttentionDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(BidirectionalAttentionDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -132,6 +132,7 @@ struct BigBirdAttentionDefinition {
 
 template <class Scalar = float>
 using BigBirdAttention = Mixer<BigBirdAttentionDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(BigBirdAttentionDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

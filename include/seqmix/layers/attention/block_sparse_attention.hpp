@@ -195,6 +195,7 @@ struct BlockSparseAttentionDefinition
 
 template <class Scalar = float>
 using BlockSparseAttention = Mixer<BlockSparseAttentionDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(BlockSparseAttentionDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

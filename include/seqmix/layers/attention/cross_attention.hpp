@@ -29,15 +29,15 @@ struct CrossAttentionConfig {
   }
 };
 
-/// Softmax attention over another sequence, `source` [B, S, D'], which stands before the first
-/// token: a decoder's look at what the encoder made. Neither sequence has positions.
+/// Softmax attention over another sequence, of each row its own: a decoder's look at what the
+/// encoder made. Neither sequence has positions. A row that reads nothing gets o = 0.
 ///
-///   k_s, v_s = W_k source_s, W_v source_s,   once, in make_state
+///   k_s, v_s = W_k source_s, W_v source_s,   once, in `read`
 ///   o_t = Σ_s softmax_s(score_scale W_q x_t · k_s) v_s,   query head h reads head h / (H / G)
 ///   y_t = W_o o_t
 ///
-/// make_state: O(S D' G K); forward: O(T D² + T S H K); step: O(D² + S H K).
-/// State: 2 S G K numbers a row, fixed.
+/// read: O(S D' G K); forward: O(T D² + T S H K); step: O(D² + S H K).
+/// State: 2 S G K numbers a row, which no token changes.
 /// Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3; HF transformers WhisperAttention,
 /// BartAttention, T5Attention (score_scale 1).
 template <class S>
@@ -49,7 +49,8 @@ struct CrossAttentionDefinition {
                                  .paper = "Vaswani 2017, arXiv:1706.03762",
                                  .forward = "O(T D² + T S H K)",
                                  .step = "O(D² + S H K)",
-                                 .state = "2 S G K"};
+                                 .state = "2 S G K",
+                                 .has_source = true};
 
   struct Weights {
     Projection<Scalar> q_proj, k_proj, v_proj, o_proj;
@@ -68,8 +69,8 @@ struct CrossAttentionDefinition {
   };
 
   struct State {
-    Cache<Scalar, 4> keys;    // [B, G, S, K]
-    Cache<Scalar, 4> values;  // [B, G, S, K]
+    Source<Scalar, 4, 2> keys;    // [B, G, capacity, K]
+    Source<Scalar, 4, 2> values;  // [B, G, capacity, K]
 
     static void visit(auto& self, auto&& tensor) {
       tensor("keys", self.keys), tensor("values", self.values);
@@ -79,25 +80,20 @@ struct CrossAttentionDefinition {
   Config c;
   Weights w;
 
-  State make_state(View<const Scalar, 3> source, Memory memory, const Call& call) const {
-    const Index B = source.extent(0), length = source.extent(1);
-    const Shape<4> cache{B, c.n_kv_heads, length, c.head_dim};
+  State make_state(Index batch, Index capacity, Memory memory) const {
+    const Shape<4> cache{batch, c.n_kv_heads, capacity, c.head_dim};
     const Storage storage = memory.caches();
-    State state{.keys = {cache, memory, storage}, .values = {cache, memory, storage}};
+    return {.keys = {cache, memory, storage}, .values = {cache, memory, storage}};
+  }
+
+  void read(View<const Scalar, 2> source, State& state, const Call& call) const {
+    const Index length = source.extent(axis::time);
     auto scratch = call.scratch<Scalar>();
-    auto k = scratch(B, length, c.n_kv_heads, c.head_dim);  // [B, S, G, K]
-    auto v = scratch(B, length, c.n_kv_heads, c.head_dim);  // [B, S, G, K]
-    if (source.template mergeable<0>()) {
-      project(source.merge(axis::row),
-              {{w.k_proj, k.merge(axis::row)}, {w.v_proj, v.merge(axis::row)}}, call);
-    } else {
-      for (Index row = 0; row < B; ++row) {
-        project(source[row], {{w.k_proj, k[row]}, {w.v_proj, v[row]}}, call);
-      }
-    }
-    store_entries<Scalar>(heads_first(k), state.keys.view());
-    store_entries<Scalar>(heads_first(v), state.values.view());
-    return state;
+    auto k = scratch(length, c.n_kv_heads, c.head_dim);  // [S, G, K]
+    auto v = scratch(length, c.n_kv_heads, c.head_dim);  // [S, G, K]
+    project(source, {{w.k_proj, k}, {w.v_proj, v}}, call);
+    append<Scalar>(k, state.keys.length, state.keys.view(), call);
+    append<Scalar>(v, state.values.length, state.values.view(), call);
   }
 
   void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
@@ -105,12 +101,11 @@ struct CrossAttentionDefinition {
     auto scratch = call.scratch<Scalar>();
     auto q = scratch(T, c.n_heads, c.head_dim);  // [T, H, K]
     auto o = scratch(T, c.n_heads, c.head_dim);  // [T, H, K]
-    const Index no_position = 0, B = state.keys.extent(0), length = state.keys.extent(2);
-    const View<const Index, 1> past(&no_position, {B}, {0});
-
+    const Index no_position = 0;
+    const View<const Index, 1> past(&no_position, state.keys.length.shape(), {0});
     const double scale = c.score_scale > 0 ? c.score_scale : inverse_sqrt(c.head_dim);
     project(x, {{w.q_proj, q}}, call);
-    attention(q, state.keys.view(), state.values.view(), past, Band::everything(length),
+    attention(q, state.keys.view(), state.values.view(), past, Lengths{state.keys.length},
               PlainScore{scale}, o, call);
     project(o, {{w.o_proj, y}}, call);
   }
@@ -118,6 +113,7 @@ struct CrossAttentionDefinition {
 
 template <class Scalar = float>
 using CrossAttention = Mixer<CrossAttentionDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(CrossAttentionDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

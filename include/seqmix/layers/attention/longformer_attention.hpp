@@ -116,6 +116,7 @@ struct LongformerAttentionDefinition {
 
 template <class Scalar = float>
 using LongformerAttention = Mixer<LongformerAttentionDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(LongformerAttentionDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

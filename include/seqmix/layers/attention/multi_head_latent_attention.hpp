@@ -155,6 +155,7 @@ struct MultiHeadLatentAttentionDefinition {
 
 template <class Scalar = float>
 using MultiHeadLatentAttention = Mixer<MultiHeadLatentAttentionDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(MultiHeadLatentAttentionDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -136,6 +136,7 @@ struct SlidingWindowAttentionDefinition : AttentionHeads<S, SlidingWindowAttenti
 
 template <class Scalar = float>
 using SlidingWindowAttention = Mixer<SlidingWindowAttentionDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(SlidingWindowAttentionDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

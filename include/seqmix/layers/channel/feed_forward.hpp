@@ -77,6 +77,7 @@ struct FeedForwardDefinition {
 
 template <class Scalar = float>
 using FeedForward = Mixer<FeedForwardDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(FeedForwardDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

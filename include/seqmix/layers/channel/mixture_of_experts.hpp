@@ -212,6 +212,7 @@ struct MixtureOfExpertsDefinition {
 
 template <class Scalar = float>
 using MixtureOfExperts = Mixer<MixtureOfExpertsDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(MixtureOfExpertsDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

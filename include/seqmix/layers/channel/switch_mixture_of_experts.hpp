@@ -113,6 +113,7 @@ struct SwitchMixtureOfExpertsDefinition {
 
 template <class Scalar = float>
 using SwitchMixtureOfExperts = Mixer<SwitchMixtureOfExpertsDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(SwitchMixtureOfExpertsDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

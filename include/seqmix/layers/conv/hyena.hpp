@@ -240,6 +240,7 @@ struct HyenaDefinition {
 
 template <class Scalar = float>
 using Hyena = Mixer<HyenaDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(HyenaDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -113,6 +113,7 @@ struct DeltaNetDefinition {
 
 template <class Scalar = float>
 using DeltaNet = Mixer<DeltaNetDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(DeltaNetDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

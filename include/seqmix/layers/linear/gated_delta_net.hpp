@@ -147,6 +147,7 @@ struct GatedDeltaNetDefinition {
 
 template <class Scalar = float>
 using GatedDeltaNet = Mixer<GatedDeltaNetDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(GatedDeltaNetDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -96,8 +96,10 @@ struct GatedLinearAttentionDefinition {
             call);
     project(low, {{w.gk_up, g}}, call);
     log_sigmoid(g, 1 / c.gate_normalizer, call);
+    call.trace("q", q), call.trace("k", k), call.trace("v", v), call.trace("g", g);
     linear_state(q, k, v, VectorDecay<Scalar>{g}, inverse_sqrt(c.head_k), state.memory.view(), o,
                  call);
+    call.trace("o", o);
     gated_rms_norm(o, gate, w.g_norm, c.norm_eps, call);
     project(o, {{w.o_proj, y}}, call);
   }
@@ -105,6 +107,7 @@ struct GatedLinearAttentionDefinition {
 
 template <class Scalar = float>
 using GatedLinearAttention = Mixer<GatedLinearAttentionDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(GatedLinearAttentionDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -125,6 +125,7 @@ struct Hgrn2Definition {
 
 template <class Scalar = float>
 using Hgrn2 = Mixer<Hgrn2Definition<Scalar>>;
+SEQMIX_COMPILE_MIXER(Hgrn2Definition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

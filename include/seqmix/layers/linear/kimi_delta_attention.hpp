@@ -129,6 +129,7 @@ struct KimiDeltaAttentionDefinition {
 
 template <class Scalar = float>
 using KimiDeltaAttention = Mixer<KimiDeltaAttentionDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(KimiDeltaAttentionDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -264,6 +264,7 @@ struct LinearAttentionDefinition {
 
 template <class Scalar = float>
 using LinearAttention = Mixer<LinearAttentionDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(LinearAttentionDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -135,6 +135,7 @@ struct MlstmDefinition {
 
 template <class Scalar = float>
 using Mlstm = Mixer<MlstmDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(MlstmDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -210,6 +210,7 @@ struct RetentionDefinition {
 
 template <class Scalar = float>
 using Retention = Mixer<RetentionDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(RetentionDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -146,6 +146,7 @@ struct Rwkv4Definition {
 
 template <class Scalar = float>
 using Rwkv4 = Mixer<Rwkv4Definition<Scalar>>;
+SEQMIX_COMPILE_MIXER(Rwkv4Definition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

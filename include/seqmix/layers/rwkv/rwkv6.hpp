@@ -189,6 +189,7 @@ struct Rwkv6Definition {
 
 template <class Scalar = float>
 using Rwkv6 = Mixer<Rwkv6Definition<Scalar>>;
+SEQMIX_COMPILE_MIXER(Rwkv6Definition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

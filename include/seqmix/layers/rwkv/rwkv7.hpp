@@ -266,6 +266,7 @@ struct Rwkv7Definition {
 
 template <class Scalar = float>
 using Rwkv7 = Mixer<Rwkv7Definition<Scalar>>;
+SEQMIX_COMPILE_MIXER(Rwkv7Definition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

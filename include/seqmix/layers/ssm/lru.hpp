@@ -114,6 +114,7 @@ struct LruDefinition {
 
 template <class Scalar = float>
 using Lru = Mixer<LruDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(LruDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

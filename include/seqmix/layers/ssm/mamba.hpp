@@ -163,6 +163,7 @@ struct MambaDefinition {
 
 template <class Scalar = float>
 using Mamba = Mixer<MambaDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(MambaDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

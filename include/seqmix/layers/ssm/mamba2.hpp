@@ -165,10 +165,12 @@ struct Mamba2Definition {
     auto queries_C = part(mixed, inner + keys, keys).split(axis::channel, c.n_groups, c.state_size);
 
     time_steps(dt, decay, call);
+    call.trace("dt", dt), call.trace("x", x), call.trace("B", keys_B), call.trace("C", queries_C);
     scale_heads(dt.split(axis::channel, c.n_heads, 1), x, v, call, false);
     linear_state(queries_C, keys_B, v, ScalarDecay<Scalar>{decay}, 1, state.ssm, o, call);
     const View<const Scalar, 3> skip(w.D.data(), {T, c.n_heads, 1}, {0, 1, 1});
     scale_heads(skip, x, o, call, true);
+    call.trace("o", o);
     gate(o.merge(axis::head), z, call);
     project(o, {{w.out_proj, y}}, call);
   }
@@ -227,6 +229,7 @@ struct Mamba2Definition {
 
 template <class Scalar = float>
 using Mamba2 = Mixer<Mamba2Definition<Scalar>>;
+SEQMIX_COMPILE_MIXER(Mamba2Definition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

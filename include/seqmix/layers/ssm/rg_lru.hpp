@@ -152,6 +152,7 @@ struct RgLruDefinition {
 
 template <class Scalar = float>
 using RgLru = Mixer<RgLruDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(RgLruDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -128,6 +128,7 @@ struct S4Definition {
 
 template <class Scalar = float>
 using S4 = Mixer<S4Definition<Scalar>>;
+SEQMIX_COMPILE_MIXER(S4Definition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -123,6 +123,7 @@ struct S4DDefinition {
 
 template <class Scalar = float>
 using S4D = Mixer<S4DDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(S4DDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

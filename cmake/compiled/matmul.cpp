@@ -1,0 +1,4 @@
+#include "seqmix/core/compiled.hpp"
+#undef SEQMIX_EXTERN
+#define SEQMIX_EXTERN
+#include "seqmix/kernels/matmul.hpp"

@@ -1,0 +1,5 @@
+#include "seqmix/kernels/linear_state.hpp"
+#include "seqmix/kernels/matmul.hpp"
+#undef SEQMIX_EXTERN
+#define SEQMIX_EXTERN
+#include "seqmix/io/registry/rwkv.hpp"

@@ -1,0 +1,173 @@
+// The configs of blocks as JSON: parts nested under their names, and the flat form.
+
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <set>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+#include "seqmix/blocks/decoder.hpp"
+#include "seqmix/blocks/sequence.hpp"
+#include "seqmix/io/json.hpp"
+#include "seqmix/layers/attention/attention.hpp"
+#include "seqmix/layers/channel/feed_forward.hpp"
+#include "seqmix/layers/describe_config.hpp"
+#include "seqmix/layers/ssm/mamba.hpp"
+#include "support/safetensors_builder.hpp"
+
+namespace seqmix {
+namespace {
+
+using Catch::Matchers::ContainsSubstring;
+using Catch::Matchers::EndsWith;
+using test::error_of;
+
+using MambaBlock = DecoderConfig<MambaConfig, FeedForwardConfig>;
+using MambaAlone = DecoderConfig<MambaConfig, NoChannelMixer<float>::Config>;
+
+/// What has a config, as `SequenceConfig` takes its parts.
+template <class C>
+struct With {
+  using Config = C;
+};
+using AttentionBlock = DecoderConfig<AttentionConfig, FeedForwardConfig>;
+using Pair = SequenceConfig<With<MambaBlock>, With<AttentionBlock>>;
+/// A block of a sequence of blocks.
+using Nest = DecoderConfig<Pair, FeedForwardConfig>;
+
+template <class Config>
+Config read(std::string_view text) {
+  Config config;
+  read_config(parse_json(text, "text"), config, "block");
+  return config;
+}
+template <class Config>
+std::string refused(std::string_view text) {
+  return error_of<ConfigError>([&] { read<Config>(text); });
+}
+/// A config as JSON, read back, as JSON.
+template <class Config>
+Json copied(const Json& json) {
+  Config copy;
+  read_config(json, copy, "block");
+  return write_config(copy);
+}
+
+constexpr std::string_view mamba = R"({"d_inner": 16, "dt_rank": 2, "norm": "weighted"})";
+std::string block_of(std::string_view mixer, std::string_view width = R"("d_model": 8, )") {
+  return "{" + std::string(width) + R"("mixer": )" + std::string(mixer) +
+         R"(, "channel": {"d_ff": 12}})";
+}
+
+TEST_CASE("a block and its mixer may have different fields of one name") {
+  MambaBlock block{.d_model = 8, .norm_eps = 1e-4, .mixer = {}, .channel = {}};
+  block.mixer = {.d_model = 8, .d_inner = 16, .dt_rank = 2, .bias = true};
+  block.mixer.norm = MambaNorm::weighted, block.mixer.norm_eps = 1e-3;
+  block.channel.d_model = 8, block.channel.d_ff = 12;
+  const Json json = write_config(block);
+  CHECK(json["norm_eps"] == 1e-4);
+  CHECK(json["mixer"]["norm_eps"] == 1e-3);
+  MambaBlock copy;
+  read_config(json, copy, "block");
+  CHECK(copy.norm_eps == 1e-4);
+  CHECK(copy.mixer.norm_eps == 1e-3);
+  CHECK(copy.mixer.bias);
+  CHECK_FALSE(copy.channel.bias);
+  CHECK(write_config(copy) == json);
+}
+
+TEST_CASE("a part has the outer width where it names none") {
+  const auto block = read<MambaBlock>(block_of(mamba));
+  CHECK(block.mixer.d_model == 8);
+  CHECK(block.channel.d_model == 8);
+  CHECK(block.norm_eps == 1e-6);
+  const std::string pair =
+      R"({"d_model": 6, "layers.0": )" + block_of(mamba, "") + R"(, "layers.1": {
+          "mixer": {"head_dim": 2}, "channel": {"d_ff": 3}}})";
+  const auto nest = read<Nest>(R"({"d_model": 6, "channel": {"d_ff": 5}, "mixer": )" + pair + "}");
+  CHECK(std::get<0>(nest.mixer.parts).mixer.d_model == 6);
+  CHECK(std::get<1>(nest.mixer.parts).channel.d_model == 6);
+  CHECK(copied<Nest>(write_config(nest)) == write_config(nest));
+  CHECK(refused<MambaBlock>(block_of(R"({"d_model": 9, "d_inner": 16, "dt_rank": 2})")) ==
+        "block: mixer.d_model must be d_model; d_model is 8, mixer.d_model is 9");
+  CHECK(refused<Pair>(R"({"d_model": 6, "layers.1": {"d_model": 7,
+                          "mixer": {"head_dim": 2}, "channel": {"d_ff": 3}},
+                          "layers.0": {"mixer": {"d_inner": 4, "dt_rank": 1},
+                                       "channel": {"d_ff": 2}}})") ==
+        "block: layers.1.d_model must be d_model; d_model is 6, layers.1.d_model is 7");
+}
+
+TEST_CASE("an object that names no part gives each field to all that know it") {
+  const std::string flat = R"({"d_model": 6, "norm_eps": 1e-3, "d_inner": 4, "dt_rank": 1,
+                               "head_dim": 2, "d_ff": 3, "bias": true})";
+  const auto pair = read<Pair>(flat);
+  const auto& [first, second] = pair.parts;
+  CHECK(first.norm_eps == 1e-3);
+  CHECK(second.norm_eps == 1e-3);
+  CHECK(first.mixer.bias);
+  CHECK(first.channel.bias);
+  CHECK(second.channel.d_ff == 3);
+  CHECK(second.mixer.d_model == 6);
+  // What a part would not read is not set there, as long as another part reads it.
+  CHECK(first.mixer.norm_eps == 1e-6);
+  CHECK(copied<Pair>(write_config(pair)) == write_config(pair));
+  CHECK(read<Nest>(flat).mixer.d_model == 6);
+  CHECK(read<MambaAlone>(R"({"d_model": 6, "d_inner": 4, "dt_rank": 1})").mixer.d_model == 6);
+  CHECK(write_config(MambaAlone{}).size() == 3);
+}
+
+TEST_CASE("what a block does not take is refused with its full name") {
+  CHECK(
+      refused<MambaBlock>(R"({"d_model": 8, "d_iner": 4})") ==
+      "block: unknown key \"d_iner\", expected one of: d_model, norm_eps, mixer, channel, "
+      "d_inner, state_size, dt_rank, conv_kernel, conv_bias, bias, norm, d_ff, activation, gated");
+  CHECK(refused<MambaBlock>(R"({"d_model": 8, "mixer": {}, "d_inner": 4})") ==
+        "block: unknown key \"d_inner\", expected one of: d_model, norm_eps, mixer, channel");
+  CHECK(refused<MambaAlone>(R"({"d_model": 8, "mixer": {}, "channel": {}})") ==
+        "block: unknown key \"channel\", expected one of: d_model, norm_eps, mixer");
+  CHECK_THAT(
+      refused<MambaBlock>(block_of(R"({"d_iner": 4})")),
+      ContainsSubstring("block: mixer: unknown key \"d_iner\", expected one of: d_model, ") &&
+          EndsWith(", norm_eps"));
+  CHECK(refused<MambaBlock>(block_of("[]")) == "block: mixer: got an array, expected an object");
+  CHECK(refused<MambaBlock>(block_of(R"({"d_inner": 1.5})")) ==
+        "block: mixer.d_inner: got 1.5, expected an integer");
+  CHECK(refused<MambaBlock>(R"({"d_model": 8, "d_inner": 1.5})") ==
+        "block: d_inner: got 1.5, expected an integer");
+  CHECK(refused<MambaBlock>(block_of(R"({"d_inner": 4})")) ==
+        "block: mixer.dt_rank is 0, expected at least 1");
+  CHECK(refused<MambaBlock>(block_of(R"({"d_inner": 4, "dt_rank": 1, "norm_eps": 1e-3})")) ==
+        "block: mixer.norm_eps is 0.001, which counts only where norm is not none");
+  const std::string nest = R"({"d_model": 6, "channel": {"d_ff": 5}, "mixer": {
+      "layers.0": {"mixer": {"d_inner": 4, "dt_rank": 1}, "channel": {"d_ff": 2}},
+      "layers.1": {"mixer": {"head_dim": 2, "n_heads": 3, "n_kv_heads": 2},
+                   "channel": {"d_ff": 3}}}})";
+  CHECK(refused<Nest>(nest) ==
+        "block: mixer.layers.1.mixer: n_heads must be a multiple of n_kv_heads; n_heads is 3, "
+        "n_kv_heads is 2");
+  MambaBlock kept = read<MambaBlock>(block_of(mamba));
+  const Json before = write_config(kept);
+  CHECK_THROWS_AS(read_config(parse_json(block_of("[]"), "text"), kept, "block"), ConfigError);
+  CHECK(write_config(kept) == before);
+}
+
+TEST_CASE("a block's fields are described with their parts") {
+  std::vector<std::string> names;
+  describe_config<Nest>([&](const FieldDescription& field) {
+    names.push_back(field.name);
+    CHECK(field.inherited == (field.name.ends_with(".d_model")));
+    CHECK_FALSE((field.inherited && field.required));
+    if (field.name == "mixer.layers.1.mixer.head_dim") {
+      CHECK(field.keys == std::vector<std::string>{"mixer", "layers.1", "mixer", "head_dim"});
+      CHECK(field.required);
+    }
+  });
+  CHECK(std::set<std::string>(names.begin(), names.end()).size() == names.size());
+  CHECK(std::ranges::count(names, "mixer.layers.0.mixer.norm_eps") == 1);
+}
+
+}  // namespace
+}  // namespace seqmix
