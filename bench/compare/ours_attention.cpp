@@ -1,10 +1,10 @@
 // Attention: whole sequences, block masks, and one token after many.
 
 #include "compare/ours.hpp"
-#include "seqmix/kernels/attention.hpp"
-#include "seqmix/kernels/attention_policies.hpp"
-#include "seqmix/kernels/cache.hpp"
-#include "seqmix/kernels/sparse_attention.hpp"
+#include "seqmix/kernels/attention/attention.hpp"
+#include "seqmix/kernels/attention/caches.hpp"
+#include "seqmix/kernels/attention/policies.hpp"
+#include "seqmix/kernels/attention/selection.hpp"
 
 namespace compare {
 namespace {

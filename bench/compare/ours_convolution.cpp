@@ -4,10 +4,10 @@
 #include <optional>
 
 #include "compare/ours.hpp"
-#include "seqmix/kernels/cauchy.hpp"
-#include "seqmix/kernels/long_conv.hpp"
-#include "seqmix/kernels/online_conv.hpp"
-#include "seqmix/kernels/short_conv.hpp"
+#include "seqmix/kernels/conv/long.hpp"
+#include "seqmix/kernels/conv/online.hpp"
+#include "seqmix/kernels/conv/short.hpp"
+#include "seqmix/kernels/scan/cauchy.hpp"
 
 namespace compare {
 namespace {

@@ -1,7 +1,7 @@
 // Matrix products and mixtures of experts.
 
 #include "compare/ours.hpp"
-#include "seqmix/kernels/matmul.hpp"
+#include "seqmix/kernels/product/matmul.hpp"
 #include "seqmix/layers/channel/mixture_of_experts.hpp"
 
 namespace compare {

@@ -1,10 +1,10 @@
 // Linear attention and its relatives, and state-space models.
 
 #include "compare/ours.hpp"
-#include "seqmix/kernels/delta_rule.hpp"
-#include "seqmix/kernels/dplr.hpp"
-#include "seqmix/kernels/linear_state.hpp"
-#include "seqmix/kernels/selective_scan.hpp"
+#include "seqmix/kernels/memory/delta_rule.hpp"
+#include "seqmix/kernels/memory/dplr.hpp"
+#include "seqmix/kernels/memory/linear_state.hpp"
+#include "seqmix/kernels/scan/selective_scan.hpp"
 #include "seqmix/layers/mixer.hpp"
 
 namespace compare {

@@ -1,5 +1,5 @@
-#include "seqmix/kernels/matmul.hpp"
-#include "seqmix/kernels/short_conv.hpp"
+#include "seqmix/kernels/conv/short.hpp"
+#include "seqmix/kernels/product/matmul.hpp"
 #undef SEQMIX_EXTERN
 #define SEQMIX_EXTERN
 #include "seqmix/io/registry/delta.hpp"

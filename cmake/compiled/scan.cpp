@@ -1,4 +1,4 @@
-#include "seqmix/kernels/matmul.hpp"
+#include "seqmix/kernels/product/matmul.hpp"
 #undef SEQMIX_EXTERN
 #define SEQMIX_EXTERN
 #include "seqmix/io/registry/scan.hpp"

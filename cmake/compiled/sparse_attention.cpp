@@ -1,5 +1,5 @@
-#include "seqmix/kernels/attention.hpp"
-#include "seqmix/kernels/matmul.hpp"
+#include "seqmix/kernels/attention/attention.hpp"
+#include "seqmix/kernels/product/matmul.hpp"
 #undef SEQMIX_EXTERN
 #define SEQMIX_EXTERN
 #include "seqmix/io/registry/sparse_attention.hpp"

@@ -1,6 +1,6 @@
-#include "seqmix/kernels/linear_state.hpp"
-#include "seqmix/kernels/matmul.hpp"
-#include "seqmix/kernels/short_conv.hpp"
+#include "seqmix/kernels/conv/short.hpp"
+#include "seqmix/kernels/memory/linear_state.hpp"
+#include "seqmix/kernels/product/matmul.hpp"
 #undef SEQMIX_EXTERN
 #define SEQMIX_EXTERN
 #include "seqmix/io/registry/ssm.hpp"

@@ -14,7 +14,7 @@
 #include "seqmix/io/json.hpp"
 #include "seqmix/layers/attention/attention.hpp"
 #include "seqmix/layers/channel/feed_forward.hpp"
-#include "seqmix/layers/describe_config.hpp"
+#include "seqmix/layers/detail/describe_config.hpp"
 #include "seqmix/layers/ssm/mamba.hpp"
 #include "support/safetensors_builder.hpp"
 

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "seqmix/io/state.hpp"
-#include "seqmix/kernels/cache.hpp"
+#include "seqmix/kernels/attention/caches.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/safetensors_builder.hpp"

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <random>
 
-#include "seqmix/layers/weights.hpp"
+#include "seqmix/layers/detail/weights.hpp"
 
 namespace support {
 

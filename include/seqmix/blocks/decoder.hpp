@@ -4,7 +4,7 @@
 #include <string_view>
 #include <utility>
 
-#include "seqmix/kernels/norm.hpp"
+#include "seqmix/kernels/pointwise/norm.hpp"
 #include "seqmix/layers/mixer.hpp"
 
 namespace seqmix {

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "seqmix/kernels/norm.hpp"
+#include "seqmix/kernels/pointwise/norm.hpp"
 #include "seqmix/layers/any_mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

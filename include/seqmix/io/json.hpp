@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "seqmix/layers/weights.hpp"
+#include "seqmix/layers/detail/weights.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE

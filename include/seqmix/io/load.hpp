@@ -9,7 +9,7 @@
 
 #include "seqmix/io/json.hpp"
 #include "seqmix/io/safetensors.hpp"
-#include "seqmix/layers/weights.hpp"
+#include "seqmix/layers/detail/weights.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE

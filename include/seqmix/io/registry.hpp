@@ -9,7 +9,7 @@
 
 #include "seqmix/io/load.hpp"
 #include "seqmix/layers/any_mixer.hpp"
-#include "seqmix/layers/describe_config.hpp"
+#include "seqmix/layers/detail/describe_config.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE

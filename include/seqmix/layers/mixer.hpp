@@ -10,12 +10,12 @@
 #include "seqmix/core/cache.hpp"
 #include "seqmix/core/call.hpp"
 #include "seqmix/core/compiled.hpp"
-#include "seqmix/layers/checks.hpp"
+#include "seqmix/layers/detail/checks.hpp"
+#include "seqmix/layers/detail/trial.hpp"
+#include "seqmix/layers/detail/weights.hpp"
 #include "seqmix/layers/initializer.hpp"
 #include "seqmix/layers/state.hpp"
 #include "seqmix/layers/traits.hpp"
-#include "seqmix/layers/trial.hpp"
-#include "seqmix/layers/weights.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE

@@ -6,7 +6,7 @@
 
 #include "seqmix/core/call.hpp"
 #include "seqmix/core/parameter.hpp"
-#include "seqmix/kernels/matmul.hpp"
+#include "seqmix/kernels/product/matmul.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE

@@ -11,7 +11,7 @@
 
 #include "seqmix/core/cache.hpp"
 #include "seqmix/core/call.hpp"
-#include "seqmix/layers/name.hpp"
+#include "seqmix/layers/detail/name.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE

@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "seqmix/core/parameter.hpp"
+#include "seqmix/layers/detail/name.hpp"
 #include "seqmix/layers/initializer.hpp"
-#include "seqmix/layers/name.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE

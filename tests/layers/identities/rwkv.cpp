@@ -3,10 +3,10 @@
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
 
-#include "seqmix/kernels/delta_rule.hpp"
-#include "seqmix/kernels/dplr.hpp"
-#include "seqmix/kernels/linear_state.hpp"
-#include "seqmix/kernels/wkv.hpp"
+#include "seqmix/kernels/memory/delta_rule.hpp"
+#include "seqmix/kernels/memory/dplr.hpp"
+#include "seqmix/kernels/memory/linear_state.hpp"
+#include "seqmix/kernels/scan/wkv.hpp"
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"

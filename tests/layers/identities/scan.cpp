@@ -1,13 +1,12 @@
 // Identities between diagonal recurrences, and with linear attention.
 
-#include "seqmix/kernels/scan.hpp"
-
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
 #include <limits>
 
-#include "seqmix/kernels/linear_state.hpp"
-#include "seqmix/kernels/selective_scan.hpp"
+#include "seqmix/kernels/memory/linear_state.hpp"
+#include "seqmix/kernels/scan/diagonal.hpp"
+#include "seqmix/kernels/scan/selective_scan.hpp"
 #include "seqmix/layers/ssm/lru.hpp"
 #include "seqmix/layers/ssm/mamba2.hpp"
 #include "seqmix/layers/ssm/rg_lru.hpp"

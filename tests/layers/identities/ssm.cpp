@@ -5,7 +5,7 @@
 #include <complex>
 #include <vector>
 
-#include "seqmix/kernels/hippo.hpp"
+#include "seqmix/kernels/scan/hippo.hpp"
 #include "seqmix/layers/ssm/s4.hpp"
 #include "seqmix/layers/ssm/s4d.hpp"
 #include "support/compare.hpp"

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "seqmix/core/cache.hpp"
-#include "seqmix/layers/attention/heads.hpp"
+#include "seqmix/layers/attention/detail/heads.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE

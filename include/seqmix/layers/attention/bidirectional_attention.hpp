@@ -1,6 +1,6 @@
 #pragma once
 
-#include "seqmix/layers/attention/heads.hpp"
+#include "seqmix/layers/attention/detail/heads.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE

@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "seqmix/kernels/sparse_attention.hpp"
+#include "seqmix/kernels/attention/selection.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

@@ -3,8 +3,8 @@
 #include <string>
 
 #include "seqmix/core/cache.hpp"
-#include "seqmix/kernels/sparse_attention.hpp"
-#include "seqmix/layers/attention/heads.hpp"
+#include "seqmix/kernels/attention/selection.hpp"
+#include "seqmix/layers/attention/detail/heads.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "seqmix/kernels/attention_policies.hpp"
+#include "seqmix/kernels/attention/policies.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "seqmix/kernels/attention_policies.hpp"
-#include "seqmix/kernels/sparse_attention.hpp"
+#include "seqmix/kernels/attention/policies.hpp"
+#include "seqmix/kernels/attention/selection.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

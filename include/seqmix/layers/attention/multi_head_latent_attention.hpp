@@ -3,9 +3,9 @@
 #include <cmath>
 
 #include "seqmix/core/cache.hpp"
-#include "seqmix/kernels/latent_attention.hpp"
-#include "seqmix/kernels/norm.hpp"
-#include "seqmix/kernels/rope.hpp"
+#include "seqmix/kernels/attention/latent.hpp"
+#include "seqmix/kernels/pointwise/norm.hpp"
+#include "seqmix/kernels/positions/rotary.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

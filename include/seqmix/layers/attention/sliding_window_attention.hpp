@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "seqmix/core/cache.hpp"
-#include "seqmix/layers/attention/heads.hpp"
+#include "seqmix/layers/attention/detail/heads.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE

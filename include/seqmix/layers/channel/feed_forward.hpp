@@ -1,6 +1,6 @@
 #pragma once
 
-#include "seqmix/kernels/activation.hpp"
+#include "seqmix/kernels/pointwise/activation.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

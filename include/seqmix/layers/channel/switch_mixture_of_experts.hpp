@@ -2,9 +2,9 @@
 
 #include <vector>
 
-#include "seqmix/kernels/activation.hpp"
-#include "seqmix/kernels/routing.hpp"
-#include "seqmix/kernels/softmax.hpp"
+#include "seqmix/kernels/pointwise/activation.hpp"
+#include "seqmix/kernels/pointwise/softmax.hpp"
+#include "seqmix/kernels/product/routing.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

@@ -6,9 +6,9 @@
 #include <utility>
 #include <vector>
 
-#include "seqmix/kernels/cache.hpp"
-#include "seqmix/kernels/online_conv.hpp"
-#include "seqmix/kernels/short_conv.hpp"
+#include "seqmix/kernels/attention/caches.hpp"
+#include "seqmix/kernels/conv/online.hpp"
+#include "seqmix/kernels/conv/short.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

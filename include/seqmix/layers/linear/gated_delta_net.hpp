@@ -2,10 +2,10 @@
 
 #include <utility>
 
-#include "seqmix/kernels/delta_rule.hpp"
-#include "seqmix/kernels/grouped_conv.hpp"
-#include "seqmix/kernels/norm.hpp"
-#include "seqmix/layers/linear/convolved_heads.hpp"
+#include "seqmix/kernels/conv/grouped.hpp"
+#include "seqmix/kernels/memory/delta_rule.hpp"
+#include "seqmix/kernels/pointwise/norm.hpp"
+#include "seqmix/layers/linear/detail/convolved_heads.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

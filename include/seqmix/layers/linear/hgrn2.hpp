@@ -2,9 +2,9 @@
 
 #include <utility>
 
-#include "seqmix/kernels/activation.hpp"
-#include "seqmix/kernels/linear_state.hpp"
-#include "seqmix/kernels/norm.hpp"
+#include "seqmix/kernels/memory/linear_state.hpp"
+#include "seqmix/kernels/pointwise/activation.hpp"
+#include "seqmix/kernels/pointwise/norm.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

@@ -2,8 +2,8 @@
 
 #include <utility>
 
-#include "seqmix/kernels/delta_rule.hpp"
-#include "seqmix/layers/linear/convolved_heads.hpp"
+#include "seqmix/kernels/memory/delta_rule.hpp"
+#include "seqmix/layers/linear/detail/convolved_heads.hpp"
 #include "seqmix/layers/mixer.hpp"
 
 namespace seqmix {

@@ -1,11 +1,11 @@
 #pragma once
 
-#include "seqmix/kernels/activation.hpp"
-#include "seqmix/kernels/exponential_gate.hpp"
-#include "seqmix/kernels/heads.hpp"
-#include "seqmix/kernels/key_sum.hpp"
-#include "seqmix/kernels/linear_state.hpp"
-#include "seqmix/kernels/norm.hpp"
+#include "seqmix/kernels/memory/exponential_gate.hpp"
+#include "seqmix/kernels/memory/key_sum.hpp"
+#include "seqmix/kernels/memory/linear_state.hpp"
+#include "seqmix/kernels/pointwise/activation.hpp"
+#include "seqmix/kernels/pointwise/norm.hpp"
+#include "seqmix/kernels/pointwise/scale_heads.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

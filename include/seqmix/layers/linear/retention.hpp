@@ -8,11 +8,11 @@
 #include <vector>
 
 #include "seqmix/core/named_enum.hpp"
-#include "seqmix/kernels/heads.hpp"
-#include "seqmix/kernels/key_sum.hpp"
-#include "seqmix/kernels/linear_state.hpp"
-#include "seqmix/kernels/norm.hpp"
-#include "seqmix/kernels/rope.hpp"
+#include "seqmix/kernels/memory/key_sum.hpp"
+#include "seqmix/kernels/memory/linear_state.hpp"
+#include "seqmix/kernels/pointwise/norm.hpp"
+#include "seqmix/kernels/pointwise/scale_heads.hpp"
+#include "seqmix/kernels/positions/rotary.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

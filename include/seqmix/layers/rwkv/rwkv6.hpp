@@ -3,10 +3,10 @@
 #include <array>
 #include <utility>
 
-#include "seqmix/kernels/linear_state.hpp"
-#include "seqmix/kernels/norm.hpp"
+#include "seqmix/kernels/memory/linear_state.hpp"
+#include "seqmix/kernels/pointwise/norm.hpp"
 #include "seqmix/layers/mixer.hpp"
-#include "seqmix/layers/rwkv/block.hpp"
+#include "seqmix/layers/rwkv/detail/block.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE

@@ -4,11 +4,11 @@
 #include <cmath>
 #include <utility>
 
-#include "seqmix/kernels/dplr.hpp"
-#include "seqmix/kernels/norm.hpp"
-#include "seqmix/kernels/wkv.hpp"
+#include "seqmix/kernels/memory/dplr.hpp"
+#include "seqmix/kernels/pointwise/norm.hpp"
+#include "seqmix/kernels/scan/wkv.hpp"
 #include "seqmix/layers/mixer.hpp"
-#include "seqmix/layers/rwkv/block.hpp"
+#include "seqmix/layers/rwkv/detail/block.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE

@@ -3,8 +3,8 @@
 #include <cmath>
 #include <utility>
 
-#include "seqmix/kernels/rows.hpp"
-#include "seqmix/kernels/scan.hpp"
+#include "seqmix/kernels/pointwise/rows.hpp"
+#include "seqmix/kernels/scan/diagonal.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

@@ -7,9 +7,9 @@
 #include <utility>
 
 #include "seqmix/core/named_enum.hpp"
-#include "seqmix/kernels/norm.hpp"
-#include "seqmix/kernels/selective_scan.hpp"
-#include "seqmix/kernels/short_conv.hpp"
+#include "seqmix/kernels/conv/short.hpp"
+#include "seqmix/kernels/pointwise/norm.hpp"
+#include "seqmix/kernels/scan/selective_scan.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

@@ -6,10 +6,10 @@
 #include <string_view>
 #include <utility>
 
-#include "seqmix/kernels/activation.hpp"
-#include "seqmix/kernels/linear_state.hpp"
-#include "seqmix/kernels/norm.hpp"
-#include "seqmix/kernels/short_conv.hpp"
+#include "seqmix/kernels/conv/short.hpp"
+#include "seqmix/kernels/memory/linear_state.hpp"
+#include "seqmix/kernels/pointwise/activation.hpp"
+#include "seqmix/kernels/pointwise/norm.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

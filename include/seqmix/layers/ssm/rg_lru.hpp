@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "seqmix/core/cache.hpp"
-#include "seqmix/kernels/activation.hpp"
-#include "seqmix/kernels/scan.hpp"
-#include "seqmix/kernels/short_conv.hpp"
+#include "seqmix/kernels/conv/short.hpp"
+#include "seqmix/kernels/pointwise/activation.hpp"
+#include "seqmix/kernels/scan/diagonal.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

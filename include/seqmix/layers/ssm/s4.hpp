@@ -4,8 +4,8 @@
 #include <complex>
 #include <utility>
 
-#include "seqmix/kernels/activation.hpp"
-#include "seqmix/kernels/state_space.hpp"
+#include "seqmix/kernels/pointwise/activation.hpp"
+#include "seqmix/kernels/scan/state_space.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "seqmix/core/named_enum.hpp"
-#include "seqmix/kernels/activation.hpp"
-#include "seqmix/kernels/state_space.hpp"
+#include "seqmix/kernels/pointwise/activation.hpp"
+#include "seqmix/kernels/scan/state_space.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

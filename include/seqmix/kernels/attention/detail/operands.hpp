@@ -1,0 +1,215 @@
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "seqmix/core/call.hpp"
+#include "seqmix/kernels/attention/caches.hpp"
+#include "seqmix/kernels/attention/detail/pairs.hpp"
+#include "seqmix/simd/map.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+namespace detail {
+
+/// Keys of a tile. Tiles begin at multiples of it, wherever a call begins, so that the tiling of a
+/// query's keys (and with it every bit of its result) depends on positions alone.
+inline constexpr Index attention_tile = 64;
+/// Keys that the recurrent form hands to one task.
+inline constexpr Index attention_span = 512;
+/// Such tasks that are in flight before their results are merged.
+inline constexpr Index attention_wave = 32;
+/// Queries (of all heads that share a key) of one task of the parallel form: the most that leave so
+/// many tasks, which fit in the L2 cache, or the fewest that are worth the keys they read.
+inline constexpr Index parallel_tasks = 8, most_queries = 2048, least_queries = 384;
+/// Heads at most in one task of the parallel form.
+inline constexpr Index attention_heads = 8;
+/// Numbers of the cache that are worth a task of the recurrent form: the first keys of a task are
+/// waited for, since nobody fetched them ahead for its worker.
+inline constexpr Index attention_task_numbers = Index{1} << 17;
+/// Products that are worth a task of the parallel form.
+inline constexpr Index attention_task_products = Index{1} << 17;
+
+template <class S>
+bool all_finite(const View<const S, 2>& rows) {
+  // They stay zero unless a number is infinite or NaN. Four, since a chain would wait for itself.
+  simd::Batch<S> zero[4] = {simd::Batch<S>(S(0)), simd::Batch<S>(S(0)), simd::Batch<S>(S(0)),
+                            simd::Batch<S>(S(0))};
+  const Index height = rows.extent(0);
+  for (Index row = 0; row < height; row += 4) {
+    simd::for_each_block<S>(rows.extent(1), [&](Index first, auto lane_count) {
+#pragma GCC unroll 4
+      for (Index i = 0; i < 4; ++i) {
+        const S* const from = rows.data() + std::min(row + i, height - 1) * rows.stride(0) + first;
+        zero[i] = simd::fma<S>(simd::load<S>(from, lane_count), simd::broadcast(S(0)), zero[i]);
+      }
+    });
+  }
+  return simd::reduce_add((zero[0] + zero[1]) + (zero[2] + zero[3])) == 0;
+}
+
+/// The keys or the values of one row and group, by position.
+template <class S>
+struct Entries {
+  CacheView<const S, 2> cache;  // [rows, K], position p in slot p mod rows, or none
+  View<const S, 2> fresh;       // [T, K], of the positions from `past` on, or no data
+  Index past;
+
+  /// The rows of a tile: where they lie, or collected in `to` [attention_tile, K].
+  CacheView<const S, 2> stored(Span tile, const View<S, 2>& to) const {
+    const Index cached =
+        fresh.data() == nullptr ? tile.end : std::clamp(past, tile.begin, tile.end);
+    if (cached == tile.begin) return fresh.template slice<0>(tile.begin - past, tile.size());
+    const Index rows = cache.extent(0), slot = tile.begin % rows;
+    if (cached == tile.end && slot + tile.size() <= rows) {
+      return cache.template slice<0>(slot, tile.size());
+    }
+    for (Index position = tile.begin; position < tile.end; ++position) {
+      const View<S, 1> row = to[position - tile.begin];
+      position < cached ? load_entries<S>(cache[position % rows], row)
+                        : copy(fresh[position - past], row);
+    }
+    return to.template slice<0>(0, tile.size());
+  }
+  /// The rows of a tile that lie behind each other, from its first on, to fetch them ahead.
+  CacheView<const S, 2> cached(Span tile) const {
+    if (fresh.data() != nullptr && tile.begin >= past) {
+      return fresh.template slice<0>(tile.begin - past, tile.size());
+    }
+    const Index rows = cache.extent(0), slot = tile.begin % rows;
+    return cache.template slice<0>(slot, std::min(tile.size(), rows - slot));
+  }
+  /// The same as numbers of S.
+  View<const S, 2> of(Span tile, const View<S, 2>& to) const {
+    const CacheView<const S, 2> rows = stored(tile, to);
+    if (rows.is_native()) return rows.native();
+    const View<S, 2> numbers = to.template slice<0>(0, tile.size());
+    load_entries<S>(rows, numbers);
+    return numbers;
+  }
+};
+
+/// The queries of one segment: tokens [first, first + count) of the call, at positions from `past`
+/// on. With them their row has `positions`.
+struct SegmentQueries {
+  Index row, first, count, past, positions;
+
+  HeadOfRow of_head(Index head) const { return {row, head, positions}; }
+};
+
+/// What both forms read, and where they write.
+template <class S>
+struct AttentionOperands {
+  View<const S, 3> q;            // [T, H, K]
+  CacheView<const S, 4> keys;    // [B, G, capacity, K], or none: then segments see themselves alone
+  CacheView<const S, 4> values;  // [B, G, capacity, V], or none
+  View<const Index, 1> past;     // [B], or none
+  View<S, 3> o;                  // [T, H, V]
+  View<S, 2> log_sum_exp;        // [T, H], or no data
+  const Policies<S>& policies;
+  // Keys and values of this call where the caches, then rings, do not have them.
+  View<const S, 3> fresh_keys = {};    // [T, G, K], or no data
+  View<const S, 3> fresh_values = {};  // [T, G, V], or no data
+  // Without caches: the positions whose tokens are queries.
+  Span asking = {0, std::numeric_limits<Index>::max()};
+
+  bool has_caches() const { return keys.extent(axis::head) > 0; }
+  Index heads() const { return q.extent(axis::head); }
+  Index groups() const {
+    return has_caches() ? keys.extent(axis::head) : fresh_keys.extent(axis::head);
+  }
+  Index heads_per_group() const { return heads() / groups(); }
+  Index head_k() const { return q.extent(axis::channel); }
+  Index head_v() const { return o.extent(axis::channel); }
+
+  /// Whether the parallel form takes these queries, of which there are some.
+  bool in_parallel(const Segment& segment) const {
+    return has_caches() ? segment.form == Form::parallel : queries_of(segment).count > 0;
+  }
+  SegmentQueries queries_of(const Segment& segment) const {
+    const auto [row, first, count, form] = segment;
+    if (has_caches()) return {row, first, count, past[row], past[row] + count};
+    const Index begin = std::min(asking.begin, count), end = std::min(asking.end, count);
+    return {row, first + begin, end - begin, begin, count};
+  }
+  Entries<S> keys_of(const SegmentQueries& of, Index group) const {
+    return entries(keys, fresh_keys, of, group);
+  }
+  Entries<S> values_of(const SegmentQueries& of, Index group) const {
+    return entries(values, fresh_values, of, group);
+  }
+
+  /// The positions of the keys that some of the tokens and heads of a segment may see.
+  Span reach(const SegmentQueries& of, Span of_heads, Span of_tokens) const {
+    const Span queries{of.past + of_tokens.begin, of.past + of_tokens.end};
+    Span whole{std::numeric_limits<Index>::max(), 0};
+    for (Index head = of_heads.begin; head < of_heads.end; ++head) {
+      const Span seen = policies.reach(of.of_head(head), queries);
+      whole = {std::min(whole.begin, seen.begin), std::max(whole.end, seen.end)};
+    }
+    if (!has_caches()) whole.end = std::min(whole.end, of.positions);
+    return {std::min(whole.begin, whole.end), whole.end};
+  }
+
+  void check(const Call& call) const {
+    const auto expect = [](std::string_view what, const auto& view, const auto& shape) {
+      if (view.shape() != shape) {
+        throw ShapeError("attention: " + std::string(what) + " has shape " + view.shape().text() +
+                         ", expected " + shape.text());
+      }
+      constexpr Index last = std::remove_cvref_t<decltype(view)>::rank - 1;
+      if (last >= 2 && view.extent(last) > 1 && view.stride(last) != 1) {
+        throw ShapeError("attention: the last dimension of " + std::string(what) + " has stride " +
+                         std::to_string(view.stride(last)) + ", expected 1");
+      }
+    };
+    const Index T = call.tokens(), H = heads(), G = groups();
+    const Index B = keys.extent(axis::row), capacity = keys.extent(axis::slot);
+    if (G <= 0 || H % G != 0) {
+      throw ShapeError("attention: " + std::to_string(H) + " query heads cannot share " +
+                       std::to_string(G) + " key heads");
+    }
+    expect("q", q, Shape<3>{T, H, head_k()});
+    if (has_caches()) {
+      expect("keys", keys, Shape<4>{B, G, capacity, head_k()});
+      expect("values", values, Shape<4>{B, G, capacity, head_v()});
+      expect("past", past, Shape<1>{B});
+    }
+    const bool fresh = fresh_keys.data() != nullptr;
+    if (fresh) {
+      expect("k", fresh_keys, Shape<3>{T, G, head_k()});
+      expect("v", fresh_values, Shape<3>{T, G, head_v()});
+    }
+    expect("o", o, Shape<3>{T, H, head_v()});
+    if (log_sum_exp.data() != nullptr) expect("log_sum_exp", log_sum_exp, Shape<2>{T, H});
+    if (!has_caches() || H == 0) return;
+    for (const Segment& segment : call.segments()) {
+      const SegmentQueries of = queries_of(segment);
+      if (of.past >= 0 && (fresh || reach(of, {0, H}, {0, of.count}).end <= capacity)) continue;
+      throw CapacityError("attention: " + std::to_string(of.count) + " tokens after " +
+                          std::to_string(of.past) + " do not fit in a cache of " +
+                          std::to_string(capacity));
+    }
+  }
+
+ private:
+  Entries<S> entries(const CacheView<const S, 4>& cache, const View<const S, 3>& fresh,
+                     const SegmentQueries& of, Index group) const {
+    const auto of_token = [&](Index position) {  // and those behind it
+      return fresh.slice(axis::time, of.first + position - of.past, of.positions - position)
+          .at(axis::head, group);
+    };
+    if (!has_caches()) return {{}, of_token(0), 0};
+    const auto cached = cache.at(axis::row, of.row).template at<0>(group);
+    if (fresh.data() == nullptr) return {cached, {}, of.past};
+    return {cached, of_token(of.past), of.past};
+  }
+};
+
+}  // namespace detail
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

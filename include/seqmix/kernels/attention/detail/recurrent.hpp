@@ -1,0 +1,481 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstring>
+#include <type_traits>
+
+#include "seqmix/kernels/attention/detail/operands.hpp"
+#include "seqmix/kernels/pointwise/softmax.hpp"
+#include "seqmix/simd/map.hpp"
+#include "seqmix/simd/math.hpp"
+#include "seqmix/simd/reduce.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+namespace detail {
+
+/// The softmax of one query over a part of its keys: p = exp(score - maximum), o = Σ p v and
+/// sum = Σ p. Parts compose.
+template <class S>
+struct PartialSoftmax {
+  View<S, 1> o;  // [V]
+  S& maximum;
+  S& sum;
+
+  void clear() const { fill(o, S(0)), maximum = minus_infinity<S>, sum = S(0); }
+
+  /// Refers o and sum to a maximum that is at least as large.
+  void raise(S larger) const {
+    if (larger == maximum) return;
+    const simd::Batch<S> factor = factor_to(larger);
+    scale(factor);
+    sum *= simd::reduce_max(factor);
+    maximum = larger;
+  }
+  void merge(const PartialSoftmax& other) const {
+    raise(std::max(maximum, other.maximum));
+    const simd::Batch<S> factor = other.factor_to(maximum);
+    simd::map<S>(
+        o.extent(0), o.data(),
+        [&](const auto& ours, const auto& theirs) {
+          return simd::flush_subnormal<S>(simd::fma<S>(theirs, factor, ours));
+        },
+        o.data(), other.o.data());
+    sum += other.sum * simd::reduce_max(factor);
+  }
+  /// Makes o the weighted mean of the values and returns log Σ exp(score).
+  S finish() const {
+    const simd::Batch<S> total(sum);
+    scale(inverse_or_zero(total));
+    return maximum + simd::reduce_max(simd::log(total));
+  }
+
+ private:
+  simd::Batch<S> factor_to(S larger) const {
+    return simd::exp(simd::Batch<S>(maximum) - softmax_offset(simd::Batch<S>(larger)));
+  }
+  /// What is far behind the maximum fades like any state that forgets.
+  void scale(const simd::Batch<S>& factor) const {
+    simd::map<S>(
+        o.extent(0), o.data(), [&](const auto& v) { return simd::flush_subnormal<S>(v * factor); },
+        o.data());
+  }
+};
+
+/// Bytes that are fetched from memory, bit by bit, while others are computed with.
+class Ahead {
+ public:
+  Ahead() = default;
+  /// Rows that lie behind each other without a gap; of others nothing.
+  template <class S>
+  explicit Ahead(const CacheView<const S, 2>& rows) {
+    const Index row_bytes = rows.extent(1) * number_size<S>(rows.storage());
+    if (rows.bytes().stride(0) != row_bytes) return;
+    next_ = rows.bytes().data();
+    end_ = next_ + rows.extent(0) * row_bytes;
+    near_ = rows.extent(0) * row_bytes <= near_bytes;
+  }
+  /// Fetches the next `bytes`, or what is left of them.
+  template <Index bytes>
+  SEQMIX_ALWAYS_INLINE void fetch() {
+    if (next_ == end_) return;
+#pragma GCC unroll 16
+    for (Index byte = 0; byte < bytes; byte += alignment) {
+      near_ ? __builtin_prefetch(next_ + byte, 0, 3) : __builtin_prefetch(next_ + byte, 0, 2);
+    }
+    next_ += std::min(bytes, end_ - next_);
+  }
+
+ private:
+  /// What the L1 cache has room for beside what is computed with; more goes to the L2 cache.
+  static constexpr Index near_bytes = Index{1} << 14;
+
+  const std::byte *next_ = nullptr, *end_ = nullptr;
+  bool near_ = false;
+};
+
+/// Queries that are multiplied with a row of keys, or add up rows of values, at a time.
+template <class S>
+inline constexpr Index queries_at_once = std::min<Index>(4, simd::lanes<S>);
+
+/// Calls `body(first, count)` for blocks of [0, rows), `count` a constant: `Most`, then less.
+template <Index Most>
+SEQMIX_ALWAYS_INLINE void for_each_block_of_queries(Index rows, auto&& body, Index row = 0) {
+  for (; row + Most <= rows; row += Most) body(row, std::integral_constant<Index, Most>{});
+  if constexpr (Most > 1) for_each_block_of_queries<Most / 2>(rows, body, row);
+}
+
+/// products(r, j) = q_r · row_j for `Queries` rows of q and the keys from `row` on, of which there
+/// are so many that each product is a lane. Keys beyond the last are read as the last one.
+template <class S, Index Queries, class Number>
+SEQMIX_ALWAYS_INLINE void dot_block(const View<const S, 2>& q, const View<const Number, 2>& rows,
+                                    Index row, Ahead& ahead_of_all, const View<S, 2>& products) {
+  constexpr Index lanes = simd::lanes<S>, keys = lanes / Queries;
+  constexpr Index step_bytes = keys * lanes * static_cast<Index>(sizeof(Number));
+  const S* const query = q.data();
+  const Index q_row = q.stride(0);
+  const Index last = std::min(keys, rows.extent(0) - row) - 1, stride = rows.stride(0);
+  const Number* key[keys];
+#pragma GCC unroll 16
+  for (Index j = 0; j < keys; ++j) key[j] = rows.data() + (row + std::min(j, last)) * stride;
+  Ahead ahead = ahead_of_all;
+  simd::Batch<S> sum[lanes];
+#pragma GCC unroll 16
+  for (Index i = 0; i < lanes; ++i) sum[i] = simd::broadcast(S(0));
+  simd::for_each_block<S>(q.extent(1), [&](Index k, auto lane_count) {
+    ahead.fetch<step_bytes>();
+    simd::Batch<S> factor[Queries];
+#pragma GCC unroll 16
+    for (Index r = 0; r < Queries; ++r) {
+      factor[r] = simd::load<S>(query + r * q_row + k, lane_count);
+    }
+#pragma GCC unroll 16
+    for (Index j = 0; j < keys; ++j) {
+      const simd::Batch<S> numbers = simd::load_as<S>(key[j] + k, lane_count);
+#pragma GCC unroll 16
+      for (Index r = 0; r < Queries; ++r) {
+        sum[r * keys + j] = simd::fma<S>(factor[r], numbers, sum[r * keys + j]);
+      }
+    }
+  });
+  ahead_of_all = ahead;
+  S sums[lanes];
+  simd::store<S>(sums, simd::reduce_add_each<S>(sum));
+#pragma GCC unroll 16
+  for (Index r = 0; r < Queries; ++r) {
+    std::memcpy(&products(r, row), sums + r * keys, keys * sizeof(S));
+  }
+}
+
+/// products [R, size] = q rowsᵀ, while `ahead` is fetched.
+template <class S, class Number>
+__attribute__((noinline)) void dot_rows(const View<const S, 2>& q,
+                                        const View<const Number, 2>& rows, Ahead ahead,
+                                        const View<S, 2>& products) {
+  constexpr Index lanes = simd::lanes<S>;
+  Ahead nothing;
+  for (Index row = 0; row < rows.extent(0); row += lanes) {
+    const Index end = std::min(rows.extent(0), row + lanes);
+    for_each_block_of_queries<queries_at_once<S>>(q.extent(0), [&](Index r, auto count) {
+      for (Index first = row; first < end; first += lanes / count) {
+        dot_block<S, count>(q.template slice<0>(r, count), rows, first, r == 0 ? ahead : nothing,
+                            products.template slice<0>(r, count));
+      }
+    });
+  }
+}
+
+/// o_r += Σ_j p(r, j) row_j for `Queries` rows of o and `Registers` registers of columns.
+template <class S, Index Queries, Index Registers, class Number>
+SEQMIX_ALWAYS_INLINE void add_block(const View<const S, 2>& p, const View<const Number, 2>& rows,
+                                    Index column, auto lane_count, Ahead& ahead_of_all,
+                                    const View<S, 2>& o) {
+  constexpr Index lanes = simd::lanes<S>;
+  constexpr Index step_bytes = Registers * lanes * static_cast<Index>(sizeof(Number));
+  const S* const weights = p.data();
+  const Index p_row = p.stride(0), o_row = o.stride(0), stride = rows.stride(0);
+  S* const to = o.data() + column;
+  simd::Batch<S> sum[Queries][Registers];
+#pragma GCC unroll 16
+  for (Index r = 0; r < Queries; ++r) {
+#pragma GCC unroll 16
+    for (Index i = 0; i < Registers; ++i) {
+      sum[r][i] = simd::load<S>(to + r * o_row + i * lanes, lane_count);
+    }
+  }
+  const Number* from = rows.data() + column;
+  Ahead ahead = ahead_of_all;
+  for (Index j = 0; j < rows.extent(0); ++j, from += stride) {
+    ahead.fetch<step_bytes>();
+    simd::Batch<S> value[Registers];
+#pragma GCC unroll 16
+    for (Index i = 0; i < Registers; ++i) {
+      value[i] = simd::load_as<S>(from + i * lanes, lane_count);
+    }
+#pragma GCC unroll 16
+    for (Index r = 0; r < Queries; ++r) {
+      const simd::Batch<S> weight = simd::broadcast(weights[r * p_row + j]);
+#pragma GCC unroll 16
+      for (Index i = 0; i < Registers; ++i) sum[r][i] = simd::fma<S>(weight, value[i], sum[r][i]);
+    }
+  }
+  ahead_of_all = ahead;
+#pragma GCC unroll 16
+  for (Index r = 0; r < Queries; ++r) {
+#pragma GCC unroll 16
+    for (Index i = 0; i < Registers; ++i) {
+      simd::store<S>(to + r * o_row + i * lanes, sum[r][i], lane_count);
+    }
+  }
+}
+
+/// o [R, V] += p rows, while `ahead` is fetched.
+template <class S, class Number>
+__attribute__((noinline)) void add_rows(const View<const S, 2>& p,
+                                        const View<const Number, 2>& rows, Ahead ahead,
+                                        const View<S, 2>& o) {
+  constexpr Index lanes = simd::lanes<S>;
+  constexpr std::integral_constant<Index, 4> wide;  // registers of columns
+  constexpr std::integral_constant<Index, 1> narrow;
+  Ahead nothing;
+  const auto add = [&](auto registers, Index column, auto lane_count) {
+    for_each_block_of_queries<queries_at_once<S>>(o.extent(0), [&](Index r, auto queries) {
+      add_block<S, queries, registers>(p.template slice<0>(r, queries), rows, column, lane_count,
+                                       r == 0 ? ahead : nothing, o.template slice<0>(r, queries));
+    });
+  };
+  const Index width = o.extent(1);
+  Index column = 0;
+  for (; column + wide * lanes <= width; column += wide * lanes) {
+    add(wide, column, simd::Full<S>{});
+  }
+  for (; column < width; column += lanes) add(narrow, column, std::min(lanes, width - column));
+}
+
+/// One token of the query heads of a group on its way through the tiles of their keys: the
+/// recurrent form. Lanes are keys, then value channels.
+template <class S>
+struct QueryToken {
+  using Batch = simd::Batch<S>;
+  using Tile = CacheView<const S, 2>;
+  static constexpr Index lanes = simd::lanes<S>;
+
+  const Policies<S>& policies;
+  HeadOfRow first_head;
+  Index position;
+  View<S, 2> q;        // [R, K], scaled
+  View<S, 2> p;        // [R, attention_tile]
+  View<S, 2> visible;  // [R, attention_tile], 1 or 0
+  View<S, 2> scales;   // [2, attention_tile], of keys and values in 8 bits
+  View<S, 2> o;        // [R, V], sums of p v
+  View<S, 1> maximum;  // [R], of the scores so far
+  View<S, 1> sum;      // [R], of p
+
+  Index heads() const { return q.extent(0); }
+  HeadOfRow head(Index r) const { return {first_head.row, first_head.head + r, first_head.count}; }
+
+  void begin(const View<const S, 2>& from) const {
+    for (Index r = 0; r < heads(); ++r) {
+      const Batch scale(static_cast<S>(policies.scale(head(r))));
+      simd::map<S>(
+          q.extent(1), &q(r, 0), [&](const Batch& v) { return v * scale; }, &from(r, 0));
+      softmax(r).clear();
+    }
+  }
+
+  /// Takes in the keys and values ([size, K or V]) of the positions in `tile`. What is needed next
+  /// is fetched meanwhile: the values, then `next`.
+  void visit(Span tile, const Tile& keys, const Tile& values, const Ahead& next) const {
+    keys.visit([&](const auto& rows) { dot_rows<S>(q, rows, Ahead(values), p); });
+    load_scales(keys, scales[0]), load_scales(values, scales[1]);
+    const auto add = [&](Span of_heads, Span of_keys, const Ahead& ahead) {
+      if (of_heads.size() == 0 || of_keys.size() == 0) return;
+      values.template slice<0>(of_keys.begin, of_keys.size()).visit([&](const auto& rows) {
+        add_rows<S>(p.template slice<0>(of_heads.begin, of_heads.size())
+                        .template slice<1>(of_keys.begin, of_keys.size()),
+                    rows, ahead, o.template slice<0>(of_heads.begin, of_heads.size()));
+      });
+    };
+    Span together;  // heads that see the whole tile
+    for (Index r = 0; r < heads(); ++r) {
+      const Visibility visibility = visibility_of(r, tile);
+      if (visibility != Visibility::none)
+        weigh(r, tile, visibility == Visibility::partial, keys, values);
+      if (visibility == Visibility::all) {
+        together.end = r + 1;
+        continue;
+      }
+      add(together, {0, tile.size()}, {});
+      together = {r + 1, r + 1};
+      if (visibility == Visibility::none) continue;
+      // A hidden value is not even multiplied by zero: an infinite or NaN one stays unseen.
+      for (Index begin = 0, end = 0; begin < tile.size(); begin = end + 1) {
+        for (end = begin; end < tile.size() && visible(r, end) != 0;) ++end;
+        add({r, r + 1}, {begin, end}, {});
+      }
+    }
+    add(together, {0, tile.size()}, next);
+  }
+
+  /// Whether some head may see something of a tile.
+  bool sees(Span tile) const {
+    for (Index r = 0; r < heads(); ++r) {
+      if (visibility_of(r, tile) != Visibility::none) return true;
+    }
+    return false;
+  }
+
+  PartialSoftmax<S> softmax(Index r) const { return {o[r], maximum[r], sum[r]}; }
+
+ private:
+  Visibility visibility_of(Index r, Span tile) const {
+    return policies.visibility(head(r), {position, position + 1}, tile);
+  }
+  /// The pairs of this token and the keys of a tile, whole registers of them.
+  PairBlock<S> pairs(Span tile, S* numbers) const {
+    return {.queries = {position, position + 1},
+            .keys = tile,
+            .first = {tile.begin, simd::broadcast(static_cast<S>(position - tile.begin)),
+                      simd::counting_from<S>(0)},
+            .step = static_cast<S>(lanes),
+            .numbers = numbers,
+            .stride = lanes,
+            .count = ceil_div(tile.size(), lanes)};
+  }
+  static void load_scales(const Tile& entries, const View<S, 1>& to) {
+    if (entries.storage() != Storage::int8) return;
+    const auto& from = entries.scales();
+    for (Index i = 0; i < entries.extent(0); ++i) {
+      to[i] = static_cast<S>(static_cast<float>(from(i, 0)));
+    }
+  }
+
+  static void scale_products(const Tile& entries, const View<S, 1>& by, S* numbers) {
+    if (entries.storage() != Storage::int8) return;
+    simd::map<S>(
+        entries.extent(0), numbers, [](const Batch& v, const Batch& scale) { return v * scale; },
+        numbers, by.data());
+  }
+
+  /// Turns the products of head r with the keys of a tile into p. Of a tile that it sees in part,
+  /// `visible` says which keys count.
+  void weigh(Index r, Span tile, bool partial, const Tile& keys, const Tile& values) const {
+    S* const weights = &p(r, 0);
+    scale_products(keys, scales[0], weights);
+    if (partial) policies.show(head(r), pairs(tile, &visible(r, 0)));
+    if (partial || !policies.is_plain()) policies.score(head(r), pairs(tile, weights), partial);
+    Batch tile_maximum(minus_infinity<S>);
+    for (Index i = 0; i < tile.size(); i += lanes) {
+      const auto there = simd::counting_from<S>(i) < simd::broadcast(static_cast<S>(tile.size()));
+      const Batch value = simd::select<S>(there, simd::load<S>(weights + i), minus_infinity<S>);
+      simd::store<S>(weights + i, value);
+      tile_maximum = simd::max<S>(tile_maximum, value);
+    }
+    const PartialSoftmax<S> whole = softmax(r);
+    whole.raise(std::max(whole.maximum, simd::reduce_max(tile_maximum)));
+    const Batch offset = softmax_offset(Batch(whole.maximum));
+    Batch total(S(0));
+    for (Index i = 0; i < tile.size(); i += lanes) {
+      const Batch weight = simd::exp(simd::load<S>(weights + i) - offset);
+      simd::store<S>(weights + i, weight);
+      total += weight;
+    }
+    scale_products(values, scales[1], weights);
+    whole.sum += simd::reduce_add(total);
+  }
+};
+
+/// Keys that one token of the query heads of a group goes through in one task.
+struct KeySpan {
+  SegmentQueries of;
+  Index token, group;
+  Span keys;
+  Index end;         // of all keys that the heads reach
+  bool first, last;  // of the spans of these heads
+};
+
+/// Calls `body(span)` for the spans of all tokens of the recurrent segments, in order; heads that
+/// reach no key have an empty one. Spans begin at multiples of their length.
+template <class S>
+void for_each_key_span(const AttentionOperands<S>& operands, const Call& call, auto&& body) {
+  const Index R = operands.heads_per_group();
+  for (const Segment& segment : call.segments()) {
+    if (operands.in_parallel(segment)) continue;
+    const SegmentQueries of = operands.queries_of(segment);
+    for (Index t = 0; t < of.count; ++t) {
+      for (Index group = 0; group < operands.groups(); ++group) {
+        const Span reach = operands.reach(of, {group * R, (group + 1) * R}, {t, t + 1});
+        const Index first = reach.begin / attention_span * attention_span;
+        for (Index begin = first; begin == first || begin < reach.end; begin += attention_span) {
+          const Index end = std::min(reach.end, begin + attention_span);
+          body(KeySpan{of, t, group, {begin, end}, reach.end, begin == first, end == reach.end});
+        }
+      }
+    }
+  }
+}
+
+/// The recurrent form of the segments that ask for it: memory-bound, so that each span of keys is
+/// read once for all heads of its group. Spans run in parallel, those of all segments together, and
+/// are merged in their order.
+template <class S>
+void attend_by_recurrence(const AttentionOperands<S>& operands, const Call& call) {
+  const auto recurs = [&](const Segment& segment) { return !operands.in_parallel(segment); };
+  if (!operands.has_caches() || std::ranges::none_of(call.segments(), recurs)) return;
+  const Index R = operands.heads_per_group(), K = operands.head_k(), V = operands.head_v();
+  auto scratch = call.scratch<S>();
+  auto maximum = scratch(R), sum = scratch(R);  // of the heads whose spans are merged
+  auto part_o = scratch(attention_wave, R, V);
+  auto part_maximum = scratch(attention_wave, R), part_sum = scratch(attention_wave, R);
+  const auto heads_of = [&](const auto& view, const KeySpan& span) {
+    return view[span.of.first + span.token].template slice<0>(span.group * R, R);
+  };
+
+  const auto attend_span = [&](const KeySpan& span, Index slot, const Call& worker) {
+    auto worker_scratch = worker.scratch<S>();
+    const QueryToken<S> token{operands.policies,
+                              span.of.of_head(span.group * R),
+                              span.of.past + span.token,
+                              worker_scratch(R, K),
+                              worker_scratch(R, attention_tile),
+                              worker_scratch(R, attention_tile),
+                              worker_scratch(2, attention_tile),
+                              part_o[slot],
+                              worker_scratch(R),
+                              worker_scratch(R)};
+    token.begin(heads_of(operands.q, span));
+    const auto keys = operands.keys_of(span.of, span.group);
+    const auto values = operands.values_of(span.of, span.group);
+    auto collected_keys = worker_scratch(attention_tile, K);
+    auto collected_values = worker_scratch(attention_tile, V);
+    for (Index key = span.keys.begin; key < span.keys.end; key += attention_tile) {
+      const Span tile{key, std::min(span.keys.end, key + attention_tile)};
+      if (!token.sees(tile)) continue;
+      token.visit(tile, keys.stored(tile, collected_keys), values.stored(tile, collected_values),
+                  Ahead(keys.cached({tile.end, std::min(span.end, tile.end + attention_tile)})));
+    }
+    // Only now, since parts of other workers lie on the same cache lines.
+    copy(token.maximum, part_maximum[slot]), copy(token.sum, part_sum[slot]);
+  };
+  const auto merge_span = [&](const KeySpan& span, Index slot) {
+    const auto o = heads_of(operands.o, span);
+    for (Index r = 0; r < R; ++r) {
+      const PartialSoftmax<S> whole{o[r], maximum[r], sum[r]};
+      if (span.first) whole.clear();
+      whole.merge({part_o[slot][r], part_maximum(slot, r), part_sum(slot, r)});
+      if (!span.last) continue;
+      const S log_sum_exp = whole.finish();
+      if (operands.log_sum_exp.data() != nullptr) {
+        heads_of(operands.log_sum_exp, span)[r] = log_sum_exp;
+      }
+    }
+  };
+
+  std::array<KeySpan, attention_wave> wave;
+  Index count = 0, keys = 0;
+  const auto run_wave = [&] {
+    const Index numbers = std::max<Index>(keys * (K + V), 1);
+    const Index spans_per_task = ceil_div(attention_task_numbers * count, numbers);
+    call.parallel_for(ceil_div(count, spans_per_task), [&](Index task, const Call& worker) {
+      const Index first = task * spans_per_task;
+      for (Index slot = first; slot < std::min(count, first + spans_per_task); ++slot) {
+        attend_span(wave[static_cast<std::size_t>(slot)], slot, worker);
+      }
+    });
+    for (Index slot = 0; slot < count; ++slot) {
+      merge_span(wave[static_cast<std::size_t>(slot)], slot);
+    }
+    count = keys = 0;
+  };
+  for_each_key_span(operands, call, [&](const KeySpan& span) {
+    wave[static_cast<std::size_t>(count++)] = span, keys += span.keys.size();
+    if (count == attention_wave) run_wave();
+  });
+  if (count > 0) run_wave();
+}
+
+}  // namespace detail
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

@@ -1,0 +1,178 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "seqmix/kernels/pointwise/rows.hpp"
+#include "seqmix/simd/math.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+namespace detail {
+
+template <class S>
+S mean_square(const S* x, Index count) {
+  return sum_of<S>(
+             count, [](auto v) { return v * v; }, x) /
+         static_cast<S>(count);
+}
+
+template <class S>
+void check_group(std::string_view kernel, Index width, Index group) {
+  if (group <= 0 || width % group != 0) {
+    throw ShapeError(std::string(kernel) + ": rows of " + std::to_string(width) +
+                     " do not divide into groups of " + std::to_string(group));
+  }
+}
+template <class S>
+void check_weight(std::string_view kernel, const View<const S, 1>& weight, Index width) {
+  if (weight.extent(0) != width || (width > 1 && weight.stride(0) != 1)) {
+    throw ShapeError(std::string(kernel) + ": weight has shape " + weight.shape().text() +
+                     ", expected [" + std::to_string(width) + "]");
+  }
+}
+
+}  // namespace detail
+
+/// x = x / sqrt(mean(x²) + eps) ⊙ weight over the last axis. Zhang & Sennrich 2019,
+/// arXiv:1910.07467, eq. 4. y may be x.
+template <class S, Index Rank>
+void rms_norm(In<S, Rank> x, In<S, 1> weight, double eps, View<S, Rank> y, const Call& call) {
+  const Index width = y.extent(Rank - 1);
+  detail::check_weight<S>("rms_norm", weight, width);
+  for_each_row(
+      call,
+      [&](S* to, const S* from) {
+        const S scale = S(1) / std::sqrt(detail::mean_square(from, width) + static_cast<S>(eps));
+        const auto norm = [scale](auto v, auto w) { return v * scale * w; };
+        simd::map<S>(width, to, norm, from, weight.data());
+      },
+      y, x);
+}
+
+/// x = rms_norm(x) ⊙ silu(gate), the norm first.
+template <class S, Index Rank>
+void gated_rms_norm(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, double eps,
+                    const Call& call) {
+  const Index width = x.extent(Rank - 1);
+  detail::check_weight<S>("gated_rms_norm", weight, width);
+  for_each_row(
+      call,
+      [&](S* row, const S* by) {
+        const S scale = S(1) / std::sqrt(detail::mean_square<S>(row, width) + static_cast<S>(eps));
+        const auto norm = [scale](auto v, auto w, auto g) { return v * scale * w * simd::silu(g); };
+        simd::map<S>(width, row, norm, row, weight.data(), by);
+      },
+      x, gate);
+}
+
+/// x = rms_norm(x) ⊙ σ(gate), the norm first.
+template <class S, Index Rank>
+void sigmoid_gated_rms_norm(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, double eps,
+                            const Call& call) {
+  const Index width = x.extent(Rank - 1);
+  detail::check_weight<S>("sigmoid_gated_rms_norm", weight, width);
+  for_each_row(
+      call,
+      [&](S* row, const S* by) {
+        const S scale = S(1) / std::sqrt(detail::mean_square<S>(row, width) + static_cast<S>(eps));
+        const auto norm = [scale](auto v, auto w, auto g) {
+          return v * scale * w * simd::sigmoid(g);
+        };
+        simd::map<S>(width, row, norm, row, weight.data(), by);
+      },
+      x, gate);
+}
+
+/// x = rms_norm(x ⊙ silu(gate)), the gate first, each `group` numbers of a row on their own.
+template <class S, Index Rank>
+void rms_norm_of_gated(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, Index group, double eps,
+                       const Call& call) {
+  const Index width = x.extent(Rank - 1);
+  detail::check_weight<S>("rms_norm_of_gated", weight, width);
+  detail::check_group<S>("rms_norm_of_gated", width, group);
+  for_each_row(
+      call,
+      [&](S* row, const S* by) {
+        simd::map<S>(
+            width, row, [](auto v, auto g) { return v * simd::silu(g); }, row, by);
+        for (Index first = 0; first < width; first += group) {
+          const S scale =
+              S(1) / std::sqrt(detail::mean_square<S>(row + first, group) + static_cast<S>(eps));
+          const auto norm = [scale](auto v, auto w) { return v * scale * w; };
+          simd::map<S>(group, row + first, norm, row + first, weight.data() + first);
+        }
+      },
+      x, gate);
+}
+
+/// y = (x - mean) / sqrt(variance + eps) ⊙ weight + bias, each `group` numbers of a row on their
+/// own. Wu & He 2018, arXiv:1803.08494, with the groups of one token. Empty weight and bias: 1 and
+/// 0.
+template <class S, Index Rank>
+void group_norm(In<S, Rank> x, In<S, 1> weight, In<S, 1> bias, Index group, double eps,
+                View<S, Rank> y, const Call& call) {
+  const Index width = y.extent(Rank - 1);
+  detail::check_group<S>("group_norm", width, group);
+  if (weight.data() != nullptr) detail::check_weight<S>("group_norm", weight, width);
+  if (bias.data() != nullptr) detail::check_weight<S>("group_norm", bias, width);
+  for_each_row(
+      call,
+      [&](S* to, const S* from) {
+        for (Index first = 0; first < width; first += group) {
+          const S* in = from + first;
+          S* out = to + first;
+          const S mean = detail::sum_of<S>(
+                             group, [](auto v) { return v; }, in) /
+                         static_cast<S>(group);
+          simd::map<S>(
+              group, out, [mean](auto v) { return v - mean; }, in);
+          const S scale =
+              S(1) / std::sqrt(detail::mean_square<S>(out, group) + static_cast<S>(eps));
+          if (weight.data() != nullptr && bias.data() != nullptr) {
+            const auto norm = [scale](auto v, auto w, auto c) {
+              return simd::fma(v * scale, w, c);
+            };
+            simd::map<S>(group, out, norm, out, weight.data() + first, bias.data() + first);
+            continue;
+          }
+          simd::map<S>(
+              group, out, [scale](auto v) { return v * scale; }, out);
+          if (weight.data() != nullptr) {
+            simd::map<S>(
+                group, out, [](auto v, auto w) { return v * w; }, out, weight.data() + first);
+          }
+          if (bias.data() != nullptr) {
+            simd::map<S>(
+                group, out, [](auto v, auto b) { return v + b; }, out, bias.data() + first);
+          }
+        }
+      },
+      y, x);
+}
+
+/// `group_norm` of one group: the whole row. Ba et al. 2016, arXiv:1607.06450.
+template <class S, Index Rank>
+void layer_norm(In<S, Rank> x, In<S, 1> weight, In<S, 1> bias, double eps, View<S, Rank> y,
+                const Call& call) {
+  group_norm<S, Rank>(x, weight, bias, std::max<Index>(y.extent(Rank - 1), 1), eps, y, call);
+}
+
+/// x = x / sqrt(Σ x² + eps) over the last axis.
+template <class S, Index Rank>
+void l2_norm(View<S, Rank> x, double eps, const Call& call) {
+  const Index width = x.extent(Rank - 1);
+  for_each_row(
+      call,
+      [&](S* row) {
+        const S sum = detail::sum_of<S>(
+            width, [](auto v) { return v * v; }, row);
+        const S scale = S(1) / std::sqrt(sum + static_cast<S>(eps));
+        simd::map<S>(
+            width, row, [scale](auto v) { return v * scale; }, row);
+      },
+      x);
+}
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix
