@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
@@ -130,11 +131,12 @@ TEMPLATE_TEST_CASE("a config and its weights make each layer", "", float, double
 TEST_CASE("a size that is not positive is named, whichever it is") {
   const auto& registry = support::registry<float>();
   Index sizes = 0;
-  for_each_config([&](const std::string& name, const Json& legal) {
+  for_each_config([&](const std::string& name, const Json& given) {
+    const Json legal = registry.complete_config(name, given);
     const auto weights = support::random_layer_weights(registry, name, legal);
-    const auto error = [&](const std::string& key, const Json& value) {
+    const auto error = [&](const std::string& place, const Json& value) {
       Json config = legal;
-      config[key] = value;
+      config[Json::json_pointer(place)] = value;
       const std::string text =
           error_of<ConfigError>([&] { registry.make(name, config, weights, ""); });
       CHECK(text == error_of<ConfigError>([&] {
@@ -142,16 +144,19 @@ TEST_CASE("a size that is not positive is named, whichever it is") {
             }));
       return text;
     };
-    for (const auto& [key, value] : legal.items()) {
-      const std::string who = name + ": " + key;
-      if (error(key, 0.5) != who + ": got 0.5, expected an integer") continue;
+    const Json places = legal.flatten();
+    for (const auto& [place, value] : places.items()) {
+      std::string field = place.substr(1);
+      std::ranges::replace(field, '/', '.');
+      const std::string who = name + ": " + field;
+      if (error(place, 0.5) != who + ": got 0.5, expected an integer") continue;
       ++sizes;
-      const bool zero_is_legal = error(key, -1) == who + " is -1, expected at least 0";
+      const bool zero_is_legal = error(place, -1) == who + " is -1, expected at least 0";
       const std::string rule = zero_is_legal ? ", expected at least 0" : ", expected at least 1";
       for (const Index size : {Index{-1}, Index{-7}, std::numeric_limits<Index>::min()}) {
-        CHECK(error(key, size) == who + " is " + std::to_string(size) + rule);
+        CHECK(error(place, size) == who + " is " + std::to_string(size) + rule);
       }
-      if (!zero_is_legal) CHECK(error(key, 0) == who + " is 0" + rule);
+      if (!zero_is_legal) CHECK(error(place, 0) == who + " is 0" + rule);
     }
     // A size without a default must be given, whatever else is.
     Json without = legal;

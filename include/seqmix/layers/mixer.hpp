@@ -603,7 +603,7 @@ class Mixer<Definition> {
 
   /// The state before the first token, in any memory.
   State initial(Index batch, Index capacity, Memory memory) const {
-    if constexpr (continues && !reads_source) {
+    if constexpr (continues) {
       State state = definition_.make_state(batch, capacity, memory.with_caches(options_.caches));
       for (Index row = 0; row < batch; ++row) start_row(definition_, state, row);
       return state;

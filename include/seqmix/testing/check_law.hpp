@@ -64,11 +64,13 @@ class LawCheck {
       options_.bound = std::same_as<Scalar, float> ? 1e-5 : indirect ? 1e-10 : 1e-12;
     }
     const Index B = options_.rows, T = options_.tokens;
-    inputs_.x = random_numbers(B, T, mixer_.d_model());
+    inputs_.x = random_numbers(B, T, mixer_.d_in());
     if (mixer_.d_source() > 0) source_ = random_numbers(B, 13, mixer_.d_source());
     sides_ = mixer_.sides();
     for (const SideDescription& side : sides_) {
-      inputs_.sides.push_back(random_numbers(side.role == SideRole::input ? B : 0, T, side.width));
+      const bool given = side.role == SideRole::input, integral = side.kind == SideKind::indices;
+      inputs_.sides.push_back(random_numbers(given && !integral ? B : 0, T, side.width));
+      indices_.push_back(random_indices(integral ? B : 0, T, side));
     }
   }
 
@@ -118,13 +120,19 @@ class LawCheck {
                     [&] { return static_cast<Scalar>(normal(random_)); });
     return numbers;
   }
+  Tensor<Index, 3> random_indices(Index B, Index T, const SideDescription& side) {
+    std::uniform_int_distribution<Index> any(0, std::min<Index>(side.bound, T) - 1);
+    Tensor<Index, 3> indices({B, T, side.width});
+    std::generate_n(indices.data(), indices.size(), [&] { return any(random_); });
+    return indices;
+  }
   Values unwritten() const {
     const auto like = [&](Index width) {
       Numbers numbers({options_.rows, options_.tokens, width});
       fill(numbers.view(), std::numeric_limits<Scalar>::quiet_NaN());
       return numbers;
     };
-    Values values{like(mixer_.d_model()), {}};
+    Values values{like(mixer_.d_out()), {}};
     for (const SideDescription& side : sides_) {
       values.sides.push_back(side.role == SideRole::output ? like(side.width) : Numbers());
     }
@@ -142,8 +150,14 @@ class LawCheck {
   }
   /// The state of these sequences before their first tokens.
   State make_state(const std::vector<Index>& sequences) {
-    if (mixer_.d_source() > 0) return mixer_.make_state(source_of(sequences), context_);
-    return mixer_.make_state(std::ssize(sequences), options_.tokens);
+    const Index B = std::ssize(sequences), S = source_.extent(1);
+    State state = mixer_.make_state(B, std::max(options_.tokens, S));
+    if (mixer_.d_source() == 0) return state;
+    const Numbers source = source_of(sequences);
+    std::vector<Segment> rows;
+    for (Index row = 0; row < B; ++row) rows.push_back({row, row * S, S});
+    mixer_.read(source.view().merge(axis::row), rows, state, context_);
+    return state;
   }
   Numbers source_of(const std::vector<Index>& sequences) const {
     Numbers source({std::ssize(sequences), source_.extent(1), source_.extent(2)});
@@ -194,8 +208,8 @@ class LawCheck {
         first += piece.count;
       }
     };
-    const auto gather = [&](const Numbers& all, Index width) {
-      Tensor<Scalar, 2> flat({tokens, width});
+    const auto gather = [&]<class T>(const Tensor<T, 3>& all) {
+      Tensor<T, 2> flat({tokens, all.extent(2)});
       for_each_piece(all.view(), flat.view(), [](auto from, auto to) { copy(from, to); });
       return flat;
     };
@@ -203,15 +217,21 @@ class LawCheck {
       for_each_piece(all.view(), flat.view(), [](auto to, auto from) { copy(from, to); });
     };
 
-    Tensor<Scalar, 2> x = gather(inputs_.x, mixer_.d_model()), room(x.shape());
+    Tensor<Scalar, 2> x = gather(inputs_.x), room({tokens, mixer_.d_out()});
     fill(room.view(), std::numeric_limits<Scalar>::quiet_NaN());
     Tensor<Scalar, 2>& y = settings.in_place ? x : room;
     std::vector<Tensor<Scalar, 2>> values;
+    std::vector<Tensor<Index, 2>> indices;
     std::vector<NamedView<Scalar>> views;
-    values.reserve(sides_.size());
+    values.reserve(sides_.size()), indices.reserve(sides_.size());
     for (std::size_t i = 0; i < sides_.size(); ++i) {
+      if (sides_[i].kind == SideKind::indices) {
+        values.emplace_back();
+        views.push_back({sides_[i].name, indices.emplace_back(gather(indices_[i])).view()});
+        continue;
+      }
       if (sides_[i].role == SideRole::input) {
-        values.push_back(gather(inputs_.sides[i], sides_[i].width));
+        values.push_back(gather(inputs_.sides[i]));
       } else {
         fill(values.emplace_back(Shape<2>{tokens, sides_[i].width}).view(),
              std::numeric_limits<Scalar>::quiet_NaN());
@@ -279,6 +299,7 @@ class LawCheck {
     compare_numbers("forward", "y against the twin's", forward.x.view(), expected.view());
   }
   void check_in_place(LawVerb verb, const Values& expected) {
+    if (mixer_.d_in() != mixer_.d_out()) return;
     compare_bits(std::string(name_of(verb)) + " with y = x",
                  run_alike(verb, whole(), nullptr, {.in_place = true}), expected);
   }
@@ -420,6 +441,7 @@ class LawCheck {
   std::vector<SideDescription> sides_;
   Values inputs_;
   Numbers source_;
+  std::vector<Tensor<Index, 3>> indices_;  // of each side value, [B, T, width]
   std::vector<std::string> failures_;
 };
 
