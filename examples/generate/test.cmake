@@ -18,3 +18,8 @@ add_test(NAME example.generate.no_model COMMAND generate "${models}")
 set_tests_properties(
   example.generate.no_model PROPERTIES PASS_REGULAR_EXPRESSION "config.json: no such file"
 )
+
+# Where the tests compile every layer, nothing is compiled twice.
+if(SEQMIX_BUILD_TESTS)
+  target_link_libraries(generate PRIVATE seqmix_layers)
+endif()

@@ -92,12 +92,13 @@ class LayerCase {
 /// The valid numbers of each member of a state, row after row, as the twins list them.
 std::map<std::string, std::vector<double>> valid_numbers(AnyState& state);
 
-/// Calls `body(case)` for every config of every layer. The variable SEQMIX_LAYER of the environment
+/// Calls `body(case)` for every config of every layer of the registry. The variable SEQMIX_LAYER of the environment
 /// leaves one.
 template <class S>
 void for_each_layer(auto&& body) {
   const char* const only = std::getenv("SEQMIX_LAYER");
   for (const reference::Twin& twin : reference::twins()) {
+    if (!registry<S>().has(twin.layer)) continue;
     if (only != nullptr && twin.layer != only) continue;
     for (const std::string& config : twin.configs) {
       const LayerCase<S> layer(twin, config);

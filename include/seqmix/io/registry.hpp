@@ -38,6 +38,7 @@ class Registry {
     for (const auto& [name, entry] : entries_) result.push_back(name);
     return result;
   }
+  bool has(const std::string& name) const { return entries_.contains(name); }
   const Traits& traits(const std::string& name) const { return find(name).traits; }
 
   /// The layer `name` with a config from JSON and the weights called `prefix` + parameter name.
