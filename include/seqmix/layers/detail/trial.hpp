@@ -35,7 +35,8 @@ class Trial {
 };
 
 /// Calls `body(segments)` for the splits of at most `tokens` tokens into at most `rows` segments
-/// that need the most scratch: one segment, equal ones, one that is long beside single tokens, and
+/// that need the most scratch: one segment, equal ones, one that is long beside one of few tokens,
+/// which has a small share of the work and so large pieces of it, or beside single tokens, and
 /// single tokens alone.
 void for_each_trial_split(Index rows, Index tokens, auto&& body) {
   if (rows == 0) return;
@@ -50,6 +51,9 @@ void for_each_trial_split(Index rows, Index tokens, auto&& body) {
   };
   add(tokens), run();
   if (rows > 1) add(tokens / 2), add(tokens - tokens / 2), run();
+  for (Index few = 16; rows > 1 && few < tokens && few <= 64; few *= 2) {
+    add(few), add(tokens - few), run();
+  }
   for (Index i = 0; i < rows; ++i) add((i + 1) * tokens / rows - i * tokens / rows);
   run();
   for (Index i = 0; i < rows; ++i) add(i == 0 ? tokens - (rows - 1) : 1);
