@@ -44,6 +44,10 @@ TEST_CASE("axes split, merge and appear without a copy") {
   CHECK(view.insert<1>().shape() == Shape<4>{2, 1, 3, 8});
   CHECK(view.insert<3>().merge<2>() == view);
   CHECK(view.insert<1>().merge<0>() == view);
+  CHECK(view.insert(axis::channel) == view.insert<2>());
+  CHECK(view.insert(axis::row).shape() == Shape<4>{1, 2, 3, 8});
+  CHECK(view.mergeable(axis::row));
+  CHECK_FALSE(view.slice<1>(0, 2).mergeable(axis::row));
   CHECK(view.slice<2>(0, 4).mergeable<0>());
   CHECK_FALSE(view.slice<1>(0, 2).mergeable<0>());
   CHECK(view.slice<1>(0, 2).slice<0>(0, 1).mergeable<0>());

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
@@ -100,6 +101,11 @@ TEMPLATE_TEST_CASE("select, abs and sqrt work lane by lane", "[simd]", float, do
     const TestType number = numbers[static_cast<std::size_t>(i)];
     CHECK(lane<TestType>(chosen, i) == (number > 2 ? -number : number));
     CHECK(lane<TestType>(simd::abs(chosen), i) == number);
+    // A number stands for a register of it.
+    CHECK(lane<TestType>(simd::select(x > 2, 1, x), i) == (number > 2 ? 1 : number));
+    CHECK(lane<TestType>(simd::max(x, 2), i) == std::max<TestType>(number, 2));
+    CHECK(lane<TestType>(simd::min(x, 2), i) == std::min<TestType>(number, 2));
+    CHECK(lane<TestType>(simd::fma(x, 2, 1), i) == 2 * number + 1);
     CHECK(lane<TestType>(simd::sqrt(x), i) == std::sqrt(number));
   }
   const TestType infinity = std::numeric_limits<TestType>::infinity();

@@ -54,3 +54,11 @@ TEMPLATE_TEST_CASE("map may write on its input", "[simd]", float, double) {
       static_cast<Index>(x.size()), x.data(), [](auto v) { return v + v; }, x.data());
   for (std::size_t i = 0; i < x.size(); ++i) CHECK(x[i] == static_cast<TestType>(2 * i));
 }
+
+TEMPLATE_TEST_CASE("an input of map may be one number", "[simd]", float, double) {
+  std::vector<TestType> x(static_cast<std::size_t>(2 * simd::lanes<TestType> + 3));
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<TestType>(i);
+  const auto f = [](auto v, auto by) { return v * by; };
+  simd::map<TestType>(static_cast<Index>(x.size()), x.data(), f, x.data(), TestType(3));
+  for (std::size_t i = 0; i < x.size(); ++i) CHECK(x[i] == static_cast<TestType>(3 * i));
+}

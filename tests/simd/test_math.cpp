@@ -241,6 +241,18 @@ TEMPLATE_TEST_CASE("powers of two and odd functions keep what they promise", "[s
   }
 }
 
+TEMPLATE_TEST_CASE("a quotient by zero is zero where that is asked for", "[simd]", float, double) {
+  using S = TestType;
+  const auto quotient = [](S a, S b) {
+    return simd::divide_or_zero(simd::Batch<S>(a), simd::Batch<S>(b)).get(0);
+  };
+  CHECK(quotient(3, 7) == S(3) / S(7));
+  CHECK(quotient(3, 0) == 0);
+  CHECK(quotient(0, 0) == 0);
+  CHECK(quotient(3, S(-0.0)) == 0);
+  CHECK(std::isnan(quotient(std::numeric_limits<S>::quiet_NaN(), 1)));
+}
+
 TEMPLATE_TEST_CASE("a number does not depend on its lane or its neighbours", "[simd]", float,
                    double) {
   using S = TestType;

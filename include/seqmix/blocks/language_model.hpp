@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "seqmix/kernels/pointwise/activation.hpp"
 #include "seqmix/kernels/pointwise/norm.hpp"
 #include "seqmix/layers/any_mixer.hpp"
 #include "seqmix/layers/projection.hpp"
@@ -148,16 +149,16 @@ class LanguageModel {
   /// Continues `state` by one token a row, [B], by the recurrent form.
   void step(View<const Index, 1> tokens, State& state, View<Scalar, 2> logits,
             Context& context) const {
-    const auto column = tokens.template insert<1>();
-    const auto out = logits.template insert<1>();
+    const auto column = tokens.split(axis::row, tokens.extent(axis::row), 1);
+    const auto out = logits.insert(axis::channel);
     check(column, out);
     continue_batch(column, state, out, context, Form::recurrent);
   }
   /// Continues rows of `state` by tokens [T] as `segments` say; see `Mixer::advance`.
   void advance(View<const Index, 1> tokens, Segments segments, State& state, View<Scalar, 2> logits,
                Context& context) const {
-    const auto row = tokens.template insert<0>();
-    const auto out = logits.template insert<0>();
+    const auto row = tokens.insert(axis::row);
+    const auto out = logits.insert(axis::row);
     check(row, out);
     check(state, segments, tokens.extent(0), context);
     if (tokens.empty()) return;
@@ -194,7 +195,7 @@ class LanguageModel {
     auto scratch = call.scratch<Scalar>();
     const auto h = scratch(tokens.extent(0), tokens.extent(1), d_model());  // [B, T, D]
     run_batch(tokens, h, logits, call, [&](std::size_t l, Sides sides) {
-      const auto flat = h.template merge<0>();
+      const auto flat = h.merge(axis::row);
       parts_.blocks[l].run(flat, state.blocks[l], flat, call, sides);
     });
   }
@@ -223,16 +224,12 @@ class LanguageModel {
       run_block(l, Sides(sides.data(), sides_.size() + 1));
     }
     rms_norm(h, parts_.norm, parts_.norm_eps, h, call);
-    if (logits.template mergeable<0>()) {
-      project(h.template merge<0>(), {{parts_.head, logits.template merge<0>()}}, call);
+    if (logits.mergeable(axis::row)) {
+      project(h.merge(axis::row), {{parts_.head, logits.merge(axis::row)}}, call);
     } else {
       for (Index b = 0; b < B; ++b) project(h[b], {{parts_.head, logits[b]}}, call);
     }
-    if (parts_.logit_cap > 0) {
-      const auto cap = static_cast<Scalar>(parts_.logit_cap);
-      elementwise(
-          call, [cap](auto z) { return simd::tanh(z / cap) * cap; }, logits, logits);
-    }
+    if (parts_.logit_cap > 0) soft_cap(logits, parts_.logit_cap, call);
   }
   /// Writes the unscaled embedding of `token`, [D].
   void embed(Index token, View<Scalar, 1> h) const {

@@ -45,7 +45,7 @@ struct Channel {
   static constexpr Index of = Rank - 1;
 };
 inline constexpr Time time;        // the tokens of a call
-inline constexpr Row row;          // the rows of a batch
+inline constexpr Row row;          // the rows of a batch or a matrix
 inline constexpr Head head;        // heads, or groups of them
 inline constexpr Slot slot;        // the entries of a cache
 inline constexpr Channel channel;  // the last one, whatever it counts
@@ -235,6 +235,10 @@ class View {
     new_strides[Axis] = stride(extent(Axis + 1) == 1 ? Axis : Axis + 1);
     return {data_, new_shape, new_strides};
   }
+  template <NamedAxis Axis>
+  constexpr bool mergeable(Axis) const {
+    return mergeable<Axis::template of<Rank>>();
+  }
   template <Index Axis>
   constexpr bool mergeable() const {
     return extent(Axis) <= 1 || extent(Axis + 1) == 1 ||
@@ -242,6 +246,10 @@ class View {
   }
 
   /// An axis of one element put before `Axis`.
+  template <NamedAxis Axis>
+  constexpr View<T, Rank + 1> insert(Axis) const {
+    return insert<Axis::template of<Rank>>();
+  }
   template <Index Axis>
   constexpr View<T, Rank + 1> insert() const {
     static_assert(Axis >= 0 && Axis <= Rank);
@@ -298,7 +306,7 @@ constexpr bool disjoint(const View<T, 3>& x, const View<U, 3>& y) {
 
 template <class T, class U>
 constexpr bool disjoint(const View<T, 2>& x, const View<U, 2>& y) {
-  return disjoint(x.template insert<0>(), y.template insert<0>());
+  return disjoint(x.insert(axis::row), y.insert(axis::row));
 }
 
 /// Whether two indices of a view with these strides may be one number: whether the elements along

@@ -439,7 +439,7 @@ class Mixer<Definition> {
   /// are not touched, nor are rows that no segment names.
   void read(View<const Scalar, 2> source, Segments segments, State& state,
             Context& context) const requires reads_source {
-    check_source(source.template insert<0>());
+    check_source(source.insert(axis::row));
     check_read(state, segments, source.extent(0), context);
     State::visit(state, [&]<class Member>(const Name&, Member& member) {
       if constexpr (requires { member.length; }) {
@@ -461,7 +461,7 @@ class Mixer<Definition> {
   /// are.
   void advance(View<const Scalar, 2> x, Segments segments, State& state, View<Scalar, 2> y,
                Context& context, const Side& side = {}) const requires continues {
-    check_views(x.template insert<0>(), y.template insert<0>(), side);
+    check_views(x.insert(axis::row), y.insert(axis::row), side);
     check(state, segments, x.extent(0), context);
     if (x.empty()) return;
     auto scratch = context.scratch<Segment>();
@@ -490,8 +490,8 @@ class Mixer<Definition> {
   /// serial context, nothing is locked.
   void step(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, Context& context,
             const Side& side = {}) const requires continues {
-    const auto token = x.template insert<1>();
-    const auto out = y.template insert<1>();
+    const auto token = x.insert(axis::channel);
+    const auto out = y.insert(axis::channel);
     check_views(token, out, side);
     check_state(state, token.extent(0), [](Index) { return Index{1}; });
     if (token.empty()) return;
@@ -662,7 +662,7 @@ class Mixer<Definition> {
   void run_batch(View<const Scalar, 3> x, State& state, View<Scalar, 3> y, Context& context,
                  const Side& side, Form form) const {
     const Index B = x.extent(0), T = x.extent(1);
-    const bool flat = x.template mergeable<0>() && y.template mergeable<0>();
+    const bool flat = x.mergeable(axis::row) && y.mergeable(axis::row);
     const Index at_once = flat ? B : std::max<Index>(block_tokens(definition_) / T, 1);
     for (Index first = 0; first < B; first += at_once) {
       const Index rows = std::min(at_once, B - first);
@@ -674,13 +674,13 @@ class Mixer<Definition> {
           batch_call(context, segments, first, rows, T, detail::settled_form(context, form, T));
       if (form == Form::recurrent) call = call.with(Precision::fp32);
       const Side of_rows = detail::tokens_of(definition_, side, first * T, rows * T);
-      if (in.template mergeable<0>() && out.template mergeable<0>()) {
-        run(in.template merge<0>(), state, out.template merge<0>(), call, of_rows);
+      if (in.mergeable(axis::row) && out.mergeable(axis::row)) {
+        run(in.merge(axis::row), state, out.merge(axis::row), call, of_rows);
       } else {
         const auto gathered = numbers(rows, T, d_in());
         const auto result = one_width ? gathered : numbers(rows, T, d_out());
         copy(in, gathered);
-        run(gathered.template merge<0>(), state, result.template merge<0>(), call, of_rows);
+        run(gathered.merge(axis::row), state, result.merge(axis::row), call, of_rows);
         copy(result, out);
       }
     }
@@ -688,10 +688,10 @@ class Mixer<Definition> {
   /// Reads source [B, S, d_source], row by row where those do not lie behind each other.
   void read_batch(View<const Scalar, 3> source, State& state, Context& context) const {
     const Index B = source.extent(0), S = source.extent(1);
-    const Index at_once = source.template mergeable<0>() ? B : 1;
+    const Index at_once = source.mergeable(axis::row) ? B : 1;
     for (Index first = 0; first < B && S > 0; first += at_once) {
       auto segments = context.scratch<Segment>();
-      seqmix::read(definition_, source.slice(axis::row, first, at_once).template merge<0>(), state,
+      seqmix::read(definition_, source.slice(axis::row, first, at_once).merge(axis::row), state,
                    batch_call(context, segments, first, at_once, S, Form::parallel));
     }
   }
@@ -730,7 +730,7 @@ class Mixer<Definition> {
                                   "a side value is numbers or indices");
                     (detail::check_indices(name, which, side_view, bound), ...);
                   } else {
-                    const View<Scalar, 3> view = side_view.template insert<0>();
+                    const View<Scalar, 3> view = side_view.insert(axis::row);
                     if (role == SideRole::output) {
                       detail::check_output(name, which, view.shape(), view.strides());
                     }
@@ -746,7 +746,7 @@ class Mixer<Definition> {
   /// Returns the number of documents.
   Index check_documents(const View<const Scalar, 2>& x, const View<const Index, 1>& cu_seqlens,
                         const View<Scalar, 2>& y, const Side& side) const {
-    check_views(x.template insert<0>(), y.template insert<0>(), side);
+    check_views(x.insert(axis::row), y.insert(axis::row), side);
     detail::check_offsets(name, cu_seqlens, x.extent(0));
     return cu_seqlens.extent(0) - 1;
   }

@@ -33,8 +33,8 @@ class ProjectionWeight {
     const Index rows = plain_.extent(0);
     if (kept >= rows) storage = Storage::native;
     if (storage == Storage::native) kept = 0;
-    packed_ = PackedMatrix<Scalar>(plain_.view().template slice<0>(0, rows - kept), storage);
-    if (kept > 0) kept_ = PackedMatrix<Scalar>(plain_.view().template slice<0>(rows - kept, kept));
+    packed_ = PackedMatrix<Scalar>(plain_.view().slice(axis::row, 0, rows - kept), storage);
+    if (kept > 0) kept_ = PackedMatrix<Scalar>(plain_.view().slice(axis::row, rows - kept, kept));
     plain_ = {};
   }
   /// The numbers that are computed with, row-major.
@@ -43,8 +43,8 @@ class ProjectionWeight {
     if (!kept_) return packed_.unpack();
     Tensor<Scalar, 2> numbers(shape());
     const Index first = packed_.rows();
-    copy(packed_.unpack().view(), numbers.view().template slice<0>(0, first));
-    copy(kept_.unpack().view(), numbers.view().template slice<0>(first, kept_.rows()));
+    copy(packed_.unpack().view(), numbers.view().slice(axis::row, 0, first));
+    copy(kept_.unpack().view(), numbers.view().slice(axis::row, first, kept_.rows()));
     return numbers;
   }
   /// y [T, out] = x Wᵀ + bias, or without where it is null; packed weights alone.
@@ -88,7 +88,7 @@ class PointwiseWeight : public ProjectionWeight<Scalar> {
   }
   Tensor<Scalar, 3> to_tensor() const {
     Tensor<Scalar, 3> numbers(shape());
-    copy(ProjectionWeight<Scalar>::to_tensor().view(), numbers.view().template at<2>(0));
+    copy(ProjectionWeight<Scalar>::to_tensor().view(), numbers.view().at(axis::channel, 0));
     return numbers;
   }
 

@@ -40,6 +40,10 @@ using Mask = xsimd::batch_bool<S, Arch>;
 template <class S>
 using Full = std::integral_constant<Index, lanes<S>>;
 
+/// An argument from which S is not deduced: a register, or a number that stands for all lanes.
+template <class S>
+using Operand = std::type_identity_t<Batch<S>>;
+
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> broadcast(S value) {
   return Batch<S>(value);
@@ -133,7 +137,7 @@ inline constexpr bool has_fma = false;
 
 /// a b + c, rounded once where the target has fused multiply-adds, else twice.
 template <class S>
-SEQMIX_ALWAYS_INLINE Batch<S> fma(const Batch<S>& a, const Batch<S>& b, const Batch<S>& c) {
+SEQMIX_ALWAYS_INLINE Batch<S> fma(const Batch<S>& a, const Operand<S>& b, const Operand<S>& c) {
   if constexpr (is_emulated && has_fma) {
     // Here xsimd multiplies and adds: the compiler would choose from place to place what to fuse.
     Batch<S> result;
@@ -157,7 +161,8 @@ SEQMIX_ALWAYS_INLINE Batch<S> fnma(const Batch<S>& a, const Batch<S>& b, const B
 }
 
 template <class S>
-SEQMIX_ALWAYS_INLINE Batch<S> select(const Mask<S>& mask, const Batch<S>& a, const Batch<S>& b) {
+SEQMIX_ALWAYS_INLINE Batch<S> select(const Mask<S>& mask, const Operand<S>& a,
+                                     const Operand<S>& b) {
   return xsimd::select(mask, a, b);
 }
 
@@ -170,12 +175,12 @@ inline constexpr bool ordered_extrema = false;
 
 /// The larger number; NaN where `a` is NaN.
 template <class S>
-SEQMIX_ALWAYS_INLINE Batch<S> max(const Batch<S>& a, const Batch<S>& b) {
+SEQMIX_ALWAYS_INLINE Batch<S> max(const Batch<S>& a, const Operand<S>& b) {
   return ordered_extrema ? xsimd::max(a, b) : xsimd::max(b, a);
 }
 /// The smaller number; NaN where `a` is NaN.
 template <class S>
-SEQMIX_ALWAYS_INLINE Batch<S> min(const Batch<S>& a, const Batch<S>& b) {
+SEQMIX_ALWAYS_INLINE Batch<S> min(const Batch<S>& a, const Operand<S>& b) {
   return ordered_extrema ? xsimd::min(a, b) : xsimd::min(b, a);
 }
 

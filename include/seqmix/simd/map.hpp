@@ -1,7 +1,5 @@
 #pragma once
 
-#include <concepts>
-
 #include "seqmix/simd/batch.hpp"
 
 namespace seqmix {
@@ -18,13 +16,24 @@ SEQMIX_ALWAYS_INLINE void for_each_block(Index count, auto&& body) {
   if (offset < count) body(offset, count - offset);
 }
 
-/// out[i] = f(in[i]...), f from registers to a register. `out` may be one of `in`. Flat, as a call
-/// of a large f would load its constants anew for each register.
+namespace detail {
 template <class S>
-__attribute__((flatten)) void map(Index count, S* out, auto&& f,
-                                  const std::same_as<S> auto*... in) {
+SEQMIX_ALWAYS_INLINE Batch<S> part(const S* numbers, Index offset, auto lane_count) {
+  return load<S>(numbers + offset, lane_count);
+}
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> part(const S& number, Index /*offset*/, auto /*lane_count*/) {
+  return Batch<S>(number);
+}
+}  // namespace detail
+
+/// out[i] = f(in[i]...), f from registers to a register; an input that is one number is so for all
+/// i. `out` may be one of `in`. Flat, as a call of a large f would load its constants anew for each
+/// register.
+template <class S>
+__attribute__((flatten)) void map(Index count, S* out, auto&& f, auto... in) {
   for_each_block<S>(count, [&](Index offset, auto lane_count) {
-    store<S>(out + offset, f(load<S>(in + offset, lane_count)...), lane_count);
+    store<S>(out + offset, f(detail::part<S>(in, offset, lane_count)...), lane_count);
   });
 }
 

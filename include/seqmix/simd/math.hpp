@@ -344,6 +344,12 @@ SEQMIX_ALWAYS_INLINE Batch<S> tanh(const Batch<S>& x) {
   return xsimd::copysign(h / (Batch<S>(S(1)) + h), x);
 }
 
+/// a / b, 0 where b is 0, as sums of nothing are.
+template <class S>
+SEQMIX_ALWAYS_INLINE Batch<S> divide_or_zero(const Batch<S>& a, const Batch<S>& b) {
+  return simd::select(b == S(0), S(0), a / b);
+}
+
 /// 2 Φ(sqrt(2) x) - 1, Φ the normal distribution.
 template <class S>
 SEQMIX_ALWAYS_INLINE Batch<S> erf(const Batch<S>& x) {

@@ -98,12 +98,3 @@ TEST_CASE("segments of exponential gates keep their bits in any company", "[expo
   CHECK(same_bits(got.maximum.view()[support::row_without_company],
                   gates.maximum.view()[support::row_without_company]));
 }
-
-TEST_CASE("a soft cap keeps small numbers and bounds large ones", "[exponential_gate]") {
-  Tensor<double, 1> x({5});
-  const double numbers[] = {0, 1e-3, -3, 1e3, -1e300};
-  std::copy_n(numbers, 5, x.data());
-  Context context;
-  soft_cap(x.view(), 15, TestCall(context));
-  for (Index i = 0; i < 5; ++i) CHECK(std::abs(x[i] - 15 * std::tanh(numbers[i] / 15)) < 1e-14);
-}

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "seqmix/kernels/memory/key_sum.hpp"
-#include "seqmix/kernels/pointwise/scale_heads.hpp"
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
@@ -148,23 +147,4 @@ TEST_CASE("key_sum names an operand that does not fit", "[key_sum]") {
   Context context;
   CHECK_THROWS_AS(key_sum(q, q, NoDecay{}, 1, state.view(), o.view(), TestCall(context, 2, 5)),
                   ShapeError);
-}
-
-TEST_CASE("heads are multiplied and divided by a number each", "[heads]") {
-  const auto x = random_tensor<float, 3>({10, 3, 19}, 1);
-  auto by = random_tensor<float, 2>({10, 3}, 2);
-  by(7, 1) = 0;
-  auto product = x, quotient = x;
-  Context context;
-  multiply_heads(product.view(), by, TestCall(context));
-  divide_heads(quotient.view(), by, TestCall(context));
-  for (Index t = 0; t < 10; ++t) {
-    for (Index h = 0; h < 3; ++h) {
-      const float number = by(t, h);
-      for (Index i = 0; i < 19; ++i) {
-        CHECK(product(t, h, i) == x(t, h, i) * number);
-        CHECK(quotient(t, h, i) == (number == 0 ? 0 : x(t, h, i) / number));
-      }
-    }
-  }
 }

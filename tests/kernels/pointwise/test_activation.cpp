@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
@@ -177,6 +178,15 @@ TEMPLATE_TEST_CASE("NaN goes through every activation and stays where it is", "[
     CHECK(same_bits(sick[0][1].template slice<0>(1, width - 2),
                     x[0][1].template slice<0>(1, width - 2)));
   }
+}
+
+TEST_CASE("a soft cap keeps small numbers and bounds large ones", "[activation]") {
+  Tensor<double, 1> x({5});
+  const double numbers[] = {0, 1e-3, -3, 1e3, -1e300};
+  std::copy_n(numbers, 5, x.data());
+  Context context;
+  soft_cap(x.view(), 15, TestCall(context));
+  for (Index i = 0; i < 5; ++i) CHECK(std::abs(x[i] - 15 * std::tanh(numbers[i] / 15)) < 1e-14);
 }
 
 TEMPLATE_TEST_CASE("threads change no bit of an activation", "[activation]", float, double) {

@@ -230,6 +230,30 @@ TEMPLATE_TEST_CASE("l2_norm divides by the root of the sum of squares", "[norm]"
   }
 }
 
+TEMPLATE_TEST_CASE("clamped_l2_norm divides by the norm, or by the least one", "[norm]", float,
+                   double) {
+  using S = TestType;
+  Context context;
+  for (const Index width : widths<S>()) {
+    const auto x = random_tensor<S, 2>({5, width}, 9);
+    for (const double least : {1e-12, 1e3}) {
+      INFO("width " << width << " least " << least);
+      Tensor<double, 2> expected(x.shape());
+      for (Index row = 0; row < 5; ++row) {
+        double square = 0;
+        for (Index i = 0; i < width; ++i) square += static_cast<double>(x(row, i)) * x(row, i);
+        const double length = std::max(std::sqrt(square), least);
+        for (Index i = 0; i < width; ++i) expected(row, i) = x(row, i) / length;
+      }
+      auto y = x;
+      clamped_l2_norm(y.view(), least, TestCall(context));
+      CHECK(relative_error(y.view(), expected.view()) <= tolerance<S>);
+      check_window<S>(x, y,
+                      [&](auto window) { clamped_l2_norm(window, least, TestCall(context)); });
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("a group has the bits of a row of its own", "[norm]", float, double) {
   using S = TestType;
   Context context;
@@ -282,6 +306,7 @@ TEMPLATE_TEST_CASE("rows of zeros stay zero, and NaN stays in its row", "[norm]"
   check([&](auto& y) { rms_norm_of_gated<S, 2>(y, x, ones, width, 1e-5, TestCall(context)); });
   check([&](auto& y) { layer_norm<S, 2>(y, ones, {}, 1e-5, y, TestCall(context)); });
   check([&](auto& y) { l2_norm(y.view(), 1e-5, TestCall(context)); });
+  check([&](auto& y) { clamped_l2_norm(y.view(), 1e-12, TestCall(context)); });
 }
 
 TEMPLATE_TEST_CASE("threads and higher ranks change no bit of a norm", "[norm]", float, double) {

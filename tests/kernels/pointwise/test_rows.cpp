@@ -173,17 +173,87 @@ TEMPLATE_TEST_CASE("elementwise maps every element and nothing else", "[rows]", 
   }
 }
 
-TEST_CASE("one input row can serve all rows", "[rows]") {
-  Context context;
-  const auto row = random_tensor<float, 1>({9}, 3);
-  const auto x = random_tensor<float, 3>({2, 4, 9}, 4);
-  Tensor<float, 3> y({2, 4, 9});
-  elementwise(
-      TestCall(context), [](auto a, auto b) { return a + b; }, y.view(), x.view(),
-      View<const float, 3>(row.data(), {2, 4, 9}, {0, 0, 1}));
-  for (Index b = 0; b < 2; ++b) {
-    for (Index t = 0; t < 4; ++t) {
-      for (Index i = 0; i < 9; ++i) REQUIRE(y(b, t, i) == x(b, t, i) + row[i]);
+TEMPLATE_TEST_CASE("a number can serve a channel, a head or a row", "[rows]", float, double) {
+  using S = TestType;
+  constexpr Index lanes = simd::lanes<S>;
+  const Index T = 4, H = 3;
+  const auto f = [](auto a, auto channel, auto head, auto row) {
+    return (a - channel) * head + row;
+  };
+  for (const Index width : {Index{1}, lanes, lanes + 1, 3 * lanes + 5, numbers_per_task}) {
+    INFO("width " << width);
+    const auto x = random_tensor<S, 3>({T, H, width}, 3);
+    const auto channel = random_tensor<S, 1>({width}, 4), head = random_tensor<S, 1>({H}, 5);
+    const auto row = random_tensor<S, 2>({T, H}, 6);
+    Tensor<S, 3> channels(x.shape()), heads(x.shape()), rows(x.shape());
+    for (Index t = 0; t < T; ++t) {
+      for (Index h = 0; h < H; ++h) {
+        copy(channel.view(), channels.view()[t][h]);
+        fill(heads.view()[t][h], head[h]), fill(rows.view()[t][h], row(t, h));
+      }
+    }
+    Context context;
+    Tensor<S, 3> expected(x.shape());
+    elementwise(TestCall(context), f, expected.view(), x.view(), channels.view(), heads.view(),
+                rows.view());
+
+    // Of a row's and a head's numbers any stride will do.
+    Tensor<S, 2> apart({H, 2 * T});
+    const View<S, 2> strided(apart.data(), {T, H}, {1, 2 * T});
+    copy(row.view(), strided);
+    for (const Index workers : {1, 2, 3}) {
+      support::ThreadExecutor executor(workers);
+      Context parallel(executor);
+      Tensor<S, 3> got(x.shape());
+      elementwise(TestCall(parallel), f, got.view(), x.view(), by_channel(channel), by_head(head),
+                  by_row(row.view()));
+      CHECK(same_bits(got.view(), expected.view()));
+      got = x;
+      elementwise(TestCall(parallel), f, got.view(), got.view(),
+                  by_channel(Parameter<S, 1>(channel)), by_head(Parameter<S, 1>(head)),
+                  by_row(strided));
+      CHECK(same_bits(got.view(), expected.view()));
     }
   }
+}
+
+TEST_CASE("numbers that do not fit the output are named", "[rows]") {
+  Context context;
+  Tensor<float, 3> y({2, 3, 4});
+  const auto error = [&](const auto& in) {
+    return shape_error([&] {
+      elementwise(
+          TestCall(context), [](auto v) { return v; }, y.view(), in);
+    });
+  };
+  const auto numbers = random_tensor<float, 3>({4, 4, 8}, 1);
+  const float* const data = numbers.data();
+  CHECK_THAT(
+      error(View<const float, 3>(data, {2, 3, 3})),
+      ContainsSubstring("elementwise: got [2, 3, 3], expected contiguous rows of [2, 3, 4]"));
+  CHECK_THAT(error(View<const float, 3>(data, {2, 3, 4}, {32, 8, 2})),
+             ContainsSubstring("contiguous"));
+  CHECK_THAT(error(by_channel(View<const float, 1>(data, {3}))),
+             ContainsSubstring("by_channel: got [3], expected contiguous [4] for [2, 3, 4]"));
+  CHECK_THAT(error(by_channel(View<const float, 1>(data, {4}, {2}))),
+             ContainsSubstring("contiguous"));
+  CHECK_THAT(error(by_head(View<const float, 1>(data, {2}))),
+             ContainsSubstring("by_head: got [2], expected [3] for [2, 3, 4]"));
+  CHECK_THAT(error(by_row(View<const float, 2>(data, {3, 2}))),
+             ContainsSubstring("by_row: got [3, 2], expected [2, 3] for [2, 3, 4]"));
+  CHECK(error(by_row(View<const float, 2>(data, {2, 3}))) == "nothing was thrown");
+  CHECK_THAT(shape_error([&] {
+               elementwise(
+                   TestCall(context), [](auto v) { return v; },
+                   View<float, 3>(y.data(), {2, 3, 2}, {12, 4, 2}),
+                   View<const float, 3>(data, {2, 3, 2}));
+             }),
+             ContainsSubstring("contiguous"));
+
+  // Nothing is read for an output of nothing.
+  CHECK(shape_error([&] {
+          elementwise(
+              TestCall(context), [](auto v) { return v; }, y.view().slice<0>(0, 0),
+              by_channel(View<const float, 1>()));
+        }) == "nothing was thrown");
 }

@@ -21,10 +21,10 @@ struct LatentHeads {
   /// `weight` [H, K + V, r]: the rows of a head's keys, then those of its values.
   LatentHeads(In<S, 3> weight, Index key_width) {
     for (Index h = 0; h < weight.extent(0); ++h) {
-      const auto of_keys = weight[h].template slice<0>(0, key_width);
+      const auto of_keys = weight[h].slice(axis::row, 0, key_width);
       keys.emplace_back(of_keys);
       queries.emplace_back(detail::transposed(of_keys));
-      values.emplace_back(weight[h].template slice<0>(key_width, weight.extent(1) - key_width));
+      values.emplace_back(weight[h].slice(axis::row, key_width, weight.extent(1) - key_width));
     }
   }
   Index size() const { return static_cast<Index>(keys.size()); }
@@ -55,7 +55,7 @@ void attend_expanded(const View<const S, 3>& q, const CacheView<const S, 4>& cac
   const Index rank = heads.rank(), K = heads.head_k(), V = heads.head_v();
   const Index rotary = q.extent(axis::channel) - K;
   const auto cached = [&](const Segment& segment) {  // [1, P + T, r + rotary]
-    return cache.at(axis::row, segment.row).template slice<1>(0, past[segment.row] + segment.count);
+    return cache.slice(axis::slot, 0, past[segment.row] + segment.count).at(axis::row, segment.row);
   };
   const auto attend_head = [&](const View<const S, 3>& entries, const Segment& segment, Index h,
                                const Call& worker) {

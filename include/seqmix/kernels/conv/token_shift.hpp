@@ -47,11 +47,11 @@ void token_shift(In<S, 2> x, Out<S, 3> history, View<S, 2> difference, const Cal
 }
 
 /// y = x + difference ⊙ weight, all [T, D]: each channel of a token goes towards its predecessor by
-/// its weight.
+/// its weight, which may also be the same for all tokens, `by_channel`.
 template <class S>
-void mix_tokens(In<S, 2> x, In<S, 2> difference, In<S, 2> weight, View<S, 2> y, const Call& call) {
-  using Batch = simd::Batch<S>;
-  const auto mix = [](Batch now, Batch change, Batch by) { return simd::fma(change, by, now); };
+void mix_tokens(In<S, 2> x, In<S, 2> difference, const auto& weight, View<S, 2> y,
+                const Call& call) {
+  const auto mix = [](auto now, auto change, auto by) { return simd::fma(change, by, now); };
   elementwise(call, mix, y, x, difference, weight);
 }
 

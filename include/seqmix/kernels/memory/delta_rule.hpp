@@ -396,21 +396,17 @@ void delta_rule(In<S, 3> q, In<S, 3> k, In<S, 3> v, In<S, 2> beta, const Decay& 
 /// x = rates ⊙ softplus(x + bias): the log decays of heads or channels, [T, D].
 template <class S>
 void log_decays(View<S, 2> x, In<S, 1> bias, In<S, 1> rates, const Call& call) {
-  using Batch = simd::Batch<S>;
-  const Index width = x.extent(axis::channel);
-  const auto decay = [](Batch value, Batch shift, Batch rate) {
+  const auto decay = [](auto value, auto shift, auto rate) {
     return rate * simd::softplus(value + shift);
   };
-  for_each_row(
-      call, [&](S* row) { simd::map<S>(width, row, decay, row, bias.data(), rates.data()); }, x);
+  elementwise(call, decay, x, x, by_channel(bias), by_channel(rates));
 }
 
 /// beta = most σ(beta), [T, H]: the shares of `delta_rule`.
 template <class S>
 void delta_shares(View<S, 2> beta, double most, const Call& call) {
-  const simd::Batch<S> factor(static_cast<S>(most));
-  elementwise(
-      call, [factor](simd::Batch<S> x) { return factor * simd::sigmoid(x); }, beta, beta);
+  const auto share = [factor = static_cast<S>(most)](auto x) { return factor * simd::sigmoid(x); };
+  elementwise(call, share, beta, beta);
 }
 
 #define SEQMIX_DELTA_RULE(S, Decay)                                                           \

@@ -8,15 +8,6 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
-/// x = cap tanh(x / cap).
-template <class S, Index Rank>
-void soft_cap(View<S, Rank> x, double cap, const Call& call) {
-  using Batch = simd::Batch<S>;
-  const Batch most(static_cast<S>(cap));
-  elementwise(
-      call, [most](const Batch& v) { return most * simd::tanh<S>(v / most); }, x, x);
-}
-
 namespace detail {
 
 /// Gates of a task of `exponential_gates` at least: each costs two exponentials.

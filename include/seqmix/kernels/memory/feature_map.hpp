@@ -66,20 +66,16 @@ void favor_exponentials(Index width, S* row, S most, double epsilon) {
 /// softmax of each head; the other maps have functions of their own. x: [T, H, K].
 template <class S>
 void pointwise_features(FeatureMap map, In<S, 3> x, View<S, 3> features, const Call& call) {
-  using Batch = simd::Batch<S>;
   detail::check_features<S>(to_string(map), x, features, x.extent(axis::channel));
-  const Batch zero(S(0)), one(S(1));
   if (map == FeatureMap::relu) {
     elementwise(
-        call, [&](const Batch& v) { return simd::max<S>(v, zero); }, features, x);
+        call, [](auto v) { return simd::max(v, 0); }, features, x);
   } else if (map == FeatureMap::elu_plus_one) {
-    const auto f = [&](const Batch& v) {
-      return simd::select<S>(v > zero, v + one, simd::exp<S>(simd::min<S>(v, zero)));
-    };
+    const auto f = [](auto v) { return simd::select(v > 0, v + 1, simd::exp(simd::min(v, 0))); };
     elementwise(call, f, features, x);
   } else {
     elementwise(
-        call, [](const Batch& v) { return v; }, features, x);
+        call, [](auto v) { return v; }, features, x);
     if (map == FeatureMap::softmax) softmax(features, call);
   }
 }
@@ -231,7 +227,7 @@ void favor_decays(In<S, 2> log_decay, View<S, 3> decays, const Call& call) {
         std::fill_n(row, F, *decay);
         row[F] = 0;
       },
-      decays, log_decay.template insert<2>());
+      decays, log_decay.split(axis::head, log_decay.extent(axis::head), 1));
 }
 
 SEQMIX_END_NAMESPACE

@@ -19,24 +19,22 @@ constexpr std::array<std::string_view, 6> names_of(Activation) {
   return {"silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared"};
 }
 
-/// Calls `body` with the function on registers that `activation` names.
-template <class S>
+/// Calls `body` with the function that `activation` names.
 void with_activation(Activation activation, auto&& body) {
-  using Batch = simd::Batch<S>;
   switch (activation) {
     case Activation::silu:
-      return body([](Batch x) { return simd::silu(x); });
+      return body([](auto x) { return simd::silu(x); });
     case Activation::gelu:
-      return body([](Batch x) { return simd::gelu(x); });
+      return body([](auto x) { return simd::gelu(x); });
     case Activation::gelu_tanh:
-      return body([](Batch x) { return simd::gelu_tanh(x); });
+      return body([](auto x) { return simd::gelu_tanh(x); });
     case Activation::quick_gelu:
-      return body([](Batch x) { return simd::quick_gelu(x); });
+      return body([](auto x) { return simd::quick_gelu(x); });
     case Activation::relu:
-      return body([](Batch x) { return simd::max(x, Batch(S(0))); });
+      return body([](auto x) { return simd::max(x, 0); });
     case Activation::relu_squared:
-      return body([](Batch x) {
-        const Batch positive = simd::max(x, Batch(S(0)));
+      return body([](auto x) {
+        const auto positive = simd::max(x, 0);
         return positive * positive;
       });
   }
@@ -45,14 +43,14 @@ void with_activation(Activation activation, auto&& body) {
 /// x = activation(x).
 template <class S, Index Rank>
 void activate(Activation activation, View<S, Rank> x, const Call& call) {
-  with_activation<S>(activation, [&](auto f) { elementwise(call, f, x, x); });
+  with_activation(activation, [&](auto f) { elementwise(call, f, x, x); });
 }
 
 /// x = activation(gate) ⊙ x.
 template <class S, Index Rank>
 void activate_gated(Activation activation, View<S, Rank> x, In<S, Rank> gate, const Call& call) {
-  with_activation<S>(activation, [&](auto f) {
-    const auto gated = [f](simd::Batch<S> value, simd::Batch<S> by) { return f(by) * value; };
+  with_activation(activation, [&](auto f) {
+    const auto gated = [f](auto value, auto by) { return f(by) * value; };
     elementwise(call, gated, x, x, gate);
   });
 }
@@ -60,9 +58,19 @@ void activate_gated(Activation activation, View<S, Rank> x, In<S, Rank> gate, co
 /// x = scale log σ(x).
 template <class S, Index Rank>
 void log_sigmoid(View<S, Rank> x, double scale, const Call& call) {
-  const simd::Batch<S> factor(static_cast<S>(scale));
-  elementwise(
-      call, [factor](simd::Batch<S> value) { return factor * simd::log_sigmoid(value); }, x, x);
+  const auto scaled = [factor = static_cast<S>(scale)](auto value) {
+    return factor * simd::log_sigmoid(value);
+  };
+  elementwise(call, scaled, x, x);
+}
+
+/// x = cap tanh(x / cap).
+template <class S, Index Rank>
+void soft_cap(View<S, Rank> x, double cap, const Call& call) {
+  const auto capped = [most = static_cast<S>(cap)](auto value) {
+    return most * simd::tanh(value / most);
+  };
+  elementwise(call, capped, x, x);
 }
 
 /// y = a ⊙ σ(b) of x = (a, b), the gated linear unit. x: [T, 2 D]. y: [T, D].
@@ -70,8 +78,8 @@ template <class S>
 void gated_linear_unit(In<S, 2> x, View<S, 2> y, const Call& call) {
   const Index D = y.extent(axis::channel);
   elementwise(
-      call, [](simd::Batch<S> a, simd::Batch<S> b) { return a * simd::sigmoid(b); }, y,
-      x.slice(axis::channel, 0, D), x.slice(axis::channel, D, D));
+      call, [](auto a, auto b) { return a * simd::sigmoid(b); }, y, x.slice(axis::channel, 0, D),
+      x.slice(axis::channel, D, D));
 }
 
 SEQMIX_END_NAMESPACE

@@ -174,5 +174,21 @@ void l2_norm(View<S, Rank> x, double eps, const Call& call) {
       x);
 }
 
+/// x = x / max(sqrt(Σ x²), least) over the last axis, as torch.nn.functional.normalize.
+template <class S, Index Rank>
+void clamped_l2_norm(View<S, Rank> x, double least, const Call& call) {
+  const Index width = x.extent(axis::channel);
+  for_each_row(
+      call,
+      [&](S* row) {
+        const S sum = detail::sum_of<S>(
+            width, [](auto v) { return v * v; }, row);
+        const S length = std::max(std::sqrt(sum), static_cast<S>(least));
+        simd::map<S>(
+            width, row, [length](auto v) { return v / length; }, row);
+      },
+      x);
+}
+
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

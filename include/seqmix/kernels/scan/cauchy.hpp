@@ -111,7 +111,7 @@ void vandermonde_taps(In<S, 3> terms, View<S, 2> h, const Call& call) {
       }
     }
   }
-  copy(sums.template slice<0>(0, h.extent(0)), h);
+  copy(sums.slice(axis::row, 0, h.extent(0)), h);
 }
 
 /// The generating function Σ_{l < L} h_l ω_k^l of systems diag(F) - G M, ω_k = exp(-2πi k / L), for

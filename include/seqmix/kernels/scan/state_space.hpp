@@ -44,7 +44,8 @@ class StateSpace {
     Tensor<double, 4> exact = blocks_of<double>(states);
     for (Index d = 0; d < channels; ++d) {
       const DiscreteSystem from = system(d);
-      const auto to = exact.view()[d / simd::lanes<double>].template at<2>(d % simd::lanes<double>);
+      const auto to =
+          exact.view()[d / simd::lanes<double>].at(axis::channel, d % simd::lanes<double>);
       const auto put = [&](Index term, const std::vector<std::complex<double>>& numbers) {
         for (Index n = 0; n < states; ++n) {
           to(n, term) = numbers[static_cast<std::size_t>(n)].real();
@@ -60,8 +61,8 @@ class StateSpace {
     } else {
       data->rounded = blocks_of<S>(states);
       for (Index d = 0; d < channels; ++d) {
-        copy(exact.view()[d / simd::lanes<double>].template at<2>(d % simd::lanes<double>),
-             data->rounded.view()[d / simd::lanes<S>].template at<2>(d % simd::lanes<S>));
+        copy(exact.view()[d / simd::lanes<double>].at(axis::channel, d % simd::lanes<double>),
+             data->rounded.view()[d / simd::lanes<S>].at(axis::channel, d % simd::lanes<S>));
       }
       data->exact = std::move(exact);
     }
@@ -96,7 +97,7 @@ class StateSpace {
       } else {
         vandermonde_taps<double>(terms, exact, call);
       }
-      copy(exact, h.template slice<1>(part * lanes, lanes));
+      copy(exact, h.slice(axis::channel, part * lanes, lanes));
     }
   }
 

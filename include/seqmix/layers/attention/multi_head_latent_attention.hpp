@@ -112,8 +112,8 @@ struct MultiHeadLatentAttentionDefinition {
       : c(std::move(config)),
         w(std::move(weights)),
         frequencies(c.rotary_dim, c.rope_theta, c.rope_scaling),
-        heads(w.kv_b_proj.weight.to_tensor().view().template split<0>(c.n_heads,
-                                                                      c.nope_dim + c.head_v),
+        heads(w.kv_b_proj.weight.to_tensor().view().split(axis::row, c.n_heads,
+                                                          c.nope_dim + c.head_v),
               c.nope_dim) {}
 
   State make_state(Index batch, Index capacity, Memory memory) const {

@@ -165,29 +165,26 @@ struct MixtureOfExpertsDefinition {
       }
       return;
     }
-    using Batch = simd::Batch<Scalar>;
     auto scratch = call.scratch<Scalar>();
     auto selection = scratch(logits.extent(0), logits.extent(1));  // [T, E]
-    const View<const Scalar, 2> bias(w.correction_bias.data(), selection.shape(), {0, 1});
     elementwise(
-        call, [](Batch l) { return simd::sigmoid(l); }, logits, logits);
+        call, [](auto l) { return simd::sigmoid(l); }, logits, logits);
     elementwise(
-        call, [](Batch s, Batch b) { return s + b; }, selection, logits, bias);
+        call, [](auto s, auto b) { return s + b; }, selection, logits,
+        by_channel(w.correction_bias));
     if (c.n_group > 1) keep_groups(selection, c.n_group, c.topk_group, call);
     top_k<Scalar>(selection, expert);
     gather_scores<Scalar>(logits, expert, weight);
     if (c.normalize_top_k) {
       normalize_weights(weight, c.routed_scaling, 1e-20);
     } else {
+      const auto factor = static_cast<Scalar>(c.routed_scaling);
       elementwise(
-          call,
-          [factor = Batch(static_cast<Scalar>(c.routed_scaling))](Batch p) { return factor * p; },
-          weight, weight);
+          call, [factor](auto p) { return factor * p; }, weight, weight);
     }
   }
 
   void shared_expert(View<const Scalar, 2> x, View<Scalar, 2> y, const Call& call) const {
-    using Batch = simd::Batch<Scalar>;
     const Index T = x.extent(axis::time);
     auto scratch = call.scratch<Scalar>();
     auto hidden = scratch(T, c.d_shared);  // [T, F]
@@ -199,14 +196,10 @@ struct MixtureOfExpertsDefinition {
     if (!c.shared_gate) return;
     project(x, {{w.shared_expert_gate, openness}}, call);
     elementwise(
-        call, [](Batch l) { return simd::sigmoid(l); }, openness, openness);
-    for_each_row(
-        call,
-        [&](Scalar* to, const Scalar* by) {
-          simd::map<Scalar>(
-              c.d_model, to, [factor = Batch(*by)](Batch value) { return factor * value; }, to);
-        },
-        y, View<const Scalar, 2>(openness));
+        call, [](auto l) { return simd::sigmoid(l); }, openness, openness);
+    elementwise(
+        call, [](auto value, auto by) { return by * value; }, y, y,
+        by_row(openness.at(axis::channel, 0)));
   }
 };
 

@@ -105,21 +105,12 @@ struct Hgrn2Definition {
  private:
   /// f = b + (1 - b) σ(f), k = (1 - b) σ(-f), both [T, H K].
   void gates(View<Scalar, 2> f, View<Scalar, 2> k, const Call& call) const {
-    using Batch = simd::Batch<Scalar>;
-    const Batch one(Scalar(1));
-    for_each_row(
-        call,
-        [&](Scalar* factor, Scalar* key) {
-          simd::map<Scalar>(
-              bound.size(), key,
-              [&](Batch raw, Batch b) { return (one - b) * simd::sigmoid(-raw); }, factor,
-              bound.data());
-          simd::map<Scalar>(
-              bound.size(), factor,
-              [&](Batch raw, Batch b) { return simd::fma(one - b, simd::sigmoid(raw), b); }, factor,
-              bound.data());
-        },
-        f, k);
+    elementwise(
+        call, [](auto raw, auto b) { return (1 - b) * simd::sigmoid(-raw); }, k, f,
+        by_channel(bound));
+    elementwise(
+        call, [](auto raw, auto b) { return simd::fma(1 - b, simd::sigmoid(raw), b); }, f, f,
+        by_channel(bound));
   }
 };
 

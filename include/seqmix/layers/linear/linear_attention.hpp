@@ -6,7 +6,6 @@
 #include "seqmix/kernels/memory/key_sum.hpp"
 #include "seqmix/kernels/memory/linear_state.hpp"
 #include "seqmix/kernels/pointwise/norm.hpp"
-#include "seqmix/kernels/pointwise/scale_heads.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 
@@ -241,24 +240,20 @@ struct LinearAttentionDefinition {
   void multiply_projections(View<Scalar, 3> x, const Projection<Scalar>& layer1,
                             const Projection<Scalar>& layer2, View<Scalar, 3> features,
                             const Call& call) const {
-    using Batch = simd::Batch<Scalar>;
     auto scratch = call.scratch<Scalar>();
     auto other = scratch(x.extent(0), x.extent(1), x.extent(2));  // [T, H, K]
     project(rows_of(x), {{layer1, rows_of(features)}, {layer2, rows_of(other)}}, call);
     elementwise(
-        call, [](Batch a, Batch b) { return a * b; }, features, features, other);
+        call, [](auto a, auto b) { return a * b; }, features, features, other);
   }
   void normalize(View<Scalar, 3> o, View<Scalar, 2> denominator, const Call& call) const {
-    using Batch = simd::Batch<Scalar>;
-    const Batch eps(static_cast<Scalar>(c.kernel_eps > 0 ? 0 : c.eps));
+    const auto eps = static_cast<Scalar>(c.kernel_eps > 0 ? 0 : c.eps);
+    const auto divide = [&](auto f) { elementwise(call, f, o, o, by_row(denominator)); };
     if (c.feature_map == FeatureMap::cosformer) {
-      elementwise(
-          call, [eps](Batch d) { return simd::max(d, eps); }, denominator, denominator);
+      divide([eps](auto v, auto by) { return simd::divide_or_zero(v, simd::max(by, eps)); });
     } else {
-      elementwise(
-          call, [eps](Batch d) { return d + eps; }, denominator, denominator);
+      divide([eps](auto v, auto by) { return simd::divide_or_zero(v, by + eps); });
     }
-    divide_heads(o, denominator, call);
   }
 };
 

@@ -5,7 +5,6 @@
 #include "seqmix/kernels/memory/linear_state.hpp"
 #include "seqmix/kernels/pointwise/activation.hpp"
 #include "seqmix/kernels/pointwise/norm.hpp"
-#include "seqmix/kernels/pointwise/scale_heads.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 
@@ -111,23 +110,21 @@ struct MlstmDefinition {
     soft_cap(forget, c.gate_cap, call);
     log_sigmoid(forget, 1, call);
     exponential_gates(input, forget, state.maximum.view(), floor, call);
-    multiply_heads(k, input, call);
+    elementwise(
+        call, [](auto value, auto by) { return value * by; }, k, k, by_row(input));
 
     const ScalarDecay<Scalar> decay{forget};
     const double scale = inverse_sqrt(c.head_k);
     linear_state(q, k, v, decay, scale, state.memory.view(), h, call);
     key_sum(q, k, decay, scale, state.key_sum.view(), weight, call);
-    using Batch = simd::Batch<Scalar>;
-    const Batch eps(static_cast<Scalar>(c.eps));
-    const auto denominator = [eps](Batch sum, Batch least) {
-      return simd::max(simd::abs(sum), least) + eps;
+    const auto normalized = [eps = static_cast<Scalar>(c.eps)](auto value, auto sum, auto least) {
+      return simd::divide_or_zero(value, simd::max(simd::abs(sum), least) + eps);
     };
-    elementwise(call, denominator, weight, weight, floor);
-    divide_heads(h, weight, call);
+    elementwise(call, normalized, h, h, by_row(weight), by_row(floor));
 
     auto normed = h.merge(axis::head);  // [T, H V]
     group_norm(normed, w.norm, {}, c.head_v, c.norm_eps, normed, call);
-    const auto gated = [](Batch value, Batch gate) { return simd::sigmoid(gate) * value; };
+    const auto gated = [](auto value, auto gate) { return simd::sigmoid(gate) * value; };
     elementwise(call, gated, normed, normed, output);
     project(normed, {{w.out_proj, y}}, call);
   }

@@ -11,7 +11,7 @@
 #include "seqmix/kernels/memory/key_sum.hpp"
 #include "seqmix/kernels/memory/linear_state.hpp"
 #include "seqmix/kernels/pointwise/norm.hpp"
-#include "seqmix/kernels/pointwise/scale_heads.hpp"
+#include "seqmix/kernels/pointwise/rows.hpp"
 #include "seqmix/kernels/positions/rotary.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
@@ -185,26 +185,22 @@ struct RetentionDefinition {
   void normalize(View<Scalar, 3> q, View<Scalar, 3> k, State& state, View<Scalar, 3> o,
                  const Call& call) const {
     if (c.score_norm == ScoreNorm::none) return;
-    using Batch = simd::Batch<Scalar>;
     auto scratch = call.scratch<Scalar>();
     const Index T = o.extent(axis::time);
     auto ones = scratch(T, c.n_heads, 1);  // [T, H, 1]
-    auto divisor = scratch(T, c.n_heads);  // [T, H]
+    auto sums = scratch(T, c.n_heads);     // [T, H]
     auto scores = scratch(T, c.n_heads);   // [T, H]
     fill(ones, 1);
-    key_sum(ones, ones, decay, 1, state.scale.view(), divisor, call);
+    key_sum(ones, ones, decay, 1, state.scale.view(), sums, call);
     if (c.score_norm == ScoreNorm::scores) {
       key_sum(q, k, decay, inverse_sqrt(c.head_k), state.key_sum.view(), scores, call);
     } else {
       fill(scores, 0);
     }
-    elementwise(
-        call,
-        [](Batch sum, Batch score) {
-          return simd::max<Scalar>(simd::sqrt<Scalar>(sum), simd::abs<Scalar>(score));
-        },
-        divisor, divisor, scores);
-    divide_heads(o, divisor, call);
+    const auto normalized = [](auto value, auto sum, auto score) {
+      return simd::divide_or_zero(value, simd::max(simd::sqrt(sum), simd::abs(score)));
+    };
+    elementwise(call, normalized, o, o, by_row(sums), by_row(scores));
   }
 };
 

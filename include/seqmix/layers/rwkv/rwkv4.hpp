@@ -121,7 +121,7 @@ struct Rwkv4Definition {
     auto v = scratch(T, D);       // [T, D]
     auto out = scratch(T, D);     // [T, D]
     const auto mixed_by = [&](const Parameter<Scalar, 3>& past) {
-      mix_tokens(normed, before, for_each_token(past, T), mixed, call);
+      mix_tokens(normed, before, by_channel(flat(past)), mixed, call);
       return mixed;
     };
 

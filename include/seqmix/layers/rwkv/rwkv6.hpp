@@ -160,7 +160,7 @@ struct Rwkv6Definition {
     x = w.norms.enter(x, c.norm_eps, y, call);
     layer_norm(x, w.norms.ln1, w.norms.ln1_bias, c.norm_eps, normed, call);
     token_shift(normed, state.att_shift, before, call);
-    mix_tokens(normed, before, for_each_token(w.mix_x, T), mixed, call);
+    mix_tokens(normed, before, by_channel(flat(w.mix_x)), mixed, call);
     project(mixed, {{mix_down, low}}, call);
     elementwise(call, tanh, low, low);
     project(mixed_for(of_w), {{decay_down, low_decay}}, call);

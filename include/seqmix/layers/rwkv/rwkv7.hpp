@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -155,9 +154,28 @@ struct Rwkv7Definition {
 
   void run(View<const Scalar, 2> x, State& state, const Side& side, View<Scalar, 2> y,
            const Call& call) const {
+    const Index T = x.extent(axis::time);
+    auto scratch = call.scratch<Scalar>();
+    auto normed = scratch(T, c.d_model);  // [T, D]
+    auto mixed = scratch(T, c.d_model);   // [T, D]
+
+    x = w.norms.enter(x, c.norm_eps, y, call);
+    layer_norm(x, w.norms.ln1, w.norms.ln1_bias, c.norm_eps, normed, call);
+    time_mix(normed, state, side, mixed, call);
+    add<Scalar>(x, mixed, y, call);
+
+    layer_norm<Scalar>(y, w.norms.ln2, w.norms.ln2_bias, c.norm_eps, normed, call);
+    channel_mix<Scalar>(normed, w.ffn_x_k, {}, w.ffn_key, {}, w.ffn_value, state.ffn_shift, mixed,
+                        call);
+    add<Scalar>(y, mixed, y, call);
+  }
+
+ private:
+  /// y of x, behind its norm, both [T, D].
+  void time_mix(View<const Scalar, 2> x, State& state, const Side& side, View<Scalar, 2> y,
+                const Call& call) const {
     const Index T = x.extent(axis::time), D = c.d_model, H = c.n_heads(), N = c.head_dim;
     auto scratch = call.scratch<Scalar>();
-    auto normed = scratch(T, D);                // [T, D]
     auto before = scratch(T, D);                // [T, D], previous token - token
     auto mixed = scratch(T, D);                 // [T, D]
     auto low_decay = scratch(T, c.decay_rank);  // [T, R]
@@ -173,14 +191,15 @@ struct Rwkv7Definition {
     auto gate = scratch(T, D);                  // [T, D]
     auto o = scratch(T, H, N);                  // [T, H, N]
     const auto mixed_by = [&](const Parameter<Scalar, 3>& weight) {
-      mix_tokens(normed, before, for_each_token(weight, T), mixed, call);
+      mix_tokens(x, before, by_channel(flat(weight)), mixed, call);
       return mixed;
     };
     const auto sigmoid = [](auto number) { return simd::sigmoid(number); };
+    const auto log_decay = [slope = static_cast<Scalar>(-std::exp(-0.5))](auto raw) {
+      return slope * simd::sigmoid(raw);
+    };
 
-    x = w.norms.enter(x, c.norm_eps, y, call);
-    layer_norm(x, w.norms.ln1, w.norms.ln1_bias, c.norm_eps, normed, call);
-    token_shift(normed, state.att_shift, before, call);
+    token_shift(x, state.att_shift, before, call);
     project(mixed_by(w.x_r), {{w.receptance, r}}, call);
     project(mixed_by(w.x_k), {{w.key, k}}, call);
     project(mixed_by(w.x_v), {{w.value, v}}, call);
@@ -194,12 +213,10 @@ struct Rwkv7Definition {
     project(low_decay, {{decay_up, decay}}, call);
     project(low_rate, {{rate_up, rate}}, call);
     project(low_gate, {{gate_up, gate}}, call);
-    const simd::Batch<Scalar> slope(static_cast<Scalar>(-std::exp(-0.5)));
-    elementwise(
-        call, [slope](auto raw) { return slope * simd::sigmoid(raw); }, decay, decay);
+    elementwise(call, log_decay, decay, decay);
     elementwise(call, sigmoid, rate, rate);
     share_values(v.merge(axis::head), low_value, mixed, side.value_first, call);
-    split_keys(k, rate, erased, call);
+    split_keys(k.merge(axis::head), rate.merge(axis::head), erased, call);
 
     dplr_state(r, decay, k, v, erased, rate, state.memory, o, call);
     auto merged = o.merge(axis::head);  // [T, D]
@@ -207,16 +224,9 @@ struct Rwkv7Definition {
     add_bonus(r, w.r_k, k, v, o, call);
     elementwise(
         call, [](auto out, auto by) { return out * by; }, merged, merged, gate);
-    project(merged, {{w.output, mixed}}, call);
-    add<Scalar>(x, mixed, y, call);
-
-    layer_norm<Scalar>(y, w.norms.ln2, w.norms.ln2_bias, c.norm_eps, normed, call);
-    channel_mix<Scalar>(normed, w.ffn_x_k, {}, w.ffn_key, {}, w.ffn_value, state.ffn_shift, mixed,
-                        call);
-    add<Scalar>(y, mixed, y, call);
+    project(merged, {{w.output, y}}, call);
   }
 
- private:
   /// Layer 0 gives its values v [T, D]; the others go towards them by a gate, whose numbers take
   /// the place of `gate`.
   void share_values(View<Scalar, 2> v, View<const Scalar, 2> low, View<Scalar, 2> gate,
@@ -234,33 +244,18 @@ struct Rwkv7Definition {
         v, v, first, gate);
   }
 
-  /// From k and a, [T, H, N] each: erased = -κ, a = κ a and the key that is written, in k.
-  void split_keys(View<Scalar, 3> k, View<Scalar, 3> a, View<Scalar, 3> erased,
+  /// From k and a, [T, D] each: erased = -κ [T, H, N], a = κ a and the key that is written, in k.
+  void split_keys(View<Scalar, 2> k, View<Scalar, 2> a, View<Scalar, 3> erased,
                   const Call& call) const {
-    using Batch = simd::Batch<Scalar>;
-    const Shape<3> strides{0, c.head_dim, 1};
-    const View<const Scalar, 3> k_k(w.k_k.data(), k.shape(), strides);
-    const View<const Scalar, 3> k_a(w.k_a.data(), k.shape(), strides);
-    for_each_row(
-        call,
-        [N = c.head_dim](Scalar* key, Scalar* rate, Scalar* erase, const Scalar* direction,
-                         const Scalar* correction) {
-          const Scalar square = detail::sum_of<Scalar>(
-              N, [](Batch x, Batch by) { return x * by * (x * by); }, key, direction);
-          const Batch norm(std::max(std::sqrt(square), static_cast<Scalar>(1e-12)));
-          simd::map<Scalar>(
-              N, erase, [norm](Batch x, Batch by) { return -(x * by / norm); }, key, direction);
-          simd::map<Scalar>(
-              N, key,
-              [](Batch x, Batch by, Batch share) {
-                const Batch one(Scalar(1));
-                return x * simd::fma<Scalar>(by - one, share, one);
-              },
-              key, rate, correction);
-          simd::map<Scalar>(
-              N, rate, [](Batch by, Batch minus) { return -(by * minus); }, rate, erase);
-        },
-        k, a, erased, k_k, k_a);
+    const auto minus = erased.merge(axis::head);  // [T, D]
+    elementwise(
+        call, [](auto key, auto by) { return -(key * by); }, minus, k, by_channel(flat(w.k_k)));
+    clamped_l2_norm(erased, 1e-12, call);
+    elementwise(
+        call, [](auto key, auto rate, auto share) { return key * simd::fma(rate - 1, share, 1); },
+        k, k, a, by_channel(flat(w.k_a)));
+    elementwise(
+        call, [](auto rate, auto by) { return -(rate * by); }, a, a, minus);
   }
 };
 

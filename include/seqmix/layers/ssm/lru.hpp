@@ -96,7 +96,6 @@ struct LruDefinition {
   }
 
   void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
-    using Batch = simd::Batch<Scalar>;
     const Index T = x.extent(axis::time);
     auto scratch = call.scratch<Scalar>();
     auto h = scratch(T, 2 * c.state_size);  // [T, 2 N]
@@ -105,10 +104,9 @@ struct LruDefinition {
     project(x, {{inputs, h}}, call);
     complex_scan(lambda, state.hidden, h.split(axis::channel, 2, c.state_size), call);
     project(h, {{readouts, read}}, call);
-    const View<const Scalar, 2> skip(w.D.data(), {T, c.d_model}, {0, 1});
     elementwise(
-        call, [](Batch d, Batch in, Batch sum) { return simd::fma<Scalar>(d, in, sum); }, y, skip,
-        x, View<const Scalar, 2>(read));
+        call, [](auto d, auto in, auto sum) { return simd::fma(d, in, sum); }, y, by_channel(w.D),
+        x, read);
   }
 };
 

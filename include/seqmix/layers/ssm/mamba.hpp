@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -115,7 +116,7 @@ struct MambaDefinition {
     for (Index d = 0; d < c.d_inner; ++d) {
       for (Index n = 0; n < c.state_size; ++n) {
         const double rate = -std::exp(static_cast<double>(w.A_log(d, n)));
-        numbers(n, d) = static_cast<Scalar>(rate * simd::detail::log2e);
+        numbers(n, d) = static_cast<Scalar>(rate * std::numbers::log2e);
       }
     }
     rates = std::move(numbers);

@@ -166,10 +166,12 @@ struct Mamba2Definition {
 
     time_steps(dt, decay, call);
     call.trace("dt", dt), call.trace("x", x), call.trace("B", keys_B), call.trace("C", queries_C);
-    scale_heads(dt.split(axis::channel, c.n_heads, 1), x, v, call, false);
+    elementwise(
+        call, [](auto in, auto step) { return step * in; }, v, x, by_row(dt));
     linear_state(queries_C, keys_B, v, ScalarDecay<Scalar>{decay}, 1, state.ssm, o, call);
-    const View<const Scalar, 3> skip(w.D.data(), {T, c.n_heads, 1}, {0, 1, 1});
-    scale_heads(skip, x, o, call, true);
+    elementwise(
+        call, [](auto sum, auto in, auto d) { return simd::fma(d, in, sum); }, o, o, x,
+        by_head(w.D));
     call.trace("o", o);
     gate(o.merge(axis::head), z, call);
     project(o, {{w.out_proj, y}}, call);
@@ -192,38 +194,13 @@ struct Mamba2Definition {
   }
   /// dt = clamp(softplus(dt + bias)), decay = dt A, both [T, H].
   void time_steps(View<Scalar, 2> dt, View<Scalar, 2> decay, const Call& call) const {
-    using Batch = simd::Batch<Scalar>;
-    const Batch least(static_cast<Scalar>(c.dt_min)), most(static_cast<Scalar>(c.dt_max));
-    for_each_row(
-        call,
-        [&](Scalar* step, Scalar* rate) {
-          const auto clamped = [&](Batch raw, Batch bias) {
-            return simd::min(simd::max(simd::softplus(raw + bias), least), most);
-          };
-          simd::map<Scalar>(c.n_heads, step, clamped, step, w.dt_bias.data());
-          simd::map<Scalar>(
-              c.n_heads, rate, [](Batch a, Batch b) { return a * b; }, step, A.data());
-        },
-        dt, decay);
-  }
-  /// to = factor x, or to += factor x, with one factor a head: [T, H, 1].
-  void scale_heads(View<const Scalar, 3> factor, View<const Scalar, 3> x, View<Scalar, 3> to,
-                   const Call& call, bool add) const {
-    using Batch = simd::Batch<Scalar>;
-    for_each_row(
-        call,
-        [&](Scalar* out, const Scalar* in, const Scalar* number) {
-          const Batch by(*number);
-          if (add) {
-            simd::map<Scalar>(
-                c.head_dim, out, [by](Batch a, Batch sum) { return simd::fma(by, a, sum); }, in,
-                out);
-          } else {
-            simd::map<Scalar>(
-                c.head_dim, out, [by](Batch a) { return by * a; }, in);
-          }
-        },
-        to, x, factor);
+    const auto least = static_cast<Scalar>(c.dt_min), most = static_cast<Scalar>(c.dt_max);
+    const auto clamped = [least, most](auto raw, auto bias) {
+      return simd::min(simd::max(simd::softplus(raw + bias), least), most);
+    };
+    elementwise(call, clamped, dt, dt, by_channel(w.dt_bias));
+    elementwise(
+        call, [](auto step, auto rate) { return step * rate; }, decay, dt, by_channel(A));
   }
 };
 

@@ -63,31 +63,31 @@ struct Entries {
   CacheView<const S, 2> stored(Span tile, const View<S, 2>& to) const {
     const Index cached =
         fresh.data() == nullptr ? tile.end : std::clamp(past, tile.begin, tile.end);
-    if (cached == tile.begin) return fresh.template slice<0>(tile.begin - past, tile.size());
+    if (cached == tile.begin) return fresh.slice(axis::row, tile.begin - past, tile.size());
     const Index rows = cache.extent(0), slot = tile.begin % rows;
     if (cached == tile.end && slot + tile.size() <= rows) {
-      return cache.template slice<0>(slot, tile.size());
+      return cache.slice(axis::row, slot, tile.size());
     }
     for (Index position = tile.begin; position < tile.end; ++position) {
       const View<S, 1> row = to[position - tile.begin];
       position < cached ? load_entries<S>(cache[position % rows], row)
                         : copy(fresh[position - past], row);
     }
-    return to.template slice<0>(0, tile.size());
+    return to.slice(axis::row, 0, tile.size());
   }
   /// The rows of a tile that lie behind each other, from its first on, to fetch them ahead.
   CacheView<const S, 2> cached(Span tile) const {
     if (fresh.data() != nullptr && tile.begin >= past) {
-      return fresh.template slice<0>(tile.begin - past, tile.size());
+      return fresh.slice(axis::row, tile.begin - past, tile.size());
     }
     const Index rows = cache.extent(0), slot = tile.begin % rows;
-    return cache.template slice<0>(slot, std::min(tile.size(), rows - slot));
+    return cache.slice(axis::row, slot, std::min(tile.size(), rows - slot));
   }
   /// The same as numbers of S.
   View<const S, 2> of(Span tile, const View<S, 2>& to) const {
     const CacheView<const S, 2> rows = stored(tile, to);
     if (rows.is_native()) return rows.native();
-    const View<S, 2> numbers = to.template slice<0>(0, tile.size());
+    const View<S, 2> numbers = to.slice(axis::row, 0, tile.size());
     load_entries<S>(rows, numbers);
     return numbers;
   }
@@ -204,7 +204,7 @@ struct AttentionOperands {
           .at(axis::head, group);
     };
     if (!has_caches()) return {{}, of_token(0), 0};
-    const auto cached = cache.at(axis::row, of.row).template at<0>(group);
+    const auto cached = cache.at(axis::head, group).at(axis::row, of.row);
     if (fresh.data() == nullptr) return {cached, {}, of.past};
     return {cached, of_token(of.past), of.past};
   }

@@ -72,7 +72,7 @@ struct QueryPanel {
       for (Index r = 0; r < registers(); ++r) update<1>(r, tile, strips);
     }
     for (const Strip& strip : strips) {
-      if (strip.partial && !all_finite(values.template slice<0>(strip.first, strip.size()))) {
+      if (strip.partial && !all_finite(values.slice(axis::row, strip.first, strip.size()))) {
         add_visible(strip, tile, values);
       } else {
         products.add_values(strip, o);
@@ -87,8 +87,8 @@ struct QueryPanel {
       S* const result = &sum[r * lanes];
       simd::store<S>(result, simd::load<S>(&reference[r * lanes]) + simd::log(total));
     }
-    const auto rows = o.template slice<0>(0, to.extent(1));
-    scale_transposed<S>(rows.template slice<1>(0, queries.size()), S(1), to);
+    const auto rows = o.slice(axis::row, 0, to.extent(1));
+    scale_transposed<S>(rows.slice(axis::channel, 0, queries.size()), S(1), to);
     if (log_sum_exp == nullptr) return;
     for (Index i = 0; i < queries.size(); ++i) log_sum_exp[i * stride] = sum[i];
   }

@@ -192,15 +192,15 @@ class RegisterProducts {
   void set_queries(Index panel, const View<const S, 2>& from, S scale) {
     const auto q = queries_[panel];
     const Index count = from.extent(0), padded = round_up(count, lanes);
-    scale_transposed<S>(from, scale, q.template slice<1>(0, count));
-    fill(q.template slice<1>(count, padded - count), S(0));
+    scale_transposed<S>(from, scale, q.slice(axis::channel, 0, count));
+    fill(q.slice(axis::channel, count, padded - count), S(0));
   }
   void set_tile(const View<const S, 2>& keys, const View<const S, 2>& values) {
     keys_ = keys, values_ = values;
   }
 
   void multiply_keys(Index panel, const Strip& strip) {
-    multiply_panel<S>(keys_.template slice<0>(strip.first, strip.size()),
+    multiply_panel<S>(keys_.slice(axis::row, strip.first, strip.size()),
                       columns(queries_[panel], strip), of(strip), false, *ahead_);
   }
   /// The registers of a panel from one on: their products, and what takes their weights.
@@ -218,16 +218,16 @@ class RegisterProducts {
   Columns columns_of(Index r) const { return {&scores_(0, r * lanes)}; }
   Batch weight(Index key, Index r) const { return simd::load<S>(&scores_(key, r * lanes)); }
   void add_values(const Strip& strip, const View<S, 2>& o) {
-    const auto rows = values_.template slice<0>(strip.first, strip.size());
+    const auto rows = values_.slice(axis::row, strip.first, strip.size());
     multiply_panel<S>(transposed(rows), of(strip), columns(o, strip), true, *ahead_);
   }
 
  private:
   static View<S, 2> columns(const View<S, 2>& view, const Strip& strip) {
-    return view.template slice<1>(strip.begin * lanes, (strip.end - strip.begin) * lanes);
+    return view.slice(axis::channel, strip.begin * lanes, (strip.end - strip.begin) * lanes);
   }
   View<S, 2> of(const Strip& strip) const {
-    return columns(scores_.template slice<0>(strip.first, strip.size()), strip);
+    return columns(scores_.slice(axis::row, strip.first, strip.size()), strip);
   }
 
   Context::Scratch<S> scratch_;

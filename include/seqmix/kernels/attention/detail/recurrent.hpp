@@ -160,8 +160,8 @@ __attribute__((noinline)) void dot_rows(const View<const S, 2>& q,
     const Index end = std::min(rows.extent(0), row + lanes);
     for_each_block_of_queries<queries_at_once<S>>(q.extent(0), [&](Index r, auto count) {
       for (Index first = row; first < end; first += lanes / count) {
-        dot_block<S, count>(q.template slice<0>(r, count), rows, first, r == 0 ? ahead : nothing,
-                            products.template slice<0>(r, count));
+        dot_block<S, count>(q.slice(axis::row, r, count), rows, first, r == 0 ? ahead : nothing,
+                            products.slice(axis::row, r, count));
       }
     });
   }
@@ -222,8 +222,8 @@ __attribute__((noinline)) void add_rows(const View<const S, 2>& p,
   Ahead nothing;
   const auto add = [&](auto registers, Index column, auto lane_count) {
     for_each_block_of_queries<queries_at_once<S>>(o.extent(0), [&](Index r, auto queries) {
-      add_block<S, queries, registers>(p.template slice<0>(r, queries), rows, column, lane_count,
-                                       r == 0 ? ahead : nothing, o.template slice<0>(r, queries));
+      add_block<S, queries, registers>(p.slice(axis::row, r, queries), rows, column, lane_count,
+                                       r == 0 ? ahead : nothing, o.slice(axis::row, r, queries));
     });
   };
   const Index width = o.extent(1);
@@ -272,10 +272,10 @@ struct QueryToken {
     load_scales(keys, scales[0]), load_scales(values, scales[1]);
     const auto add = [&](Span of_heads, Span of_keys, const Ahead& ahead) {
       if (of_heads.size() == 0 || of_keys.size() == 0) return;
-      values.template slice<0>(of_keys.begin, of_keys.size()).visit([&](const auto& rows) {
-        add_rows<S>(p.template slice<0>(of_heads.begin, of_heads.size())
-                        .template slice<1>(of_keys.begin, of_keys.size()),
-                    rows, ahead, o.template slice<0>(of_heads.begin, of_heads.size()));
+      values.slice(axis::row, of_keys.begin, of_keys.size()).visit([&](const auto& rows) {
+        add_rows<S>(p.slice(axis::row, of_heads.begin, of_heads.size())
+                        .slice(axis::channel, of_keys.begin, of_keys.size()),
+                    rows, ahead, o.slice(axis::row, of_heads.begin, of_heads.size()));
       });
     };
     Span together;  // heads that see the whole tile
@@ -410,7 +410,7 @@ void attend_by_recurrence(const AttentionOperands<S>& operands, const Call& call
   auto part_o = scratch(attention_wave, R, V);
   auto part_maximum = scratch(attention_wave, R), part_sum = scratch(attention_wave, R);
   const auto heads_of = [&](const auto& view, const KeySpan& span) {
-    return view[span.of.first + span.token].template slice<0>(span.group * R, R);
+    return view[span.of.first + span.token].slice(axis::row, span.group * R, R);
   };
 
   const auto attend_span = [&](const KeySpan& span, Index slot, const Call& worker) {

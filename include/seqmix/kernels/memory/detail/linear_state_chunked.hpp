@@ -274,7 +274,7 @@ class LinearChunks {
   const S* factors_of(Index n) const { return factors_ + n * C * a_stride_; }
   ChunkRows<S> rows_of(Index n) const {
     const auto of_chunk = [&](const View<const S, 2>& rows) {
-      return rows.template slice<0>(first_ + n * C, std::min(C, tokens_ - n * C));
+      return rows.slice(axis::time, first_ + n * C, std::min(C, tokens_ - n * C));
     };
     return {of_chunk(unit_.q), of_chunk(unit_.k)};
   }
@@ -305,11 +305,11 @@ LinesAhead<S> lines_ahead(const LinearStateUnit<S, Decay>& unit, Index h, Index 
   LinesAhead<S> ahead;
   if (from >= unit.tokens()) return ahead;
   const auto add = [&](const View<const S, 2>& rows) {
-    ahead.add(rows.template slice<0>(from, std::min(block, unit.tokens() - from)));
+    ahead.add(rows.slice(axis::time, from, std::min(block, unit.tokens() - from)));
   };
   if (last) add(unit.q), add(unit.k);
   if constexpr (Decay::by_channel) add(unit.decays(next));
-  add(unit.v.template at<1>(next)), add(unit.o.template at<1>(next));
+  add(unit.v.at(axis::head, next)), add(unit.o.at(axis::head, next));
   return ahead;
 }
 

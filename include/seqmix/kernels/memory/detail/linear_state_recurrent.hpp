@@ -69,7 +69,7 @@ void for_each_tile(const View<S, 2>& state, auto&& advance) {
       } else {
         alignas(alignment) S padded[tile_rows * tile_columns] = {};
         const View<S, 2> rest =
-            state.template slice<0>(row, rows).template slice<1>(column, columns);
+            state.slice(axis::row, row, rows).slice(axis::channel, column, columns);
         pack_padded<S>(rest, padded, tile_columns);
         advance(padded, tile_columns, row, column);
         unpack_padded<S>(padded, tile_columns, rest);
@@ -123,11 +123,11 @@ void linear_state_recurrent(const LinearStateUnit<S, Decay>& unit, const Call& c
 
   for (Index first = 0; first < T; first += block) {
     rows.tokens = std::min(block, T - first);
-    pack_padded<S>(unit.q.template slice<0>(first, rows.tokens), rows.q, key_stride);
-    pack_padded<S>(unit.k.template slice<0>(first, rows.tokens), rows.k, key_stride);
+    pack_padded<S>(unit.q.slice(axis::time, first, rows.tokens), rows.q, key_stride);
+    pack_padded<S>(unit.k.slice(axis::time, first, rows.tokens), rows.k, key_stride);
     for (Index h = 0; h < unit.heads(); ++h) {
       const auto of_head = [&](const auto& view) {
-        return view.template at<1>(h).template slice<0>(first, rows.tokens);
+        return view.at(axis::head, h).slice(axis::time, first, rows.tokens);
       };
       unit.write_factors(h, first, rows.tokens, rows.a, key_stride);
       pack_padded<S>(of_head(unit.v), rows.v, value_stride);

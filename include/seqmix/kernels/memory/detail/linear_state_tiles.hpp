@@ -128,7 +128,7 @@ class TileChunks {
 
   template <class T>
   View<T, 2> of_chunk(const View<T, 2>& rows) const {
-    return rows.template slice<0>(first_, count_);
+    return rows.slice(axis::time, first_, count_);
   }
 
   /// What the heads share.
@@ -162,10 +162,10 @@ class TileChunks {
   /// Packs v as it is and as it is left at the end of the chunk, while memory brings the outputs'
   /// rows and the next head's nearer.
   void pack_values(Index h) {
-    const View<const float, 2> v = of_chunk(unit_.v.template at<1>(h));
-    const View<const float, 2> o = of_chunk(unit_.o.template at<1>(h));
+    const View<const float, 2> v = of_chunk(unit_.v.at(axis::head, h));
+    const View<const float, 2> o = of_chunk(unit_.o.at(axis::head, h));
     const Index next_head = std::min(h + 1, unit_.heads() - 1);
-    const View<const float, 2> next = of_chunk(unit_.v.template at<1>(next_head));
+    const View<const float, 2> next = of_chunk(unit_.v.at(axis::head, next_head));
     const auto fetch = [&](const View<const float, 2>& rows, Index row, Index column) {
       if (row < count_ && column < rows.extent(1)) simd::prefetch(&rows(row, column));
     };
@@ -189,7 +189,7 @@ class TileChunks {
   }
 
   void read(Index h) {
-    const View<float, 2> o = of_chunk(unit_.o.template at<1>(h));
+    const View<float, 2> o = of_chunk(unit_.o.at(axis::head, h));
     for (Index i = 0; i < blocks_; ++i) {
       for (Index j = 0; j < value_blocks_; ++j) {
         multiply_block(queries_, i, states_, h * value_blocks_ + j, states_.steps(), sums_);

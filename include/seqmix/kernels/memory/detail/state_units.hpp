@@ -41,9 +41,9 @@ struct StateUnit {
   }
   /// Of a state [B, H, K, V]: [heads, K, width].
   auto state_of(const auto& state) const {
-    return state.at(axis::row, segment.row)
-        .template slice<0>(head, heads)
-        .slice(axis::channel, column, width);
+    return state.slice(axis::head, head, heads)
+        .slice(axis::channel, column, width)
+        .at(axis::row, segment.row);
   }
 };
 

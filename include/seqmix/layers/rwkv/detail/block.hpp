@@ -14,12 +14,6 @@ SEQMIX_BEGIN_NAMESPACE
 
 // What the blocks of RWKV share.
 
-/// The numbers of a parameter [1, 1, D] for each token: [T, D] without a copy.
-template <class Scalar>
-View<const Scalar, 2> for_each_token(const Parameter<Scalar, 3>& parameter, Index T) {
-  return {parameter.data(), {T, parameter.extent(2)}, {0, 1}};
-}
-
 /// The numbers of a parameter [1, 1, D] as [D].
 template <class Scalar>
 View<const Scalar, 1> flat(const Parameter<Scalar, 3>& parameter) {
@@ -40,7 +34,7 @@ template <class Scalar>
 Projection<Scalar> transposed_projection(View<const Scalar, 2> weight,
                                          View<const Scalar, 1> bias = {}) {
   Tensor<Scalar, 2> rows({weight.extent(1), weight.extent(0)});
-  for (Index i = 0; i < weight.extent(0); ++i) copy(weight[i], rows.view().template at<1>(i));
+  for (Index i = 0; i < weight.extent(0); ++i) copy(weight[i], rows.view().at(axis::channel, i));
   Projection<Scalar> result{Parameter<Scalar, 2>(std::move(rows)), {}};
   result.weight.pack();
   if (bias.data() != nullptr) {
@@ -86,13 +80,13 @@ void channel_mix(View<const Scalar, 2> x, const Parameter<Scalar, 3>& mix_k,
   auto mixed = scratch(T, D);                       // [T, D]
   auto hidden = scratch(T, key.weight.shape()[0]);  // [T, F]
   token_shift(x, history, before, call);
-  mix_tokens(x, before, for_each_token(mix_k, T), mixed, call);
+  mix_tokens(x, before, by_channel(flat(mix_k)), mixed, call);
   project(mixed, {{key, hidden}}, call);
   activate(Activation::relu_squared, hidden, call);
   project(hidden, {{value, y}}, call);
   if (!receptance.weight) return;
   auto gate = before;  // [T, D]
-  mix_tokens(x, before, for_each_token(mix_r, T), mixed, call);
+  mix_tokens(x, before, by_channel(flat(mix_r)), mixed, call);
   project(mixed, {{receptance, gate}}, call);
   elementwise(
       call, [](auto out, auto by) { return out * simd::sigmoid(by); }, y, y, gate);
