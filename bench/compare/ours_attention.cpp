@@ -3,7 +3,8 @@
 #include "compare/ours.hpp"
 #include "seqmix/kernels/attention/attention.hpp"
 #include "seqmix/kernels/attention/caches.hpp"
-#include "seqmix/kernels/attention/policies.hpp"
+#include "seqmix/kernels/attention/masks.hpp"
+#include "seqmix/kernels/attention/scores.hpp"
 #include "seqmix/kernels/attention/selection.hpp"
 
 namespace compare {

@@ -526,6 +526,63 @@ class ModelLoader {
   UsedNames used_;
 };
 
+template <class S>
+LanguageModel<S> load_llama(ModelLoader<S> from) {
+  return LanguageModel<S>(from.load([&](Index number) {
+    return from.template block<AttentionDefinition<S>, FeedForwardDefinition<S>>(
+        number, llama_attention_config(from.config()), llama_channel_config(from.config()));
+  }));
+}
+
+template <class S>
+LanguageModel<S> load_mixtral(ModelLoader<S> from) {
+  return LanguageModel<S>(from.load([&](Index number) {
+    const auto channel = mixtral_channel_config(from.config());
+    if (from.config().is_null("sliding_window")) {
+      return from.template block<AttentionDefinition<S>, MixtureOfExpertsDefinition<S>>(
+          number, mixtral_attention_config(from.config()), channel);
+    }
+    return from.template block<SlidingWindowAttentionDefinition<S>, MixtureOfExpertsDefinition<S>>(
+        number, mixtral_window_config(from.config()), channel);
+  }));
+}
+
+template <class S>
+LanguageModel<S> load_mamba2(ModelLoader<S> from, Mamba2Norm norm) {
+  return LanguageModel<S>(from.load([&](Index number) {
+    return from.template block<Mamba2Definition<S>, NoChannelMixer<S>>(
+        number, mamba2_mixer_config(from.config(), norm), {});
+  }));
+}
+
+template <class S>
+LanguageModel<S> load_qwen3_next(ModelLoader<S> from) {
+  from.config().template expect<Index>("num_experts", 0);
+  return LanguageModel<S>(from.load([&](Index number) {
+    expect_linear_attention(from.config(), number);
+    return from.template block<GatedDeltaNetDefinition<S>, FeedForwardDefinition<S>>(
+        number, qwen3_next_mixer_config(from.config()), gated_channel_config(from.config()));
+  }));
+}
+
+template <class S>
+LanguageModel<S> load_recurrent_gemma(ModelLoader<S> from) {
+  auto parts = from.load([&](Index number) {
+    const auto channel = recurrent_gemma_channel_config(from.config());
+    if (is_recurrent_block(from.config(), number)) {
+      return from.template block<RgLruDefinition<S>, FeedForwardDefinition<S>>(
+          number, recurrent_gemma_mixer_config(from.config()), channel);
+    }
+    return from.template block<SlidingWindowAttentionDefinition<S>, FeedForwardDefinition<S>>(
+        number, recurrent_gemma_attention_config(from.config()), channel);
+  });
+  // The published model multiplies embeddings by a root that is rounded to bfloat16.
+  const bfloat16 root(static_cast<float>(std::sqrt(static_cast<double>(parts.norm.size()))));
+  parts.embedding_scale = static_cast<double>(static_cast<float>(root));
+  parts.logit_cap = from.config().positive("logits_soft_cap");
+  return LanguageModel<S>(std::move(parts));
+}
+
 }  // namespace detail
 
 /// How a model is loaded: how weights and caches are stored, and what config.json leaves open.
@@ -551,9 +608,6 @@ struct LoadOptions : Options {
 template <class S>
 LanguageModel<S> load_language_model(const std::filesystem::path& folder,
                                      LoadOptions options = {}) {
-  using FeedForwardPart = FeedForwardDefinition<S>;
-  using Experts = MixtureOfExpertsDefinition<S>;
-  using Window = SlidingWindowAttentionDefinition<S>;
   const std::string config_path = (folder / "config.json").string();
   const detail::JsonDocument document(read_json(config_path));
   const Json& json = document;
@@ -563,60 +617,14 @@ LanguageModel<S> load_language_model(const std::filesystem::path& folder,
     return detail::ModelLoader<S>({json, config_path, dialect.defaults}, checkpoint, dialect,
                                   options);
   };
-
-  if (type == "llama") {
-    auto from = loader(detail::llama_dialect);
-    return LanguageModel<S>(from.load([&](Index number) {
-      return from.template block<AttentionDefinition<S>, FeedForwardPart>(
-          number, detail::llama_attention_config(from.config()),
-          detail::llama_channel_config(from.config()));
-    }));
-  }
-  if (type == "mixtral") {
-    auto from = loader(detail::mixtral_dialect);
-    return LanguageModel<S>(from.load([&](Index number) {
-      const auto channel = detail::mixtral_channel_config(from.config());
-      if (from.config().is_null("sliding_window")) {
-        return from.template block<AttentionDefinition<S>, Experts>(
-            number, detail::mixtral_attention_config(from.config()), channel);
-      }
-      return from.template block<Window, Experts>(
-          number, detail::mixtral_window_config(from.config()), channel);
-    }));
-  }
+  if (type == "llama") return detail::load_llama<S>(loader(detail::llama_dialect));
+  if (type == "mixtral") return detail::load_mixtral<S>(loader(detail::mixtral_dialect));
   if (type == "mamba2") {
-    auto from = loader(detail::mamba2_dialect);
-    return LanguageModel<S>(from.load([&](Index number) {
-      return from.template block<Mamba2Definition<S>, NoChannelMixer<S>>(
-          number, detail::mamba2_mixer_config(from.config(), options.mamba2_norm), {});
-    }));
+    return detail::load_mamba2<S>(loader(detail::mamba2_dialect), options.mamba2_norm);
   }
-  if (type == "qwen3_next") {
-    auto from = loader(detail::qwen3_next_dialect);
-    from.config().template expect<Index>("num_experts", 0);
-    return LanguageModel<S>(from.load([&](Index number) {
-      detail::expect_linear_attention(from.config(), number);
-      return from.template block<GatedDeltaNetDefinition<S>, FeedForwardPart>(
-          number, detail::qwen3_next_mixer_config(from.config()),
-          detail::gated_channel_config(from.config()));
-    }));
-  }
+  if (type == "qwen3_next") return detail::load_qwen3_next<S>(loader(detail::qwen3_next_dialect));
   if (type == "recurrent_gemma") {
-    auto from = loader(detail::recurrent_gemma_dialect);
-    auto parts = from.load([&](Index number) {
-      const auto channel = detail::recurrent_gemma_channel_config(from.config());
-      if (detail::is_recurrent_block(from.config(), number)) {
-        return from.template block<RgLruDefinition<S>, FeedForwardPart>(
-            number, detail::recurrent_gemma_mixer_config(from.config()), channel);
-      }
-      return from.template block<Window, FeedForwardPart>(
-          number, detail::recurrent_gemma_attention_config(from.config()), channel);
-    });
-    // The published model multiplies embeddings by a root that is rounded to bfloat16.
-    const bfloat16 root(static_cast<float>(std::sqrt(static_cast<double>(parts.norm.size()))));
-    parts.embedding_scale = static_cast<double>(static_cast<float>(root));
-    parts.logit_cap = from.config().positive("logits_soft_cap");
-    return LanguageModel<S>(std::move(parts));
+    return detail::load_recurrent_gemma<S>(loader(detail::recurrent_gemma_dialect));
   }
   throw ConfigError(config_path + ": model_type is " + detail::in_quotes(type) +
                     ", expected one of: llama, mixtral, mamba2, qwen3_next, recurrent_gemma");

@@ -9,7 +9,10 @@
 #include <utility>
 #include <vector>
 
-#include "seqmix/kernels/attention/policies.hpp"
+#include "seqmix/kernels/attention/attention.hpp"
+#include "seqmix/kernels/attention/masks.hpp"
+#include "seqmix/kernels/attention/rings.hpp"
+#include "seqmix/kernels/attention/scores.hpp"
 #include "support/allocations.hpp"
 #include "support/call.hpp"
 #include "support/compare.hpp"
@@ -22,6 +25,14 @@ using support::same_bits;
 using support::TestCall;
 
 namespace {
+
+/// Heads [B, T, G, K] as caches have them, [B, G, T, K].
+template <class T>
+View<T, 4> heads_first(const View<T, 4>& x) {
+  return {x.data(),
+          {x.extent(0), x.extent(2), x.extent(1), x.extent(3)},
+          {x.stride(0), x.stride(2), x.stride(1), x.stride(3)}};
+}
 
 /// A query sees its window of keys, itself included, and the first tokens of the stream.
 struct SinksAndWindow {

@@ -4,8 +4,12 @@
 #include <limits>
 #include <vector>
 
+#include "seqmix/kernels/attention/attention.hpp"
+#include "seqmix/kernels/attention/caches.hpp"
 #include "seqmix/kernels/attention/latent.hpp"
-#include "seqmix/kernels/attention/policies.hpp"
+#include "seqmix/kernels/attention/masks.hpp"
+#include "seqmix/kernels/attention/rings.hpp"
+#include "seqmix/kernels/attention/scores.hpp"
 #include "support/allocations.hpp"
 #include "support/call.hpp"
 #include "support/compare.hpp"

@@ -6,7 +6,10 @@
 #include <vector>
 
 #include "seqmix/kernels/attention/latent.hpp"
+#include "seqmix/kernels/attention/masks.hpp"
+#include "seqmix/kernels/attention/scores.hpp"
 #include "seqmix/kernels/attention/selection.hpp"
+#include "seqmix/kernels/attention/strided.hpp"
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"

@@ -5,7 +5,9 @@
 #include <limits>
 #include <vector>
 
+#include "seqmix/kernels/positions/rope_scaling.hpp"
 #include "seqmix/kernels/positions/rotary.hpp"
+#include "seqmix/kernels/positions/rotary_frequencies.hpp"
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"

@@ -132,5 +132,19 @@ void append(In<S, 3> x, In<Index, 1> past, CacheOut<S, 4> cache, const Call& cal
   }
 }
 
+/// Writes the heads x [T, G, K] of the first positions of a stream to a cache of them alone,
+/// [B, G, count, K]; later ones go nowhere.
+template <class S>
+void append_leading(In<S, 3> x, In<Index, 1> past, CacheOut<S, 4> cache, const Call& call) {
+  for (const Segment& segment : call.segments()) {
+    const Index before = past[segment.row];
+    const Index count = std::min(segment.count, cache.extent(axis::slot) - before);
+    for (Index t = 0; t < count; ++t) {
+      store_entries<S>(x[segment.first + t],
+                       cache.at(axis::slot, before + t).at(axis::row, segment.row));
+    }
+  }
+}
+
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -3,7 +3,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "seqmix/core/expect.hpp"
 #include "seqmix/kernels/attention/attention.hpp"
+#include "seqmix/kernels/attention/caches.hpp"
+#include "seqmix/kernels/attention/masks.hpp"
+#include "seqmix/kernels/attention/scores.hpp"
 #include "seqmix/kernels/product/matmul.hpp"
 
 namespace seqmix {
@@ -189,16 +193,12 @@ void latent_attention(In<S, 3> q, CacheIn<S, 4> cache, In<Index, 1> past,
   const Index T = call.tokens(), H = heads.size(), B = cache.extent(axis::row);
   const Index capacity = cache.extent(axis::slot);
   const Index rotary = q.extent(axis::channel) - (H == 0 ? 0 : heads.head_k());
-  const auto expect = [](std::string_view what, const auto& view, const auto& shape) {
-    if (view.shape() == shape) return;
-    throw ShapeError("latent_attention: " + std::string(what) + " has shape " +
-                     view.shape().text() + ", expected " + shape.text());
-  };
-  expect("q", q, Shape<3>{T, H, std::max(q.extent(axis::channel), rotary)});
+  const Expect expect{"latent_attention"};
+  expect.shape("q", q, {T, H, std::max(q.extent(axis::channel), rotary)});
   if (T * H == 0) return;
-  expect("o", o, Shape<3>{T, H, heads.head_v()});
-  expect("cache", cache, Shape<4>{B, 1, capacity, heads.rank() + rotary});
-  expect("past", past, Shape<1>{B});
+  expect.shape("o", o, {T, H, heads.head_v()});
+  expect.shape("cache", cache, {B, 1, capacity, heads.rank() + rotary});
+  expect.shape("past", past, {B});
   for (const auto& [row, first, count, form] : call.segments()) {
     if (past[row] >= 0 && past[row] <= capacity - count) continue;
     throw CapacityError("latent_attention: " + std::to_string(count) + " tokens after " +

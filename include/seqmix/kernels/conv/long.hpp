@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "seqmix/core/call.hpp"
+#include "seqmix/core/expect.hpp"
 #include "seqmix/core/tensor.hpp"
 #include "seqmix/kernels/transform/fft.hpp"
 #include "seqmix/simd/map.hpp"
@@ -347,19 +348,9 @@ void check_long_conv(const View<const S, 2>& u, const View<const S, 3>& history,
                      const View<const Index, 1>& past, const LongFilter<S>& filter,
                      const View<S, 2>& y) {
   const Index D = filter.channels(), B = history.extent(axis::row);
-  const auto check = [D](const char* which, const auto& view, const auto& expected) {
-    if (view.shape() != expected || (D > 1 && view.stride(axis::channel) != 1)) {
-      throw ShapeError(std::string("long_conv: ") + which + " has shape " + view.shape().text() +
-                       ", expected " + expected.text() + ", the last dimension contiguous");
-    }
-  };
-  check("y", y, Shape<2>{y.extent(axis::time), D});
-  check("u", u, y.shape());
-  check("history", history, Shape<3>{B, history.extent(1), D});
-  if (past.extent(0) != B) {
-    throw ShapeError("long_conv: past has shape " + past.shape().text() + ", expected [" +
-                     std::to_string(B) + "]");
-  }
+  const Expect expect{"long_conv"};
+  expect.rows("y", y, {y.extent(axis::time), D}), expect.rows("u", u, y.shape());
+  expect.rows("history", history, {B, history.extent(1), D}), expect.shape("past", past, {B});
 }
 
 /// Long convolutions of all segments; `input_of(segment)` gives the input of one.

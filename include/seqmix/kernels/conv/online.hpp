@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "seqmix/core/expect.hpp"
 #include "seqmix/core/named_enum.hpp"
 #include "seqmix/kernels/conv/long.hpp"
 
@@ -116,18 +117,9 @@ template <class S>
 void check_online(const View<const S, 3>& history, const View<const Index, 1>& past,
                   const LongFilter<S>& filter, const View<S, 3>& sums, const Call& call) {
   const Index B = history.extent(axis::row), D = filter.channels();
-  const auto check = [&](const char* which, const auto& view) {
-    if (view.extent(0) != B || view.extent(2) != D || (D > 1 && view.stride(2) != 1)) {
-      throw ShapeError(std::string("online_conv: ") + which + " has shape " + view.shape().text() +
-                       ", expected " + Shape<3>{B, view.extent(1), D}.text() +
-                       ", the last dimension contiguous");
-    }
-  };
-  check("history", history), check("sums", sums);
-  if (past.extent(0) != B) {
-    throw ShapeError("online_conv: past has shape " + past.shape().text() + ", expected [" +
-                     std::to_string(B) + "]");
-  }
+  const Expect expect{"online_conv"};
+  expect.rows("history", history, {B, history.extent(1), D});
+  expect.rows("sums", sums, {B, sums.extent(1), D}), expect.shape("past", past, {B});
   for (const Segment& segment : call.segments()) {
     const Index seen = past[segment.row];
     if (seen >= 0 && seen + segment.count <= std::min(history.extent(1), filter.length())) continue;
@@ -423,10 +415,7 @@ void spread_conv(In<S, 2> u, In<S, 3> history, In<Index, 1> past, const SpreadFi
                  Out<S, 3> sums, View<S, 2> y, const Call& call) {
   detail::check_long_conv<S>(u, history, past, filter.filter(), y);
   detail::check_online<S>(history, past, filter.filter(), sums, call);
-  if (sums.extent(1) != filter.rows()) {
-    throw ShapeError("spread_conv: sums have shape " + sums.shape().text() + ", expected " +
-                     std::to_string(filter.rows()) + " rows");
-  }
+  Expect{"spread_conv"}.shape("sums", sums, {sums.extent(0), filter.rows(), sums.extent(2)});
   if (y.empty()) return;
   detail::reserve_steps<S>(2 * filter.longest(), call);
   Index rounds = 1;

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <string>
 #include <utility>
 
 #include "seqmix/core/call.hpp"
 #include "seqmix/core/compiled.hpp"
+#include "seqmix/core/expect.hpp"
 #include "seqmix/kernels/pointwise/rows.hpp"
 #include "seqmix/simd/map.hpp"
 #include "seqmix/simd/math.hpp"
@@ -67,14 +67,99 @@ void short_conv_tile(Index width, Index first, auto&& row, const View<const S, 2
 
 /// All tokens of a chunk, the last first: then y may be x.
 template <Index Taps, bool Silu, class S>
-void short_conv_chunk_of(Index width, auto&& row, const View<const S, 2>& taps, const S* bias,
-                         const View<S, 2>& y) {
+void short_conv_tiles(Index width, auto&& row, const View<const S, 2>& taps, const S* bias,
+                      const View<S, 2>& y) {
   Index end = y.extent(0);
   for (; end >= short_conv_tokens; end -= short_conv_tokens) {
     short_conv_tile<Taps, Silu, short_conv_tokens>(width, end - short_conv_tokens, row, taps, bias,
                                                    y);
   }
   for (; end > 0; --end) short_conv_tile<Taps, Silu, 1>(width, end - 1, row, taps, bias, y);
+}
+
+/// A chunk of the tokens of a segment, some of its channels.
+template <class S>
+struct ShortConvChunk {
+  View<const S, 2> past;  // [W-1, width], the inputs before them
+  View<const S, 2> x;     // [tokens, width]
+  View<const S, 2> taps;  // [W, width]
+  const S* bias;          // [width], or none
+  ShortConvActivation activation;
+  View<S, 2> y;     // [tokens, width]
+  View<S, 2> last;  // [W-1, width], gets the last inputs, or none
+};
+
+template <class S>
+void short_conv_chunk_of(const ShortConvChunk<S>& chunk, const Call& call) {
+  const View<const S, 2> past = chunk.past, x = chunk.x;
+  const Index width = x.extent(1), W = chunk.taps.extent(0);
+  const auto row = [&](Index s) -> const S* {
+    return s < 0 ? past.data() + (s + W - 1) * past.stride(0) : x.data() + s * x.stride(0);
+  };
+  // They are kept aside while the sums are written, as y may be x and `last` may be `past`.
+  auto scratch = call.scratch<S>();
+  const auto last = scratch(chunk.last.extent(0), width);
+  for (Index w = 0; w < last.extent(0); ++w) {
+    std::copy_n(row(x.extent(0) - (W - 1) + w), width, &last(w, 0));
+  }
+  const auto run = [&]<Index Taps>(std::integral_constant<Index, Taps>) {
+    if (chunk.activation == ShortConvActivation::silu) {
+      short_conv_tiles<Taps, true>(width, row, chunk.taps, chunk.bias, chunk.y);
+    } else {
+      short_conv_tiles<Taps, false>(width, row, chunk.taps, chunk.bias, chunk.y);
+    }
+  };
+  switch (W) {
+    case 3:
+      run(std::integral_constant<Index, 3>{});
+      break;
+    case 4:
+      run(std::integral_constant<Index, 4>{});
+      break;
+    default:
+      run(std::integral_constant<Index, 0>{});
+  }
+  for (Index w = 0; w < last.extent(0); ++w) std::copy_n(&last(w, 0), width, &chunk.last(w, 0));
+}
+
+/// What comes before each chunk of the segments that have more than one: x may be gone when a chunk
+/// needs the end of the one before it, and the last one advances the history.
+template <class S>
+class ShortConvPasts {
+ public:
+  ShortConvPasts(const View<const S, 2>& x, const View<S, 3>& history, const Call& call)
+      : scratch_(call.scratch<S>()),
+        kept_(scratch_(2 * (x.extent(0) / short_conv_chunk), history.extent(1), x.extent(1))) {
+    const Index count = history.extent(1);
+    for (const Segment& segment : call.segments()) {
+      if (segment.count <= short_conv_chunk) continue;
+      for (Index first = 0; first < segment.count; first += short_conv_chunk) {
+        const View<S, 2> to = before(segment, first);
+        for (Index w = 0; w < count; ++w) {
+          const Index token = first - count + w;
+          std::copy_n(
+              token < 0 ? &history(segment.row, token + count, 0) : &x(segment.first + token, 0),
+              x.extent(1), &to(w, 0));
+        }
+      }
+    }
+  }
+
+  /// [W-1, D], before the chunk that begins with token `first` of a segment.
+  View<S, 2> before(const Segment& segment, Index first) const {
+    return kept_[2 * (segment.first / short_conv_chunk) + first / short_conv_chunk];
+  }
+
+ private:
+  Context::Scratch<S> scratch_;
+  View<S, 3> kept_;
+};
+
+/// How many channels a task takes.
+inline Index short_conv_width(const Call& call, const Segment& segment, Index D) {
+  const Index wanted = call.serial() ? 1 : share_of(call, segment, short_conv_tasks);
+  const Index channels = round_up(ceil_div(D, wanted), alignment);
+  return std::min(std::clamp(channels, short_conv_least_channels, short_conv_channels), D);
 }
 
 }  // namespace detail
@@ -90,95 +175,44 @@ template <class S>
 void short_conv(In<S, 2> x, In<S, 2> taps, In<S, 1> bias, ShortConvActivation activation,
                 Out<S, 3> history, View<S, 2> y, const Call& call) {
   const Index T = y.extent(0), D = y.extent(1), W = taps.extent(0);
-  const auto check = [D](const char* which, const auto& view, const auto& expected) {
-    if (view.shape() != expected || (D > 1 && view.stride(axis::channel) != 1)) {
-      throw ShapeError(std::string("short_conv: ") + which + " has shape " + view.shape().text() +
-                       ", expected " + expected.text() + ", the last dimension contiguous");
-    }
-  };
-  check("x", x, Shape<2>{T, D});
-  check("y", y, Shape<2>{T, D});
-  check("taps", taps, Shape<2>{std::max<Index>(W, 1), D});
-  if (bias.data() != nullptr) check("bias", bias, Shape<1>{D});
-  check("history", history, Shape<3>{history.extent(0), W - 1, D});
+  const Expect expect{"short_conv"};
+  expect.rows("x", x, {T, D}), expect.rows("y", y, {T, D});
+  expect.rows("taps", taps, {std::max<Index>(W, 1), D});
+  if (bias.data() != nullptr) expect.rows("bias", bias, {D});
+  expect.rows("history", history, {history.extent(0), W - 1, D});
   if (y.empty()) return;
 
-  // Of a segment that has more than one chunk, what comes before each of them: x may be gone when
-  // the next one needs the end of this one, and the last one advances the history.
   constexpr Index chunk = detail::short_conv_chunk;
-  const auto place_of = [](const Segment& segment, Index index) {
-    return 2 * (segment.first / chunk) + index;
-  };
-  auto scratch = call.scratch<S>();
-  const auto kept = scratch(2 * (T / chunk), W - 1, D);
-  for (const Segment& segment : call.segments()) {
-    for (Index first = 0; segment.count > chunk && first < segment.count; first += chunk) {
-      const View<S, 2> before = kept[place_of(segment, first / chunk)];
-      for (Index w = 0; w < W - 1; ++w) {
-        const Index token = first - (W - 1) + w;
-        std::copy_n(
-            token < 0 ? &history(segment.row, token + W - 1, 0) : &x(segment.first + token, 0), D,
-            &before(w, 0));
-      }
-    }
-  }
-  const auto channels_of = [&](const Segment& segment) {
-    const Index wanted = call.serial() ? 1 : share_of(call, segment, detail::short_conv_tasks);
-    return std::clamp(round_up(ceil_div(D, wanted), alignment), detail::short_conv_least_channels,
-                      detail::short_conv_channels);
+  const detail::ShortConvPasts<S> pasts(x, history, call);
+  const auto width_of = [&](const Segment& segment) {
+    return detail::short_conv_width(call, segment, D);
   };
   const auto work_of = [&](const Segment& segment) {
-    const Index channels = std::min(channels_of(segment), D);
-    return SegmentWork{ceil_div(segment.count, chunk) * ceil_div(D, channels),
-                       std::min(segment.count, chunk) * channels};
+    const Index width = width_of(segment);
+    return SegmentWork{ceil_div(segment.count, chunk) * ceil_div(D, width),
+                       std::min(segment.count, chunk) * width};
   };
   for_each_unit(call, numbers_per_task, work_of, [&](const Unit& unit, const Call& worker) {
-    const Index channels = channels_of(unit.segment), groups = ceil_div(D, channels);
-    const Index channel = unit.item % groups * channels, first = unit.item / groups * chunk;
-    const Index width = std::min(channels, D - channel);
+    const Index most = width_of(unit.segment), groups = ceil_div(D, most);
+    const Index channel = unit.item % groups * most, first = unit.item / groups * chunk;
     const Index count = std::min(chunk, unit.tokens() - first);
-    const auto part = [&](const auto& view) {
-      return unit.tokens_of(view)
-          .slice(axis::time, first, count)
-          .slice(axis::channel, channel, width);
+    const auto channels_of = [&](const auto& view) {
+      return view.slice(axis::channel, channel, std::min(most, D - channel));
     };
-    const View<const S, 2> input = part(x);
-    const View<S, 2> output = part(y);
-    const View<S, 2> carried = unit.row_of(history).slice(axis::channel, channel, width);
-    const View<const S, 2> past =
-        unit.tokens() > chunk
-            ? kept[place_of(unit.segment, first / chunk)].slice(axis::channel, channel, width)
-            : carried;
-    const View<const S, 2> weights = taps.slice(axis::channel, channel, width);
-    const S* const start = bias.data() == nullptr ? nullptr : bias.data() + channel;
-    const auto row = [&](Index s) -> const S* {
-      return s < 0 ? past.data() + (s + W - 1) * past.stride(0)
-                   : input.data() + s * input.stride(0);
+    const auto tokens_of = [&](const auto& view) {
+      return channels_of(unit.tokens_of(view).slice(axis::time, first, count));
     };
-    auto own = worker.scratch<S>();
-    const bool ends = first + count == unit.tokens();
-    const auto last = own(ends ? W - 1 : Index{0}, width);  // the history after the segment
-    for (Index w = 0; w < last.extent(0); ++w) {
-      std::copy_n(row(count - (W - 1) + w), width, &last(w, 0));
-    }
-    const auto run = [&]<Index Taps>(std::integral_constant<Index, Taps>) {
-      if (activation == ShortConvActivation::silu) {
-        detail::short_conv_chunk_of<Taps, true>(width, row, weights, start, output);
-      } else {
-        detail::short_conv_chunk_of<Taps, false>(width, row, weights, start, output);
-      }
-    };
-    switch (W) {
-      case 3:
-        run(std::integral_constant<Index, 3>{});
-        break;
-      case 4:
-        run(std::integral_constant<Index, 4>{});
-        break;
-      default:
-        run(std::integral_constant<Index, 0>{});
-    }
-    for (Index w = 0; w < last.extent(0); ++w) std::copy_n(&last(w, 0), width, &carried(w, 0));
+    const View<S, 2> carried = channels_of(unit.row_of(history));
+    const bool alone = unit.tokens() <= chunk, ends = first + count == unit.tokens();
+    detail::short_conv_chunk_of<S>(
+        {.past = alone ? carried : channels_of(pasts.before(unit.segment, first)),
+         .x = tokens_of(x),
+         .taps = channels_of(taps),
+         .bias = bias.data() == nullptr ? nullptr : bias.data() + channel,
+         .activation = activation,
+         .y = tokens_of(y),
+         .last = ends ? carried : View<S, 2>{}},
+        worker);
   });
 }
 

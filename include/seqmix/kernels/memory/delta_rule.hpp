@@ -3,12 +3,17 @@
 #include <algorithm>
 #include <array>
 #include <string>
-#include <string_view>
 #include <type_traits>
 
 #include "seqmix/core/call.hpp"
 #include "seqmix/core/compiled.hpp"
+#include "seqmix/core/expect.hpp"
+#include "seqmix/kernels/memory/decay.hpp"
+#include "seqmix/kernels/memory/detail/channel_sums.hpp"
+#include "seqmix/kernels/memory/detail/lines_ahead.hpp"
+#include "seqmix/kernels/memory/detail/state_cuts.hpp"
 #include "seqmix/kernels/memory/detail/state_sweep.hpp"
+#include "seqmix/kernels/memory/detail/swept_blocks.hpp"
 #include "seqmix/kernels/pointwise/rows.hpp"
 #include "seqmix/simd/batch.hpp"
 #include "seqmix/simd/map.hpp"
@@ -314,6 +319,39 @@ void delta_rule_chunked(const DeltaRuleBlock<S, Decay>& block, LinesAhead<S>& ah
   }
 }
 
+/// The operands of a call of `delta_rule`.
+template <class S, class Decay>
+struct DeltaRuleOperands {
+  View<const S, 3> q, k;  // [T, G, K]
+  View<const S, 3> v;     // [T, H, V]
+  View<const S, 2> beta;  // [T, H]
+  const Decay& decay;
+  S scale;
+  View<S, 3> o;  // [T, H, V]
+
+  /// What a unit does of `tokens` tokens, from `first` of its segment on, and one of its heads.
+  DeltaRuleBlock<S, Decay> block(const StateUnit& unit, Index head, Index first,
+                                 Index tokens) const {
+    const Index token = unit.segment.first + first;
+    const Index group = head / (o.extent(axis::head) / q.extent(axis::head));
+    const auto part = [&](const auto& view, Index h) {
+      return view.at(axis::head, h).slice(axis::time, token, tokens);
+    };
+    const auto values = [&](const auto& view) {
+      return part(view, head).slice(axis::channel, unit.column, unit.width);
+    };
+    return {.q = part(q, group),
+            .k = part(k, group),
+            .v = values(v),
+            .beta = part(beta, head),
+            .decay = decay,
+            .head = head,
+            .first = token,
+            .scale = scale,
+            .o = values(o)};
+  }
+};
+
 }  // namespace detail
 
 /// S_t = (I - beta_t k_tᵀ k_t) diag(exp g_t) S_{t-1} + beta_t k_tᵀ v_t,  o_t = scale q_t S_t: the
@@ -332,24 +370,15 @@ void delta_rule(In<S, 3> q, In<S, 3> k, In<S, 3> v, In<S, 2> beta, const Decay& 
                 Out<S, 4> state, View<S, 3> o, const Call& call) {
   const Index T = o.extent(0), H = o.extent(1), V = o.extent(2);
   const Index G = q.extent(1), K = q.extent(2);
-  const auto check = [](std::string_view which, const auto& view, const auto& expected) {
-    constexpr Index rank = std::remove_cvref_t<decltype(view)>::rank;
-    if (view.shape() != expected ||
-        (rank > 2 && view.extent(axis::channel) > 1 && view.stride(axis::channel) != 1)) {
-      throw ShapeError("delta_rule: " + std::string(which) + " has shape " + view.shape().text() +
-                       ", expected " + expected.text() + ", the last dimension contiguous");
-    }
-  };
   if (G <= 0 || H % G != 0) {
     throw ShapeError("delta_rule: " + std::to_string(H) + " heads do not divide into " +
                      std::to_string(G) + " groups");
   }
-  check("o", o, Shape<3>{T, H, V});
-  check("q", q, Shape<3>{T, G, K});
-  check("k", k, Shape<3>{T, G, K});
-  check("v", v, Shape<3>{T, H, V});
-  check("beta", beta, Shape<2>{T, H});
-  check("state", state, Shape<4>{state.extent(0), H, K, V});
+  const Expect expect{"delta_rule"};
+  expect.rows("o", o, {T, H, V}), expect.rows("v", v, {T, H, V});
+  expect.rows("q", q, {T, G, K}), expect.rows("k", k, {T, G, K});
+  expect.shape("beta", beta, {T, H});
+  expect.rows("state", state, {state.extent(0), H, K, V});
   decay.check({T, H, K});
   if (o.empty()) return;
 
@@ -359,38 +388,25 @@ void delta_rule(In<S, 3> q, In<S, 3> k, In<S, 3> v, In<S, 2> beta, const Decay& 
     return detail::cut_by_heads(call, segment, state.shape(),
                                 detail::takes_chunks(call, segment) ? slab : tile);
   };
-  detail::for_each_state_unit(
-      state, call, cut_of, [&](const detail::StateUnit& at, const Call& worker) {
-        const auto block_of = [&](Index head, Index first, Index tokens) {
-          const auto part = [&](const auto& view, Index h) {
-            return view.at(axis::head, h).slice(axis::time, at.segment.first + first, tokens);
-          };
-          const Index g = head / (H / G);
-          return detail::DeltaRuleBlock<S, Decay>{
-              .q = part(q, g),
-              .k = part(k, g),
-              .v = part(v, head).slice(axis::channel, at.column, at.width),
-              .beta = part(beta, head),
-              .decay = decay,
-              .head = head,
-              .first = at.segment.first + first,
-              .scale = static_cast<S>(scale),
-              .o = part(o, head).slice(axis::channel, at.column, at.width)};
-        };
-        if (detail::takes_chunks(call, at.segment)) {
-          detail::for_each_swept_block(
-              at, state, slab, worker, block_of,
-              [&](const auto& block, detail::LinesAhead<S>& ahead, S* slabs) {
-                detail::delta_rule_chunked(block, ahead, slabs, worker);
-              });
-        } else {
-          const View<S, 3> heads = at.state_of(state);
-          detail::for_each_block_of_time(at, [&](Index head, Index first, Index tokens) {
-            detail::delta_rule_recurrent(block_of(head, first, tokens), heads[head - at.head],
-                                         worker);
+  const detail::DeltaRuleOperands<S, Decay> operands{q, k, v, beta, decay, static_cast<S>(scale),
+                                                     o};
+  const auto run = [&](const detail::StateUnit& unit, const Call& worker) {
+    const auto block_of = [&](Index head, Index first, Index tokens) {
+      return operands.block(unit, head, first, tokens);
+    };
+    if (detail::takes_chunks(call, unit.segment)) {
+      return detail::for_each_swept_block(
+          unit, state, slab, worker, block_of,
+          [&](const auto& block, detail::LinesAhead<S>& ahead, S* slabs) {
+            detail::delta_rule_chunked(block, ahead, slabs, worker);
           });
-        }
-      });
+    }
+    const View<S, 3> heads = unit.state_of(state);
+    detail::for_each_block_of_time(unit, [&](Index head, Index first, Index tokens) {
+      detail::delta_rule_recurrent(block_of(head, first, tokens), heads[head - unit.head], worker);
+    });
+  };
+  detail::for_each_state_unit(state, call, cut_of, run);
 }
 
 /// x = rates ⊙ softplus(x + bias): the log decays of heads or channels, [T, D].

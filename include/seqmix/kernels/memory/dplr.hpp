@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <array>
-#include <string>
-#include <string_view>
 
 #include "seqmix/core/compiled.hpp"
+#include "seqmix/core/expect.hpp"
+#include "seqmix/kernels/memory/detail/channel_sums.hpp"
+#include "seqmix/kernels/memory/detail/lines_ahead.hpp"
+#include "seqmix/kernels/memory/detail/state_cuts.hpp"
 #include "seqmix/kernels/memory/detail/state_sweep.hpp"
+#include "seqmix/kernels/memory/detail/swept_blocks.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -294,21 +297,11 @@ template <class S>
 void dplr_state(In<S, 3> r, In<S, 3> log_decay, In<S, 3> k, In<S, 3> v, In<S, 3> a, In<S, 3> b,
                 Out<S, 4> state, View<S, 3> o, const Call& call) {
   const Index T = o.extent(0), H = o.extent(1), V = o.extent(2), K = r.extent(2);
-  const auto check = [](std::string_view name, const auto& view, const auto& expected) {
-    if (view.shape() != expected ||
-        (view.extent(axis::channel) > 1 && view.stride(axis::channel) != 1)) {
-      throw ShapeError("dplr_state: " + std::string(name) + " has shape " + view.shape().text() +
-                       ", expected " + expected.text() + ", the last dimension contiguous");
-    }
-  };
-  check("o", o, Shape<3>{T, H, V});
-  check("v", v, Shape<3>{T, H, V});
-  check("r", r, Shape<3>{T, H, K});
-  check("the log decay", log_decay, Shape<3>{T, H, K});
-  check("k", k, Shape<3>{T, H, K});
-  check("a", a, Shape<3>{T, H, K});
-  check("b", b, Shape<3>{T, H, K});
-  check("state", state, Shape<4>{state.extent(0), H, K, V});
+  const Expect expect{"dplr_state"};
+  expect.rows("o", o, {T, H, V}), expect.rows("v", v, {T, H, V});
+  expect.rows("r", r, {T, H, K}), expect.rows("log_decay", log_decay, {T, H, K});
+  expect.rows("k", k, {T, H, K}), expect.rows("a", a, {T, H, K}), expect.rows("b", b, {T, H, K});
+  expect.rows("state", state, {state.extent(0), H, K, V});
   if (o.empty()) return;
 
   constexpr Index slab = detail::DplrSweep<S>::columns;

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include "seqmix/core/expect.hpp"
 #include "seqmix/core/named_enum.hpp"
 #include "seqmix/kernels/pointwise/rows.hpp"
 
@@ -38,16 +39,6 @@ struct Routes {
 };
 
 namespace detail {
-
-/// Throws unless a view of `kernel` has the shape that the others ask for.
-template <class T, Index Rank>
-void check_routing(const char* kernel, const char* which, const View<T, Rank>& view,
-                   const Shape<Rank>& expected) {
-  if (view.shape() != expected) {
-    throw ShapeError(std::string(kernel) + ": " + which + " has shape " + view.shape().text() +
-                     ", expected " + expected.text());
-  }
-}
 
 /// Whether score a of expert i comes before score b of expert j: NaN is last, ties by number.
 template <class S>
@@ -120,8 +111,8 @@ void keep_groups(View<S, 2> scores, Index groups, Index kept, const Call& call) 
 /// weight(row, choice) = scores(row, expert(row, choice)).
 template <class S>
 void gather_scores(In<S, 2> scores, In<Index, 2> expert, View<S, 2> weight) {
-  detail::check_routing("gather_scores", "scores", scores, {weight.extent(0), scores.extent(1)});
-  detail::check_routing("gather_scores", "expert", expert, weight.shape());
+  Expect{"gather_scores"}.shape("scores", scores, {weight.extent(0), scores.extent(1)});
+  Expect{"gather_scores"}.shape("expert", expert, weight.shape());
   for (Index row = 0; row < weight.extent(0); ++row) {
     for (Index i = 0; i < weight.extent(1); ++i) weight(row, i) = scores(row, expert(row, i));
   }
@@ -146,7 +137,7 @@ void normalize_weights(View<S, 2> weight, double total, double least) {
 /// of 0 drops nothing.
 inline void drop_above_capacity(Index capacity, View<Index, 1> expert, View<Index, 2> counts,
                                 const Call& call) {
-  detail::check_routing("drop_above_capacity", "expert", expert, {call.tokens()});
+  Expect{"drop_above_capacity"}.shape("expert", expert, {call.tokens()});
   for (const Segment& segment : call.segments()) {
     for (Index t = segment.first; t < segment.first + segment.count; ++t) {
       Index& count = counts(segment.row, expert[t]);
@@ -159,9 +150,9 @@ inline void drop_above_capacity(Index capacity, View<Index, 1> expert, View<Inde
 /// Sorts the choices of `routes.expert` by expert, in order of rows: a counting sort.
 inline void group_by_expert(Index n_experts, const Routes& routes) {
   const Index rows = routes.expert.extent(0), k = routes.expert.extent(1);
-  detail::check_routing("group_by_expert", "place", routes.place, routes.expert.shape());
-  detail::check_routing("group_by_expert", "pair_row", routes.pair_row, {rows * k});
-  detail::check_routing("group_by_expert", "first", routes.first, {n_experts + 1});
+  Expect{"group_by_expert"}.shape("place", routes.place, routes.expert.shape());
+  Expect{"group_by_expert"}.shape("pair_row", routes.pair_row, {rows * k});
+  Expect{"group_by_expert"}.shape("first", routes.first, {n_experts + 1});
   fill(routes.first, 0);
   for (Index row = 0; row < rows; ++row) {
     for (Index choice = 0; choice < k; ++choice) {
@@ -199,9 +190,8 @@ inline void for_each_expert(const Routes& routes, std::invocable<Index, Index, I
 template <class S>
 void gather_rows(In<S, 2> x, const Routes& routes, View<S, 2> pairs, const Call& call) {
   const Index width = x.extent(axis::channel);
-  detail::check_routing("gather_rows", "pairs", pairs, {routes.pairs(), width});
-  detail::check_routing("gather_rows", "expert", routes.expert,
-                        {x.extent(0), routes.expert.extent(1)});
+  Expect{"gather_rows"}.shape("pairs", pairs, {routes.pairs(), width});
+  Expect{"gather_rows"}.shape("expert", routes.expert, {x.extent(0), routes.expert.extent(1)});
   if (pairs.empty()) return;
   const Index rows_per_task = std::max<Index>(numbers_per_task / width, 1);
   call.parallel_for(ceil_div(pairs.extent(0), rows_per_task), [&](Index task, const Call&) {
@@ -218,9 +208,9 @@ template <class S>
 void combine_rows(In<S, 2> pairs, In<S, 2> weight, const Routes& routes, View<S, 2> y,
                   const Call& call) {
   const Index width = y.extent(axis::channel), k = weight.extent(1), rows = weight.extent(0);
-  detail::check_routing("combine_rows", "pairs", pairs, {routes.pairs(), width});
-  detail::check_routing("combine_rows", "weight", weight, routes.place.shape());
-  detail::check_routing("combine_rows", "weight", weight, {y.extent(0), k});
+  Expect{"combine_rows"}.shape("pairs", pairs, {routes.pairs(), width});
+  Expect{"combine_rows"}.shape("weight", weight, routes.place.shape());
+  Expect{"combine_rows"}.shape("weight", weight, {y.extent(0), k});
   if (y.empty()) return;
   const Index rows_per_task = std::max<Index>(numbers_per_task / width, 1);
   call.parallel_for(ceil_div(rows, rows_per_task), [&](Index task, const Call&) {

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
-#include <string>
 #include <utility>
 
 #include "seqmix/core/call.hpp"
+#include "seqmix/core/expect.hpp"
 #include "seqmix/kernels/transform/fft.hpp"
 #include "seqmix/simd/map.hpp"
 #include "seqmix/simd/math.hpp"
@@ -75,6 +75,29 @@ void vandermonde_sums(const S* far, const S* near, Index span, S* sums) {
   each_sum([](const Batch& s, S* to) { simd::store<S>(to, s); });
 }
 
+/// Of the four pairs a, b of each state Re(a b) and Re(a b conj F): the numerator of a state and
+/// its conjugate is the first minus ω times the second.
+///
+/// terms: [N, 10, lanes]. numerators: [N, 8, lanes].
+template <class S>
+void write_numerators(const View<const S, 3>& terms, const View<S, 3>& numerators) {
+  using Batch = simd::Batch<S>;
+  using T = StateSpaceTerms;
+  constexpr Index pairs[4][2] = {{T::C, T::B}, {T::C, T::G}, {T::M, T::B}, {T::M, T::G}};
+  const auto at = [&](Index n, Index term) { return simd::load(&terms(n, term, 0)); };
+  for (Index n = 0; n < terms.extent(0); ++n) {
+    const Batch f_re = at(n, T::F), f_im = at(n, T::F + 1);
+    unrolled<4>([&](auto i) {
+      const Batch a_re = at(n, pairs[i][0]), a_im = at(n, pairs[i][0] + 1);
+      const Batch b_re = at(n, pairs[i][1]), b_im = at(n, pairs[i][1] + 1);
+      const Batch re = simd::fnma(a_im, b_im, a_re * b_re);
+      const Batch im = simd::fma(a_re, b_im, a_im * b_re);
+      simd::store(&numerators(n, 2 * i, 0), re);
+      simd::store(&numerators(n, 2 * i + 1, 0), simd::fma(im, f_im, re * f_re));
+    });
+  }
+}
+
 }  // namespace detail
 
 /// The impulse responses h_l = Re(C·F^l B) of diagonal systems, a Vandermonde product: with
@@ -129,25 +152,11 @@ template <class S>
 void cauchy_spectrum(In<S, 3> terms, Index L, View<S, 3> spectrum, const Call& call) {
   using Batch = simd::Batch<S>;
   using T = StateSpaceTerms;
-  constexpr Index lanes = simd::lanes<S>,
-                  pairs[4][2] = {{T::C, T::B}, {T::C, T::G}, {T::M, T::B}, {T::M, T::G}};
   const Index N = terms.extent(0);
   const auto at = [&](Index n, Index term) { return simd::load(&terms(n, term, 0)); };
   auto scratch = call.scratch<S>();
-  // Re(a b) and Re(a b conj F): the numerator of a state and its conjugate is their first minus ω
-  // times their second.
-  const auto numerators = scratch(N, Index{8}, lanes);
-  for (Index n = 0; n < N; ++n) {
-    const Batch f_re = at(n, T::F), f_im = at(n, T::F + 1);
-    detail::unrolled<4>([&](auto i) {
-      const Batch a_re = at(n, pairs[i][0]), a_im = at(n, pairs[i][0] + 1);
-      const Batch b_re = at(n, pairs[i][1]), b_im = at(n, pairs[i][1] + 1);
-      const Batch re = simd::fnma(a_im, b_im, a_re * b_re);
-      const Batch im = simd::fma(a_re, b_im, a_im * b_re);
-      simd::store(&numerators(n, 2 * i, 0), re);
-      simd::store(&numerators(n, 2 * i + 1, 0), simd::fma(im, f_im, re * f_re));
-    });
-  }
+  const auto numerators = scratch(N, Index{8}, simd::lanes<S>);
+  detail::write_numerators<S>(terms, numerators);
   const auto reciprocal = [](const detail::ComplexBatch<S>& a) {
     const Batch scale = Batch(S(1)) / simd::fma(a.im, a.im, a.re * a.re);
     return detail::ComplexBatch<S>{a.re * scale, -a.im * scale};
@@ -198,10 +207,7 @@ void cauchy_taps(In<S, 3> terms, const FftPlan<S>& plan, View<S, 2> h, const Cal
   using T = StateSpaceTerms;
   constexpr Index lanes = simd::lanes<S>;
   const Index N = terms.extent(0), L = plan.points();
-  if (h.shape() != Shape<2>{L, lanes}) {
-    throw ShapeError("cauchy_taps: h has shape " + h.shape().text() + ", expected " +
-                     Shape<2>{L, lanes}.text());
-  }
+  Expect{"cauchy_taps"}.shape("h", h, {L, lanes});
   auto scratch = call.scratch<S>();
   const auto cut = scratch(N, T::low_rank_count, lanes);  // the terms, C̃ for C
   const auto c = scratch(N, Index{2}, lanes);             // C Ā^l

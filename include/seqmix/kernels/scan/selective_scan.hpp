@@ -5,7 +5,7 @@
 
 #include "seqmix/core/call.hpp"
 #include "seqmix/core/compiled.hpp"
-#include "seqmix/kernels/scan/diagonal.hpp"
+#include "seqmix/core/expect.hpp"
 #include "seqmix/simd/map.hpp"
 #include "seqmix/simd/math.hpp"
 
@@ -89,79 +89,125 @@ struct SelectiveChannels {
   View<S, 2> y;                      // [T, D]
 };
 
-/// All tokens of them.
+/// These channels on their way through blocks of tokens, in registers whose numbers lie behind each
+/// other.
 template <class S>
-void selective_channels(const SelectiveChannels<S>& in, const Call& call) {
+class SelectivePass {
   using Batch = simd::Batch<S>;
-  constexpr Index L = simd::lanes<S>;
-  const Index T = in.y.extent(0), width = in.y.extent(1), N = in.rates.extent(0);
-  const Index padded = round_up(N, selective_states), registers = ceil_div(width, L);
-  const Index block = std::min(T, selective_tokens);
-  auto scratch = call.scratch<S>();
-  const auto steps = scratch(registers, block, L), inputs = scratch(registers, block, L);
-  const auto sums = scratch(registers, block, L);
-  const auto factors = scratch(registers, padded, L), states = scratch(registers, padded, L);
-  const auto key = scratch(block, padded), query = scratch(block, padded);
-  if (N < padded) fill(factors, 0), fill(states, 0);
-  for (Index n = 0; n < N; ++n) {
-    const S *const rate = &in.rates(n, 0), *const last = &in.state(n, 0);
-    simd::for_each_block<S>(width, [&](Index i, auto lane_count) {
-      const Index at = i * padded + n * L;
-      simd::store<S>(factors.data() + at, simd::load<S>(rate + i, lane_count));
-      simd::store<S>(states.data() + at, simd::load<S>(last + i, lane_count));
-    });
+  static constexpr Index L = simd::lanes<S>;
+
+ public:
+  SelectivePass(const SelectiveChannels<S>& in, const Call& call)
+      : in_(in),
+        block_(std::min(in.y.extent(0), selective_tokens)),
+        padded_(round_up(in.rates.extent(0), selective_states)),
+        registers_(ceil_div(in.y.extent(1), L)),
+        scratch_(call.scratch<S>()),
+        steps_(scratch_(registers_, block_, L)),
+        inputs_(scratch_(registers_, block_, L)),
+        sums_(scratch_(registers_, block_, L)),
+        rates_(scratch_(registers_, padded_, L)),
+        states_(scratch_(registers_, padded_, L)),
+        keys_(scratch_(block_, padded_)),
+        queries_(scratch_(block_, padded_)) {}
+
+  void run() const {
+    load_state();
+    const Index T = in_.y.extent(0);
+    for (Index first = 0; first < T; first += block_) {
+      const Index tokens = std::min(block_, T - first);
+      pack(first, tokens);
+      advance(tokens, std::min(first + block_, T - block_));
+      write_outputs(first, tokens);
+    }
+    store_state();
   }
 
-  for (Index start = 0; start < T; start += block) {
-    const Index tokens = std::min(block, T - start), next = std::min(start + block, T - block);
+ private:
+  Index width() const { return in_.y.extent(1); }
+  Index states() const { return in_.rates.extent(0); }
+
+  void load_state() const {
+    if (states() < padded_) fill(rates_, 0), fill(states_, 0);
+    for (Index n = 0; n < states(); ++n) {
+      const S *const rate = &in_.rates(n, 0), *const last = &in_.state(n, 0);
+      simd::for_each_block<S>(width(), [&](Index i, auto lane_count) {
+        const Index at = i * padded_ + n * L;
+        simd::store<S>(rates_.data() + at, simd::load<S>(rate + i, lane_count));
+        simd::store<S>(states_.data() + at, simd::load<S>(last + i, lane_count));
+      });
+    }
+  }
+  void store_state() const {
+    for (Index n = 0; n < states(); ++n) {
+      S* const last = &in_.state(n, 0);
+      simd::for_each_block<S>(width(), [&](Index i, auto lane_count) {
+        const S* const from = states_.data() + i * padded_ + n * L;
+        simd::store<S>(last + i, simd::load(from), lane_count);
+      });
+    }
+  }
+
+  /// Makes the tokens from `first` on a block.
+  void pack(Index first, Index tokens) const {
+    const Index block = block_;
     for (Index t = 0; t < tokens; ++t) {
-      const S *const raw = &in.raw_dt(start + t, 0), *const x = &in.x(start + t, 0);
-      S *const step = &steps(0, t, 0), *const input = &inputs(0, t, 0);
-      S* const sum = &sums(0, t, 0);
-      simd::for_each_block<S>(width, [&](Index i, auto lane_count) {
+      const S *const raw = &in_.raw_dt(first + t, 0), *const x = &in_.x(first + t, 0);
+      const S* const skip = in_.skip;
+      S *const step = &steps_(0, t, 0), *const input = &inputs_(0, t, 0);
+      S* const sum = &sums_(0, t, 0);
+      simd::for_each_block<S>(width(), [&](Index i, auto lane_count) {
         const Batch dt = simd::softplus<S>(simd::load<S>(raw + i, lane_count));
         const Batch now = simd::load<S>(x + i, lane_count);
         simd::store<S>(step + i * block, dt), simd::store<S>(input + i * block, dt * now);
-        simd::store<S>(sum + i * block, simd::load<S>(in.skip + i, lane_count) * now);
+        simd::store<S>(sum + i * block, simd::load<S>(skip + i, lane_count) * now);
       });
     }
-    pack_rows<S>(in.keys.slice(axis::time, start, tokens), key);
-    pack_rows<S>(in.queries.slice(axis::time, start, tokens), query);
-    for (Index r = 0; r < registers; ++r) {
+    pack_rows<S>(in_.keys.slice(axis::time, first, tokens), keys_);
+    pack_rows<S>(in_.queries.slice(axis::time, first, tokens), queries_);
+  }
+  /// Takes the states through a block, while its successor, from token `next` on, is fetched.
+  void advance(Index tokens, Index next) const {
+    for (Index r = 0; r < registers_; ++r) {
       const auto ahead = [&](const View<const S, 2>& view) {
         return NextRows<S>{&view(next, r * L), view.stride(axis::time)};
       };
-      for (Index n = 0; n < padded; n += selective_states) {
-        selective_recurrence<S>({.step = &steps(r, 0, 0),
-                                 .input = &inputs(r, 0, 0),
-                                 .sum = &sums(r, 0, 0),
-                                 .rates = &factors(r, 0, 0),
-                                 .state = &states(r, 0, 0),
-                                 .keys = key.data(),
-                                 .queries = query.data(),
+      for (Index n = 0; n < padded_; n += selective_states) {
+        selective_recurrence<S>({.step = &steps_(r, 0, 0),
+                                 .input = &inputs_(r, 0, 0),
+                                 .sum = &sums_(r, 0, 0),
+                                 .rates = &rates_(r, 0, 0),
+                                 .state = &states_(r, 0, 0),
+                                 .keys = keys_.data(),
+                                 .queries = queries_.data(),
                                  .tokens = tokens,
-                                 .all_states = padded},
-                                n, ahead(n == 0 ? in.raw_dt : in.gate),
-                                ahead(n == 0 ? in.x : in.gate));
+                                 .all_states = padded_},
+                                n, ahead(n == 0 ? in_.raw_dt : in_.gate),
+                                ahead(n == 0 ? in_.x : in_.gate));
       }
     }
+  }
+  void write_outputs(Index first, Index tokens) const {
+    const Index block = block_;
     for (Index t = 0; t < tokens; ++t) {
-      const S *const by = &in.gate(start + t, 0), *const sum = &sums(0, t, 0);
-      S* const out = &in.y(start + t, 0);
-      simd::for_each_block<S>(width, [&](Index i, auto lane_count) {
+      const S *const by = &in_.gate(first + t, 0), *const sum = &sums_(0, t, 0);
+      S* const out = &in_.y(first + t, 0);
+      simd::for_each_block<S>(width(), [&](Index i, auto lane_count) {
         const Batch factor = simd::silu<S>(simd::load<S>(by + i, lane_count));
         simd::store<S>(out + i, simd::load(sum + i * block) * factor, lane_count);
       });
     }
   }
-  for (Index n = 0; n < N; ++n) {
-    S* const last = &in.state(n, 0);
-    simd::for_each_block<S>(width, [&](Index i, auto lane_count) {
-      const S* const from = states.data() + i * padded + n * L;
-      simd::store<S>(last + i, simd::load(from), lane_count);
-    });
-  }
-}
+
+  const SelectiveChannels<S>& in_;
+  Index block_;      // tokens
+  Index padded_;     // N', whole sets of states
+  Index registers_;  // of channels
+  Context::Scratch<S> scratch_;
+  View<S, 3> steps_, inputs_, sums_;  // [registers, block, L]
+  View<S, 3> rates_, states_;         // [registers, N', L]
+  View<S, 2> keys_, queries_;         // [block, N']
+};
 
 }  // namespace detail
 
@@ -179,14 +225,12 @@ template <class S>
 void selective_scan(In<S, 2> x, In<S, 2> raw_dt, In<S, 2> rates, In<S, 2> keys, In<S, 2> queries,
                     In<S, 1> skip, In<S, 2> gate, Out<S, 3> state, View<S, 2> y, const Call& call) {
   const Index T = y.extent(0), D = y.extent(1), N = rates.extent(0);
-  const auto check = [](const char* which, const auto& view, const auto& expected) {
-    detail::check_scan("selective_scan", which, view, expected);
-  };
-  check("y", y, Shape<2>{T, D}), check("x", x, Shape<2>{T, D});
-  check("raw_dt", raw_dt, Shape<2>{T, D}), check("gate", gate, Shape<2>{T, D});
-  check("rates", rates, Shape<2>{N, D}), check("skip", skip, Shape<1>{D});
-  check("keys", keys, Shape<2>{T, N}), check("queries", queries, Shape<2>{T, N});
-  check("state", state, Shape<3>{state.extent(0), N, D});
+  const Expect expect{"selective_scan"};
+  expect.rows("y", y, {T, D}), expect.rows("x", x, {T, D});
+  expect.rows("raw_dt", raw_dt, {T, D}), expect.rows("gate", gate, {T, D});
+  expect.rows("rates", rates, {N, D}), expect.rows("skip", skip, {D});
+  expect.rows("keys", keys, {T, N}), expect.rows("queries", queries, {T, N});
+  expect.rows("state", state, {state.extent(0), N, D});
   if (y.empty()) return;
 
   constexpr Index L = simd::lanes<S>;
@@ -207,17 +251,17 @@ void selective_scan(In<S, 2> x, In<S, 2> raw_dt, In<S, 2> rates, In<S, 2> keys, 
                   const auto part = [&](const auto& view) {
                     return unit.tokens_of(view).slice(axis::channel, first, width);
                   };
-                  detail::selective_channels<S>(
-                      {.x = part(x),
-                       .raw_dt = part(raw_dt),
-                       .gate = part(gate),
-                       .rates = rates.slice(axis::channel, first, width),
-                       .keys = unit.tokens_of(keys),
-                       .queries = unit.tokens_of(queries),
-                       .skip = skip.data() + first,
-                       .state = unit.row_of(state).slice(axis::channel, first, width),
-                       .y = part(y)},
-                      worker);
+                  const detail::SelectiveChannels<S> channels{
+                      .x = part(x),
+                      .raw_dt = part(raw_dt),
+                      .gate = part(gate),
+                      .rates = rates.slice(axis::channel, first, width),
+                      .keys = unit.tokens_of(keys),
+                      .queries = unit.tokens_of(queries),
+                      .skip = skip.data() + first,
+                      .state = unit.row_of(state).slice(axis::channel, first, width),
+                      .y = part(y)};
+                  detail::SelectivePass<S>(channels, worker).run();
                 });
 }
 

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <complex>
 #include <memory>
-#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "seqmix/core/call.hpp"
+#include "seqmix/core/expect.hpp"
 #include "seqmix/core/tensor.hpp"
 #include "seqmix/kernels/scan/cauchy.hpp"
 #include "seqmix/kernels/scan/discretization.hpp"
@@ -454,17 +454,9 @@ template <class S>
 void state_space(In<S, 2> u, const StateSpace<S>& system, In<S, 1> skip, Out<S, 4> state,
                  View<S, 2> y, const Call& call) {
   const Index T = y.extent(0), D = y.extent(1), N = system.states();
-  const auto check = [](const char* which, const auto& view, const auto& expected) {
-    const Index last = view.rank - 1;
-    if (view.shape() != expected || (view.extent(last) > 1 && view.stride(last) != 1)) {
-      throw ShapeError(std::string("state_space: ") + which + " has shape " + view.shape().text() +
-                       ", expected " + expected.text() + ", the last dimension contiguous");
-    }
-  };
-  check("y", y, Shape<2>{T, system.channels()});
-  check("u", u, y.shape());
-  check("skip", skip, Shape<1>{D});
-  check("state", state, Shape<4>{state.extent(0), N, 2, D});
+  const Expect expect{"state_space"};
+  expect.rows("y", y, {T, system.channels()}), expect.rows("u", u, y.shape());
+  expect.rows("skip", skip, {D}), expect.rows("state", state, {state.extent(0), N, 2, D});
   if (y.empty()) return;
   constexpr Index lanes = simd::lanes<S>;
   const Index blocks = ceil_div(D, lanes);

@@ -1,8 +1,8 @@
 #pragma once
 
 #include <algorithm>
-#include <string>
 
+#include "seqmix/core/expect.hpp"
 #include "seqmix/kernels/memory/decay.hpp"
 #include "seqmix/kernels/pointwise/norm.hpp"
 #include "seqmix/kernels/pointwise/rows.hpp"
@@ -98,20 +98,11 @@ template <class S>
 void wkv4(In<S, 2> k, In<S, 2> v, In<S, 1> w, In<S, 1> u, Out<S, 2> numerator,
           Out<S, 2> denominator, Out<S, 2> maximum, View<S, 2> o, const Call& call) {
   const Index T = o.extent(0), D = o.extent(1), B = numerator.extent(0);
-  const auto check = [D](const char* which, const auto& view, const auto& expected) {
-    if (view.shape() != expected || (D > 1 && view.stride(axis::channel) != 1)) {
-      throw ShapeError(std::string("wkv4: ") + which + " has shape " + view.shape().text() +
-                       ", expected " + expected.text() + ", the last dimension contiguous");
-    }
-  };
-  check("k", k, Shape<2>{T, D});
-  check("v", v, Shape<2>{T, D});
-  check("o", o, Shape<2>{T, D});
-  check("w", w, Shape<1>{D});
-  check("u", u, Shape<1>{D});
-  check("numerator", numerator, Shape<2>{B, D});
-  check("denominator", denominator, Shape<2>{B, D});
-  check("maximum", maximum, Shape<2>{B, D});
+  const Expect expect{"wkv4"};
+  expect.rows("k", k, {T, D}), expect.rows("v", v, {T, D}), expect.rows("o", o, {T, D});
+  expect.rows("w", w, {D}), expect.rows("u", u, {D});
+  expect.rows("numerator", numerator, {B, D}), expect.rows("denominator", denominator, {B, D});
+  expect.rows("maximum", maximum, {B, D});
   if (o.empty()) return;
 
   constexpr Index L = simd::lanes<S>, tile = detail::wkv_registers * L;
@@ -153,10 +144,7 @@ void wkv4(In<S, 2> k, In<S, 2> v, In<S, 1> w, In<S, 1> u, Out<S, 2> numerator,
 template <class S>
 void add_bonus(In<S, 3> r, In<S, 2> u, In<S, 3> k, In<S, 3> v, View<S, 3> o, const Call& call) {
   const Index T = o.extent(0), H = o.extent(1), N = o.extent(2);
-  if (u.shape() != Shape<2>{H, N}) {
-    throw ShapeError("add_bonus: u has shape " + u.shape().text() + ", expected " +
-                     Shape<2>{H, N}.text());
-  }
+  Expect{"add_bonus"}.shape("u", u, {H, N});
   const View<const S, 3> weights(u.data(), {T, H, N}, {0, u.stride(0), u.stride(1)});
   for_each_row(
       call,

@@ -1,6 +1,9 @@
 #pragma once
 
 #include "seqmix/core/cache.hpp"
+#include "seqmix/kernels/attention/attention.hpp"
+#include "seqmix/kernels/attention/caches.hpp"
+#include "seqmix/kernels/attention/masks.hpp"
 #include "seqmix/layers/attention/detail/heads.hpp"
 
 namespace seqmix {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include "seqmix/kernels/attention/attention.hpp"
+#include "seqmix/kernels/attention/masks.hpp"
 #include "seqmix/layers/attention/detail/heads.hpp"
 
 namespace seqmix {

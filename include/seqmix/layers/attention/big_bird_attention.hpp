@@ -2,7 +2,9 @@
 
 #include <string>
 
-#include "seqmix/kernels/attention/selection.hpp"
+#include "seqmix/kernels/attention/attention.hpp"
+#include "seqmix/kernels/attention/block_masks.hpp"
+#include "seqmix/kernels/attention/scores.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

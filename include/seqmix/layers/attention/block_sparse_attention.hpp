@@ -3,7 +3,11 @@
 #include <string>
 
 #include "seqmix/core/cache.hpp"
+#include "seqmix/kernels/attention/attention.hpp"
+#include "seqmix/kernels/attention/caches.hpp"
+#include "seqmix/kernels/attention/scores.hpp"
 #include "seqmix/kernels/attention/selection.hpp"
+#include "seqmix/kernels/attention/strided.hpp"
 #include "seqmix/layers/attention/detail/heads.hpp"
 
 namespace seqmix {

@@ -1,6 +1,9 @@
 #pragma once
 
-#include "seqmix/kernels/attention/policies.hpp"
+#include "seqmix/kernels/attention/attention.hpp"
+#include "seqmix/kernels/attention/caches.hpp"
+#include "seqmix/kernels/attention/masks.hpp"
+#include "seqmix/kernels/attention/scores.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

@@ -2,8 +2,9 @@
 
 #include <algorithm>
 
-#include "seqmix/kernels/attention/policies.hpp"
-#include "seqmix/kernels/attention/selection.hpp"
+#include "seqmix/kernels/attention/attention.hpp"
+#include "seqmix/kernels/attention/masks.hpp"
+#include "seqmix/kernels/attention/scores.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

@@ -3,9 +3,12 @@
 #include <cmath>
 
 #include "seqmix/core/cache.hpp"
+#include "seqmix/kernels/attention/caches.hpp"
 #include "seqmix/kernels/attention/latent.hpp"
 #include "seqmix/kernels/pointwise/norm.hpp"
+#include "seqmix/kernels/positions/rope_scaling.hpp"
 #include "seqmix/kernels/positions/rotary.hpp"
+#include "seqmix/kernels/positions/rotary_frequencies.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

@@ -3,6 +3,10 @@
 #include <utility>
 
 #include "seqmix/core/cache.hpp"
+#include "seqmix/kernels/attention/attention.hpp"
+#include "seqmix/kernels/attention/caches.hpp"
+#include "seqmix/kernels/attention/masks.hpp"
+#include "seqmix/kernels/attention/rings.hpp"
 #include "seqmix/layers/attention/detail/heads.hpp"
 
 namespace seqmix {

@@ -13,6 +13,7 @@
 #include "seqmix/kernels/pointwise/norm.hpp"
 #include "seqmix/kernels/pointwise/rows.hpp"
 #include "seqmix/kernels/positions/rotary.hpp"
+#include "seqmix/kernels/positions/rotary_frequencies.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

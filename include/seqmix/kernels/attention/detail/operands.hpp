@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <limits>
 #include <string>
-#include <string_view>
-#include <type_traits>
 
 #include "seqmix/core/call.hpp"
+#include "seqmix/core/expect.hpp"
 #include "seqmix/kernels/attention/caches.hpp"
-#include "seqmix/kernels/attention/detail/pairs.hpp"
+#include "seqmix/kernels/attention/detail/policies.hpp"
 #include "seqmix/simd/map.hpp"
 
 namespace seqmix {
@@ -156,36 +155,26 @@ struct AttentionOperands {
   }
 
   void check(const Call& call) const {
-    const auto expect = [](std::string_view what, const auto& view, const auto& shape) {
-      if (view.shape() != shape) {
-        throw ShapeError("attention: " + std::string(what) + " has shape " + view.shape().text() +
-                         ", expected " + shape.text());
-      }
-      constexpr Index last = std::remove_cvref_t<decltype(view)>::rank - 1;
-      if (last >= 2 && view.extent(last) > 1 && view.stride(last) != 1) {
-        throw ShapeError("attention: the last dimension of " + std::string(what) + " has stride " +
-                         std::to_string(view.stride(last)) + ", expected 1");
-      }
-    };
     const Index T = call.tokens(), H = heads(), G = groups();
     const Index B = keys.extent(axis::row), capacity = keys.extent(axis::slot);
     if (G <= 0 || H % G != 0) {
       throw ShapeError("attention: " + std::to_string(H) + " query heads cannot share " +
                        std::to_string(G) + " key heads");
     }
-    expect("q", q, Shape<3>{T, H, head_k()});
+    const Expect expect{"attention"};
+    expect.rows("q", q, {T, H, head_k()});
     if (has_caches()) {
-      expect("keys", keys, Shape<4>{B, G, capacity, head_k()});
-      expect("values", values, Shape<4>{B, G, capacity, head_v()});
-      expect("past", past, Shape<1>{B});
+      expect.rows("keys", keys, {B, G, capacity, head_k()});
+      expect.rows("values", values, {B, G, capacity, head_v()});
+      expect.shape("past", past, {B});
     }
     const bool fresh = fresh_keys.data() != nullptr;
     if (fresh) {
-      expect("k", fresh_keys, Shape<3>{T, G, head_k()});
-      expect("v", fresh_values, Shape<3>{T, G, head_v()});
+      expect.rows("k", fresh_keys, {T, G, head_k()});
+      expect.rows("v", fresh_values, {T, G, head_v()});
     }
-    expect("o", o, Shape<3>{T, H, head_v()});
-    if (log_sum_exp.data() != nullptr) expect("log_sum_exp", log_sum_exp, Shape<2>{T, H});
+    expect.rows("o", o, {T, H, head_v()});
+    if (log_sum_exp.data() != nullptr) expect.shape("log_sum_exp", log_sum_exp, {T, H});
     if (!has_caches() || H == 0) return;
     for (const Segment& segment : call.segments()) {
       const SegmentQueries of = queries_of(segment);

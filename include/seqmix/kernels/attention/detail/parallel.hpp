@@ -251,78 +251,109 @@ struct QueryPanel {
   }
 };
 
-/// The parallel form of the heads `heads` of one group and the tokens `tokens` of a segment.
+/// The parallel form of the heads `heads` of one group and the tokens `tokens` of a segment, whose
+/// panels go through the tiles of their keys together.
 template <class Products, class S>
-void attend_block(const AttentionOperands<S>& operands, const SegmentQueries& of, Span heads,
-                  Span tokens, const Call& worker) {
-  const Index width = query_panel_width<S>, past = of.past;
-  const Index before = positions_before<S>(past + tokens.begin, tokens.size());
-  const Index panels_per_head = ceil_div(before + tokens.size(), width);
-  const Index panels = heads.size() * panels_per_head;
-  const Index group = heads.begin / operands.heads_per_group();
-  auto scratch = worker.scratch<S>();
-  auto sums_of_values = scratch(panels, round_up(operands.head_v(), Products::channels), width);
-  auto reference = scratch(panels, width), sum = scratch(panels, width);
-  auto collected_keys = scratch(attention_tile, operands.head_k());
-  auto collected_values = scratch(attention_tile, operands.head_v());
-  Products products(worker, panels, operands.head_k(), operands.head_v());
-  PanelsAhead ahead;
-  products.fetch_along(ahead);
+class QueryBlock {
   using Panel = QueryPanel<S, Products>;
-  const auto for_each_panel = [&](auto&& body) {
-    for (Index i = 0; i < panels; ++i) {
-      const Index head = heads.begin + i / panels_per_head;
-      const Index begin = tokens.begin - before + i % panels_per_head * width;
-      const Span queries{past + std::max(begin, tokens.begin),
-                         past + std::min(begin + width, tokens.end)};
-      body(Panel{products, i, operands.policies, of.of_head(head), queries, sums_of_values[i],
-                 reference[i], sum[i]});
+  static constexpr Index width = query_panel_width<S>;
+
+ public:
+  QueryBlock(const AttentionOperands<S>& operands, const SegmentQueries& of, Span heads,
+             Span tokens, const Call& worker)
+      : operands_(operands),
+        of_(of),
+        heads_(heads),
+        tokens_(tokens),
+        before_(positions_before<S>(of.past + tokens.begin, tokens.size())),
+        panels_per_head_(ceil_div(before_ + tokens.size(), width)),
+        panels_(heads.size() * panels_per_head_),
+        scratch_(worker.scratch<S>()),
+        sums_of_values_(scratch_(panels_, round_up(operands.head_v(), Products::channels), width)),
+        reference_(scratch_(panels_, width)),
+        sum_(scratch_(panels_, width)),
+        collected_keys_(scratch_(attention_tile, operands.head_k())),
+        collected_values_(scratch_(attention_tile, operands.head_v())),
+        products_(worker, panels_, operands.head_k(), operands.head_v()) {
+    products_.fetch_along(ahead_);
+  }
+  QueryBlock(const QueryBlock&) = delete;
+  QueryBlock& operator=(const QueryBlock&) = delete;
+
+  void run() {
+    const Index group = heads_.begin / operands_.heads_per_group();
+    const auto keys = operands_.keys_of(of_, group), values = operands_.values_of(of_, group);
+    const Span reach = operands_.reach(of_, heads_, tokens_);
+    if (reach.size() == 0) {
+      return for_each_panel([&](const Panel& panel) { begin(panel), finish(panel); });
     }
-  };
-  const auto token_of = [&](Index position) { return of.first + position - past; };
-  const auto rows_of = [&](const auto& view, const Panel& panel, Span queries) {
+    for (Index at = tile_of(reach.begin); at < reach.end; at += attention_tile) {
+      const Span tile{at, std::min(reach.end, at + attention_tile)};
+      const Span next{tile.end, std::min(reach.end, tile.end + attention_tile)};
+      const auto tile_values = values.of(tile, collected_values_);
+      products_.set_tile(keys.of(tile, collected_keys_), tile_values);
+      ahead_.keys = RowsAhead(keys.cached(next)), ahead_.values = RowsAhead(values.cached(next));
+      for_each_panel([&](const Panel& panel) { visit(panel, reach, tile, tile_values); });
+    }
+  }
+
+ private:
+  static Index tile_of(Index position) { return position / attention_tile * attention_tile; }
+  Index token_of(Index position) const { return of_.first + position - of_.past; }
+  auto rows_of(const auto& view, const Panel& panel, Span queries) const {
     return view.at(axis::head, panel.head.head)
         .slice(axis::time, token_of(queries.begin), queries.size());
-  };
-  const auto begin = [&](const Panel& panel) {
-    panel.begin(rows_of(operands.q, panel, panel.queries));
-    const Span next{panel.queries.end, std::min(panel.queries.end + width, past + tokens.end)};
-    ahead.q = RowsAhead(rows_of(operands.q, panel, next));
-  };
-  const auto finish = [&](const Panel& panel) {
-    const View<S, 2>& sums = operands.log_sum_exp;
+  }
+
+  void for_each_panel(auto&& body) {
+    const Index past = of_.past;
+    for (Index i = 0; i < panels_; ++i) {
+      const Index head = heads_.begin + i / panels_per_head_;
+      const Index begin = tokens_.begin - before_ + i % panels_per_head_ * width;
+      const Span queries{past + std::max(begin, tokens_.begin),
+                         past + std::min(begin + width, tokens_.end)};
+      body(Panel{products_, i, operands_.policies, of_.of_head(head), queries, sums_of_values_[i],
+                 reference_[i], sum_[i]});
+    }
+  }
+  /// Takes a panel through one of the tiles of `reach`. It begins with the first one that it may
+  /// see and ends with the last one: what it reads and writes then is fetched while others are
+  /// computed with.
+  void visit(const Panel& panel, Span reach, Span tile, const View<const S, 2>& values) {
+    const Span seen = operands_.policies.reach(panel.head, panel.queries);
+    const Index first_of_all = tile_of(reach.begin), last_of_all = tile_of(reach.end - 1);
+    const Index last = std::clamp(tile_of(seen.end - 1), first_of_all, last_of_all);
+    const Index first = std::clamp(tile_of(seen.begin), first_of_all, last);
+    if (tile.begin < first || tile.begin > last) return;
+    if (tile.begin == first) begin(panel);
+    if (tile.begin == last) ahead_.o = RowsAhead(rows_of(operands_.o, panel, panel.queries));
+    panel.visit(tile, values);
+    if (tile.begin == last) finish(panel);
+  }
+  void begin(const Panel& panel) {
+    panel.begin(rows_of(operands_.q, panel, panel.queries));
+    const Index end = panel.queries.end;
+    const Span next{end, std::min(end + width, of_.past + tokens_.end)};
+    ahead_.q = RowsAhead(rows_of(operands_.q, panel, next));
+  }
+  void finish(const Panel& panel) const {
+    const View<S, 2>& sums = operands_.log_sum_exp;
     S* const log_sum_exp =
         sums.data() == nullptr ? nullptr : &sums(token_of(panel.queries.begin), panel.head.head);
-    panel.finish(rows_of(operands.o, panel, panel.queries), log_sum_exp, sums.stride(axis::time));
-  };
+    panel.finish(rows_of(operands_.o, panel, panel.queries), log_sum_exp, sums.stride(axis::time));
+  }
 
-  const auto keys = operands.keys_of(of, group), values = operands.values_of(of, group);
-  const Span reach = operands.reach(of, heads, tokens);
-  if (reach.size() == 0) {
-    return for_each_panel([&](const Panel& panel) { begin(panel), finish(panel); });
-  }
-  const auto tile_of = [](Index position) { return position / attention_tile * attention_tile; };
-  const Index first_tile = tile_of(reach.begin), last_tile = tile_of(reach.end - 1);
-  for (Index at = first_tile; at <= last_tile; at += attention_tile) {
-    const Span tile{at, std::min(reach.end, at + attention_tile)};
-    const Span next{tile.end, std::min(reach.end, tile.end + attention_tile)};
-    const auto tile_values = values.of(tile, collected_values);
-    products.set_tile(keys.of(tile, collected_keys), tile_values);
-    ahead.keys = RowsAhead(keys.cached(next)), ahead.values = RowsAhead(values.cached(next));
-    for_each_panel([&](const Panel& panel) {
-      // It begins with the first tile that it may see and ends with the last one: what it reads and
-      // writes then is fetched while others are computed with.
-      const Span seen = operands.policies.reach(panel.head, panel.queries);
-      const Index last = std::clamp(tile_of(seen.end - 1), first_tile, last_tile);
-      const Index first = std::clamp(tile_of(seen.begin), first_tile, last);
-      if (at < first || at > last) return;
-      if (at == first) begin(panel);
-      if (at == last) ahead.o = RowsAhead(rows_of(operands.o, panel, panel.queries));
-      panel.visit(tile, tile_values);
-      if (at == last) finish(panel);
-    });
-  }
-}
+  const AttentionOperands<S>& operands_;
+  const SegmentQueries& of_;
+  Span heads_, tokens_;
+  Index before_, panels_per_head_, panels_;
+  Context::Scratch<S> scratch_;
+  View<S, 3> sums_of_values_;                     // [panels, V, width]
+  View<S, 2> reference_, sum_;                    // [panels, width]
+  View<S, 2> collected_keys_, collected_values_;  // [attention_tile, K or V]
+  Products products_;
+  PanelsAhead ahead_;
+};
 
 /// How the queries of a segment are cut into tasks: a group of heads into sets of `heads`, their
 /// tokens into blocks of `length`, which begin `before` positions before the segment.
@@ -371,9 +402,8 @@ void attend_in_blocks(const AttentionOperands<S>& operands, const Call& call) {
     const Index set = rest % cut.sets, first = rest / cut.sets * R;
     const Span heads{first + set * cut.heads, first + std::min(R, (set + 1) * cut.heads)};
     const Index begin = block * cut.length - cut.before;
-    attend_block<Products>(operands, of, heads,
-                           {std::max<Index>(begin, 0), std::min(of.count, begin + cut.length)},
-                           worker);
+    const Span tokens{std::max<Index>(begin, 0), std::min(of.count, begin + cut.length)};
+    QueryBlock<Products, S>(operands, of, heads, tokens, worker).run();
   });
 }
 

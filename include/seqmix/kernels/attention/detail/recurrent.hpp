@@ -397,39 +397,66 @@ void for_each_key_span(const AttentionOperands<S>& operands, const Call& call, a
   }
 }
 
-/// The recurrent form of the segments that ask for it: memory-bound, so that each span of keys is
-/// read once for all heads of its group. Spans run in parallel, those of all segments together, and
-/// are merged in their order.
+/// Spans of keys that are gone through in parallel, then merged in their order.
 template <class S>
-void attend_by_recurrence(const AttentionOperands<S>& operands, const Call& call) {
-  const auto recurs = [&](const Segment& segment) { return !operands.in_parallel(segment); };
-  if (!operands.has_caches() || std::ranges::none_of(call.segments(), recurs)) return;
-  const Index R = operands.heads_per_group(), K = operands.head_k(), V = operands.head_v();
-  auto scratch = call.scratch<S>();
-  auto maximum = scratch(R), sum = scratch(R);  // of the heads whose spans are merged
-  auto part_o = scratch(attention_wave, R, V);
-  auto part_maximum = scratch(attention_wave, R), part_sum = scratch(attention_wave, R);
-  const auto heads_of = [&](const auto& view, const KeySpan& span) {
-    return view[span.of.first + span.token].slice(axis::row, span.group * R, R);
-  };
+class KeySpanWave {
+ public:
+  KeySpanWave(const AttentionOperands<S>& operands, const Call& call)
+      : operands_(operands),
+        call_(call),
+        heads_(operands.heads_per_group()),
+        scratch_(call.scratch<S>()),
+        maximum_(scratch_(heads_)),
+        sum_(scratch_(heads_)),
+        part_o_(scratch_(attention_wave, heads_, operands.head_v())),
+        part_maximum_(scratch_(attention_wave, heads_)),
+        part_sum_(scratch_(attention_wave, heads_)) {}
 
-  const auto attend_span = [&](const KeySpan& span, Index slot, const Call& worker) {
-    auto worker_scratch = worker.scratch<S>();
-    const QueryToken<S> token{operands.policies,
+  void add(const KeySpan& span) {
+    spans_[static_cast<std::size_t>(count_++)] = span, keys_ += span.keys.size();
+    if (count_ == attention_wave) finish();
+  }
+  /// Goes through what was added and is not merged yet.
+  void finish() {
+    if (count_ == 0) return;
+    const Index width = operands_.head_k() + operands_.head_v();
+    const Index numbers = std::max<Index>(keys_ * width, 1);
+    const Index spans_per_task = ceil_div(attention_task_numbers * count_, numbers);
+    call_.parallel_for(ceil_div(count_, spans_per_task), [&](Index task, const Call& worker) {
+      const Index first = task * spans_per_task;
+      for (Index slot = first; slot < std::min(count_, first + spans_per_task); ++slot) {
+        attend(slot, worker);
+      }
+    });
+    for (Index slot = 0; slot < count_; ++slot) merge(slot);
+    count_ = keys_ = 0;
+  }
+
+ private:
+  const KeySpan& span_of(Index slot) const { return spans_[static_cast<std::size_t>(slot)]; }
+  auto heads_of(const auto& view, const KeySpan& span) const {
+    return view[span.of.first + span.token].slice(axis::row, span.group * heads_, heads_);
+  }
+
+  void attend(Index slot, const Call& worker) const {
+    const KeySpan& span = span_of(slot);
+    const Index R = heads_, K = operands_.head_k(), V = operands_.head_v();
+    auto scratch = worker.scratch<S>();
+    const QueryToken<S> token{operands_.policies,
                               span.of.of_head(span.group * R),
                               span.of.past + span.token,
-                              worker_scratch(R, K),
-                              worker_scratch(R, attention_tile),
-                              worker_scratch(R, attention_tile),
-                              worker_scratch(2, attention_tile),
-                              part_o[slot],
-                              worker_scratch(R),
-                              worker_scratch(R)};
-    token.begin(heads_of(operands.q, span));
-    const auto keys = operands.keys_of(span.of, span.group);
-    const auto values = operands.values_of(span.of, span.group);
-    auto collected_keys = worker_scratch(attention_tile, K);
-    auto collected_values = worker_scratch(attention_tile, V);
+                              scratch(R, K),
+                              scratch(R, attention_tile),
+                              scratch(R, attention_tile),
+                              scratch(2, attention_tile),
+                              part_o_[slot],
+                              scratch(R),
+                              scratch(R)};
+    token.begin(heads_of(operands_.q, span));
+    const auto keys = operands_.keys_of(span.of, span.group);
+    const auto values = operands_.values_of(span.of, span.group);
+    const auto collected_keys = scratch(attention_tile, K);
+    const auto collected_values = scratch(attention_tile, V);
     for (Index key = span.keys.begin; key < span.keys.end; key += attention_tile) {
       const Span tile{key, std::min(span.keys.end, key + attention_tile)};
       if (!token.sees(tile)) continue;
@@ -437,43 +464,43 @@ void attend_by_recurrence(const AttentionOperands<S>& operands, const Call& call
                   Ahead(keys.cached({tile.end, std::min(span.end, tile.end + attention_tile)})));
     }
     // Only now, since parts of other workers lie on the same cache lines.
-    copy(token.maximum, part_maximum[slot]), copy(token.sum, part_sum[slot]);
-  };
-  const auto merge_span = [&](const KeySpan& span, Index slot) {
-    const auto o = heads_of(operands.o, span);
-    for (Index r = 0; r < R; ++r) {
-      const PartialSoftmax<S> whole{o[r], maximum[r], sum[r]};
+    copy(token.maximum, part_maximum_[slot]), copy(token.sum, part_sum_[slot]);
+  }
+  void merge(Index slot) const {
+    const KeySpan& span = span_of(slot);
+    const auto o = heads_of(operands_.o, span);
+    for (Index r = 0; r < heads_; ++r) {
+      const PartialSoftmax<S> whole{o[r], maximum_[r], sum_[r]};
       if (span.first) whole.clear();
-      whole.merge({part_o[slot][r], part_maximum(slot, r), part_sum(slot, r)});
+      whole.merge({part_o_[slot][r], part_maximum_(slot, r), part_sum_(slot, r)});
       if (!span.last) continue;
       const S log_sum_exp = whole.finish();
-      if (operands.log_sum_exp.data() != nullptr) {
-        heads_of(operands.log_sum_exp, span)[r] = log_sum_exp;
+      if (operands_.log_sum_exp.data() != nullptr) {
+        heads_of(operands_.log_sum_exp, span)[r] = log_sum_exp;
       }
     }
-  };
+  }
 
-  std::array<KeySpan, attention_wave> wave;
-  Index count = 0, keys = 0;
-  const auto run_wave = [&] {
-    const Index numbers = std::max<Index>(keys * (K + V), 1);
-    const Index spans_per_task = ceil_div(attention_task_numbers * count, numbers);
-    call.parallel_for(ceil_div(count, spans_per_task), [&](Index task, const Call& worker) {
-      const Index first = task * spans_per_task;
-      for (Index slot = first; slot < std::min(count, first + spans_per_task); ++slot) {
-        attend_span(wave[static_cast<std::size_t>(slot)], slot, worker);
-      }
-    });
-    for (Index slot = 0; slot < count; ++slot) {
-      merge_span(wave[static_cast<std::size_t>(slot)], slot);
-    }
-    count = keys = 0;
-  };
-  for_each_key_span(operands, call, [&](const KeySpan& span) {
-    wave[static_cast<std::size_t>(count++)] = span, keys += span.keys.size();
-    if (count == attention_wave) run_wave();
-  });
-  if (count > 0) run_wave();
+  const AttentionOperands<S>& operands_;
+  const Call& call_;
+  Index heads_;  // of a group
+  Context::Scratch<S> scratch_;
+  View<S, 1> maximum_, sum_;            // [heads], of those whose spans are merged
+  View<S, 3> part_o_;                   // [attention_wave, heads, V]
+  View<S, 2> part_maximum_, part_sum_;  // [attention_wave, heads]
+  std::array<KeySpan, attention_wave> spans_;
+  Index count_ = 0, keys_ = 0;
+};
+
+/// The recurrent form of the segments that ask for it: memory-bound, so that each span of keys is
+/// read once for all heads of its group. The spans of all segments run in parallel.
+template <class S>
+void attend_by_recurrence(const AttentionOperands<S>& operands, const Call& call) {
+  const auto recurs = [&](const Segment& segment) { return !operands.in_parallel(segment); };
+  if (!operands.has_caches() || std::ranges::none_of(call.segments(), recurs)) return;
+  KeySpanWave<S> wave(operands, call);
+  for_each_key_span(operands, call, [&](const KeySpan& span) { wave.add(span); });
+  wave.finish();
 }
 
 }  // namespace detail

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "seqmix/kernels/memory/detail/channel_sums.hpp"
 #include "seqmix/kernels/memory/detail/linear_state_unit.hpp"
+#include "seqmix/kernels/memory/detail/lines_ahead.hpp"
+#include "seqmix/kernels/memory/detail/state_slabs.hpp"
 #include "seqmix/kernels/memory/detail/state_sweep.hpp"
 
 namespace seqmix {

@@ -8,9 +8,11 @@
 #include <vector>
 
 #include "seqmix/core/named_enum.hpp"
-#include "seqmix/kernels/attention/policies.hpp"
+#include "seqmix/kernels/attention/scores.hpp"
 #include "seqmix/kernels/pointwise/norm.hpp"
+#include "seqmix/kernels/positions/rope_scaling.hpp"
 #include "seqmix/kernels/positions/rotary.hpp"
+#include "seqmix/kernels/positions/rotary_frequencies.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 

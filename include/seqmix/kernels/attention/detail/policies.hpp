@@ -1,71 +1,15 @@
 #pragma once
 
-#include <algorithm>
 #include <limits>
 #include <type_traits>
 #include <utility>
 
-#include "seqmix/core/view.hpp"
+#include "seqmix/kernels/attention/pairs.hpp"
+#include "seqmix/kernels/attention/scores.hpp"
 #include "seqmix/simd/math.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
-
-/// Positions [begin, end), counted from the start of the stream.
-struct Span {
-  Index begin = 0, end = 0;
-  Index size() const { return end - begin; }
-};
-
-/// How many pairs of a span of queries and a span of keys see each other. A policy that does not
-/// know may answer `partial`.
-enum class Visibility { none, partial, all };
-
-/// A register of (query, key) pairs. Their positions are origin + query and origin + key with an
-/// origin near the keys: whole numbers in S, so that policies compare and subtract them in
-/// registers. In float, distances above 2^24 are rounded.
-template <class S>
-struct Pairs {
-  Index origin;
-  simd::Batch<S> query, key;
-};
-
-/// A query sees the keys up to its own.
-///
-/// A mask is any type with `of`, `visibility` and `allows`. It sees positions only, never how they
-/// are tiled. It may have `reach`, outside of which it hides every key: the tiles there are not
-/// even looked at. And `narrowed(Span queries, Span keys) const`: a mask of its own type that
-/// agrees with it on these positions and may be cheaper to ask. One that depends on how many
-/// positions there are has `of(row, head, count)`.
-struct Causal {
-  /// The mask of one query head of a segment, whose row of the state this is.
-  Causal of(Index /*row*/, Index /*head*/) const { return *this; }
-  Span reach(Span queries) const { return {0, queries.end}; }
-  Visibility visibility(Span queries, Span keys) const {
-    if (keys.begin >= queries.end) return Visibility::none;
-    return keys.end <= queries.begin + 1 ? Visibility::all : Visibility::partial;
-  }
-  template <class S>
-  simd::Mask<S> allows(const Pairs<S>& pairs) const {
-    return pairs.key <= pairs.query;
-  }
-};
-
-/// scale · q · k, nothing more.
-///
-/// A score is any type with these members. It maps scaled products before the mask is applied, so
-/// that a cap or a bias never makes a hidden key visible.
-struct PlainScore {
-  double scale = 1;
-
-  /// The score of one query head of a segment, whose row of the state this is.
-  PlainScore of(Index /*row*/, Index /*head*/) const { return *this; }
-  template <class S>
-  simd::Batch<S> operator()(const simd::Batch<S>& products, const Pairs<S>& /*pairs*/) const {
-    return products;
-  }
-};
-
 namespace detail {
 
 template <class S>

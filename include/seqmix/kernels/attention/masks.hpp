@@ -1,0 +1,105 @@
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "seqmix/core/view.hpp"
+#include "seqmix/kernels/attention/pairs.hpp"
+#include "seqmix/simd/math.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// A query sees the keys up to its own.
+///
+/// A mask is any type with `of`, `visibility` and `allows`. It sees positions only, never how they
+/// are tiled. It may have `reach`, outside of which it hides every key: the tiles there are not
+/// even looked at. And `narrowed(Span queries, Span keys) const`: a mask of its own type that
+/// agrees with it on these positions and may be cheaper to ask. One that depends on how many
+/// positions there are has `of(row, head, count)`.
+struct Causal {
+  /// The mask of one query head of a segment, whose row of the state this is.
+  Causal of(Index /*row*/, Index /*head*/) const { return *this; }
+  Span reach(Span queries) const { return {0, queries.end}; }
+  Visibility visibility(Span queries, Span keys) const {
+    if (keys.begin >= queries.end) return Visibility::none;
+    return keys.end <= queries.begin + 1 ? Visibility::all : Visibility::partial;
+  }
+  template <class S>
+  simd::Mask<S> allows(const Pairs<S>& pairs) const {
+    return pairs.key <= pairs.query;
+  }
+};
+
+/// A query sees the keys of one stretch of positions that lie near enough: sliding windows, the
+/// first tokens of a stream, all of another sequence.
+struct Band {
+  static constexpr Index unlimited = std::numeric_limits<Index>::max() / 4;
+
+  Index first = 0, last = unlimited;  // the keys of [first, last),
+  Index back = unlimited, ahead = 0;  // at most so far before and behind the query
+
+  /// The last `width` keys, the query's own among them; of them those from `first` on.
+  static Band window(Index width, Index first = 0) { return {.first = first, .back = width - 1}; }
+  /// The first `count` keys of the stream up to the query's own.
+  static Band leading(Index count) { return {.last = count}; }
+  /// `count` keys, or all there are, whatever the position of the query.
+  static Band everything(Index count = unlimited) { return {.last = count, .ahead = unlimited}; }
+
+  Band of(Index /*row*/, Index /*head*/) const { return *this; }
+  Span reach(Span queries) const {
+    return {std::max({Index{0}, first, queries.begin - back}), std::min(last, queries.end + ahead)};
+  }
+  Visibility visibility(Span queries, Span keys) const {
+    const Span near = reach(queries);
+    if (keys.begin >= near.end || keys.end <= near.begin) return Visibility::none;
+    const bool all = keys.begin >= first && keys.end <= last &&
+                     keys.begin + back >= queries.end - 1 && keys.end - 1 <= queries.begin + ahead;
+    return all ? Visibility::all : Visibility::partial;
+  }
+  template <class S>
+  simd::Mask<S> allows(const Pairs<S>& pairs) const {
+    using Batch = simd::Batch<S>;
+    const auto number = [](Index value) { return Batch(static_cast<S>(value)); };
+    const Batch distance = pairs.query - pairs.key;
+    return distance <= number(back) && distance >= number(-ahead) &&
+           pairs.key >= number(first - pairs.origin) && pairs.key < number(last - pairs.origin);
+  }
+};
+
+/// A query sees the first keys of its row, `of_rows[row]` of them, wherever it stands: those of
+/// another sequence.
+struct Lengths {
+  View<const Index, 1> of_rows;  // [B]
+
+  Band of(Index row, Index /*head*/) const { return Band::everything(of_rows[row]); }
+};
+
+/// A query at i sees the keys j <= i + ahead that lie in its window, j >= i - back, or among the
+/// first `prefix`.
+struct WindowAndPrefix {
+  Index back = 0, ahead = 0, prefix = 0;
+
+  WindowAndPrefix of(Index /*row*/, Index /*head*/) const { return *this; }
+  Span reach(Span queries) const {
+    return {prefix > 0 ? 0 : std::max<Index>(queries.begin - back, 0), queries.end + ahead};
+  }
+  Visibility visibility(Span queries, Span keys) const {
+    const bool passed = keys.begin >= prefix && keys.end + back <= queries.begin;
+    if (passed || keys.begin >= queries.end + ahead) return Visibility::none;
+    const bool all = keys.end <= queries.begin + ahead + 1 &&
+                     (keys.end <= prefix || keys.begin + back + 1 >= queries.end);
+    return all ? Visibility::all : Visibility::partial;
+  }
+  template <class S>
+  simd::Mask<S> allows(const Pairs<S>& pairs) const {
+    using Batch = simd::Batch<S>;
+    const Batch distance = pairs.query - pairs.key;
+    return distance >= Batch(static_cast<S>(-ahead)) &&
+           (distance <= Batch(static_cast<S>(back)) ||
+            pairs.key < Batch(static_cast<S>(prefix - pairs.origin)));
+  }
+};
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix

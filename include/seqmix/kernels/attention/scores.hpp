@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cmath>
+#include <span>
+#include <vector>
+
+#include "seqmix/kernels/attention/pairs.hpp"
+#include "seqmix/simd/math.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// scale · q · k, nothing more.
+///
+/// A score is any type with these members. It maps scaled products before the mask is applied, so
+/// that a cap or a bias never makes a hidden key visible.
+struct PlainScore {
+  double scale = 1;
+
+  /// The score of one query head of a segment, whose row of the state this is.
+  PlainScore of(Index /*row*/, Index /*head*/) const { return *this; }
+  template <class S>
+  simd::Batch<S> operator()(const simd::Batch<S>& products, const Pairs<S>& /*pairs*/) const {
+    return products;
+  }
+};
+
+/// cap · tanh(scale q · k / cap): scores whose size is bounded. Gemma team 2024, arXiv:2408.00118.
+struct SoftCap {
+  double scale = 1;  // of the products: 1 / cap is in it
+  double cap = 1;
+
+  SoftCap(double product_scale, double bound) : scale(product_scale / bound), cap(bound) {}
+  SoftCap of(Index /*row*/, Index /*head*/) const { return *this; }
+  template <class S>
+  simd::Batch<S> operator()(const simd::Batch<S>& products, const Pairs<S>& /*pairs*/) const {
+    return simd::Batch<S>(static_cast<S>(cap)) * simd::tanh(products);
+  }
+};
+
+/// scale q · k - slope_h |i - j|: attention with linear biases. Press et al. 2021,
+/// arXiv:2108.12409.
+struct Alibi {
+  double scale = 1;
+  std::span<const double> slopes;  // [H]
+  double slope = 0;                // of one head
+
+  Alibi of(Index /*row*/, Index head) const {
+    return {scale, slopes, slopes[static_cast<std::size_t>(head)]};
+  }
+  template <class S>
+  simd::Batch<S> operator()(const simd::Batch<S>& products, const Pairs<S>& pairs) const {
+    return simd::fnma<S>(simd::Batch<S>(static_cast<S>(slope)),
+                         simd::abs<S>(pairs.query - pairs.key), products);
+  }
+};
+
+/// The slopes of ALiBi's heads: 2^(-8 (h + 1) / H) where H is a power of two; else those of the
+/// next lower one, then every second of the next higher one.
+inline std::vector<double> alibi_slopes(Index heads) {
+  Index power = 1;
+  while (2 * power <= heads) power *= 2;
+  std::vector<double> slopes;
+  const auto slope = [](Index h, Index of) {
+    return std::exp2(-8 * static_cast<double>(h + 1) / static_cast<double>(of));
+  };
+  for (Index h = 0; h < power; ++h) slopes.push_back(slope(h, power));
+  for (Index h = 0; power + h < heads; ++h) slopes.push_back(slope(2 * h, 2 * power));
+  return slopes;
+}
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix
