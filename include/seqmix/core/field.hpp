@@ -82,7 +82,7 @@ constexpr OnlyWhere only_where(bool holds, std::string_view condition) {
 
 /// A value of a field as an error shows it.
 template <class Field>
-std::string text_of_field(const Field& value) {
+SEQMIX_COLD std::string text_of_field(const Field& value) {
   std::ostringstream text;
   if constexpr (std::is_enum_v<Field>) {
     text << to_string(value);

@@ -64,3 +64,5 @@
 #endif
 
 #define SEQMIX_ALWAYS_INLINE inline __attribute__((always_inline))
+// Of what runs on the way to an exception alone: not inlined, small.
+#define SEQMIX_COLD __attribute__((noinline, cold))

@@ -821,13 +821,14 @@ class Mixer<Definition> {
     const State fresh = initial_shapes();
     State::visit(fresh, [&]<class Member>(const Name&, const Member& member) {
       const auto& shape = state_tensor(member).shape().extents;
-      extents.insert(extents.end(), shape.begin(), shape.end());
+      for (const Index extent : shape) extents.push_back(extent);
       const auto allow_any = [&](Index axis) {
         extents[extents.size() - shape.size() + static_cast<std::size_t>(axis)] = any_extent;
       };
       if constexpr (requires { Member::axis; }) allow_any(Member::axis);
       if constexpr (requires { Member::source_axis; }) {
-        static_assert(reads_source, "a definition whose state holds a Source has read");
+        static_assert(Member::source_axis > 0 && reads_source,
+                      "a definition whose state holds a Source has read");
         allow_any(Member::source_axis);
       }
       if constexpr (requires { state_tensor(member).storage(); }) {

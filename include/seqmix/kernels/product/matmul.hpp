@@ -52,14 +52,17 @@ inline constexpr Index weights_per_task = Index{1} << 15, products_per_task = In
 /// Fewer rows or panels than these do not repay the packing of x.
 inline constexpr Index rows_to_pack = 2 * tall_tile, panels_to_pack = 8;
 
-/// C[row, column] (+)= Σ_k A[row, k] B[k, column] (+ bias[column]).
-template <class S, class Stored = S>
+/// C[row, column] (+)= Σ_k A[row, k] B[k, column] (+ bias[column]). What B is stored as is known at
+/// run time, so that only what reads it is compiled for each type.
+template <class S>
 struct Product {
   Index depth = 0;       // number of k
   const S* a = nullptr;  // A[row, k] at a[row * a_row_stride + k * a_stride]
   Index a_row_stride = 0;
   Index a_stride = 0;
-  const Stored* b = nullptr;  // B[k, first column of panel p] at b[k * b_stride + p * panel_stride]
+  // B[k, first column of panel p] is number k * b_stride + p * panel_stride of `b`.
+  const std::byte* b = nullptr;
+  Storage storage = Storage::native;
   Index b_stride = 0;
   Index panel_stride = 0;
   const S* scales = nullptr;    // of the columns, if B is stored as integers
@@ -74,24 +77,16 @@ struct Product {
   Product slice(Index k, Index count) const {
     Product part = *this;
     part.depth = std::min(count, depth - k);
-    part.a += k * a_stride, part.b += k * b_stride;
+    part.a += k * a_stride, part.b += k * b_stride * number_size<S>(storage);
     if (k > 0) part.bias = nullptr, part.accumulate = true;
     return part;
   }
   /// The same with the panel that this slice has in another place.
-  Product<S> with_panel(const S* panel) const {
-    return {.depth = depth,
-            .a = a,
-            .a_row_stride = a_row_stride,
-            .a_stride = a_stride,
-            .b = panel,
-            .b_stride = panel_width<S>,
-            .ahead = ahead,
-            .ahead_stride = ahead_stride,
-            .c = c,
-            .columns = columns,
-            .bias = bias,
-            .accumulate = accumulate};
+  Product with_panel(const S* panel) const {
+    Product native = *this;
+    native.b = reinterpret_cast<const std::byte*>(panel), native.storage = Storage::native;
+    native.b_stride = panel_width<S>, native.scales = nullptr;
+    return native;
   }
 };
 
@@ -107,9 +102,8 @@ SEQMIX_ALWAYS_INLINE simd::Batch<S> load_weight(const Stored* from, const simd::
 /// are packed as [k][Rows].
 ///
 /// Its loops over registers are unrolled by order, so that g++ keeps `sum` in registers.
-template <class S, Index Rows, Index Panels, bool Grouped, class Stored>
-__attribute__((noinline)) void multiply_tile(const Product<S, Stored>& product, Index row,
-                                             Index panel) {
+template <class S, Index Rows, Index Panels, bool Grouped, class Stored = S>
+__attribute__((noinline)) void multiply_tile(const Product<S>& product, Index row, Index panel) {
   constexpr Index lanes = simd::lanes<S>, width = 2 * Panels;  // registers of a row
   const Index column = panel * panel_width<S>, columns = product.columns - column;
   const bool whole = columns >= width * lanes;
@@ -160,7 +154,7 @@ __attribute__((noinline)) void multiply_tile(const Product<S, Stored>& product, 
   }
 
   const S* a = product.a + row * product.a_row_stride;
-  const Stored* b = product.b + panel * product.panel_stride;
+  const Stored* b = reinterpret_cast<const Stored*>(product.b) + panel * product.panel_stride;
   const char* ahead = product.ahead;
   const Index a_row_stride = Grouped ? 1 : product.a_row_stride;
   const Index a_stride = Grouped ? Rows : product.a_stride;
@@ -240,12 +234,12 @@ void multiply_rows(Product<S> product, Index rows, Index panel) {
 /// One, two or four rows, which use a number of B too seldom to store it anew; several panels at
 /// once give the fewest rows enough independent chains. Returns the first panel that is left to do.
 template <class S, class Stored>
-Index multiply_few(const Product<S, Stored>& product, Index rows, Index panel, Index last_panel) {
+Index multiply_few(const Product<S>& product, Index rows, Index panel, Index last_panel) {
   constexpr bool narrow = !std::same_as<Stored, S>;
   const auto multiply = [&]<Index Rows>(std::integral_constant<Index, Rows>) {
     constexpr Index at_once = 4 / Rows;
     for (; panel + at_once <= last_panel; panel += at_once) {
-      multiply_tile<S, Rows, at_once, false>(product, 0, panel);
+      multiply_tile<S, Rows, at_once, false, Stored>(product, 0, panel);
     }
   };
   if constexpr (!narrow || std::same_as<S, float>) {
@@ -260,43 +254,50 @@ Index multiply_few(const Product<S, Stored>& product, Index rows, Index panel, I
 
 /// The part of the chains of a panel that begins at `k`. Where panels lie behind each other, the
 /// numbers behind its own are fetched, which hides the time that memory takes.
-template <class S, class Stored>
-Product<S, Stored> panel_slice(const Product<S, Stored>& product, Index panel, Index k,
-                               Index count) {
-  Product<S, Stored> slice = product.slice(k, count);
-  slice.b += panel * slice.panel_stride, slice.panel_stride = 0;
-  slice.ahead = reinterpret_cast<const char*>(slice.b + slice.depth * slice.b_stride);
+template <class S>
+Product<S> panel_slice(const Product<S>& product, Index panel, Index k, Index count) {
+  const Index size = number_size<S>(product.storage);
+  Product<S> slice = product.slice(k, count);
+  slice.b += panel * slice.panel_stride * size, slice.panel_stride = 0;
+  slice.ahead = reinterpret_cast<const char*>(slice.b + slice.depth * slice.b_stride * size);
   slice.ahead_stride = cache_line;
   return slice;
 }
 
-/// A slice of a panel as numbers to compute with, stored in `wide`, [k][panel width].
+/// Writes a slice of a panel as numbers to compute with, [k][panel width].
 template <class S, class Stored>
-Product<S> widened(const Product<S, Stored>& slice, Index panel, S* wide) {
-  if constexpr (std::same_as<Stored, S>) {
-    return slice;
-  } else {
-    constexpr Index lanes = simd::lanes<S>;
-    for (Index r = 0; r < 2; ++r) {
-      const S* const scales = slice.scales + panel * panel_width<S> + r * lanes;
-      const auto scale = std::integral<Stored> ? simd::load<S>(scales) : simd::broadcast(S(1));
-      for (Index k = 0; k < slice.depth; ++k) {
-        simd::store<S>(wide + k * panel_width<S> + r * lanes,
-                       load_weight<S>(slice.b + k * slice.b_stride + r * lanes, scale));
-      }
+void widen(const Product<S>& slice, Index panel, S* wide) {
+  constexpr Index lanes = simd::lanes<S>;
+  for (Index r = 0; r < 2; ++r) {
+    const S* const scales = slice.scales + panel * panel_width<S> + r * lanes;
+    const Stored* const from = reinterpret_cast<const Stored*>(slice.b) + r * lanes;
+    const auto scale = std::integral<Stored> ? simd::load<S>(scales) : simd::broadcast(S(1));
+    for (Index k = 0; k < slice.depth; ++k) {
+      simd::store<S>(wide + k * panel_width<S> + r * lanes,
+                     load_weight<S>(from + k * slice.b_stride, scale));
     }
-    return slice.with_panel(wide);
   }
+}
+/// The slice with numbers to compute with, in `wide` where they are stored as others.
+template <class S>
+Product<S> widened(const Product<S>& slice, Index panel, S* wide) {
+  if (slice.storage == Storage::native) return slice;
+  with_stored<S>(slice.storage, [&]<class Stored>(std::type_identity<Stored>) {
+    if constexpr (!std::same_as<Stored, S>) widen<S, Stored>(slice, panel, wide);
+  });
+  return slice.with_panel(wide);
 }
 
 /// All rows of panels [panel, last_panel), in slices of k if more than one tile of rows reads them
 /// or if they are stored anew, in `wide`.
-template <class S, class Stored>
-void multiply_panels(const Product<S, Stored>& product, Index rows, Index panel, Index last_panel,
+template <class S>
+void multiply_panels(const Product<S>& product, Index rows, Index panel, Index last_panel,
                      S* wide = nullptr) {
-  const bool once = std::same_as<Stored, S> && rows <= tall_tile && has_tile(rows);
+  const bool once = product.storage == Storage::native && rows <= tall_tile && has_tile(rows);
   const Index count = once ? std::max<Index>(product.depth, 1) : depth_slice;
-  panel = multiply_few(product, rows, panel, last_panel);
+  with_stored<S>(product.storage, [&]<class Stored>(std::type_identity<Stored>) {
+    panel = multiply_few<S, Stored>(product, rows, panel, last_panel);
+  });
   for (; panel < last_panel; ++panel) {
     for (Index k = 0; k == 0 || k < product.depth; k += count) {
       Product<S> slice = widened(panel_slice(product, panel, k, count), panel, wide);
@@ -365,10 +366,9 @@ void pack_rows(const View<const S, 2>& x, Index first, Index last, Index k, Inde
 }
 
 /// As `multiply_panels`, for rows that `pack_rows` has packed.
-template <class S, class Stored>
-void multiply_packed(Product<S, Stored> product, Index rows, Index panel, Index last_panel,
-                     S* wide) {
-  constexpr Index width = panel_width<S> * static_cast<Index>(sizeof(Stored));
+template <class S>
+void multiply_packed(Product<S> product, Index rows, Index panel, Index last_panel, S* wide) {
+  const Index width = panel_width<S> * number_size<S>(product.storage);
   const Index groups = ceil_div(rows, tall_tile);
   const S* const packed = product.a;
   product.a_row_stride = 1;
@@ -393,14 +393,15 @@ void multiply_packed(Product<S, Stored> product, Index rows, Index panel, Index 
 }
 
 /// Scratch for `widened`: nothing where the panels are stored as they are computed with.
-template <class S, class Stored>
-S* slice_scratch(Context::Scratch<S>& scratch) {
-  return std::same_as<Stored, S> ? nullptr : scratch(depth_slice, panel_width<S>).data();
+template <class S>
+S* slice_scratch(const Product<S>& product, Context::Scratch<S>& scratch) {
+  const bool native = product.storage == Storage::native;
+  return native ? nullptr : scratch(depth_slice, panel_width<S>).data();
 }
 
 /// Reads x [T, K] where it is.
-template <class S, class Stored>
-void multiply_unpacked(const Product<S, Stored>& product, const View<const S, 2>& x, Index panels,
+template <class S>
+void multiply_unpacked(const Product<S>& product, const View<const S, 2>& x, Index panels,
                        const View<S, 2>& y, const Call& call) {
   const Index rows = x.extent(0), depth = product.depth;
   const bool few = rows < rows_to_pack;
@@ -416,17 +417,17 @@ void multiply_unpacked(const Product<S, Stored>& product, const View<const S, 2>
     const Index count = std::min(task_rows, rows - row);
     const auto c = row_addresses(y, row, count);
     auto scratch = worker.scratch<S>();
-    Product<S, Stored> part = product;
+    Product<S> part = product;
     part.c = c.data(), part.a_stride = 1;
     part.a = x.data() + row * x.stride(0), part.a_row_stride = x.stride(0);
     multiply_panels(part, count, panel, std::min(panels, panel + task_panels),
-                    slice_scratch<S, Stored>(scratch));
+                    slice_scratch(product, scratch));
   });
 }
 
 /// Packs x [T, K] block by block, then sends each block through all panels.
-template <class S, class Stored>
-void multiply_in_blocks(const Product<S, Stored>& product, const View<const S, 2>& x, Index panels,
+template <class S>
+void multiply_in_blocks(const Product<S>& product, const View<const S, 2>& x, Index panels,
                         const View<S, 2>& y, const Call& call) {
   const Index rows = x.extent(0), depth = product.depth;
   const Index blocks = std::max<Index>(ceil_div(rows - row_block / 4, row_block), 1);
@@ -438,7 +439,7 @@ void multiply_in_blocks(const Product<S, Stored>& product, const View<const S, 2
     const Index count = std::min(block, rows - row), groups = ceil_div(count, tall_tile);
     const auto c = row_addresses(y, row, count);
     for (Index k = 0; k == 0 || k < depth; k += depth_block) {
-      Product<S, Stored> part = product.slice(k, depth_block);
+      Product<S> part = product.slice(k, depth_block);
       part.a = packed, part.c = c.data();
       call.parallel_for(ceil_div(groups, task_groups), [&](Index task, const Call&) {
         const Index first = task * task_groups;
@@ -451,9 +452,32 @@ void multiply_in_blocks(const Product<S, Stored>& product, const View<const S, 2
         const Index panel = task * task_panels;
         auto slices = worker.scratch<S>();
         multiply_packed(part, count, panel, std::min(panels, panel + task_panels),
-                        slice_scratch<S, Stored>(slices));
+                        slice_scratch(product, slices));
       });
     }
+  }
+}
+
+/// What `matmul` refuses of x, of a weight of this shape, and of y.
+inline void check_product(const Shape<2>& x, const Shape<2>& x_strides, const Shape<2>& w,
+                          bool has_weight, const Shape<2>& y, const Shape<2>& y_strides) {
+  if (!has_weight) {
+    throw ShapeError("matmul: there is no weight, expected one of shape " +
+                     Shape<2>{y[1], x[1]}.text() +
+                     "; every weight of a layer must be named by its Weights::visit");
+  }
+  if (x[1] != w[1]) {
+    throw ShapeError("matmul: x has shape " + x.text() + ", expected [T, " + std::to_string(w[1]) +
+                     "] for a weight of shape " + w.text());
+  }
+  if (y != Shape<2>{x[0], w[0]}) {
+    throw ShapeError("matmul: y has shape " + y.text() + ", expected " +
+                     Shape<2>{x[0], w[0]}.text());
+  }
+  if ((w[1] > 1 && x_strides[1] != 1) || (w[0] > 1 && y_strides[1] != 1)) {
+    throw ShapeError("matmul: the last dimensions of x and y have strides " +
+                     std::to_string(x_strides[1]) + " and " + std::to_string(y_strides[1]) +
+                     ", expected 1");
   }
 }
 
@@ -470,25 +494,7 @@ void matmul(In<S, 2> x, const PackedMatrix<S>& w, View<S, 2> y, const Call& call
   using namespace detail;
   const Index rows = x.extent(0);
   const Index outputs = w.rows(), depth = w.cols();
-  if (!w) {
-    throw ShapeError("matmul: there is no weight, expected one of shape " +
-                     Shape<2>{y.extent(1), x.extent(1)}.text() +
-                     "; every weight of a layer must be named by its Weights::visit");
-  }
-  if (x.extent(1) != depth) {
-    throw ShapeError("matmul: x has shape " + x.shape().text() + ", expected [T, " +
-                     std::to_string(depth) + "] for a weight of shape " +
-                     Shape<2>{outputs, depth}.text());
-  }
-  if (y.shape() != Shape<2>{rows, outputs}) {
-    throw ShapeError("matmul: y has shape " + y.shape().text() + ", expected " +
-                     Shape<2>{rows, outputs}.text());
-  }
-  if ((depth > 1 && x.stride(1) != 1) || (outputs > 1 && y.stride(1) != 1)) {
-    throw ShapeError("matmul: the last dimensions of x and y have strides " +
-                     std::to_string(x.stride(1)) + " and " + std::to_string(y.stride(1)) +
-                     ", expected 1");
-  }
+  check_product(x.shape(), x.strides(), {outputs, depth}, bool{w}, y.shape(), y.strides());
   if (!disjoint(x, y)) throw ShapeError("matmul: x and y overlap");
   if (rows == 0 || outputs == 0) return;
 
@@ -500,22 +506,21 @@ void matmul(In<S, 2> x, const PackedMatrix<S>& w, View<S, 2> y, const Call& call
   }
 #endif
 
-  w.visit([&]<class Stored>(View<const Stored, 3> panels) {
-    const Product<S, Stored> product{.depth = depth,
-                                     .b = panels.data(),
-                                     .b_stride = panel_width<S>,
-                                     .panel_stride = depth * panel_width<S>,
-                                     .scales = w.scales(),
-                                     .ahead = reinterpret_cast<const char*>(panels.data()),
-                                     .columns = outputs,
-                                     .bias = bias,
-                                     .accumulate = accumulate};
-    if (rows < rows_to_pack || panels.extent(0) < panels_to_pack) {
-      multiply_unpacked(product, x, panels.extent(0), y, call);
-    } else {
-      multiply_in_blocks(product, x, panels.extent(0), y, call);
-    }
-  });
+  const Product<S> product{.depth = depth,
+                           .b = w.bytes(),
+                           .storage = w.storage(),
+                           .b_stride = panel_width<S>,
+                           .panel_stride = depth * panel_width<S>,
+                           .scales = w.scales(),
+                           .ahead = reinterpret_cast<const char*>(w.bytes()),
+                           .columns = outputs,
+                           .bias = bias,
+                           .accumulate = accumulate};
+  if (rows < rows_to_pack || w.panels() < panels_to_pack) {
+    multiply_unpacked(product, x, w.panels(), y, call);
+  } else {
+    multiply_in_blocks(product, x, w.panels(), y, call);
+  }
 }
 
 #define SEQMIX_MATMUL(S) \

@@ -2,14 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <memory>
 #include <sstream>
 #include <type_traits>
 #include <utility>
-#include <variant>
 
+#include "seqmix/core/cache.hpp"
 #include "seqmix/core/error.hpp"
 #include "seqmix/core/named_enum.hpp"
 #include "seqmix/core/tensor.hpp"
@@ -23,8 +24,24 @@ namespace detail {
 template <class S>
 inline constexpr Index panel_width = 2 * simd::lanes<S>;
 
-[[noreturn]] inline void refuse_overflow(Index output, double number, Storage storage,
-                                         float largest) {
+/// Calls `body(std::type_identity<Stored>{})` with the type of the numbers in a storage: S,
+/// bfloat16, float16 or std::int8_t.
+template <class S>
+auto with_stored(Storage storage, auto&& body) {
+  switch (storage) {
+    case Storage::bf16:
+      return body(std::type_identity<bfloat16>{});
+    case Storage::f16:
+      return body(std::type_identity<float16>{});
+    case Storage::int8:
+      return body(std::type_identity<std::int8_t>{});
+    default:
+      return body(std::type_identity<S>{});
+  }
+}
+
+[[noreturn]] SEQMIX_COLD inline void refuse_overflow(Index output, double number, Storage storage,
+                                                     float largest) {
   std::ostringstream text;
   text << "a number of row " << output << " is " << number << ", expected at most " << largest
        << " in size: " << to_string(storage) << " holds no more";
@@ -57,8 +74,15 @@ class PackedMatrix {
   /// Calls `read(panels)` with the numbers as they are stored: `View<const Stored, 3>`, [panels, K,
   /// panel width], where Stored is S, bfloat16, float16 or std::int8_t.
   void visit(auto&& read) const {
-    std::visit([&](const auto& panels) { read(panels.view()); }, packed_->panels);
+    detail::with_stored<S>(storage(), [&]<class Stored>(std::type_identity<Stored>) {
+      constexpr Index width = detail::panel_width<S>;
+      const auto* const numbers = reinterpret_cast<const Stored*>(bytes());
+      read(View<const Stored, 3>(numbers, {panels(), cols_, width}));
+    });
   }
+  Storage storage() const { return packed_->storage; }
+  Index panels() const { return packed_->bytes.extent(0); }
+  const std::byte* bytes() const { return packed_->bytes.data(); }
   /// Of the integers of each output, the last panel filled up with zeros; null in other storages.
   const S* scales() const { return packed_->scales.data(); }
   /// Writes row `n` of the numbers that are computed with, [K].
@@ -77,55 +101,48 @@ class PackedMatrix {
   }
 
  private:
-  template <class Stored>
-  using Panels = Tensor<Stored, 3>;  // [panels, K, panel width]
   struct Packed {
-    std::variant<Panels<S>, Panels<bfloat16>, Panels<float16>, Panels<std::int8_t>> panels;
-    Tensor<S, 1> scales;  // [panels * panel width], or none
+    Storage storage = Storage::native;
+    Tensor<std::byte, 3> bytes;  // [panels, K, bytes of a panel's width]
+    Tensor<S, 1> scales;         // [panels * panel width], or none
   };
 
   static S widened(S number) { return number; }
   static S widened(simd::Narrow auto number) { return static_cast<S>(static_cast<float>(number)); }
 
   static Packed pack(View<const S, 2> weight, Storage storage) {
-    switch (storage) {
-      case Storage::native:
-        return {arranged<S>(weight, [](Index, S w) { return w; }), {}};
-      case Storage::bf16:
-        return {rounded<bfloat16>(weight, storage), {}};
-      case Storage::f16:
-        return {rounded<float16>(weight, storage), {}};
-      case Storage::int8:
-        break;
-    }
-    Tensor<S, 1> scales = row_scales(weight);
-    auto panels = arranged<std::int8_t>(weight, [&](Index n, S w) {
-      const S scale = scales(n);
-      return simd::narrow<std::int8_t>(scale == 0 ? 0.0F : static_cast<float>(w / scale));
-    });
-    return {std::move(panels), std::move(scales)};
-  }
-  template <class Stored>
-  static Panels<Stored> rounded(View<const S, 2> weight, Storage storage) {
-    return arranged<Stored>(weight, [storage](Index n, S w) {
-      const auto stored = simd::narrow<Stored>(static_cast<float>(w));
-      if (std::isfinite(w) && !std::isfinite(static_cast<float>(stored))) {
-        detail::refuse_overflow(n, static_cast<double>(w), storage, simd::largest_of<Stored>);
-      }
-      return stored;
-    });
-  }
-  /// The panels of `store(output, number)`.
-  template <class Stored>
-  static Panels<Stored> arranged(View<const S, 2> weight, auto&& store) {
     constexpr Index width = detail::panel_width<S>;
-    const Index N = weight.extent(0), K = weight.extent(1);
-    Panels<Stored> panels({ceil_div(N, width), K, width});
-    for (Index n = 0; n < N; ++n) {
-      Stored* to = panels.data() + n / width * K * width + n % width;
-      for (Index k = 0; k < K; ++k) to[k * width] = store(n, weight(n, k));
+    const Index K = weight.extent(1);
+    const Shape<3> shape{ceil_div(weight.extent(0), width), K, width * number_size<S>(storage)};
+    Packed packed{storage, Tensor<std::byte, 3>(shape), {}};
+    if (storage == Storage::int8) packed.scales = row_scales(weight);
+    const S* const scales = packed.scales.data();
+    detail::with_stored<S>(storage, [&]<class Stored>(std::type_identity<Stored>) {
+      for (Index n = 0; n < weight.extent(0); ++n) {
+        auto* const to = reinterpret_cast<Stored*>(packed.bytes.data()) + n / width * K * width;
+        for (Index k = 0; k < K; ++k) {
+          to[k * width + n % width] = stored<Stored>(weight(n, k), scales ? scales[n] : S(1), n);
+        }
+      }
+    });
+    return packed;
+  }
+  /// A number w of output n as it is stored.
+  template <class Stored>
+  static Stored stored(S w, S scale, Index n) {
+    if constexpr (std::same_as<Stored, S>) {
+      return w;
+    } else if constexpr (std::integral<Stored>) {
+      return simd::narrow<Stored>(scale == 0 ? 0.0F : static_cast<float>(w / scale));
+    } else {
+      const auto nearest = simd::narrow<Stored>(static_cast<float>(w));
+      if (std::isfinite(w) && !std::isfinite(static_cast<float>(nearest))) {
+        constexpr bool is_f16 = std::same_as<Stored, float16>;
+        detail::refuse_overflow(n, static_cast<double>(w), is_f16 ? Storage::f16 : Storage::bf16,
+                                simd::largest_of<Stored>);
+      }
+      return nearest;
     }
-    return panels;
   }
   /// A row that has a NaN has NaN.
   static Tensor<S, 1> row_scales(View<const S, 2> weight) {

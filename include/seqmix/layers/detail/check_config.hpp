@@ -27,6 +27,14 @@ const Tag* find_tag(const Tags&... tags) {
   return found;
 }
 
+inline void check_size(std::string_view layer, const FieldPath& path, Index value, Index least,
+                       Index most) {
+  if (value >= least && value <= most) return;
+  throw ConfigError(
+      std::string(layer) + ": " + path.text() + " is " + std::to_string(value) + ", expected at " +
+      (value < least ? "least " + std::to_string(least) : "most " + std::to_string(most)));
+}
+
 /// Throws unless a field has a value that its tags allow.
 template <class Field, class... Tags>
 void check_field(std::string_view layer, const FieldPath& path, const Field& value,
@@ -35,14 +43,11 @@ void check_field(std::string_view layer, const FieldPath& path, const Field& val
     const Index least = find_tag<ZeroIsLegal>(tags...) ? 0 : 1;
     const Index most =
         find_tag<Unbounded>(tags...) ? std::numeric_limits<Index>::max() : largest_size;
-    if (value >= least && value <= most) return;
-    throw ConfigError(
-        std::string(layer) + ": " + path.text() + " is " + std::to_string(value) +
-        ", expected at " +
-        (value < least ? "least " + std::to_string(least) : "most " + std::to_string(most)));
+    check_size(layer, path, value, least, most);
   } else if constexpr (std::floating_point<Field>) {
     static_assert((std::same_as<Tags, Range> || ...), "every floating field says its range");
-    check_range(layer, path.text(), value, *find_tag<Range>(tags...));
+    const Range& range = *find_tag<Range>(tags...);
+    if (!range.has(value)) check_range(layer, path.text(), value, range);
   }
 }
 
@@ -53,6 +58,13 @@ const OnlyWhere* unmet_condition(const Tags&... tags) {
   return condition == nullptr || condition->holds ? nullptr : condition;
 }
 
+[[noreturn]] SEQMIX_COLD inline void refuse_unread(std::string_view layer, const FieldPath& path,
+                                                   const std::string& value,
+                                                   std::string_view condition) {
+  throw ConfigError(std::string(layer) + ": " + path.text() + " is " + value +
+                    ", which counts only where " + std::string(condition));
+}
+
 /// Throws where a field that nothing reads has another value than its default.
 template <class Config>
 void check_unread(std::string_view layer, const Config& config) {
@@ -60,14 +72,13 @@ void check_unread(std::string_view layer, const Config& config) {
                          const auto&... tags) {
     const OnlyWhere* const needed = unmet_condition(tags...);
     if (needed == nullptr || value == otherwise) return;
-    throw ConfigError(std::string(layer) + ": " + path.text() + " is " + text_of_field(value) +
-                      ", which counts only where " + std::string(needed->condition));
+    refuse_unread(layer, path, text_of_field(value), needed->condition);
   };
   visit_fields_of_both(config, Config{}, check);
 }
 
 /// Whether `word` stands in `text` on its own, not as a part of a longer name.
-inline bool has_word(std::string_view text, std::string_view word) {
+SEQMIX_COLD inline bool has_word(std::string_view text, std::string_view word) {
   const auto is_letter = [&](std::size_t i) {
     return i < text.size() && (text[i] == '_' || std::isalnum(static_cast<unsigned char>(text[i])));
   };
@@ -77,6 +88,16 @@ inline bool has_word(std::string_view text, std::string_view word) {
   return false;
 }
 
+/// Appends "a is 1" to `values` where `sentence` speaks of the field.
+template <class Number>
+SEQMIX_COLD void append_value(std::string& values, std::string_view sentence, const FieldPath& path,
+                              Number value) {
+  const std::string name = path.text();
+  if (!has_word(sentence, name)) return;
+  values.append(values.empty() ? "" : ", ").append(name).append(" is ");
+  values.append(text_of_field(value));
+}
+
 /// "a is 1, b.c is 2": the numbers of a config that `sentence` speaks of.
 template <class Config>
 std::string values_of_fields(const Config& config, std::string_view sentence) {
@@ -84,10 +105,7 @@ std::string values_of_fields(const Config& config, std::string_view sentence) {
   visit_fields(
       config, [&]<class Field>(const FieldPath& path, const Field& value, const auto&... /*tags*/) {
         if constexpr (std::is_arithmetic_v<Field>) {
-          const std::string name = path.text();
-          if (!has_word(sentence, name)) return;
-          values.append(values.empty() ? "" : ", ").append(name).append(" is ");
-          values.append(text_of_field(value));
+          append_value(values, sentence, path, value);
         }
       });
   return values;
