@@ -25,16 +25,29 @@ using support::TestCall;
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
 /// The decay, and whether a token reads the state before it.
-enum class Kind { none, scalar, vector, none_after, scalar_after, vector_after };
-constexpr Kind kinds[] = {Kind::none,       Kind::scalar,       Kind::vector,
-                          Kind::none_after, Kind::scalar_after, Kind::vector_after};
-constexpr Kind decaying[] = {Kind::scalar, Kind::vector, Kind::scalar_after, Kind::vector_after};
+enum class Kind {
+  none,
+  scalar,
+  vector,
+  value,
+  none_after,
+  scalar_after,
+  vector_after,
+  value_after
+};
+constexpr Kind kinds[] = {Kind::none,         Kind::scalar,     Kind::vector,
+                          Kind::value,        Kind::none_after, Kind::scalar_after,
+                          Kind::vector_after, Kind::value_after};
+constexpr Kind decaying[] = {Kind::scalar,       Kind::vector,       Kind::value,
+                             Kind::scalar_after, Kind::vector_after, Kind::value_after};
 constexpr bool reads_before(Kind kind) { return kind >= Kind::none_after; }
 constexpr bool by_nothing(Kind kind) { return kind == Kind::none || kind == Kind::none_after; }
 constexpr bool by_head(Kind kind) { return kind == Kind::scalar || kind == Kind::scalar_after; }
-constexpr bool by_channel(Kind kind) { return kind == Kind::vector || kind == Kind::vector_after; }
+constexpr bool by_value(Kind kind) { return kind == Kind::value || kind == Kind::value_after; }
+/// Whether a head has a row of log decays a token, of key channels or value columns.
+constexpr bool by_row(Kind kind) { return !by_nothing(kind) && !by_head(kind); }
 
-/// f of the decay of a kind, [T, H] or [T, H, K].
+/// f of the decay of a kind, [T, H], [T, H, K] or [T, H, V].
 template <class S>
 void with_decay(Kind kind, View<const S, 2> head_log, View<const S, 3> log, auto&& f) {
   const auto ordered = [&](const auto& decay) {
@@ -44,6 +57,7 @@ void with_decay(Kind kind, View<const S, 2> head_log, View<const S, 3> log, auto
   };
   if (by_nothing(kind)) return ordered(NoDecay{});
   if (by_head(kind)) return ordered(ScalarDecay<S>{head_log});
+  if (by_value(kind)) return ordered(ValueDecay<S>{log});
   return ordered(VectorDecay<S>{log});
 }
 constexpr Algorithm algorithms[] = {Algorithm::recurrent, Algorithm::chunked};
@@ -65,7 +79,7 @@ struct Problem {
   Sizes n;
   double scale = 0.25;
   Tensor<S, 4> q, k, v, state;
-  Tensor<S, 4> log;       // [B, T, H, K]
+  Tensor<S, 4> log;       // [B, T, H, K] or [B, T, H, V]
   Tensor<S, 3> head_log;  // [B, T, H]
 
   Problem(Kind decay, Sizes sizes, Gates gates = {}, unsigned seed = 1) : kind(decay), n(sizes) {
@@ -87,7 +101,7 @@ struct Problem {
     };
     q = numbers({B, T, G, K}), k = numbers({B, T, G, K}), v = numbers({B, T, H, V});
     state = numbers({B, H, K, V});
-    if (by_channel(kind)) log = Tensor<S, 4>({B, T, H, K}), make_gates(log);
+    if (by_row(kind)) log = Tensor<S, 4>({B, T, H, by_value(kind) ? V : K}), make_gates(log);
     if (by_head(kind)) head_log = Tensor<S, 3>({B, T, H}), make_gates(head_log);
   }
 
@@ -112,11 +126,15 @@ Result<R> literal(const Problem<S>& p) {
     for (Index h = 0; h < H; ++h) {
       const Index g = h / (H / G);
       for (Index t = 0; t < T; ++t) {
-        std::vector<R> sum(static_cast<std::size_t>(V));
+        std::vector<R> sum(static_cast<std::size_t>(V)), factors(sum);
+        for (Index j = 0; j < V && by_value(p.kind); ++j) {
+          factors[static_cast<std::size_t>(j)] = std::exp(static_cast<R>(p.log_at(b, t, h, j)));
+        }
         for (Index i = 0; i < K; ++i) {
-          const R a = std::exp(static_cast<R>(p.log_at(b, t, h, i)));
+          const R row = by_value(p.kind) ? R(1) : std::exp(static_cast<R>(p.log_at(b, t, h, i)));
           const R key = static_cast<R>(p.k(b, t, g, i)), query = static_cast<R>(p.q(b, t, g, i));
           for (Index j = 0; j < V; ++j) {
+            const R a = by_value(p.kind) ? factors[static_cast<std::size_t>(j)] : row;
             R& cell = result.state(b, h, i, j);
             const R found = cell;
             cell = a * cell + key * static_cast<R>(p.v(b, t, h, j));
@@ -145,7 +163,7 @@ void run_part(Form form, const Problem<S>& p, View<S, 4> state, View<S, 4> o, In
     return result;
   };
   const auto q = part(p.q), k = part(p.k), v = part(p.v);
-  const auto log = by_channel(p.kind) ? part(p.log) : Tensor<S, 4>();
+  const auto log = by_row(p.kind) ? part(p.log) : Tensor<S, 4>();
   const auto head_log = by_head(p.kind) ? part(p.head_log) : Tensor<S, 3>();
   Tensor<S, 4> y({rows, count, p.n.H, p.n.V});
   fill(y.view(), std::numeric_limits<S>::quiet_NaN());
@@ -299,7 +317,7 @@ TEST_CASE("linear_state: slow decays over a long sequence") {
     check_float(kind, n, {.divisor = std::log(2.0) / -slow});
     Problem<float> p(kind, n);
     if (by_head(kind)) fill(p.head_log.view(), static_cast<float>(slow));
-    if (by_channel(kind)) fill(p.log.view(), static_cast<float>(slow));
+    if (by_row(kind)) fill(p.log.view(), static_cast<float>(slow));
     const Result<double> expected = literal<double>(p);
     const Result<float> twin = literal<float>(p);
     for (const Algorithm algorithm : algorithms) {
@@ -311,7 +329,7 @@ TEST_CASE("linear_state: slow decays over a long sequence") {
 }
 
 TEST_CASE("linear_state: a reset leaves nothing of the past") {
-  for (const Kind kind : {Kind::scalar, Kind::vector}) {
+  for (const Kind kind : {Kind::scalar, Kind::vector, Kind::value}) {
     for (const double reset : {-1e6, -infinity}) {
       const Sizes n{.B = 1, .T = 3 * detail::chunk_length, .H = 1, .G = 1, .K = 17, .V = 19};
       Problem<double> p(kind, n);
@@ -322,8 +340,8 @@ TEST_CASE("linear_state: a reset leaves nothing of the past") {
       fill(without.state.view(), 0);
       for (const Index t : {Index{0}, inside}) {
         if (by_head(kind)) p.head_log(0, t, 0) = reset, without.head_log(0, t, 0) = reset;
-        for (Index i = 0; i < n.K && by_channel(kind); ++i) {
-          p.log(0, t, 0, i) = reset, without.log(0, t, 0, i) = reset;
+        if (by_row(kind)) {
+          fill(p.log.view().slice<1>(t, 1), reset), fill(without.log.view().slice<1>(t, 1), reset);
         }
       }
       for (const Algorithm algorithm : algorithms) {
@@ -357,9 +375,9 @@ TEST_CASE("linear_state: a product that a reset hides may be infinite") {
       p.k(0, written, 0, i) = p.q(0, read, 0, i) = 1e25F;
       // A token that reads first does not see what it writes.
       if (reads_before(kind)) p.q(0, written, 0, i) = 1e25F;
-      if (by_channel(kind)) p.log(0, reset, 0, i) = static_cast<float>(-infinity);
     }
     if (by_head(kind)) p.head_log(0, reset, 0) = static_cast<float>(-infinity);
+    if (by_row(kind)) fill(p.log.view().slice<1>(reset, 1), static_cast<float>(-infinity));
     for (const Algorithm algorithm : algorithms) {
       for (const Precision precision : {Precision::fp32, Precision::bf16x3, Precision::bf16}) {
         INFO(text(p.n, kind, algorithm) << ", precision " << static_cast<int>(precision));
@@ -385,7 +403,7 @@ TEST_CASE("linear_state: gates so strong that products leave the range of normal
     const Sizes n{.B = 1, .T = 131, .H = 2, .G = 2, .K = 33, .V = 16};
     Problem<float> p(kind, n);
     if (by_head(kind)) fill(p.head_log.view(), -12.F);
-    if (by_channel(kind)) fill(p.log.view(), -12.F);
+    if (by_row(kind)) fill(p.log.view(), -12.F);
     const Result<double> expected = literal<double>(p);
     // Now keys and values end: what is left decays to nothing, and to no subnormal number.
     fill(p.k.view().slice<1>(64, n.T - 64), 0);
@@ -397,14 +415,14 @@ TEST_CASE("linear_state: gates so strong that products leave the range of normal
                         [](float x) { return x == 0; }));
     }
     if (by_head(kind)) fill(p.head_log.view(), -1.F);
-    if (by_channel(kind)) fill(p.log.view(), -1.F);
+    if (by_row(kind)) fill(p.log.view(), -1.F);
     for (const Algorithm algorithm : algorithms) {
       // e^-67 is left, times numbers near one, then e^-83 to e^-90.
       for (const Index T : {Index{131}, Index{150}, Index{160}}) {
         Problem<float> longer(kind, {.B = 1, .T = T, .H = 2, .G = 2, .K = 33, .V = 16});
         fill(longer.k.view().slice<1>(64, T - 64), 0);
         if (by_head(kind)) fill(longer.head_log.view(), -1.F);
-        if (by_channel(kind)) fill(longer.log.view(), -1.F);
+        if (by_row(kind)) fill(longer.log.view(), -1.F);
         const Result<float> got = run(longer, algorithm);
         CHECK(std::none_of(got.state.data(), got.state.data() + got.state.size(),
                            [](float x) { return std::fpclassify(x) == FP_SUBNORMAL; }));
@@ -416,12 +434,12 @@ TEST_CASE("linear_state: gates so strong that products leave the range of normal
 TEST_CASE("linear_state: what is left of the past keeps its relative accuracy") {
   // Only the state or only token `at` writes; e^-12 a token is left of it, down to e^-84. Positive
   // numbers: no sum cancels.
-  for (const Kind kind : {Kind::scalar, Kind::vector}) {
+  for (const Kind kind : {Kind::scalar, Kind::vector, Kind::value}) {
     for (const Index at : {Index{-1}, Index{0}, Index{12}}) {
       const Sizes n{.B = 1, .T = at + 8, .H = 1, .G = 1, .K = 17, .V = 16};
       Problem<float> p(kind, n);
       if (by_head(kind)) fill(p.head_log.view(), -12.F);
-      if (by_channel(kind)) fill(p.log.view(), -12.F);
+      if (by_row(kind)) fill(p.log.view(), -12.F);
       for (Tensor<float, 4>* tensor : {&p.q, &p.k, &p.v, &p.state}) {
         for (Index i = 0; i < tensor->size(); ++i) tensor->data()[i] = std::abs(tensor->data()[i]);
       }
@@ -529,7 +547,7 @@ TEST_CASE("linear_state: strided operands, and nothing is written beside the out
       const Result<float> expected = run(p, algorithm);
       // One wide row a token, as a fused projection writes it: q, k, v, log decays, o.
       constexpr Index q_at = 5, k_at = q_at + G * K, v_at = k_at + G * K, log_at = v_at + H * V;
-      constexpr Index head_log_at = log_at + H * K, o_at = head_log_at + H + 3;
+      constexpr Index head_log_at = log_at + H * std::max(K, V), o_at = head_log_at + H + 3;
       constexpr Index width = o_at + H * V + 7;
       constexpr float guard = 1234.5F;
       Tensor<float, 2> rows({B * T, width});
@@ -542,7 +560,8 @@ TEST_CASE("linear_state: strided operands, and nothing is written beside the out
       };
       copy(flat(p.q), heads(q_at, G, K)), copy(flat(p.k), heads(k_at, G, K));
       copy(flat(p.v), heads(v_at, H, V));
-      if (by_channel(kind)) copy(flat(p.log), heads(log_at, H, K));
+      const auto logs = heads(log_at, H, by_value(kind) ? V : K);
+      if (by_row(kind)) copy(flat(p.log), logs);
       if (by_head(kind)) copy(flat(p.head_log), columns(head_log_at, H));
       Tensor<float, 4> wide_state({B, H + 1, K + 2, V + 3});
       fill(wide_state.view(), guard);
@@ -557,7 +576,7 @@ TEST_CASE("linear_state: strided operands, and nothing is written beside the out
         linear_state(heads(q_at, G, K), heads(k_at, G, K), heads(v_at, H, V), decay, p.scale, state,
                      o, TestCall(context, B, T));
       };
-      with_decay<float>(kind, columns(head_log_at, H), heads(log_at, H, K), go);
+      with_decay<float>(kind, columns(head_log_at, H), logs, go);
       CHECK(same_bits(o, flat(expected.o)));
       CHECK(same_bits(state, expected.state.view()));
       // Put the outputs back: then nothing else may have changed.
@@ -613,7 +632,7 @@ TEST_CASE("linear_state: the future does not touch the past, NaN stays in its ba
       fill(later.q.view().slice<1>(from, 1), 9), fill(later.k.view().slice<1>(from, 1), 9);
       fill(later.v.view().slice<1>(from, 1), 9);
       if (by_head(kind)) fill(later.head_log.view().slice<1>(from, 1), -9);
-      if (by_channel(kind)) fill(later.log.view().slice<1>(from, 1), -9);
+      if (by_row(kind)) fill(later.log.view().slice<1>(from, 1), -9);
       const Result<float> changed = run(later, algorithm);
       CHECK(same_bits(changed.o.view().slice<1>(0, from), expected.o.view().slice<1>(0, from)));
       CHECK_FALSE(
@@ -643,17 +662,19 @@ TEST_CASE("linear_state: decays that are one number are the scalar decay, zero l
   for (const Algorithm algorithm : algorithms) {
     const Sizes n{.B = 1, .T = 90, .H = 2, .G = 2, .K = 17, .V = 12};
     const Problem<double> by_head(Kind::scalar, n);
-    Problem<double> by_channel(Kind::vector, n);
+    Problem<double> by_channel(Kind::vector, n), by_column(Kind::value, n);
     const auto copy_inputs = [&](Problem<double>& to) {
       to.q = by_head.q, to.k = by_head.k, to.v = by_head.v, to.state = by_head.state;
     };
-    copy_inputs(by_channel);
+    copy_inputs(by_channel), copy_inputs(by_column);
     for (Index t = 0; t < n.T; ++t) {
       for (Index h = 0; h < n.H; ++h) {
         for (Index i = 0; i < n.K; ++i) by_channel.log(0, t, h, i) = by_head.head_log(0, t, h);
+        for (Index j = 0; j < n.V; ++j) by_column.log(0, t, h, j) = by_head.head_log(0, t, h);
       }
     }
     CHECK(error(run(by_channel, algorithm).o, run(by_head, algorithm).o) <= 1e-14);
+    CHECK(error(run(by_column, algorithm).o, run(by_head, algorithm).o) <= 1e-14);
     Problem<double> none(Kind::none, n), zero = by_head;
     copy_inputs(none);
     fill(zero.head_log.view(), 0);
@@ -794,12 +815,14 @@ TEST_CASE("linear_state: matrix units keep what the precision promises") {
         }
       }
     }
-    // A decay a channel has no form on matrix units, nor have doubles.
+    // A decay a channel or value column has no form on matrix units, nor have doubles.
     const Sizes n{.B = 1, .T = 70, .H = 2, .G = 1, .K = 64, .V = 64};
     Context context = poisoned(Algorithm::chunked);
     context.set_precision(precision);
-    const Problem<float> by_channel(Kind::vector, n);
-    CHECK(same(run(by_channel, context).o, run(by_channel, Algorithm::chunked).o));
+    for (const Kind kind : {Kind::vector, Kind::value}) {
+      const Problem<float> by_row(kind, n);
+      CHECK(same(run(by_row, context).o, run(by_row, Algorithm::chunked).o));
+    }
     const Problem<double> wide(Kind::scalar, n);
     CHECK(same(run(wide, context).o, run(wide, Algorithm::chunked).o));
   }
@@ -985,6 +1008,8 @@ TEST_CASE("linear_state: operands that do not fit are named") {
                     names("log decay has shape"));
   CHECK_THROWS_WITH(call(q, k, v, ScalarDecay<float>{decay.log.at<2>(0).slice<0>(0, 2)}, state, o),
                     names("log decay has shape"));
+  CHECK_THROWS_WITH(call(q, k, v, ValueDecay<float>{decay.log}, state, o),
+                    names("log decay has shape [10, 4, 3], expected [10, 4, 6]"));
   CHECK_THROWS_WITH(call(q, k, v.slice<1>(0, 3), decay, state, o.slice<1>(0, 3)),
                     names("3 heads do not divide into 2 groups"));
   const Tensor<float, 3> every_other({10, 4, 12});

@@ -128,7 +128,7 @@ void unpack_padded(const S* from, Index stride, const View<S, 2>& to) {
 ///   of_head(h)       where `by_channel`: what `write_factors` reads, [T, K]
 ///
 /// `ReadBefore`, its `bonus` and the powers of `ConstantDecay` are the only things more that
-/// kernels ask for.
+/// kernels ask for. `ValueDecay` is of another kind.
 ///
 /// The state forgets nothing.
 struct NoDecay {
@@ -253,6 +253,27 @@ struct VectorFactors {
   }
 };
 
+/// One log decay a token, head and value column, <= 0; -infinity forgets all:
+///
+///   S_t[k, v] = exp(g_t[v]) S_{t-1}[k, v] + k_t[k] v_t[v]
+///
+/// Only `linear_state` takes it, as what it scales are not keys. Slots that forget on their own are
+/// the value columns of a first pass: Zhang et al. 2024, arXiv:2409.07146; Peng et al. 2021,
+/// arXiv:2110.02488.
+template <class S>
+struct ValueDecay {
+  static constexpr bool by_channel = false;
+  View<const S, 3> log;  // [T, H, V]
+
+  void check_values(const Shape<3>& values) const {
+    detail::check_operand("the log decay", log, values);
+  }
+  /// That of `count` value columns as the decay of as many channels.
+  VectorDecay<S> of_columns(Index first, Index count) const {
+    return {log.slice(axis::channel, first, count)};
+  }
+};
+
 /// A decay that comes after the read: o_t = scale q_t S_{t-1}.
 template <class Decay>
 struct ReadBefore : Decay {
@@ -287,6 +308,12 @@ void add_own_share(Index K, Index V, const S* r, const S* bonus, const S* k, con
 template <class Decay>
 inline constexpr bool reads_before = requires {
   typename Decay::ReadsBefore;
+};
+
+/// Whether each value column of a head has its own factor.
+template <class Decay>
+inline constexpr bool by_value = requires(const Decay& decay) {
+  decay.of_columns(0, 0);
 };
 
 /// Whether the decays of a chunk are powers that the policy has.

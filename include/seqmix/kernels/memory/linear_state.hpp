@@ -29,7 +29,7 @@ template <class S, class Decay>
 void linear_state_chunked_at([[maybe_unused]] Precision units,
                              const LinearStateUnit<S, Decay>& unit, const Call& call) {
 #if SEQMIX_MATRIX_UNITS
-  if constexpr (std::is_same_v<S, float> && !Decay::by_channel) {
+  if constexpr (std::is_same_v<S, float> && !has_rows<Decay>) {
     if (units != Precision::fp32) return linear_state_on_tiles(unit, call);
   }
 #endif
@@ -38,8 +38,9 @@ void linear_state_chunked_at([[maybe_unused]] Precision units,
 
 }  // namespace detail
 
-/// S_t = diag(exp g_t) S_{t-1} + k_tᵀ v_t,  o_t = scale q_t S_t,  g_t <= 0 the log decay; what a
-/// token reads under `ReadBefore` and `ReadBeforeWithBonus` stands there.
+/// S_t = diag(exp g_t) S_{t-1} + k_tᵀ v_t,  o_t = scale q_t S_t,  g_t <= 0 the log decay; with a
+/// `ValueDecay` S_t = S_{t-1} diag(exp g_t) + k_tᵀ v_t. What a token reads under `ReadBefore` and
+/// `ReadBeforeWithBonus` stands there.
 ///
 /// q, k: [T, G, K]; v, o: [T, H, V]; state: [B, H, K, V], whose rows the segments of the call read,
 /// then advance. Head h reads group h / (H / G). Last dimensions are contiguous; o shares no number
@@ -48,8 +49,9 @@ void linear_state_chunked_at([[maybe_unused]] Precision units,
 /// A recurrent segment is the literal recurrence: three operations a token and number of the state,
 /// o_t summed by one chain of fma over ascending channels. A parallel one takes chunks of 4 tokens,
 /// 2.25 operations a number, unless the call's algorithm is the recurrence. Those of float numbers
-/// with decays by head run on matrix units as the call's precision says. Both serve any T. A shape
-/// that does not fit is a `ShapeError`. Yang et al. 2023, arXiv:2312.06635, section 4; Dao & Gu
+/// with decays by head run on matrix units as the call's precision says; decays by key channel or
+/// value column have no form there and take the chunks of 4. Both serve any T. A shape that does
+/// not fit is a `ShapeError`. Yang et al. 2023, arXiv:2312.06635, section 4; Dao & Gu
 /// 2024, arXiv:2405.21060, section 6.
 template <class S, class Decay>
 void linear_state(In<S, 3> q, In<S, 3> k, In<S, 3> v, const Decay& decay, double scale,
@@ -65,7 +67,11 @@ void linear_state(In<S, 3> q, In<S, 3> k, In<S, 3> v, const Decay& decay, double
   detail::check_operand("k", k, {T, G, K});
   detail::check_operand("v", v, {T, H, V});
   detail::check_operand("state", state, {B, H, K, V});
-  decay.check({T, H, K});
+  if constexpr (detail::by_value<Decay>) {
+    decay.check_values({T, H, V});
+  } else {
+    decay.check({T, H, K});
+  }
   if (o.empty()) return;
 
   Precision units = detail::matrix_precision<S>(call);
@@ -85,7 +91,8 @@ void linear_state(In<S, 3> q, In<S, 3> k, In<S, 3> v, const Decay& decay, double
                                                       .scale = static_cast<S>(scale)},
                                                      decay,
                                                      at.segment.first,
-                                                     at.head};
+                                                     at.head,
+                                                     at.column};
         if (at.segment.form == Form::parallel && call.algorithm() != Algorithm::recurrent) {
           linear_state_chunked_at(units, unit, worker);
         } else {
@@ -100,6 +107,7 @@ void linear_state(In<S, 3> q, In<S, 3> k, In<S, 3> v, const Decay& decay, double
 SEQMIX_COMPILE(SEQMIX_LINEAR_STATE, ConstantDecay);
 SEQMIX_COMPILE(SEQMIX_LINEAR_STATE, ScalarDecay);
 SEQMIX_COMPILE(SEQMIX_LINEAR_STATE, VectorDecay);
+SEQMIX_COMPILE(SEQMIX_LINEAR_STATE, ValueDecay);
 #undef SEQMIX_LINEAR_STATE
 
 SEQMIX_END_NAMESPACE

@@ -14,7 +14,7 @@ SEQMIX_BEGIN_NAMESPACE
 
 namespace detail {
 
-/// The channels that one unit of a scan handles.
+/// The channels that one unit of a scan takes through time together.
 inline constexpr Index scan_channels = 512;
 /// Multiply-adds of numbers that are worth a task of a scan.
 inline constexpr Index scan_cost_per_task = Index{1} << 16;
@@ -31,43 +31,133 @@ void check_scan(std::string_view kernel, std::string_view name, const View<T, Ra
                    ", the last dimension contiguous");
 }
 
-/// Calls `body(unit, first, width)` for groups of the D channels of each segment, in parallel;
-/// `cost` is that of a token and channel, in multiply-adds.
-void for_each_scan(Index D, Index cost, const Call& call, auto&& body) {
+/// A register of numbers of one part each, or two: the real and the imaginary one.
+template <class S, Index planes>
+struct ScanNumbers {
+  simd::Batch<S> part[planes];
+};
+
+/// h_t = f_t(h_{t-1}) for the channels of h [T, planes, N], from the rows of `state` [B, planes, N]
+/// on, which become the last of them. `step_of(unit, token, first)` is f of a token of the call for
+/// the channels from `first` on: f(i, lane_count, h) gives those from first + i on. `cost` is that
+/// of a token and channel, in multiply-adds.
+template <Index planes, class S>
+void scan_channels_of(const View<S, 3>& state, const View<S, 3>& h, Index cost, const Call& call,
+                      auto&& step_of) {
+  const Index N = h.extent(axis::channel);
   const auto work_of = [&](const Segment& segment) {
-    return SegmentWork{ceil_div(D, scan_channels), segment.count * scan_channels * cost};
+    return SegmentWork{ceil_div(N, scan_channels), segment.count * scan_channels * cost};
   };
   for_each_unit(call, scan_cost_per_task, work_of, [&](const Unit& unit, const Call&) {
-    const Index first = unit.item * scan_channels;
-    body(unit, first, std::min(scan_channels, D - first));
+    const Index first = unit.item * scan_channels, width = std::min(scan_channels, N - first);
+    const View<S, 2> last = unit.row_of(state);
+    const S* from[planes];
+    for (Index p = 0; p < planes; ++p) from[p] = &last(p, first);
+    for (Index token = unit.segment.first; token < unit.segment.first + unit.tokens(); ++token) {
+      S* to[planes];
+      for (Index p = 0; p < planes; ++p) to[p] = &h(token, p, first);
+      const auto step = step_of(unit, token, first);
+      simd::for_each_block<S>(width, [&](Index i, auto lane_count) {
+        ScanNumbers<S, planes> number;
+        for (Index p = 0; p < planes; ++p) number.part[p] = simd::load<S>(from[p] + i, lane_count);
+        number = step(i, lane_count, number);
+        for (Index p = 0; p < planes; ++p) {
+          simd::store<S>(to[p] + i, simd::flush_subnormal<S>(number.part[p]), lane_count);
+        }
+      });
+      std::copy_n(to, planes, from);
+    }
+    for (Index p = 0; p < planes; ++p) std::copy_n(from[p], width, &last(p, first));
   });
 }
 
-/// The factor and the input of one step of a scan.
-template <class S>
-struct ScanTerms {
-  simd::Batch<S> a, b;
-};
-
-/// h_t = a_t h_{t-1} + b_t for `width` channels of h [T, D], from `state` on, which becomes the
-/// last of them. `terms(t, i, lane_count)` gives a_t and b_t of the channels from i on.
-template <class S>
-void scan_channels_of(Index width, S* state, const View<S, 2>& h, auto&& terms) {
-  const S* before = state;
-  for (Index t = 0; t < h.extent(0); ++t) {
-    S* const now = h.data() + t * h.stride(0);
-    simd::for_each_block<S>(width, [&](Index i, auto lane_count) {
-      const ScanTerms<S> step = terms(t, i, lane_count);
-      const simd::Batch<S> last = simd::load<S>(before + i, lane_count);
-      simd::store<S>(now + i, simd::flush_subnormal<S>(simd::fma<S>(step.a, last, step.b)),
-                     lane_count);
-    });
-    before = now;
-  }
-  std::copy_n(before, width, state);
+/// What is the same for each token, as a view of all of them.
+template <class T, Index Rank>
+View<T, Rank + 1> each_token(const View<T, Rank>& view, Index tokens) {
+  View<T, Rank + 1> one = view.template insert<0>();
+  Shape<Rank + 1> shape = one.shape(), strides = one.strides();
+  shape[0] = tokens, strides[0] = 0;
+  return {view.data(), shape, strides};
 }
 
 }  // namespace detail
+
+/// The real diagonal scan, for each channel h_t = a_t ⊙ h_{t-1} + b_t.
+///
+/// a: [T, D], the factors of each token, or [D], those of all; b, h: [T, D]; state: [B, D], h_{-1},
+/// whose rows the segments read, then advance. h may be a or b. Last dimensions are contiguous. A
+/// shape that does not fit is a `ShapeError`.
+///
+/// Channels are lanes; each takes one fused multiply-add a token, in order of time, so that any
+/// split of a sequence gives the same bits. No scratch. Numbers below the smallest normal one
+/// become zero. O(T D): moving a, b and h costs more than the arithmetic, to which a scan over
+/// pairs (a, b) in log T rounds, as for parallel hardware, would only add.
+///
+/// Gates are factors here, not their logarithms: `elementwise` takes exp of a log decay, and with
+/// it what b needs, sqrt(1 - a²) = sqrt(-expm1(2 log a)), where 1 - a would lose digits. So a layer
+/// is projections, a pointwise lambda and this: EMA a = 1 - α, b = α x; minGRU a = 1 - z, b = z h';
+/// HGRN a = f, b = (1 - f) i.
+///
+/// Martin & Cundy 2018, arXiv:1709.04057; Qin et al. 2023, arXiv:2311.04823.
+template <class S>
+void diagonal_scan(In<S, 2> a, In<S, 2> b, Out<S, 2> state, View<S, 2> h, const Call& call) {
+  const Index T = h.extent(0), D = h.extent(1);
+  detail::check_scan("diagonal_scan", "h", h, {T, D});
+  detail::check_scan("diagonal_scan", "a", a, {T, D});
+  detail::check_scan("diagonal_scan", "b", b, {T, D});
+  detail::check_scan("diagonal_scan", "state", state, {state.extent(0), D});
+  if (h.empty()) return;
+  using Numbers = detail::ScanNumbers<S, 1>;
+  constexpr Index cost = 2;
+  detail::scan_channels_of<1, S>(
+      state.template insert<1>(), h.template insert<1>(), cost, call,
+      [&](const Unit&, Index token, Index first) {
+        return [a = &a(token, first), b = &b(token, first)](Index i, auto lane_count,
+                                                            const Numbers& last) {
+          return Numbers{simd::fma<S>(simd::load<S>(a + i, lane_count), last.part[0],
+                                      simd::load<S>(b + i, lane_count))};
+        };
+      });
+}
+template <class S>
+void diagonal_scan(In<S, 1> a, In<S, 2> b, Out<S, 2> state, View<S, 2> h, const Call& call) {
+  detail::check_scan("diagonal_scan", "a", a, {h.extent(1)});
+  diagonal_scan(detail::each_token(a, h.extent(0)), b, state, h, call);
+}
+
+/// The same of complex numbers, planes of real and imaginary parts: four multiply-adds a channel
+/// and token.
+///
+/// a: [T, 2, N] or [2, N]; b, h: [T, 2, N]; state: [B, 2, N]. Orvieto et al. 2023,
+/// arXiv:2303.06349; Smith et al. 2022, arXiv:2208.04933.
+template <class S>
+void diagonal_scan(In<S, 3> a, In<S, 3> b, Out<S, 3> state, View<S, 3> h, const Call& call) {
+  const Index T = h.extent(0), N = h.extent(2);
+  detail::check_scan("diagonal_scan", "h", h, {T, 2, N});
+  detail::check_scan("diagonal_scan", "a", a, {T, 2, N});
+  detail::check_scan("diagonal_scan", "b", b, {T, 2, N});
+  detail::check_scan("diagonal_scan", "state", state, {state.extent(0), 2, N});
+  if (h.empty()) return;
+  using Batch = simd::Batch<S>;
+  using Numbers = detail::ScanNumbers<S, 2>;
+  constexpr Index cost = 4;
+  detail::scan_channels_of<2, S>(state, h, cost, call, [&](const Unit&, Index token, Index first) {
+    return [a_re = &a(token, 0, first), a_im = &a(token, 1, first), b_re = &b(token, 0, first),
+            b_im = &b(token, 1, first)](Index i, auto lane_count, const Numbers& last) {
+      const Batch re = simd::load<S>(a_re + i, lane_count);
+      const Batch im = simd::load<S>(a_im + i, lane_count);
+      const Batch in_re = simd::load<S>(b_re + i, lane_count);
+      const Batch in_im = simd::load<S>(b_im + i, lane_count);
+      return Numbers{simd::fnma<S>(im, last.part[1], simd::fma<S>(re, last.part[0], in_re)),
+                     simd::fma<S>(im, last.part[0], simd::fma<S>(re, last.part[1], in_im))};
+    };
+  });
+}
+template <class S>
+void diagonal_scan(In<S, 2> a, In<S, 3> b, Out<S, 3> state, View<S, 3> h, const Call& call) {
+  detail::check_scan("diagonal_scan", "a", a, {2, h.extent(2)});
+  diagonal_scan(detail::each_token(a, h.extent(0)), b, state, h, call);
+}
 
 /// The scan of a real-gated linear recurrent unit; σ is the logistic function:
 ///
@@ -82,7 +172,6 @@ void scan_channels_of(Index width, S* state, const View<S, 2>& h, auto&& terms) 
 template <class S>
 void rg_lru_scan(In<S, 2> x, In<S, 2> input_gate, In<S, 2> recurrent_gate, In<S, 1> rate,
                  In<Index, 1> past, Out<S, 2> state, View<S, 2> h, const Call& call) {
-  using Batch = simd::Batch<S>;
   const Index T = h.extent(0), D = h.extent(1), B = state.extent(0);
   detail::check_scan("rg_lru_scan", "h", h, {T, D});
   detail::check_scan("rg_lru_scan", "x", x, {T, D});
@@ -92,65 +181,25 @@ void rg_lru_scan(In<S, 2> x, In<S, 2> input_gate, In<S, 2> recurrent_gate, In<S,
   detail::check_scan("rg_lru_scan", "past", past, {B});
   detail::check_scan("rg_lru_scan", "state", state, {B, D});
   if (h.empty()) return;
-  constexpr Index cost = 32;  // about: four functions
-  detail::for_each_scan(D, cost, call, [&](const Unit& unit, Index first, Index width) {
-    const bool starts = past[unit.row()] == 0;
-    const auto to = unit.tokens_of(h).slice(axis::channel, first, width);
-    detail::scan_channels_of<S>(
-        width, &state(unit.row(), first), to, [&](Index t, Index i, auto lane_count) {
-          const auto load = [&](const View<const S, 2>& from) {
-            return simd::load<S>(&from(unit.segment.first + t, first + i), lane_count);
-          };
-          const Batch r = simd::sigmoid<S>(load(recurrent_gate));
-          const Batch in = load(x) * simd::sigmoid<S>(load(input_gate));
-          const Batch log_a = -simd::load<S>(&rate(first + i), lane_count) * r;
-          const Batch scale = simd::sqrt<S>(-simd::expm1<S>(log_a + log_a));
-          if (starts && t == 0) return detail::ScanTerms<S>{Batch(S(0)), in};
-          return detail::ScanTerms<S>{simd::exp<S>(log_a), in * scale};
-        });
-  });
-}
-
-/// The complex diagonal scan with constant factors: h_t = lambda ⊙ h_{t-1} + b_t.
-///
-/// Numbers are planes of real and imaginary parts. lambda: [2, N]; h: [T, 2, N], holds b and
-/// becomes h; state: [B, 2, N], h_{-1}, whose rows the segments read, then advance. Channels are
-/// lanes; the same four multiply-adds a token, in order of time, so that any split of a sequence
-/// gives the same bits.
-template <class S>
-void complex_scan(In<S, 2> lambda, Out<S, 3> state, View<S, 3> h, const Call& call) {
   using Batch = simd::Batch<S>;
-  const Index T = h.extent(0), N = h.extent(2);
-  detail::check_scan("complex_scan", "h", h, {T, 2, N});
-  detail::check_scan("complex_scan", "lambda", lambda, {2, N});
-  detail::check_scan("complex_scan", "state", state, {state.extent(0), 2, N});
-  if (h.empty()) return;
-  constexpr Index cost = 4;
-  detail::for_each_scan(N, cost, call, [&](const Unit& unit, Index first, Index width) {
-    const S* const factor_re = &lambda(0, first);
-    const S* const factor_im = &lambda(1, first);
-    const View<S, 3> tokens = unit.tokens_of(h);
-    const View<S, 2> hidden = unit.row_of(state);
-    const S *last_re = &hidden(0, first), *last_im = &hidden(1, first);
-    for (Index t = 0; t < unit.tokens(); ++t) {
-      S *const now_re = &tokens(t, 0, first), *const now_im = &tokens(t, 1, first);
-      simd::for_each_block<S>(width, [&](Index i, auto lane_count) {
-        const Batch a = simd::load<S>(factor_re + i, lane_count);
-        const Batch b = simd::load<S>(factor_im + i, lane_count);
-        const Batch re = simd::load<S>(last_re + i, lane_count);
-        const Batch im = simd::load<S>(last_im + i, lane_count);
-        const Batch next_re =
-            simd::fnma<S>(b, im, simd::fma<S>(a, re, simd::load<S>(now_re + i, lane_count)));
-        const Batch next_im =
-            simd::fma<S>(b, re, simd::fma<S>(a, im, simd::load<S>(now_im + i, lane_count)));
-        simd::store<S>(now_re + i, simd::flush_subnormal<S>(next_re), lane_count);
-        simd::store<S>(now_im + i, simd::flush_subnormal<S>(next_im), lane_count);
+  using Numbers = detail::ScanNumbers<S, 1>;
+  constexpr Index cost = 32;  // about: four functions
+  detail::scan_channels_of<1, S>(
+      state.template insert<1>(), h.template insert<1>(), cost, call,
+      [&](const Unit& unit, Index token, Index first) {
+        const bool starts = token == unit.segment.first && past[unit.row()] == 0;
+        return [starts, x = &x(token, first), input_gate = &input_gate(token, first),
+                recurrent_gate = &recurrent_gate(token, first),
+                rate = &rate(first)](Index i, auto lane_count, const Numbers& last) {
+          const Batch r = simd::sigmoid<S>(simd::load<S>(recurrent_gate + i, lane_count));
+          const Batch gate = simd::sigmoid<S>(simd::load<S>(input_gate + i, lane_count));
+          const Batch in = simd::load<S>(x + i, lane_count) * gate;
+          if (starts) return Numbers{in};
+          const Batch log_a = -simd::load<S>(rate + i, lane_count) * r;
+          const Batch scale = simd::sqrt<S>(-simd::expm1<S>(log_a + log_a));
+          return Numbers{simd::fma<S>(simd::exp<S>(log_a), last.part[0], in * scale)};
+        };
       });
-      last_re = now_re, last_im = now_im;
-    }
-    std::copy_n(last_re, width, &hidden(0, first));
-    std::copy_n(last_im, width, &hidden(1, first));
-  });
 }
 
 SEQMIX_END_NAMESPACE

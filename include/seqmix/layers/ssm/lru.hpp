@@ -102,7 +102,8 @@ struct LruDefinition {
     auto read = scratch(T, c.d_model);      // [T, D]
 
     project(x, {{inputs, h}}, call);
-    complex_scan(lambda, state.hidden, h.split(axis::channel, 2, c.state_size), call);
+    const auto numbers = h.split(axis::channel, 2, c.state_size);  // [T, 2, N]
+    diagonal_scan(lambda, numbers, state.hidden, numbers, call);
     project(h, {{readouts, read}}, call);
     elementwise(
         call, [](auto d, auto in, auto sum) { return simd::fma(d, in, sum); }, y, by_channel(w.D),

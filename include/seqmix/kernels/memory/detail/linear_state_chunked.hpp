@@ -5,6 +5,7 @@
 
 #include "seqmix/kernels/memory/detail/channel_sums.hpp"
 #include "seqmix/kernels/memory/detail/linear_state_unit.hpp"
+#include "seqmix/kernels/memory/detail/linear_state_weights.hpp"
 #include "seqmix/kernels/memory/detail/lines_ahead.hpp"
 #include "seqmix/kernels/memory/detail/state_slabs.hpp"
 #include "seqmix/kernels/memory/detail/state_sweep.hpp"
@@ -44,6 +45,10 @@ class FactorSpans {
   /// x times that.
   SEQMIX_ALWAYS_INLINE Batch decayed(const Batch& x, Index first, Index last) const {
     return first > last ? x : x * spans_[first][last];
+  }
+  /// The same, but nothing of an infinite x that a reset hides.
+  SEQMIX_ALWAYS_INLINE Batch left_of(const Batch& x, Index first, Index last) const {
+    return first > last ? x : weighed<S>(x, spans_[first][last]);
   }
 
   /// The product of all; what it lacks is `lost`, which the next total of the block takes. The next
@@ -197,6 +202,46 @@ void read_and_write(const ChunkWeights<S>& weights, Index tokens, Index count, c
       });
 }
 
+/// The products of a chunk and the factors of its value columns, rows of `a` that lie `a_stride`
+/// apart; `lost` is what the totals before it lack.
+template <class S>
+struct ValueWeights {
+  const S *products, *a;
+  Index a_stride;
+  S *lost, scale;
+};
+
+/// `read_and_write` with factors of columns, whose totals follow what is written.
+template <bool reads_before, class S>
+void read_and_write_by_value(const ValueWeights<S>& weights, Index tokens, Index count,
+                             const S* found, const S* v, Index v_stride, S* written, S* o,
+                             Index o_stride) {
+  using Batch = simd::Batch<S>;
+  constexpr Index C = chunk_length, columns = LinearSweep<S>::columns;
+  simd::for_each_block<S>(
+      count, [&](Index c, auto lane_count) __attribute__((always_inline)) {
+        const FactorSpans<S> spans(weights.a + c, weights.a_stride);
+        Batch value[C];
+#pragma GCC unroll 4
+        for (Index i = 0; i < C; ++i) {
+          const Index last = reads_before ? i - 1 : i;
+          // Behind the last token its value again, which a key of zeros writes.
+          value[i] = simd::load<S>(v + std::min(i, tokens - 1) * v_stride + c, lane_count);
+          simd::store<S>(written + i * columns + c, spans.decayed(value[i], i + 1, C - 1));
+          Batch read = spans.left_of(simd::load(found + i * columns + c), 0, last);
+#pragma GCC unroll 4
+          for (Index j = 0; j < C; ++j) {
+            if (j > last) continue;
+            const Batch product = simd::broadcast(weights.products[i * C + j]);
+            read = simd::fma<S>(spans.left_of(product, j + 1, last), value[j], read);
+          }
+          read = read * simd::broadcast(weights.scale);
+          if (i < tokens) simd::store<S>(o + i * o_stride + c, read, lane_count);
+        }
+        simd::store<S>(written + C * columns + c, spans.total(weights.lost + c));
+      });
+}
+
 /// The chunkwise form of one unit of work. Within a chunk of tokens that starts from the state S0:
 ///
 ///   o_i = q_i (a_1 ... a_i) S0 + Σ_{j<=i} (q_i (a_{j+1} ... a_i) k_jᵀ) v_j
@@ -204,15 +249,16 @@ void read_and_write(const ChunkWeights<S>& weights, Index tokens, Index count, c
 ///
 /// Where a token reads before it writes, o_i takes the factors up to a_{i-1} and the tokens j < i.
 /// Decays are only ever multiplied from the older to the newer token. One of a head commutes with
-/// the state and goes to o and v, so that the heads of a group share q, k and their products.
+/// the state and goes to o and v, so that the heads of a group share q, k and their products; so
+/// does one of a value column, column by column.
 /// Yang et al. 2023, arXiv:2312.06635, section 4; Dao & Gu 2024, arXiv:2405.21060, section 6.
 template <class S>
 class LinearChunks {
  public:
-  /// `by_channel`: whether the factors of a token are one a channel or one number in all lanes.
-  LinearChunks(const StateRows<S>& unit, bool by_channel, Context::Scratch<S>& scratch)
+  /// `factors`: of a token, one a channel or a value column, or 1 that stands in all lanes.
+  LinearChunks(const StateRows<S>& unit, Index factors, Context::Scratch<S>& scratch)
       : unit_(unit),
-        a_stride_(by_channel ? round_up(unit.keys(), L) : L),
+        a_stride_(round_up(factors, L)),
         slabs_(slabs_size(unit.keys(), unit.values(), columns)),
         states_(scratch(unit.heads(), slabs_).data()),
         factors_(scratch(packed_tokens, a_stride_).data()),
@@ -220,8 +266,8 @@ class LinearChunks {
         coefficients_(scratch(most_chunks, size_).data()),
         products_(scratch(most_chunks, C * C).data()),
         found_(scratch(Sweep::readers, columns).data()),
-        written_(scratch(Sweep::writers, columns).data()) {
-    std::fill_n(written_, Sweep::writers * columns, S(0));
+        written_(scratch(Sweep::writers + 1, columns).data()) {
+    std::fill_n(written_, (Sweep::writers + 1) * columns, S(0));
     pack_slabs<S>(unit.state, columns, states_);
   }
   void store_states() const { unpack_slabs<S>(states_, columns, unit_.state); }
@@ -267,6 +313,25 @@ class LinearChunks {
                  states_ + h * slabs_ + column * K, solve, ahead);
     }
   }
+  /// The same with the factors of value columns, which are written.
+  template <bool reads_before>
+  void sweep_by_value(Index h, LinesAhead<S>& ahead) {
+    end_factors();
+    const Index K = unit_.keys(), V = unit_.values();
+    for (Index column = 0; column < V; column += columns) {
+      const auto solve = [&](Index n) {
+        const Index token = first_ + n * C;
+        const ValueWeights<S> weights{products_ + n * C * C, factors_of(n) + column, a_stride_,
+                                      lost_ + column, unit_.scale};
+        read_and_write_by_value<reads_before, S>(
+            weights, std::min(C, tokens_ - n * C), std::min(columns, V - column), found_,
+            &unit_.v(token, h, column), unit_.v.stride(0), written_, &unit_.o(token, h, column),
+            unit_.o.stride(0));
+      };
+      Sweep::template run<true>(true, K, chunks(), coefficients_, found_, written_,
+                                states_ + h * slabs_ + column * K, solve, ahead);
+    }
+  }
 
  private:
   using Sweep = LinearSweep<S>;
@@ -295,9 +360,13 @@ class LinearChunks {
   Index first_ = 0, tokens_ = 0;  // of the block
 };
 
-/// Tokens that a head takes before the next. Decays by channel fill the nearest cache sooner.
+/// Whether a head has a row of factors a token.
 template <class Decay>
-inline constexpr Index tokens_per_block = Decay::by_channel ? packed_tokens / 2 : packed_tokens;
+inline constexpr bool has_rows = Decay::by_channel || by_value<Decay>;
+
+/// Tokens that a head takes before the next. Rows of factors fill the nearest cache sooner.
+template <class Decay>
+inline constexpr Index tokens_per_block = has_rows<Decay> ? packed_tokens / 2 : packed_tokens;
 
 /// The rows that a unit takes after those of head h in the block of tokens from `first` on.
 template <class S, class Decay>
@@ -311,7 +380,7 @@ LinesAhead<S> lines_ahead(const LinearStateUnit<S, Decay>& unit, Index h, Index 
     ahead.add(rows.slice(axis::time, from, std::min(block, unit.tokens() - from)));
   };
   if (last) add(unit.q), add(unit.k);
-  if constexpr (Decay::by_channel) add(unit.decays(next));
+  if constexpr (has_rows<Decay>) add(unit.decays(next));
   add(unit.v.at(axis::head, next)), add(unit.o.at(axis::head, next));
   return ahead;
 }
@@ -320,7 +389,8 @@ template <class S, class Decay>
 void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, const Call& call) {
   constexpr Index block = tokens_per_block<Decay>;
   auto scratch = call.scratch<S>();
-  LinearChunks<S> chunks(unit, Decay::by_channel, scratch);
+  const Index factors = by_value<Decay> ? unit.values() : Decay::by_channel ? unit.keys() : 1;
+  LinearChunks<S> chunks(unit, factors, scratch);
   for (Index first = 0; first < unit.tokens(); first += block) {
     const Index tokens = std::min(block, unit.tokens() - first);
     chunks.start(first, tokens);
@@ -329,11 +399,15 @@ void linear_state_chunked(const LinearStateUnit<S, Decay>& unit, const Call& cal
       unit.write_factors(h, first, tokens, chunks.factors(), chunks.factor_stride());
       if constexpr (Decay::by_channel) {
         chunks.template weigh_by_channel<reads_before<Decay>>(unit.bonus(h));
-      } else {
+      } else if constexpr (!by_value<Decay>) {
         chunks.weigh_by_head(reads_before<Decay>);
       }
       LinesAhead<S> ahead = lines_ahead(unit, h, first);
-      chunks.sweep(h, !std::is_base_of_v<NoDecay, Decay>, ahead);
+      if constexpr (by_value<Decay>) {
+        chunks.template sweep_by_value<reads_before<Decay>>(h, ahead);
+      } else {
+        chunks.sweep(h, !std::is_base_of_v<NoDecay, Decay>, ahead);
+      }
     }
   }
   chunks.store_states();

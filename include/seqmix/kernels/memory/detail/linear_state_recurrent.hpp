@@ -37,6 +37,17 @@ class StateTile {
       s_[r][1] = simd::fma<S>(key, v1, factor * s_[r][1]);
     }
   }
+  /// The same where `a` are factors of columns.
+  SEQMIX_ALWAYS_INLINE void decay_columns_and_write(const S* a, const S* k, const S* v) {
+    const Batch v0 = simd::load(v), v1 = simd::load(v + lanes);
+    const Batch a0 = simd::load(a), a1 = simd::load(a + lanes);
+#pragma GCC unroll 8
+    for (Index r = 0; r < rows; ++r) {
+      const Batch key = simd::broadcast(k[r]);
+      s_[r][0] = simd::fma<S>(key, v0, a0 * s_[r][0]);
+      s_[r][1] = simd::fma<S>(key, v1, a1 * s_[r][1]);
+    }
+  }
   /// o += q s.
   SEQMIX_ALWAYS_INLINE void read(const S* q, S* o) const {
     Batch o0 = simd::load(o), o1 = simd::load(o + lanes);
@@ -78,8 +89,8 @@ void for_each_tile(const View<S, 2>& state, auto&& advance) {
   }
 }
 
-/// Packed rows of a block of tokens of one head: q, k, a (factors) of `key_stride` numbers, v and o
-/// of `value_stride`.
+/// Packed rows of a block of tokens of one head: q, k of `key_stride` numbers, v and o of
+/// `value_stride`, a, the factors, of that of what they scale.
 template <class S>
 struct PackedRows {
   Index tokens, key_stride, value_stride;
@@ -87,7 +98,7 @@ struct PackedRows {
 };
 
 /// The literal recurrence on the state [K, V] of one head, tile by tile.
-template <class S>
+template <bool by_column, class S>
 void recur(const PackedRows<S>& rows, bool reads_before, const View<S, 2>& state) {
   const Index key_stride = rows.key_stride, value_stride = rows.value_stride;
   std::fill_n(rows.o, rows.tokens * value_stride, S(0));
@@ -97,8 +108,13 @@ void recur(const PackedRows<S>& rows, bool reads_before, const View<S, 2>& state
       const S* const query = rows.q + t * key_stride + row;
       S* const o = rows.o + t * value_stride + column;
       if (reads_before) tile.read(query, o);
-      tile.decay_and_write(rows.a + t * key_stride + row, rows.k + t * key_stride + row,
-                           rows.v + t * value_stride + column);
+      const S* const key = rows.k + t * key_stride + row;
+      const S* const value = rows.v + t * value_stride + column;
+      if constexpr (by_column) {
+        tile.decay_columns_and_write(rows.a + t * value_stride + column, key, value);
+      } else {
+        tile.decay_and_write(rows.a + t * key_stride + row, key, value);
+      }
       if (!reads_before) tile.read(query, o);
     }
     tile.store(place, stride);
@@ -111,13 +127,14 @@ void linear_state_recurrent(const LinearStateUnit<S, Decay>& unit, const Call& c
   const Index T = unit.tokens(), block = std::min(T, packed_tokens);
   const Index key_stride = round_up(unit.keys(), std::max(state_tile_rows<S>, simd::lanes<S>));
   const Index value_stride = round_up(unit.values(), state_tile_columns<S>);
+  const Index factor_stride = by_value<Decay> ? value_stride : key_stride;
   auto scratch = call.scratch<S>();
   PackedRows<S> rows{.tokens = block,
                      .key_stride = key_stride,
                      .value_stride = value_stride,
                      .q = scratch(block, key_stride).data(),
                      .k = scratch(block, key_stride).data(),
-                     .a = scratch(block, key_stride).data(),
+                     .a = scratch(block, factor_stride).data(),
                      .v = scratch(block, value_stride).data(),
                      .o = scratch(block, value_stride).data()};
 
@@ -129,9 +146,9 @@ void linear_state_recurrent(const LinearStateUnit<S, Decay>& unit, const Call& c
       const auto of_head = [&](const auto& view) {
         return view.at(axis::head, h).slice(axis::time, first, rows.tokens);
       };
-      unit.write_factors(h, first, rows.tokens, rows.a, key_stride);
+      unit.write_factors(h, first, rows.tokens, rows.a, factor_stride);
       pack_padded<S>(of_head(unit.v), rows.v, value_stride);
-      recur<S>(rows, reads_before<Decay>, unit.state[h]);
+      recur<by_value<Decay>, S>(rows, reads_before<Decay>, unit.state[h]);
       const S* const bonus = unit.bonus(h);
       for (Index t = 0; bonus != nullptr && t < rows.tokens; ++t) {
         add_own_share<S>(unit.keys(), value_stride, rows.q + t * key_stride, bonus,

@@ -42,15 +42,15 @@ struct StateRows {
 template <class S, class Decay>
 struct LinearStateUnit : StateRows<S> {
   const Decay& decay;
-  Index first_token, first_head;
+  Index first_token, first_head, first_column;
 
   /// The factors of `count` tokens of head h of the unit, in rows of `stride` numbers.
   void write_factors(Index h, Index first, Index count, S* rows, Index stride) const {
-    decay.write_factors(first_head + h, first_token + first, count, rows, stride);
+    factors().write_factors(first_head + h, first_token + first, count, rows, stride);
   }
-  /// The log decays or factors by channel of head h, [T, K].
-  View<const S, 2> decays(Index h) const requires Decay::by_channel {
-    return decay.of_head(first_head + h).slice(axis::time, first_token, this->tokens());
+  /// The log decays or factors by channel of head h, [T, K], or by value column, [T, V].
+  View<const S, 2> decays(Index h) const requires(Decay::by_channel || by_value<Decay>) {
+    return factors().of_head(first_head + h).slice(axis::time, first_token, this->tokens());
   }
   /// [K], or null where a token's own share has none.
   const S* bonus(Index h) const {
@@ -58,6 +58,16 @@ struct LinearStateUnit : StateRows<S> {
       return decay.bonus.data() + (first_head + h) * decay.bonus.stride(0);
     } else {
       return nullptr;
+    }
+  }
+
+ private:
+  /// What the factors come from.
+  decltype(auto) factors() const {
+    if constexpr (by_value<Decay>) {
+      return decay.of_columns(first_column, this->values());
+    } else {
+      return (decay);
     }
   }
 };

@@ -37,6 +37,8 @@ struct StateSweep {
   /// `chunks` chunks on a state [K, columns], which they leave without subnormal numbers.
   /// `solve(n)` turns `found` [readers, columns] of chunk n into `written` [writers, columns].
   /// Meanwhile memory brings the rows of `ahead` nearer, a line of L tokens a panel of channels.
+  /// With `by_column` the total decay is that of columns: it is one more row of `written`.
+  template <bool by_column = false>
   static void run(bool decays, Index K, Index chunks, const S* coefficients_of, S* found,
                   S* written, S* state, auto&& solve, LinesAhead<S>& ahead) {
     const Index size = coefficients(K);
@@ -44,10 +46,11 @@ struct StateSweep {
     for (Index n = 0; n < chunks; ++n, coefficients_of += size) {
       solve(n);
       if (n + 1 == chunks) {
-        pass<true, false, true>(K, coefficients_of, written, nullptr, found, state, ahead);
+        pass<true, false, true, by_column>(K, coefficients_of, written, nullptr, found, state,
+                                           ahead);
       } else if (decays) {
-        pass<true, true, true>(K, coefficients_of, written, coefficients_of + size, found, state,
-                               ahead);
+        pass<true, true, true, by_column>(K, coefficients_of, written, coefficients_of + size,
+                                          found, state, ahead);
       } else {
         pass<true, true, false>(K, coefficients_of, written, coefficients_of + size, found, state,
                                 ahead);
@@ -56,11 +59,11 @@ struct StateSweep {
   }
 
  private:
-  template <bool writes, bool reads, bool decays>
+  template <bool writes, bool reads, bool decays, bool by_column = false>
   __attribute__((noinline)) static void pass(Index K, const S* before, const S* written,
                                              const S* after, S* found, S* state,
                                              LinesAhead<S>& ahead) {
-    Batch sum[readers][width], value[writers][width];
+    Batch sum[readers][width], value[writers][width], kept[width];
 #pragma GCC unroll 2
     for (Index c = 0; c < width; ++c) {
 #pragma GCC unroll 8
@@ -69,6 +72,7 @@ struct StateSweep {
       for (Index w = 0; writes && w < writers; ++w) {
         value[w][c] = simd::load(written + w * columns + c * L);
       }
+      if constexpr (by_column) kept[c] = simd::load(written + writers * columns + c * L);
     }
     for (Index panel = 0; panel < K; panel += L) {
       const Index channels = std::min(L, K - panel);
@@ -79,9 +83,9 @@ struct StateSweep {
 #pragma GCC unroll 2
         for (Index c = 0; c < width; ++c) s[c] = simd::load(state + c * L);
         if constexpr (writes) {
-          const Batch total = simd::broadcast(before[(rows - 1) * L + i]);
+          const Batch total = simd::broadcast(by_column ? S(1) : before[(rows - 1) * L + i]);
 #pragma GCC unroll 2
-          for (Index c = 0; decays && c < width; ++c) s[c] = s[c] * total;
+          for (Index c = 0; decays && c < width; ++c) s[c] = s[c] * (by_column ? kept[c] : total);
 #pragma GCC unroll 8
           for (Index w = 0; w < writers; ++w) {
             const Batch writer = simd::broadcast(before[(readers + w) * L + i]);
