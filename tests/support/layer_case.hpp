@@ -92,8 +92,8 @@ class LayerCase {
 /// The valid numbers of each member of a state, row after row, as the twins list them.
 std::map<std::string, std::vector<double>> valid_numbers(AnyState& state);
 
-/// Calls `body(case)` for every config of every layer of the registry. The variable SEQMIX_LAYER of the environment
-/// leaves one.
+/// Calls `body(case)` for every config of every layer of the registry. The variable SEQMIX_LAYER of
+/// the environment leaves one.
 template <class S>
 void for_each_layer(auto&& body) {
   const char* const only = std::getenv("SEQMIX_LAYER");

@@ -1,5 +1,5 @@
-// The registry of an emulated SIMD width: what layers do beside kernels knows no width, so that each
-// kernel runs in one layer.
+// The registry of an emulated SIMD width: what layers do beside kernels knows no width, so that
+// each kernel runs in one layer.
 
 #include "seqmix/io/registry.hpp"
 #include "seqmix/layers/attention/attention.hpp"
