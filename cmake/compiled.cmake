@@ -10,11 +10,14 @@ set(SEQMIX_COMPILED_SCALARS "float;double" CACHE STRING "The scalars that seqmix
 # be built with the same -m flags, else it does not link. In each source what stands above the
 # redefined SEQMIX_EXTERN is compiled by another one, hence no unity build.
 function(seqmix_add_compiled target)
-  file(GLOB sources "${seqmix_compiled_sources}/*.cpp")
+  file(GLOB sources CONFIGURE_DEPENDS "${seqmix_compiled_sources}/*.cpp")
   add_library(${target} STATIC EXCLUDE_FROM_ALL ${sources})
   set_target_properties(${target} PROPERTIES UNITY_BUILD OFF)
   target_link_libraries(${target} PUBLIC seqmix::io)
   foreach(scalar IN LISTS ARGN)
+    if(NOT scalar MATCHES "^(float|double)$")
+      message(FATAL_ERROR "SEQMIX_COMPILED_SCALARS has ${scalar}, expected float or double")
+    endif()
     string(TOUPPER "SEQMIX_COMPILED_${scalar}" definition)
     target_compile_definitions(${target} PUBLIC ${definition})
   endforeach()

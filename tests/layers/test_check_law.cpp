@@ -7,6 +7,7 @@
 
 #include "seqmix/testing/check_law.hpp"
 #include "seqmix/testing/random_weights.hpp"
+#include "support/layer_case.hpp"
 
 // What `check_law` says of a lawful layer, and of the same layer with one fault at a time.
 
@@ -119,7 +120,7 @@ std::vector<std::string> failures() {
   const LeakyConfig config{5};
   const Mixer<Definition> layer(config,
                                 testing::random_weights<typename Definition::Weights>(config, 1));
-  return testing::check_law(layer, {}, twin);
+  return testing::check_law(layer, {.tokens = 270}, twin);
 }
 /// All sentences, each a line.
 template <Fault fault>
@@ -185,6 +186,14 @@ TEST_CASE("check_law finds by a twin what both forms get wrong") {
   REQUIRE(found.size() == 1);
   CHECK_THAT(found.front(), ContainsSubstring("forward: y against the twin's first differs at "
                                               "token 0, channel 0, row 0: got "));
+}
+
+TEST_CASE("check_law finds that every layer is lawful") {
+  support::for_each_layer<double>([](const support::LayerCase<double>& layer) {
+    INFO(layer.text());
+    CHECK(testing::check_law(layer.mixer(), {.rows = 3, .tokens = 270, .trials = 2}) ==
+          std::vector<std::string>{});
+  });
 }
 
 }  // namespace seqmix

@@ -8,6 +8,7 @@
 #include <limits>
 #include <random>
 #include <set>
+#include <utility>
 
 #include "seqmix/io/state.hpp"
 #include "seqmix/testing/state.hpp"
@@ -627,28 +628,52 @@ TEMPLATE_LIST_TEST_CASE("a prepared context allocates nothing", "", support::Tes
   for_each_continuing_layer<TestType>([](const LayerCase<TestType>& layer) {
     if (!layer.mixer().sides().empty()) return;  // the case allocates
     std::mt19937 random(7);
-    const Index rows = 3, tokens = layer.longest(150);
+    const Index rows = 3;
     TurnExecutor executor;
-    for (const bool threaded : {false, true}) {
+    for (const auto& [threaded, most] :
+         {std::pair<bool, Index>{false, 100}, {true, 100}, {false, 500}, {true, 500}}) {
+      const Index longest = layer.longest(most), tokens = rows * longest / 2;
       Context context = threaded ? Context(executor) : Context();
       layer.mixer().prepare(context, rows, tokens);
-      for (int split = 0; split < 20; ++split) {
+      for (int split = 0; split < (most > 100 ? 4 : 20); ++split) {
         std::vector<seqmix::Segment> segments;
         Index first = 0;
         for (Index row = 0; row < rows; ++row) {
-          const Index left = tokens - first - (rows - 1 - row);
+          const Index left = std::min(longest, tokens - first - (rows - 1 - row));
           const Index count = 1 + static_cast<Index>(random() % static_cast<unsigned>(left));
           segments.push_back({row, first, random() % 3 == 0 ? 1 : count});
           first += segments.back().count;
         }
         const auto input = layer.random_input(1, first, 71);
         auto y = unwritten<TestType>(input.shape());
-        auto state = layer.make_state(rows, tokens);
+        auto state = layer.make_state(rows, longest);
+        Tensor<Index, 1> cu_seqlens({rows + 1});
+        for (Index row = 0; row < rows; ++row) {
+          const seqmix::Segment& segment = segments[static_cast<std::size_t>(row)];
+          cu_seqlens[row + 1] = segment.first + segment.count;
+        }
         const std::span<const seqmix::NamedView<TestType>> none;
+        const auto x = input.view()[0];
+        const auto out = y.view()[0];
+        std::vector<seqmix::Segment> later;  // what there is room for behind these tokens
+        for (const seqmix::Segment& segment : segments) {
+          const Index at = later.empty() ? 0 : later.back().first + later.back().count;
+          later.push_back(
+              {segment.row, at, std::min({longest - segment.count, segment.count, Index{7}})});
+        }
+        const Index few = later.back().first + later.back().count;
+        const auto head = [few](const auto& view) {
+          return view.slice(seqmix::axis::time, 0, few);
+        };
         const auto before = allocations();
-        layer.mixer().advance(input.view()[0], segments, state, y.view()[0], context, none);
+        layer.mixer().advance(x, segments, state, out, context, none);
+        layer.mixer().advance(head(x), later, state, head(out), context, none);
+        if (layer.mixer().d_source() == 0) {
+          layer.mixer().forward_documents(x, cu_seqlens, out, context, none);
+        }
         const auto made = allocations() - before;
-        INFO(layer.text() << " threaded " << threaded << " split " << split);
+        INFO(layer.text() << " threaded " << threaded << " tokens " << tokens << " split "
+                          << split);
         CHECK(made == 0);
       }
     }

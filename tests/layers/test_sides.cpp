@@ -226,7 +226,8 @@ TEST_CASE("indices that a layer cannot have are refused before anything is writt
   const NamedView<double> without[] = {{"gain", gain}},
                           of_numbers[] = {{"gain", gain}, {"token", gain}};
   CHECK_THAT(missing(without), ContainsSubstring("side value token has shape [0, 0]"));
-  CHECK_THAT(missing(of_numbers), ContainsSubstring("side value token has shape [0, 0]"));
+  CHECK_THAT(missing(of_numbers),
+             ContainsSubstring("side value token is numbers, expected indices"));
 }
 
 TEST_CASE("a language model gives blocks its tokens") {

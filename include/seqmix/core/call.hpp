@@ -68,7 +68,7 @@ class Call {
   }
 
   /// Names an intermediate [T, C] or [T, H, C] where the published code has one: nothing happens
-  /// unless the context has a listener.
+  /// unless the context has a listener. Outside of units of work alone: a worker has none.
   template <class T, Index Rank>
   requires(Rank == 2 || Rank == 3) void trace(std::string_view name,
                                               const View<T, Rank>& values) const {

@@ -55,6 +55,8 @@ class Executor {
   /// `worker` is in [0, workers()) and no two running calls share one. The first exception that a
   /// body throws is thrown again here.
   virtual void run(Index count, FunctionRef<void(Index task, Index worker)> body) = 0;
+  /// Whether a worker takes a lone task, too, which the caller's thread does else.
+  virtual bool takes_lone_tasks() const { return false; }
 };
 
 /// Listens to the intermediates that layers name (`Call::trace`), as `verify --trace` does.
@@ -120,7 +122,7 @@ class Context {
   /// Calls `body(task, context)` for each task; the context is the worker's own.
   template <std::invocable<Index, Context&> Body>
   void parallel_for(Index count, Body&& body) {
-    if (executor_ == nullptr || count <= 1) {
+    if (executor_ == nullptr || (count <= 1 && !executor_->takes_lone_tasks())) {
       for (Index task = 0; task < count; ++task) body(task, *this);
       return;
     }
@@ -152,13 +154,13 @@ class Context {
   Arena& arena() { return arena_; }
 
   /// Makes the scratch of this context, and of each worker, hold a quarter more than that of
-  /// `trial`, which has an executor: a call is cut into work by its own split. Without one of its
-  /// own it holds what a worker needs beside.
+  /// `trial`, whose executor takes lone tasks: a call is cut into work by its own split. This one
+  /// holds what a worker needs beside, as it does the lone tasks, and all without an executor.
   void reserve_like(const Context& trial) {
     Index worker = 0;
     for (const auto& context : trial.workers_) worker = std::max(worker, context->reserved());
     const auto more = [](Index bytes) { return bytes + bytes / 4; };
-    arena_.reserve(more(trial.arena_.reserved() + (serial() ? worker : 0)));
+    arena_.reserve(more(trial.arena_.reserved() + worker));
     for (auto& context : workers_) context->arena_.reserve(more(worker));
   }
   /// The bytes of scratch that are held, workers included.

@@ -15,16 +15,16 @@ namespace seqmix {
 
 using Index = std::ptrdiff_t;
 
-namespace refuse {
+namespace shape_errors {
 [[noreturn]] SEQMIX_COLD inline void product(Index a, Index b) {
   throw ShapeError("size overflow: " + std::to_string(a) + " x " + std::to_string(b));
 }
-}  // namespace refuse
+}  // namespace shape_errors
 
 /// The product of two sizes, or a `ShapeError` where it does not fit in `Index`.
 inline Index checked_product(Index a, Index b) {
   Index product = 0;
-  if (__builtin_mul_overflow(a, b, &product)) refuse::product(a, b);
+  if (__builtin_mul_overflow(a, b, &product)) shape_errors::product(a, b);
   return product;
 }
 

@@ -21,7 +21,7 @@ inline std::string text_of_extents(std::span<const Index> extents) {
   return result + "]";
 }
 
-namespace refuse {
+namespace shape_errors {
 [[noreturn]] SEQMIX_COLD inline void extents(std::span<const Index> extents) {
   throw ShapeError("negative extent in shape " + text_of_extents(extents));
 }
@@ -37,7 +37,7 @@ namespace refuse {
 [[noreturn]] SEQMIX_COLD inline void copy(std::span<const Index> from, std::span<const Index> to) {
   throw ShapeError("copy: got " + text_of_extents(from) + ", expected " + text_of_extents(to));
 }
-}  // namespace refuse
+}  // namespace shape_errors
 
 /// Axes by name: `x.slice(axis::time, first, count)`. Activations inside a call are [T, ..., C] and
 /// their heads [T, H, C]; states and caches are [B, H, ...], caches [B, H, slot, C].
@@ -92,7 +92,7 @@ struct Shape {
   Index size() const {
     Index product = 1;
     for (const Index extent : extents) {
-      if (extent < 0) refuse::extents(extents);
+      if (extent < 0) shape_errors::extents(extents);
       product = checked_product(product, extent);
     }
     return product;
@@ -218,7 +218,7 @@ class View {
   template <Index Axis>
   constexpr View<T, Rank + 1> split(Index outer, Index inner) const {
     static_assert(Axis >= 0 && Axis < Rank);
-    if (outer * inner != extent(Axis)) refuse::split(shape_.extents, Axis, outer, inner);
+    if (outer * inner != extent(Axis)) shape_errors::split(shape_.extents, Axis, outer, inner);
     Shape<Rank + 1> new_shape, new_strides;
     for (Index axis = 0; axis < Rank; ++axis) {
       const Index to = axis > Axis ? axis + 1 : axis;
@@ -237,7 +237,7 @@ class View {
   template <Index Axis>
   constexpr View<T, Rank - 1> merge() const {
     static_assert(Axis >= 0 && Axis + 1 < Rank);
-    if (!mergeable<Axis>()) refuse::merge(shape_.extents, Axis);
+    if (!mergeable<Axis>()) shape_errors::merge(shape_.extents, Axis);
     Shape<Rank - 1> new_shape, new_strides;
     for (Index axis = 0; axis < Rank - 1; ++axis) {
       const Index from = axis > Axis ? axis + 1 : axis;
@@ -345,7 +345,7 @@ constexpr bool overlaps_itself(const Shape<Rank>& shape, const Shape<Rank>& stri
 /// Copies numbers between views of one shape.
 template <class T, class U, Index Rank>
 void copy(const View<T, Rank>& from, const View<U, Rank>& to) {
-  if (from.shape() != to.shape()) refuse::copy(from.shape().extents, to.shape().extents);
+  if (from.shape() != to.shape()) shape_errors::copy(from.shape().extents, to.shape().extents);
   if constexpr (Rank == 1) {
     for (Index i = 0; i < from.extent(0); ++i) to[i] = static_cast<U>(from[i]);
   } else {

@@ -357,6 +357,12 @@ class AnyMixer {
     [[noreturn]] static void missing(const std::string& what) {
       throw Error(std::string(Definition::traits.name) + " has no " + what);
     }
+    [[noreturn, gnu::cold, gnu::noinline]] static void refuse_kind(std::string_view side,
+                                                                   bool wants_indices) {
+      throw ShapeError(
+          std::string(Definition::traits.name) + ": side value " + std::string(side) +
+          (wants_indices ? " is numbers, expected indices" : " is indices, expected numbers"));
+    }
     // `body` takes the mixer too: what depends on it is checked only where there is a state.
     void with_state(auto& state, auto&& body) const {
       if constexpr (M::continues) {
@@ -372,7 +378,11 @@ class AnyMixer {
                   [&]<class T>(std::string_view wanted, View<T, 2>& view, auto&&...) {
                     for (const auto& side : sides) {
                       if (side.name != wanted) continue;
-                      if constexpr (std::is_const_v<T>) {
+                      constexpr bool integral = std::is_const_v<T>;
+                      if (integral ? side.view.data() != nullptr : side.indices.data() != nullptr) {
+                        refuse_kind(side.name, integral);
+                      }
+                      if constexpr (integral) {
                         view = side.indices;
                       } else {
                         view = side.view;

@@ -107,12 +107,16 @@ concept HasRun = requires(const Definition& definition,
                           const typename SideOf<Definition>::type& side,
                           View<typename Definition::Scalar, 2> y, const Call& call) {
   requires requires {
-    requires !Continues<Definition>;
+    requires !Continues<Definition> && std::same_as<typename SideOf<Definition>::type, NoSide>;
     definition.run(x, y, call);
   } || requires {
-    requires std::same_as<typename SideOf<Definition>::type, NoSide>;
+    requires !Continues<Definition> && !std::same_as<typename SideOf<Definition>::type, NoSide>;
+    definition.run(x, side, y, call);
+  } || requires {
+    requires Continues<Definition> && std::same_as<typename SideOf<Definition>::type, NoSide>;
     definition.run(x, state, y, call);
   } || requires {
+    requires Continues<Definition>;
     definition.run(x, state, side, y, call);
   };
 };
@@ -253,8 +257,10 @@ void run(const Definition& definition, View<const typename Definition::Scalar, 2
   detail::for_each_block(definition, call, [&](Index first, Index count, const Call& block) {
     const auto in = x.slice(axis::time, first, count);
     const auto out = y.slice(axis::time, first, count);
-    if constexpr (!Continues<Definition>) {
+    if constexpr (!Continues<Definition> && std::same_as<Side, NoSide>) {
       definition.run(in, out, block);
+    } else if constexpr (!Continues<Definition>) {
+      definition.run(in, detail::tokens_of(definition, side, first, count), out, block);
     } else if constexpr (std::same_as<Side, NoSide>) {
       definition.run(in, state, out, block);
     } else {
@@ -506,8 +512,9 @@ class Mixer<Definition> {
   }
 
   /// Makes all later calls of at most `rows` segments and `tokens` tokens in all free of
-  /// allocation, at the precision, algorithm and form that the context has. Finds out what they
-  /// need by computing some.
+  /// allocation, at the precision, algorithm and form that the context has. What a layer of whole
+  /// sequences needs grows with the past: there the tokens of a row before the call count, too.
+  /// Finds out what calls need by computing some.
   void prepare(Context& context, Index rows, Index tokens) const {
     rows = std::min(rows, tokens);
     if (rows < 0 || tokens < 0) {
@@ -527,7 +534,12 @@ class Mixer<Definition> {
                     view = values.emplace_back(Shape<2>{tokens, width}).view();
                   }
                 });
-    detail::for_each_trial_split(rows, tokens, [&](Segments segments) {
+    const Index longest = std::min(tokens, position_limit(definition_).tokens);
+    detail::for_each_trial_split(rows, tokens, longest, [&](Segments segments) {
+      auto scope = trial.context().template scratch<Scalar>();
+      for (const Index width : {d_in(), d_out()}) {  // rows that are gathered
+        scope(std::min(tokens, block_tokens(definition_)), width);
+      }
       Tensor<Index, 1> cu_seqlens({std::ssize(segments) + 1});
       for (const Segment& segment : segments) {
         cu_seqlens[segment.row + 1] = segment.first + segment.count;
@@ -538,15 +550,22 @@ class Mixer<Definition> {
       const Side sides = detail::tokens_of(definition_, side, 0, count);
       const View<const Scalar, 2> of_source = source.view().slice(axis::time, 0, count);
       if constexpr (continues) {
-        State state = make_state(rows, tokens);
+        constexpr bool grows = Definition::traits.whole_sequence;
+        const Index room = grows ? longest : longest_document(cu_seqlens);
+        State state = make_state(std::ssize(segments), room);
         if constexpr (reads_source) read(of_source, segments, state, trial.context());
         advance(part, segments, state, out, trial.context(), sides);
+        if constexpr (grows) {  // and as the last tokens that there is room for
+          for (const Segment& segment : segments) {
+            StateMembers(state).set_tokens(segment.row, room - segment.count);
+          }
+          advance(part, segments, state, out, trial.context(), sides);
+        }
       }
       if constexpr (reads_source) {  // as `forward` does
-        auto scope = trial.context().template scratch<Scalar>();
-        const Index longest = longest_document(cu_seqlens);
-        State state = initial(std::ssize(segments), room_for(longest, longest),
-                              Memory(trial.context().arena()));
+        const Index room = longest_document(cu_seqlens);
+        State state =
+            initial(std::ssize(segments), room_for(room, room), Memory(trial.context().arena()));
         read(of_source, segments, state, trial.context());
         run_documents(part, cu_seqlens, state, out, trial.context(), sides);
       } else {
@@ -591,7 +610,7 @@ class Mixer<Definition> {
   /// is kept.
   void grow(State& state, Index capacity) const requires continues {
     const ConstStateMembers members(state);
-    State larger = initial(members.batch(), capacity, Memory{});
+    State larger = make_state(members.batch(), capacity);
     const StateMembers larger_members(larger);
     for (Index row = 0; row < members.batch(); ++row) larger_members.copy_row(members, row, row);
     state = std::move(larger);

@@ -1005,11 +1005,11 @@ TEST_CASE("linear_state: operands that do not fit are named") {
   CHECK_THROWS_WITH(call(q, k, v.slice<0>(0, 5), decay, state, o), names(": v has shape"));
   CHECK_THROWS_WITH(call(q, k, v, decay, state.slice<2>(0, 2), o), names(": state has shape"));
   CHECK_THROWS_WITH(call(q, k, v, VectorDecay<float>{decay.log.slice<1>(0, 2)}, state, o),
-                    names("log decay has shape"));
+                    names("decay: log has shape"));
   CHECK_THROWS_WITH(call(q, k, v, ScalarDecay<float>{decay.log.at<2>(0).slice<0>(0, 2)}, state, o),
-                    names("log decay has shape"));
+                    names("decay: log has shape"));
   CHECK_THROWS_WITH(call(q, k, v, ValueDecay<float>{decay.log}, state, o),
-                    names("log decay has shape [10, 4, 3], expected [10, 4, 6]"));
+                    names("decay: log has shape [10, 4, 3], expected [10, 4, 6]"));
   CHECK_THROWS_WITH(call(q, k, v.slice<1>(0, 3), decay, state, o.slice<1>(0, 3)),
                     names("3 heads do not divide into 2 groups"));
   const Tensor<float, 3> every_other({10, 4, 12});

@@ -194,7 +194,7 @@ void latent_attention(In<S, 3> q, CacheIn<S, 4> cache, In<Index, 1> past,
   const Index capacity = cache.extent(axis::slot);
   const Index rotary = q.extent(axis::channel) - (H == 0 ? 0 : heads.head_k());
   const Expect expect{"latent_attention"};
-  expect.shape("q", q, {T, H, std::max(q.extent(axis::channel), rotary)});
+  expect.shape("q", q, {T, H, heads.head_k() + std::max<Index>(rotary, 0)});
   if (T * H == 0) return;
   expect.shape("o", o, {T, H, heads.head_v()});
   expect.shape("cache", cache, {B, 1, capacity, heads.rank() + rotary});

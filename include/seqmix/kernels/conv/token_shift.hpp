@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "seqmix/core/expect.hpp"
 #include "seqmix/kernels/pointwise/rows.hpp"
 #include "seqmix/simd/map.hpp"
 
@@ -16,15 +17,9 @@ SEQMIX_BEGIN_NAMESPACE
 template <class S>
 void token_shift(In<S, 2> x, Out<S, 3> history, View<S, 2> difference, const Call& call) {
   const Index T = difference.extent(0), D = difference.extent(1);
-  const auto check = [D](const char* which, const auto& view, const auto& expected) {
-    if (view.shape() != expected || (D > 1 && view.stride(axis::channel) != 1)) {
-      throw ShapeError(std::string("token_shift: ") + which + " has shape " + view.shape().text() +
-                       ", expected " + expected.text() + ", the last dimension contiguous");
-    }
-  };
-  check("x", x, Shape<2>{T, D});
-  check("difference", difference, Shape<2>{T, D});
-  check("history", history, Shape<3>{history.extent(0), 1, D});
+  const Expect expect{"token_shift"};
+  expect.rows("x", x, {T, D}), expect.rows("difference", difference, {T, D});
+  expect.rows("history", history, {history.extent(0), 1, D});
   if (difference.empty()) return;
 
   const Index tokens = std::max<Index>(numbers_per_task / D, 1);  // of an item

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "seqmix/core/call.hpp"
+#include "seqmix/core/expect.hpp"
 #include "seqmix/core/parameter.hpp"
 #include "seqmix/kernels/pointwise/rows.hpp"
 #include "seqmix/simd/batch.hpp"
@@ -30,20 +31,6 @@ inline constexpr Index chunk_length = 4;
 inline constexpr Index tile_chunk_length = 64;
 /// Tokens that are prepared at a time, then pass through a piece of the state that stays near.
 inline constexpr Index packed_tokens = 8 * chunk_length;
-
-/// Throws unless `view` has the expected shape and a contiguous last dimension.
-template <class T, Index Rank>
-void check_operand(std::string_view name, const View<T, Rank>& view,
-                   const std::type_identity_t<Shape<Rank>>& expected) {
-  if (view.shape() != expected) {
-    throw ShapeError("linear_state: " + std::string(name) + " has shape " + view.shape().text() +
-                     ", expected " + expected.text());
-  }
-  if (view.extent(Rank - 1) > 1 && view.stride(Rank - 1) != 1) {
-    throw ShapeError("linear_state: the last dimension of " + std::string(name) + " has stride " +
-                     std::to_string(view.stride(Rank - 1)) + ", expected 1");
-  }
-}
 
 /// A running product of factors in {0} and [smallest normal number, 1]. It becomes zero where it
 /// leaves that range and never passes through a subnormal number: it is kept too large by the
@@ -128,7 +115,8 @@ void unpack_padded(const S* from, Index stride, const View<S, 2>& to) {
 ///   of_head(h)       where `by_channel`: what `write_factors` reads, [T, K]
 ///
 /// `ReadBefore`, its `bonus` and the powers of `ConstantDecay` are the only things more that
-/// kernels ask for. `ValueDecay` is of another kind.
+/// kernels ask for. Where each value channel has its own factor, `check_values(values)` and
+/// `of_columns` take the places of `check` and `of_head`, and there is no bonus: see `ValueDecay`.
 ///
 /// The state forgets nothing.
 struct NoDecay {
@@ -147,12 +135,7 @@ struct ScalarDecay {
   static constexpr bool by_channel = false;
   View<const S, 2> log;  // [T, H]
 
-  void check(const Shape<3>& keys) const {
-    if (log.shape() != Shape<2>{keys[0], keys[1]}) {
-      throw ShapeError("linear_state: the log decay has shape " + log.shape().text() +
-                       ", expected " + Shape<2>{keys[0], keys[1]}.text());
-    }
-  }
+  void check(const Shape<3>& keys) const { Expect{"decay"}.shape("log", log, {keys[0], keys[1]}); }
   void write_factors(Index h, Index first, Index count, S* rows, Index stride) const {
     constexpr Index L = simd::lanes<S>;
     for (Index t = 0; t < count; t += L) {
@@ -171,7 +154,7 @@ struct VectorDecay {
   static constexpr bool by_channel = true;
   View<const S, 3> log;  // [T, H, K]
 
-  void check(const Shape<3>& keys) const { detail::check_operand("the log decay", log, keys); }
+  void check(const Shape<3>& keys) const { Expect{"decay"}.rows("log", log, keys); }
   /// [T, K]
   View<const S, 2> of_head(Index h) const { return log.at(axis::head, h); }
   void write_factors(Index h, Index first, Index count, S* rows, Index stride) const {
@@ -213,11 +196,7 @@ class ConstantDecay {
   }
 
   void check(const Shape<3>& keys) const {
-    if (table_.extent(0) != keys[1]) {
-      throw ShapeError("linear_state: the decay factors have shape " +
-                       Shape<1>{table_.extent(0)}.text() + ", expected " +
-                       Shape<1>{keys[1]}.text());
-    }
+    Expect{"decay"}.shape("factors", table_, {keys[1], table_.extent(1), table_.extent(2)});
   }
   void write_factors(Index h, Index, Index count, S* rows, Index stride) const {
     std::fill_n(rows, count * stride, *powers(h, 1));
@@ -242,9 +221,7 @@ struct VectorFactors {
   static constexpr bool by_channel = true;
   View<const S, 3> factors;  // [T, H, K]
 
-  void check(const Shape<3>& keys) const {
-    detail::check_operand("the decay factors", factors, keys);
-  }
+  void check(const Shape<3>& keys) const { Expect{"decay"}.rows("factors", factors, keys); }
   /// [T, K]
   View<const S, 2> of_head(Index h) const { return factors.at(axis::head, h); }
   void write_factors(Index h, Index first, Index count, S* rows, Index stride) const {
@@ -265,9 +242,7 @@ struct ValueDecay {
   static constexpr bool by_channel = false;
   View<const S, 3> log;  // [T, H, V]
 
-  void check_values(const Shape<3>& values) const {
-    detail::check_operand("the log decay", log, values);
-  }
+  void check_values(const Shape<3>& values) const { Expect{"decay"}.rows("log", log, values); }
   /// That of `count` value columns as the decay of as many channels.
   VectorDecay<S> of_columns(Index first, Index count) const {
     return {log.slice(axis::channel, first, count)};
@@ -288,7 +263,7 @@ struct ReadBeforeWithBonus : ReadBefore<VectorDecay<S>> {
 
   void check(const Shape<3>& keys) const {
     VectorDecay<S>::check(keys);
-    detail::check_operand("the bonus", bonus, {keys[1], keys[2]});
+    Expect{"decay"}.rows("bonus", bonus, {keys[1], keys[2]});
   }
 };
 

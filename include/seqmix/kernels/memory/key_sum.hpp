@@ -17,9 +17,10 @@ template <class S, class Decay>
 void key_sum(In<S, 3> q, In<S, 3> k, const Decay& decay, double scale, Out<S, 3> state,
              View<S, 2> o, const Call& call) {
   const Index T = o.extent(0), H = o.extent(1), K = q.extent(2);
-  detail::check_operand("q", q, {T, H, K});
-  detail::check_operand("k", k, {T, H, K});
-  detail::check_operand("the sum of keys", state, {state.extent(0), H, K});
+  const Expect expect{"key_sum"};
+  expect.rows("q", q, {T, H, K});
+  expect.rows("k", k, {T, H, K});
+  expect.rows("state", state, {state.extent(0), H, K});
   decay.check({T, H, K});
   if (o.empty()) return;
 

@@ -62,11 +62,12 @@ void linear_state(In<S, 3> q, In<S, 3> k, In<S, 3> v, const Decay& decay, double
     throw ShapeError("linear_state: " + std::to_string(H) + " heads do not divide into " +
                      std::to_string(G) + " groups");
   }
-  detail::check_operand("o", o, {T, H, V});
-  detail::check_operand("q", q, {T, G, K});
-  detail::check_operand("k", k, {T, G, K});
-  detail::check_operand("v", v, {T, H, V});
-  detail::check_operand("state", state, {B, H, K, V});
+  const Expect expect{"linear_state"};
+  expect.rows("o", o, {T, H, V});
+  expect.rows("q", q, {T, G, K});
+  expect.rows("k", k, {T, G, K});
+  expect.rows("v", v, {T, H, V});
+  expect.rows("state", state, {B, H, K, V});
   if constexpr (detail::by_value<Decay>) {
     decay.check_values({T, H, V});
   } else {

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "seqmix/core/call.hpp"
+#include "seqmix/core/expect.hpp"
 #include "seqmix/simd/map.hpp"
 #include "seqmix/simd/math.hpp"
 
@@ -18,18 +19,6 @@ namespace detail {
 inline constexpr Index scan_channels = 512;
 /// Multiply-adds of numbers that are worth a task of a scan.
 inline constexpr Index scan_cost_per_task = Index{1} << 16;
-
-/// Throws unless `view` has the expected shape and a contiguous last dimension.
-template <class T, Index Rank>
-void check_scan(std::string_view kernel, std::string_view name, const View<T, Rank>& view,
-                const std::type_identity_t<Shape<Rank>>& expected) {
-  if (view.shape() == expected && (view.extent(Rank - 1) <= 1 || view.stride(Rank - 1) == 1)) {
-    return;
-  }
-  throw ShapeError(std::string(kernel) + ": " + std::string(name) + " has shape " +
-                   view.shape().text() + ", expected " + expected.text() +
-                   ", the last dimension contiguous");
-}
 
 /// A register of numbers of one part each, or two: the real and the imaginary one.
 template <class S, Index planes>
@@ -102,10 +91,10 @@ View<T, Rank + 1> each_token(const View<T, Rank>& view, Index tokens) {
 template <class S>
 void diagonal_scan(In<S, 2> a, In<S, 2> b, Out<S, 2> state, View<S, 2> h, const Call& call) {
   const Index T = h.extent(0), D = h.extent(1);
-  detail::check_scan("diagonal_scan", "h", h, {T, D});
-  detail::check_scan("diagonal_scan", "a", a, {T, D});
-  detail::check_scan("diagonal_scan", "b", b, {T, D});
-  detail::check_scan("diagonal_scan", "state", state, {state.extent(0), D});
+  Expect{"diagonal_scan"}.rows("h", h, {T, D});
+  Expect{"diagonal_scan"}.rows("a", a, {T, D});
+  Expect{"diagonal_scan"}.rows("b", b, {T, D});
+  Expect{"diagonal_scan"}.rows("state", state, {state.extent(0), D});
   if (h.empty()) return;
   using Numbers = detail::ScanNumbers<S, 1>;
   constexpr Index cost = 2;
@@ -121,7 +110,7 @@ void diagonal_scan(In<S, 2> a, In<S, 2> b, Out<S, 2> state, View<S, 2> h, const 
 }
 template <class S>
 void diagonal_scan(In<S, 1> a, In<S, 2> b, Out<S, 2> state, View<S, 2> h, const Call& call) {
-  detail::check_scan("diagonal_scan", "a", a, {h.extent(1)});
+  Expect{"diagonal_scan"}.rows("a", a, {h.extent(1)});
   diagonal_scan(detail::each_token(a, h.extent(0)), b, state, h, call);
 }
 
@@ -133,10 +122,10 @@ void diagonal_scan(In<S, 1> a, In<S, 2> b, Out<S, 2> state, View<S, 2> h, const 
 template <class S>
 void diagonal_scan(In<S, 3> a, In<S, 3> b, Out<S, 3> state, View<S, 3> h, const Call& call) {
   const Index T = h.extent(0), N = h.extent(2);
-  detail::check_scan("diagonal_scan", "h", h, {T, 2, N});
-  detail::check_scan("diagonal_scan", "a", a, {T, 2, N});
-  detail::check_scan("diagonal_scan", "b", b, {T, 2, N});
-  detail::check_scan("diagonal_scan", "state", state, {state.extent(0), 2, N});
+  Expect{"diagonal_scan"}.rows("h", h, {T, 2, N});
+  Expect{"diagonal_scan"}.rows("a", a, {T, 2, N});
+  Expect{"diagonal_scan"}.rows("b", b, {T, 2, N});
+  Expect{"diagonal_scan"}.rows("state", state, {state.extent(0), 2, N});
   if (h.empty()) return;
   using Batch = simd::Batch<S>;
   using Numbers = detail::ScanNumbers<S, 2>;
@@ -155,7 +144,7 @@ void diagonal_scan(In<S, 3> a, In<S, 3> b, Out<S, 3> state, View<S, 3> h, const 
 }
 template <class S>
 void diagonal_scan(In<S, 2> a, In<S, 3> b, Out<S, 3> state, View<S, 3> h, const Call& call) {
-  detail::check_scan("diagonal_scan", "a", a, {2, h.extent(2)});
+  Expect{"diagonal_scan"}.rows("a", a, {2, h.extent(2)});
   diagonal_scan(detail::each_token(a, h.extent(0)), b, state, h, call);
 }
 
@@ -173,13 +162,13 @@ template <class S>
 void rg_lru_scan(In<S, 2> x, In<S, 2> input_gate, In<S, 2> recurrent_gate, In<S, 1> rate,
                  In<Index, 1> past, Out<S, 2> state, View<S, 2> h, const Call& call) {
   const Index T = h.extent(0), D = h.extent(1), B = state.extent(0);
-  detail::check_scan("rg_lru_scan", "h", h, {T, D});
-  detail::check_scan("rg_lru_scan", "x", x, {T, D});
-  detail::check_scan("rg_lru_scan", "input_gate", input_gate, {T, D});
-  detail::check_scan("rg_lru_scan", "recurrent_gate", recurrent_gate, {T, D});
-  detail::check_scan("rg_lru_scan", "rate", rate, {D});
-  detail::check_scan("rg_lru_scan", "past", past, {B});
-  detail::check_scan("rg_lru_scan", "state", state, {B, D});
+  Expect{"rg_lru_scan"}.rows("h", h, {T, D});
+  Expect{"rg_lru_scan"}.rows("x", x, {T, D});
+  Expect{"rg_lru_scan"}.rows("input_gate", input_gate, {T, D});
+  Expect{"rg_lru_scan"}.rows("recurrent_gate", recurrent_gate, {T, D});
+  Expect{"rg_lru_scan"}.rows("rate", rate, {D});
+  Expect{"rg_lru_scan"}.rows("past", past, {B});
+  Expect{"rg_lru_scan"}.rows("state", state, {B, D});
   if (h.empty()) return;
   using Batch = simd::Batch<S>;
   using Numbers = detail::ScanNumbers<S, 1>;

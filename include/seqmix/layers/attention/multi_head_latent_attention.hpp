@@ -73,7 +73,7 @@ struct MultiHeadLatentAttentionDefinition {
                                  .step = "O(D² + t H r)",
                                  .state = "t (r + rotary)",
                                  .whole_sequence = true};
-  static constexpr bool whole_sequence = true;  // each call expands the cache once
+  // Sequences stay whole, as each call expands the cache once.
 
   struct Weights {
     Projection<Scalar> q_proj, q_a_proj, q_b_proj, kv_a_proj, kv_b_proj, o_proj;

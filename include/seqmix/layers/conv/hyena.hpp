@@ -66,7 +66,7 @@ struct HyenaDefinition {
                                  .tolerance = Tolerance::indirect,
                                  .whole_sequence = true,
                                  .has_position_limit = true};
-  static constexpr bool whole_sequence = true;  // one FFT over all of a segment costs least
+  // Sequences stay whole, as one FFT over all of a segment costs least.
 
   /// One layer of the filters' network, h -> sin(ω ⊙ (W h + b)).
   struct FilterLayer {

@@ -25,6 +25,7 @@ class Trial {
  private:
   struct OneWorker final : Executor {
     Index workers() const override { return 1; }
+    bool takes_lone_tasks() const override { return true; }
     void run(Index count, FunctionRef<void(Index task, Index worker)> body) override {
       for (Index task = 0; task < count; ++task) body(task, 0);
     }
@@ -34,16 +35,17 @@ class Trial {
   Context context_;
 };
 
-/// Calls `body(segments)` for the splits of at most `tokens` tokens into at most `rows` segments
-/// that need the most scratch: one segment, equal ones, one that is long beside one of few tokens,
-/// which has a small share of the work and so large pieces of it, or beside single tokens, and
-/// single tokens alone.
-void for_each_trial_split(Index rows, Index tokens, auto&& body) {
+/// Calls `body(segments)` for the splits of at most `tokens` tokens into at most `rows` segments of
+/// at most `longest` that need the most scratch: one segment, equal ones, one that is long beside
+/// one of few tokens, which has a small share of the work and so large pieces of it, or beside
+/// single tokens, and single tokens alone.
+void for_each_trial_split(Index rows, Index tokens, Index longest, auto&& body) {
   if (rows == 0) return;
   std::vector<Segment> segments;
   const auto add = [&](Index count) {
     const Index first = segments.empty() ? 0 : segments.back().first + segments.back().count;
-    segments.push_back({static_cast<Index>(segments.size()), first, count, Form::automatic});
+    const auto row = static_cast<Index>(segments.size());
+    segments.push_back({row, first, std::min(count, longest), Form::automatic});
   };
   const auto run = [&] {
     body(Segments(segments));
