@@ -384,6 +384,29 @@ TEMPLATE_TEST_CASE("a query that sees no key gives zeros", "[attention]", float,
   check();
 }
 
+TEMPLATE_TEST_CASE("a sink is a key whose value is zero", "[attention]", float, double) {
+  using S = TestType;
+  const std::vector<double> sinks{-30, 0.3, 2, 40};
+  Case<S> c({.B = 2, .T = 70, .H = 4, .G = 2, .K = 9, .V = 19, .past = {130, 0}});
+  const auto with_sinks = [&](typename Case<S>::Expected expected) {
+    for (Index t = 0; t < c.n.B * c.n.T; ++t) {
+      for (Index h = 0; h < c.n.H; ++h) {
+        const double keys = expected.log_sum_exp(t, h), sink = sinks[static_cast<std::size_t>(h)];
+        const double both = std::max(keys, sink) + std::log1p(std::exp(-std::abs(keys - sink)));
+        for (Index e = 0; e < c.n.V; ++e) expected.o(t, h, e) *= std::exp(keys - both);
+        expected.log_sum_exp(t, h) = both;
+      }
+    }
+    return expected;
+  };
+  check_forms(c, with_sinks(c.expected()), Causal{}, SinkLogits(PlainScore{c.scale}, sinks));
+  // Of queries that see no key, too.
+  const auto sees = [](Index, Index, Index i, Index j) { return j <= i && i >= 20; };
+  const auto capped = [](Index, double product, Index) { return 2 * std::tanh(product / 2); };
+  check_forms(c, with_sinks(c.expected(sees, capped)), LateCausal{20},
+              SinkLogits(SoftCap(c.scale, 2), sinks));
+}
+
 TEMPLATE_TEST_CASE("large scores stay finite and right", "[attention]", float, double) {
   using S = TestType;
   Case<S> c({.B = 1, .T = 100, .H = 2, .G = 2, .K = 4, .V = 5, .past = {60}});

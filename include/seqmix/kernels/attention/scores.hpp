@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "seqmix/kernels/attention/pairs.hpp"
@@ -24,6 +26,37 @@ struct PlainScore {
     return products;
   }
 };
+
+/// Another score, and a logit of each head that softmax counts beside the keys, with a value of
+/// zero: o = Σ exp(s_j) v_j / (Σ exp(s_j) + exp(sink)). OpenAI 2025, arXiv:2508.10925; Miller 2023
+/// (logits of 0).
+template <class Score>
+struct SinkLogits {
+  Score score;
+  std::span<const double> logits;  // [H]
+  double sink = 0;                 // of one head
+  double scale = 1;
+
+  SinkLogits(Score others, std::span<const double> of_heads)
+      : score(std::move(others)), logits(of_heads) {}
+  SinkLogits of(Index row, Index head) const {
+    SinkLogits result(score.of(row, head), logits);
+    result.sink = logits[static_cast<std::size_t>(head)], result.scale = result.score.scale;
+    return result;
+  }
+  template <class S>
+  simd::Batch<S> operator()(const simd::Batch<S>& products, const Pairs<S>& pairs) const {
+    return score(products, pairs);
+  }
+};
+
+/// Whether a score is the scaled product itself.
+template <class Score>
+inline constexpr bool is_plain_score = false;
+template <>
+inline constexpr bool is_plain_score<PlainScore> = true;
+template <>
+inline constexpr bool is_plain_score<SinkLogits<PlainScore>> = true;
 
 /// cap · tanh(scale q · k / cap): scores whose size is bounded. Gemma team 2024, arXiv:2408.00118.
 struct SoftCap {

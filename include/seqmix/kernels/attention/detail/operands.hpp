@@ -109,7 +109,7 @@ struct AttentionOperands {
   View<const Index, 1> past;     // [B], or none
   View<S, 3> o;                  // [T, H, V]
   View<S, 2> log_sum_exp;        // [T, H], or no data
-  const Policies<S>& policies;
+  Policies<S> policies;
   // Keys and values of this call where the caches, then rings, do not have them.
   View<const S, 3> fresh_keys = {};    // [T, G, K], or no data
   View<const S, 3> fresh_values = {};  // [T, G, V], or no data
@@ -147,7 +147,7 @@ struct AttentionOperands {
     const Span queries{of.past + of_tokens.begin, of.past + of_tokens.end};
     Span whole{std::numeric_limits<Index>::max(), 0};
     for (Index head = of_heads.begin; head < of_heads.end; ++head) {
-      const Span seen = policies.reach(of.of_head(head), queries);
+      const Span seen = policies.mask.reach(of.of_head(head), queries);
       whole = {std::min(whole.begin, seen.begin), std::max(whole.end, seen.end)};
     }
     if (!has_caches()) whole.end = std::min(whole.end, of.positions);

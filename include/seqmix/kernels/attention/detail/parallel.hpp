@@ -43,7 +43,7 @@ struct QueryPanel {
 
   Products& products;
   Index number;  // of this panel among those of `products`
-  const Policies<S>& policies;
+  Policies<S> policies;
   HeadOfRow head;
   Span queries;
   View<S, 2> o;          // [V, width], sums of p v
@@ -53,7 +53,7 @@ struct QueryPanel {
   Index registers() const { return ceil_div(queries.size(), lanes); }
 
   void begin(const View<const S, 2>& from) const {
-    products.set_queries(number, from, static_cast<S>(policies.scale(head)));
+    products.set_queries(number, from, static_cast<S>(policies.scores.scale(head)));
     const Index padded = round_up(queries.size(), lanes * Products::strip_registers);
     for (Index e = 0; e < o.extent(0); ++e) std::fill_n(&o(e, 0), padded, S(0));
     fill(reference, minus_infinity<S>), fill(sum, S(0));
@@ -81,11 +81,18 @@ struct QueryPanel {
   }
 
   void finish(const View<S, 2>& to, S* log_sum_exp, Index stride) const {
+    const Batch sink(static_cast<S>(policies.scores.sink(head)));
+    const bool has_sink = simd::reduce_max(sink) > minus_infinity<S>;
     for (Index r = 0; r < registers(); ++r) {
-      const Batch total = simd::load<S>(&sum[r * lanes]);
-      scale_sums(r, inverse_or_zero(total));
       S* const result = &sum[r * lanes];
-      simd::store<S>(result, simd::load<S>(&reference[r * lanes]) + simd::log(total));
+      Batch total = simd::load<S>(result), most = simd::load<S>(&reference[r * lanes]), share(S(1));
+      if (has_sink) {
+        const Batch highest = simd::max<S>(most, sink);
+        share = simd::exp(most - highest);
+        total = simd::fma<S>(total, share, simd::exp(sink - highest)), most = highest;
+      }
+      scale_sums(r, share * inverse_or_zero(total));
+      simd::store<S>(result, most + simd::log(total));
     }
     const auto rows = o.slice(axis::row, 0, to.extent(1));
     scale_transposed<S>(rows.slice(axis::channel, 0, queries.size()), S(1), to);
@@ -111,7 +118,7 @@ struct QueryPanel {
 
   /// Lists what a tile asks for: all of it at once, or strips of the registers that see them.
   std::size_t cut(Span tile, Strips<Products>& strips) const {
-    const Visibility whole = policies.visibility(head, queries, tile);
+    const Visibility whole = policies.mask.visibility(head, queries, tile);
     if (whole == Visibility::none) return 0;
     if (whole == Visibility::all) {
       strips[0] = {.last = tile.size(), .end = registers()};
@@ -125,7 +132,7 @@ struct QueryPanel {
       bool clear = true;
       for (Index r = 0; r < registers(); ++r) {
         const Span keys{tile.begin + first, tile.begin + last};
-        const Visibility visibility = policies.visibility(head, queries_of(r), keys);
+        const Visibility visibility = policies.mask.visibility(head, queries_of(r), keys);
         if (visibility == Visibility::none) continue;
         strip.begin = std::min(strip.begin, r), strip.end = r + 1;
         clear &= visibility == Visibility::all;
@@ -208,7 +215,7 @@ struct QueryPanel {
   /// The highest score of a strip for the queries of a register. From here on masked scores stand
   /// where the products were.
   Batch highest_score(Index r, Span tile, const Strip& strip) const {
-    if (strip.partial || !policies.is_plain()) return ask_policies(r, tile, strip);
+    if (strip.partial || !policies.scores.is_plain()) return ask_policies(r, tile, strip);
     return highest_product(r, strip);
   }
   Batch highest_product(Index r, const Strip& strip) const {
@@ -218,9 +225,9 @@ struct QueryPanel {
   }
   __attribute__((noinline)) Batch ask_policies(Index r, Span tile, const Strip& strip) const {
     const auto block = pairs(r, tile, strip, products.columns_of(r).score(strip.first, 0), width);
-    const bool masked =
-        strip.partial && policies.visibility(head, block.queries, block.keys) != Visibility::all;
-    if (!masked && policies.is_plain()) return highest_product(r, strip);
+    const bool masked = strip.partial && policies.mask.visibility(head, block.queries,
+                                                                  block.keys) != Visibility::all;
+    if (!masked && policies.scores.is_plain()) return highest_product(r, strip);
     return policies.score(head, block, masked);
   }
 
@@ -236,7 +243,7 @@ struct QueryPanel {
   void add_visible(const Strip& strip, Span tile, const View<const S, 2>& values) const {
     alignas(alignment) std::array<S, static_cast<std::size_t>(attention_tile * lanes)> visible;
     for (Index r = strip.begin; r < strip.end; ++r) {
-      policies.show(head, pairs(r, tile, strip, visible.data(), lanes));
+      policies.mask.show(head, pairs(r, tile, strip, visible.data(), lanes));
       for (Index key = strip.first; key < strip.last; ++key) {
         const Batch shown = simd::load<S>(visible.data() + (key - strip.first) * lanes);
         const Batch weight = products.weight(key, r), zero(S(0));
@@ -320,7 +327,7 @@ class QueryBlock {
   /// see and ends with the last one: what it reads and writes then is fetched while others are
   /// computed with.
   void visit(const Panel& panel, Span reach, Span tile, const View<const S, 2>& values) {
-    const Span seen = operands_.policies.reach(panel.head, panel.queries);
+    const Span seen = operands_.policies.mask.reach(panel.head, panel.queries);
     const Index first_of_all = tile_of(reach.begin), last_of_all = tile_of(reach.end - 1);
     const Index last = std::clamp(tile_of(seen.end - 1), first_of_all, last_of_all);
     const Index first = std::clamp(tile_of(seen.begin), first_of_all, last);

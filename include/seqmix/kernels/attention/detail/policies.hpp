@@ -59,89 +59,145 @@ SEQMIX_ALWAYS_INLINE simd::Batch<S> highest_of(Index count, auto&& value) {
   return result;
 }
 
-/// The mask and the score of a call as the kernels see them, which are so compiled once for all
-/// policies. Whoever computes products asks once a tile, not once a pair.
+/// A mask as the kernels see it, which are so compiled once for all masks. Whoever computes
+/// products asks once a tile, not once a pair.
 template <class S>
-class Policies {
+class MaskPolicy {
  public:
-  /// `plain`: scores are the scaled products.
-  explicit Policies(bool plain) : plain_(plain) {}
-
-  bool is_plain() const { return plain_; }
-  virtual double scale(HeadOfRow of) const = 0;
   /// Outside of this no query sees a key.
   virtual Span reach(HeadOfRow of, Span queries) const = 0;
   virtual Visibility visibility(HeadOfRow of, Span queries, Span keys) const = 0;
-  /// Makes products scores, -infinity where `masked` and the mask hides a key. Returns the highest
-  /// of each lane.
-  virtual simd::Batch<S> score(HeadOfRow of, const PairBlock<S>& block, bool masked) const = 0;
+  /// Makes scores that the mask hides -infinity. Returns the highest of each lane.
+  virtual simd::Batch<S> hide(HeadOfRow of, const PairBlock<S>& block) const = 0;
   /// Writes 1 where a query sees a key, else 0.
   virtual void show(HeadOfRow of, const PairBlock<S>& block) const = 0;
 
  protected:
-  ~Policies() = default;
+  ~MaskPolicy() = default;
+};
+
+/// A score, in the same way. Scores and masks are apart, so that each costs what it costs and no
+/// pair of them is compiled.
+template <class S>
+class ScorePolicy {
+ public:
+  /// `plain`: scores are the scaled products.
+  explicit ScorePolicy(bool plain) : plain_(plain) {}
+
+  bool is_plain() const { return plain_; }
+  virtual double scale(HeadOfRow of) const = 0;
+  /// A score that softmax counts beside those of the keys, with a value of zero; -infinity: none.
+  virtual double sink(HeadOfRow of) const = 0;
+  /// Makes scaled products scores. Returns the highest of each lane.
+  virtual simd::Batch<S> score(HeadOfRow of, const PairBlock<S>& block) const = 0;
+
+ protected:
+  ~ScorePolicy() = default;
 
  private:
   bool plain_;
 };
 
-template <class S, class Mask, class Score>
-class PoliciesOf final : public Policies<S> {
+/// The mask and the score of a call.
+template <class S>
+struct Policies {
+  const MaskPolicy<S>& mask;
+  const ScorePolicy<S>& scores;
+
+  /// Makes products scores, -infinity where `masked` and the mask hides a key. Returns the highest
+  /// of each lane.
+  simd::Batch<S> score(HeadOfRow of, const PairBlock<S>& block, bool masked) const {
+    if (!masked) return scores.score(of, block);
+    if (!scores.is_plain()) scores.score(of, block);
+    return mask.hide(of, block);
+  }
+};
+
+/// Makes each register value(i). Returns the highest of each lane.
+template <class S>
+simd::Batch<S> rewrite(const PairBlock<S>& block, auto&& value) {
+  return highest_of<S>(block.count, [&](Index i) {
+    const simd::Batch<S> result = value(i);
+    simd::store<S>(block.at(i), result);
+    return result;
+  });
+}
+
+template <class S, class Mask>
+class MaskOf final : public MaskPolicy<S> {
   using Batch = simd::Batch<S>;
 
  public:
-  PoliciesOf(Mask mask, Score score)
-      : Policies<S>(std::is_same_v<Score, PlainScore>),
-        mask_(std::move(mask)),
-        score_(std::move(score)) {}
+  explicit MaskOf(Mask mask) : mask_(std::move(mask)) {}
 
-  double scale(HeadOfRow of) const override { return score_of(of).scale; }
   Span reach(HeadOfRow of, Span queries) const override {
-    if constexpr (requires { mask_of(of).reach(queries); }) {
-      return mask_of(of).reach(queries);
+    if constexpr (requires { of_head(of).reach(queries); }) {
+      return of_head(of).reach(queries);
     } else {
       return {0, of.count};
     }
   }
   Visibility visibility(HeadOfRow of, Span queries, Span keys) const override {
-    return mask_of(of).visibility(queries, keys);
+    return of_head(of).visibility(queries, keys);
   }
-  Batch score(HeadOfRow of, const PairBlock<S>& block, bool masked) const override {
-    const auto score = [&, of_head = score_of(of)](Index i) {
-      return of_head(simd::load<S>(block.at(i)), block.pairs(i));
-    };
-    if (!masked) return each(block, score);
-    const auto mask = narrowed(mask_of(of), block.queries, block.keys);
-    return each(block, [&](Index i) {
-      return simd::select<S>(mask.allows(block.pairs(i)), score(i), minus_infinity<S>);
+  Batch hide(HeadOfRow of, const PairBlock<S>& block) const override {
+    const auto mask = narrowed(of_head(of), block.queries, block.keys);
+    return rewrite(block, [&](Index i) {
+      return simd::select<S>(mask.allows(block.pairs(i)), simd::load<S>(block.at(i)),
+                             minus_infinity<S>);
     });
   }
   void show(HeadOfRow of, const PairBlock<S>& block) const override {
-    const auto mask = narrowed(mask_of(of), block.queries, block.keys);
+    const auto mask = narrowed(of_head(of), block.queries, block.keys);
     const Batch zero(S(0)), one(S(1));
-    each(block, [&](Index i) { return simd::select<S>(mask.allows(block.pairs(i)), one, zero); });
+    rewrite(block,
+            [&](Index i) { return simd::select<S>(mask.allows(block.pairs(i)), one, zero); });
   }
 
  private:
-  auto mask_of(HeadOfRow of) const {
+  auto of_head(HeadOfRow of) const {
     if constexpr (requires { mask_.of(of.row, of.head, of.count); }) {
       return mask_.of(of.row, of.head, of.count);
     } else {
       return mask_.of(of.row, of.head);
     }
   }
-  auto score_of(HeadOfRow of) const { return score_.of(of.row, of.head); }
-
-  static Batch each(const PairBlock<S>& block, auto&& value) {
-    return highest_of<S>(block.count, [&](Index i) {
-      const Batch result = value(i);
-      simd::store<S>(block.at(i), result);
-      return result;
-    });
-  }
 
   Mask mask_;
+};
+
+template <class S, class Score>
+class ScoreOf final : public ScorePolicy<S> {
+ public:
+  explicit ScoreOf(Score score) : ScorePolicy<S>(is_plain_score<Score>), score_(std::move(score)) {}
+
+  double scale(HeadOfRow of) const override { return score_.of(of.row, of.head).scale; }
+  double sink(HeadOfRow of) const override {
+    if constexpr (requires { score_.of(of.row, of.head).sink; }) {
+      return score_.of(of.row, of.head).sink;
+    } else {
+      return -std::numeric_limits<double>::infinity();
+    }
+  }
+  simd::Batch<S> score(HeadOfRow of, const PairBlock<S>& block) const override {
+    const auto of_head = score_.of(of.row, of.head);
+    return rewrite(block,
+                   [&](Index i) { return of_head(simd::load<S>(block.at(i)), block.pairs(i)); });
+  }
+
+ private:
   Score score_;
+};
+
+/// A mask and a score of a caller's own, or the erased ones that were made before.
+template <class S, class Mask, class Score>
+struct PoliciesOf {
+  MaskOf<S, Mask> mask;
+  ScoreOf<S, Score> score;
+
+  PoliciesOf(Mask of_pairs, Score of_products)
+      : mask(std::move(of_pairs)), score(std::move(of_products)) {}
+  operator Policies<S>() const { return {mask, score}; }
 };
 
 }  // namespace detail

@@ -45,6 +45,11 @@ struct PartialSoftmax {
         o.data(), other.o.data());
     sum += other.sum * simd::reduce_max(factor);
   }
+  /// Takes in a key of this score whose value is zero.
+  void take_in(S score) const {
+    raise(std::max(maximum, score));
+    sum += simd::reduce_max(simd::exp(simd::Batch<S>(score) - simd::Batch<S>(maximum)));
+  }
   /// Makes o the weighted mean of the values and returns log Σ exp(score).
   S finish() const {
     const simd::Batch<S> total(sum);
@@ -242,7 +247,7 @@ struct QueryToken {
   using Tile = CacheView<const S, 2>;
   static constexpr Index lanes = simd::lanes<S>;
 
-  const Policies<S>& policies;
+  Policies<S> policies;
   HeadOfRow first_head;
   Index position;
   View<S, 2> q;        // [R, K], scaled
@@ -258,7 +263,7 @@ struct QueryToken {
 
   void begin(const View<const S, 2>& from) const {
     for (Index r = 0; r < heads(); ++r) {
-      const Batch scale(static_cast<S>(policies.scale(head(r))));
+      const Batch scale(static_cast<S>(policies.scores.scale(head(r))));
       simd::map<S>(
           q.extent(1), &q(r, 0), [&](const Batch& v) { return v * scale; }, &from(r, 0));
       softmax(r).clear();
@@ -311,7 +316,7 @@ struct QueryToken {
 
  private:
   Visibility visibility_of(Index r, Span tile) const {
-    return policies.visibility(head(r), {position, position + 1}, tile);
+    return policies.mask.visibility(head(r), {position, position + 1}, tile);
   }
   /// The pairs of this token and the keys of a tile, whole registers of them.
   PairBlock<S> pairs(Span tile, S* numbers) const {
@@ -344,8 +349,9 @@ struct QueryToken {
   void weigh(Index r, Span tile, bool partial, const Tile& keys, const Tile& values) const {
     S* const weights = &p(r, 0);
     scale_products(keys, scales[0], weights);
-    if (partial) policies.show(head(r), pairs(tile, &visible(r, 0)));
-    if (partial || !policies.is_plain()) policies.score(head(r), pairs(tile, weights), partial);
+    if (partial) policies.mask.show(head(r), pairs(tile, &visible(r, 0)));
+    if (partial || !policies.scores.is_plain())
+      policies.score(head(r), pairs(tile, weights), partial);
     Batch tile_maximum(minus_infinity<S>);
     for (Index i = 0; i < tile.size(); i += lanes) {
       const auto there = simd::counting_from<S>(i) < simd::broadcast(static_cast<S>(tile.size()));
@@ -474,6 +480,9 @@ class KeySpanWave {
       if (span.first) whole.clear();
       whole.merge({part_o_[slot][r], part_maximum_(slot, r), part_sum_(slot, r)});
       if (!span.last) continue;
+      const auto sink =
+          static_cast<S>(operands_.policies.scores.sink(span.of.of_head(span.group * heads_ + r)));
+      if (sink > minus_infinity<S>) whole.take_in(sink);
       const S log_sum_exp = whole.finish();
       if (operands_.log_sum_exp.data() != nullptr) {
         heads_of(operands_.log_sum_exp, span)[r] = log_sum_exp;
