@@ -407,6 +407,24 @@ TEMPLATE_TEST_CASE("a sink is a key whose value is zero", "[attention]", float, 
               SinkLogits(SoftCap(c.scale, 2), sinks));
 }
 
+TEMPLATE_TEST_CASE("biases by distance", "[attention]", float, double) {
+  using S = TestType;
+  Case<S> c({.B = 1, .T = 150, .H = 4, .G = 2, .K = 9, .V = 19, .past = {130}});
+  const auto sees = [](Index, Index, Index i, Index j) { return j <= i + 40; };
+  for (const auto& [least, most] : {std::array<Index, 2>{0, 0}, {0, 37}, {-17, 100}, {-300, 300}}) {
+    INFO("distances " << least << " to " << most);
+    const auto bias = [first = least, last = most](Index h, Index distance) {
+      return std::sin(static_cast<double>(std::clamp(distance, first, last) + 7 * h));
+    };
+    const DistanceTable<S> table(4, least, most, bias);
+    const auto score = [&](Index h, double product, Index distance) {
+      return 2 * std::tanh(product / 2) + bias(h, distance);
+    };
+    check_forms(c, c.expected(sees, score), WithEnd{Band{.ahead = 40}, 280},
+                DistanceBias<S, SoftCap>(SoftCap(c.scale, 2), table));
+  }
+}
+
 TEMPLATE_TEST_CASE("large scores stay finite and right", "[attention]", float, double) {
   using S = TestType;
   Case<S> c({.B = 1, .T = 100, .H = 2, .G = 2, .K = 4, .V = 5, .past = {60}});

@@ -23,6 +23,9 @@ template <class S>
 struct Pairs {
   Index origin;
   simd::Batch<S> query, key;
+  // Query minus key: of the first lane, and from each lane to the next, 1 where lanes are queries
+  // and -1 where they are keys.
+  Index distance, step;
 };
 
 SEQMIX_END_NAMESPACE

@@ -1,11 +1,16 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "seqmix/core/error.hpp"
+#include "seqmix/core/parameter.hpp"
+#include "seqmix/core/tensor.hpp"
 #include "seqmix/kernels/attention/pairs.hpp"
 #include "seqmix/simd/math.hpp"
 
@@ -85,6 +90,67 @@ struct Alibi {
   simd::Batch<S> operator()(const simd::Batch<S>& products, const Pairs<S>& pairs) const {
     return simd::fnma<S>(simd::Batch<S>(static_cast<S>(slope)),
                          simd::abs<S>(pairs.query - pairs.key), products);
+  }
+};
+
+/// The biases of H heads by distance, query minus key, at `least` to `most`; beyond, those of the
+/// end.
+///
+/// Each row is kept in both directions, with its ends repeated, so that a register of pairs whose
+/// distances rise or fall by one reads its biases as they lie.
+template <class S>
+class DistanceTable {
+  static constexpr Index L = simd::lanes<S>;
+
+ public:
+  /// `bias(head, distance)`.
+  DistanceTable(Index heads, Index least, Index most, auto&& bias)
+      : least_(least), count_(most - least + 1) {
+    if (count_ < 1) {
+      throw ShapeError("DistanceTable: distances " + std::to_string(least) + " to " +
+                       std::to_string(most) + ", expected one at least");
+    }
+    Tensor<S, 3> rows({heads, 2, count_ + 2 * L});
+    for (Index h = 0; h < heads; ++h) {
+      for (Index i = 0; i < count_ + 2 * L; ++i) {
+        const Index distance = std::clamp(least + i - L, least, most);
+        const auto number = static_cast<S>(bias(h, distance));
+        rows(h, 0, i) = number, rows(h, 1, count_ + 2 * L - 1 - i) = number;
+      }
+    }
+    rows_ = std::move(rows);
+  }
+  Index heads() const { return rows_.extent(0); }
+
+  SEQMIX_ALWAYS_INLINE simd::Batch<S> of(Index head, const Pairs<S>& pairs) const {
+    const Index at =
+        pairs.step > 0 ? pairs.distance - least_ : least_ + count_ - 1 - pairs.distance;
+    return simd::load<S>(
+        &rows_(head, pairs.step > 0 ? 0 : 1, std::clamp<Index>(at + L, 0, count_ + L)));
+  }
+
+ private:
+  Index least_, count_;
+  Parameter<S, 3> rows_;  // [H, {rising, falling}, L + count + L]
+};
+
+/// Another score plus a bias by distance.
+template <class S, class Score>
+struct DistanceBias {
+  Score score;
+  const DistanceTable<S>* table;
+  Index head = 0;
+  double scale = 1;
+
+  DistanceBias(Score others, const DistanceTable<S>& biases)
+      : score(std::move(others)), table(&biases) {}
+  DistanceBias of(Index row, Index of_head) const {
+    DistanceBias result(score.of(row, of_head), *table);
+    result.head = of_head, result.scale = result.score.scale;
+    return result;
+  }
+  simd::Batch<S> operator()(const simd::Batch<S>& products, const Pairs<S>& pairs) const {
+    return score(products, pairs) + table->of(head, pairs);
   }
 };
 

@@ -35,13 +35,14 @@ template <class S>
 struct PairBlock {
   Span queries, keys;
   Pairs<S> first;  // of the first register
-  S step;          // from the keys of a register to those of the next
+  Index step;      // from the keys of a register to those of the next
   S* numbers;
   Index stride, count;
 
   S* at(Index i) const { return numbers + i * stride; }
   Pairs<S> pairs(Index i) const {
-    return {first.origin, first.query, first.key + simd::broadcast(static_cast<S>(i) * step)};
+    return {first.origin, first.query, first.key + simd::broadcast(static_cast<S>(i * step)),
+            first.distance - i * step, first.step};
   }
 };
 

@@ -323,8 +323,8 @@ struct QueryToken {
     return {.queries = {position, position + 1},
             .keys = tile,
             .first = {tile.begin, simd::broadcast(static_cast<S>(position - tile.begin)),
-                      simd::counting_from<S>(0)},
-            .step = static_cast<S>(lanes),
+                      simd::counting_from<S>(0), position - tile.begin, -1},
+            .step = lanes,
             .numbers = numbers,
             .stride = lanes,
             .count = ceil_div(tile.size(), lanes)};
