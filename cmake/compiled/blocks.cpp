@@ -1,5 +1,4 @@
 #include "seqmix/layers/attention/attention.hpp"
-#include "seqmix/layers/attention/sliding_window_attention.hpp"
 #include "seqmix/layers/channel/feed_forward.hpp"
 #include "seqmix/layers/channel/mixture_of_experts.hpp"
 #include "seqmix/layers/ssm/mamba.hpp"

@@ -24,7 +24,9 @@ using LinearBlock = DecoderDefinition<GatedLinearAttentionDefinition<double>>;
 AttentionBlock::Config attention_block() {
   AttentionBlock::Config config;
   config.d_model = 12;
-  config.mixer = {.d_model = 12, .n_heads = 4, .n_kv_heads = 2, .head_dim = 6, .rotary_dim = 6};
+  config.mixer = {.d_model = 12,
+                  .heads = {.n_heads = 4, .n_kv_heads = 2, .head_dim = 6},
+                  .positions = {.rotary_dim = 6}};
   config.channel = {.d_model = 12, .d_ff = 20};
   return config;
 }
@@ -109,7 +111,7 @@ TEST_CASE("a block checks its parts' configs and names their weights") {
   config.mixer.d_model = 13;
   CHECK_THROWS_AS(Mixer<AttentionBlock>(config, {}), ConfigError);
   config = attention_block();
-  config.mixer.n_kv_heads = 3;
+  config.mixer.heads.n_kv_heads = 3;
   CHECK_THROWS_AS(Mixer<AttentionBlock>(config, {}), ConfigError);
   config = attention_block();
   auto weights = random_weights<AttentionBlock::Weights>(config, 1);

@@ -26,7 +26,6 @@ using test::error_of;
 
 using FeedForwardPart = FeedForwardDefinition<double>;
 using Experts = MixtureOfExpertsDefinition<double>;
-using Window = SlidingWindowAttentionDefinition<double>;
 using Model = LanguageModel<double>;
 
 constexpr Index vocabulary = 11;
@@ -130,7 +129,9 @@ std::string refusal(const Small& small) {
 }
 
 AttentionConfig attention() {
-  return {.d_model = 16, .n_heads = 4, .n_kv_heads = 2, .head_dim = 6, .rotary_dim = 6};
+  return {.d_model = 16,
+          .heads = {.n_heads = 4, .n_kv_heads = 2, .head_dim = 6},
+          .positions = {.rotary_dim = 6}};
 }
 FeedForwardConfig feed_forward() { return {.d_model = 16, .d_ff = 20}; }
 
@@ -154,8 +155,7 @@ Small llama(const AttentionConfig& mixer = attention(),
   return small;
 }
 
-template <class MixerPart = AttentionDefinition<double>>
-Small mixtral(typename MixerPart::Config mixer = {attention()}) {
+Small mixtral(AttentionConfig mixer = attention()) {
   Small small = llama();
   small.config.update(
       {{"model_type", "mixtral"}, {"num_local_experts", 3}, {"intermediate_size", 12}});
@@ -164,8 +164,8 @@ Small mixtral(typename MixerPart::Config mixer = {attention()}) {
   small.add_ends("model.embed_tokens.weight", "model.norm.weight", 16);
   Names names = llama_names;
   names.channel = "block_sparse_moe.";
-  mixer.rope_theta = 1e6;
-  small.add_block<MixerPart, Experts>(
+  mixer.positions.rope_theta = 1e6;
+  small.add_block<AttentionDefinition<double>, Experts>(
       names, mixer, {.d_model = 16, .d_ff = 12, .n_experts = 3, .n_experts_per_token = 2});
   small.config["num_hidden_layers"] = 1;
   return small;
@@ -233,12 +233,13 @@ Small recurrent_gemma() {
                     "mlp_block."};
   const FeedForwardConfig channel{.d_model = 12, .d_ff = 10, .bias = true};
   const RgLruConfig recurrence{.d_model = 12, .lru_width = 12, .n_heads = 3};
-  SlidingWindowAttentionConfig window{
-      {.d_model = 12, .n_heads = 3, .n_kv_heads = 1, .head_dim = 4, .rotary_dim = 2}};
-  window.window = 4, window.o_bias = true;
+  const AttentionConfig window{.d_model = 12,
+                               .heads = {.n_heads = 3, .head_dim = 4, .o_bias = true},
+                               .positions = {.rotary_dim = 2},
+                               .sees = {.window = 4}};
   small.add_block<RgLruDefinition<double>, FeedForwardPart>(names, recurrence, channel);
   small.add_block<RgLruDefinition<double>, FeedForwardPart>(names, recurrence, channel);
-  small.add_block<Window, FeedForwardPart>(names, window, channel);
+  small.add_block<AttentionDefinition<double>, FeedForwardPart>(names, window, channel);
   return small;
 }
 
@@ -278,8 +279,8 @@ TEST_CASE("a model folder that lacks a size has that of its class") {
   CHECK_THAT(error(llama(), "intermediate_size"), ContainsSubstring("11008"));
   CHECK_THAT(error(mixtral(), "intermediate_size"), ContainsSubstring("14336"));
   AttentionConfig grouped = attention();
-  grouped.n_heads = 16, grouped.n_kv_heads = 8;
-  const Small eight = mixtral({grouped}).with({{"num_attention_heads", 16}});
+  grouped.heads.n_heads = 16, grouped.heads.n_kv_heads = 8;
+  const Small eight = mixtral(grouped).with({{"num_attention_heads", 16}});
   CHECK(same(eight.without("num_key_value_heads")));
   CHECK_THAT(error(eight.with({{"num_key_value_heads", nullptr}}), ""),
              ContainsSubstring("k_proj") && ContainsSubstring("96"));  // as many as heads
@@ -378,7 +379,8 @@ TEST_CASE("tensors that the class ignores are ignored, all others are refused") 
 
 TEST_CASE("biases, activations and windows of a model folder are those of its layers") {
   AttentionConfig mixer = attention();
-  mixer.qkv_bias = mixer.o_bias = true;
+  HeadsConfig& heads = mixer.heads;
+  heads.q_bias = heads.k_bias = heads.v_bias = heads.o_bias = true;
   FeedForwardConfig channel = feed_forward();
   channel.bias = true;
   CHECK(same(llama(mixer, channel).with({{"attention_bias", true}, {"mlp_bias", true}})));
@@ -399,17 +401,17 @@ TEST_CASE("biases, activations and windows of a model folder are those of its la
              recurrent_gemma().load()));
   CHECK_THAT(refusal(mixtral().with({{"hidden_act", "gelu"}})),
              ContainsSubstring("hidden_act: got \"gelu\", expected silu, all that is supported"));
-  SlidingWindowAttentionConfig window{attention()};
-  window.window = 3;
-  CHECK(same(mixtral<Window>(window).with({{"sliding_window", 3}})));
+  AttentionConfig window = attention();
+  window.sees.window = 3;
+  CHECK(same(mixtral(window).with({{"sliding_window", 3}})));
   CHECK_THAT(refusal(llama().with({{"sliding_window", 3}})), ContainsSubstring("sliding_window"));
 }
 
 TEST_CASE("the scaling of rotary positions in a model folder is that of the layer") {
   AttentionConfig mixer = attention();
-  mixer.rope_theta = 500;
+  mixer.positions.rope_theta = 500;
   const auto check = [&](const RopeScalingConfig& scaling, Json rope) {
-    mixer.rope_scaling = scaling;
+    mixer.positions.rope_scaling = scaling;
     const Small small = llama(mixer).with({{"rope_theta", 500.0}});
     CHECK(same(small.with({{"rope_scaling", rope}})));
     rope["rope_theta"] = 500;

@@ -23,6 +23,16 @@ std::string text_or(const Input<S>& in, const char* field, const char* otherwise
   return in.config.value(field, std::string(otherwise));
 }
 
+/// The same input with the fields of all parts of the config side by side.
+template <class S>
+Input<S> with_flat_config(const Input<S>& in) {
+  Input<S> result = in;
+  for (const auto& [key, value] : in.config.items()) {
+    if (value.is_object()) result.config.erase(key), result.config.update(value);
+  }
+  return result;
+}
+
 /// The angle of pair n of `rotary / 2` and the factor of its cos and sin. Peng et al. 2023,
 /// arXiv:2309.00071, section 3; Llama team 2024, arXiv:2407.21783.
 template <class S>
@@ -77,15 +87,38 @@ void rotate(const Input<S>& in, std::vector<S>& heads, Index t) {
   }
 }
 
-/// x / sqrt(mean(x²) + eps) ⊙ weight over each stretch of the weight's length.
+/// Numbers of a value head.
 template <class S>
-void normalise(std::vector<S>& x, const Array<S>& weight, double eps) {
-  const std::size_t width = weight.numbers.size();
+Index value_width(const Input<S>& in) {
+  const Index V = in.size("value_dim");
+  return V > 0 ? V : in.size("head_dim");
+}
+
+/// Normalises queries or keys, `x` of one token: RMSNorm, LayerNorm or their length, each head or
+/// all of them.
+template <class S>
+void normalise(const Input<S>& in, const std::string& name, std::vector<S>& x) {
+  const std::string kind = in.text("qk_norm_kind"), weights = in.text("qk_norm_weight");
+  const bool whole = in.text("qk_norm") == "projection";
+  const std::size_t width = whole ? x.size() : static_cast<std::size_t>(in.size("head_dim"));
+  const S eps = static_cast<S>(in.number("qk_norm_eps")), count = static_cast<S>(width);
   for (std::size_t first = 0; first < x.size(); first += width) {
-    S square = 0;
-    for (std::size_t i = 0; i < width; ++i) square += x[first + i] * x[first + i];
-    const S root = std::sqrt(square / static_cast<S>(width) + static_cast<S>(eps));
-    for (std::size_t i = 0; i < width; ++i) x[first + i] = x[first + i] / root * weight.numbers[i];
+    S mean = 0, square = 0;
+    for (std::size_t i = 0; i < width; ++i) mean += x[first + i] / count;
+    if (kind != "layer") mean = 0;
+    for (std::size_t i = 0; i < width; ++i) {
+      square += (x[first + i] - mean) * (x[first + i] - mean);
+    }
+    const S length =
+        kind == "l2" ? std::max(std::sqrt(square), eps) : std::sqrt(square / count + eps);
+    for (std::size_t i = 0; i < width; ++i) {
+      S& number = x[first + i];
+      number = (number - mean) / length;
+      if (weights == "none") continue;
+      const std::size_t at = weights == "by_head" ? first + i : i;
+      number *= in.weight(name + ".weight").numbers[at];
+      if (in.flag("qk_norm_bias")) number += in.weight(name + ".bias").numbers[at];
+    }
   }
 }
 
@@ -95,17 +128,42 @@ struct TokenHeads {
   std::vector<S> q, k, v;
 
   TokenHeads(const Input<S>& in, const std::vector<S>& x) {
-    const auto bias = [&](const char* name) {
-      return in.flag("qkv_bias") ? &in.weight(name) : nullptr;
+    const auto map = [&](const std::string& name) {
+      const bool biased = in.flag((name + "_bias").c_str());
+      const Array<S>* const bias = biased ? &in.weight(name + "_proj.bias") : nullptr;
+      std::vector<S> numbers = linear<S>(in.weight(name + "_proj.weight"), bias, x);
+      if (const S bound = static_cast<S>(in.number("qkv_clip")); bound > 0) {
+        for (S& number : numbers) number = std::min(std::max(number, -bound), bound);
+      }
+      return numbers;
     };
-    q = linear<S>(in.weight("q_proj.weight"), bias("q_proj.bias"), x);
-    k = linear<S>(in.weight("k_proj.weight"), bias("k_proj.bias"), x);
-    v = linear<S>(in.weight("v_proj.weight"), bias("v_proj.bias"), x);
-    if (text_or(in, "qk_norm", "none") == "none") return;
-    const double eps = number_or(in, "qk_norm_eps", 1e-6);
-    normalise(q, in.weight("q_norm.weight"), eps), normalise(k, in.weight("k_norm.weight"), eps);
+    q = map("q"), k = map("k"), v = map("v");
+    if (in.flag("qk_norm_rotated")) return;
+    normalise_if_asked(in, "q_norm", q), normalise_if_asked(in, "k_norm", k);
+  }
+  static void normalise_if_asked(const Input<S>& in, const char* name, std::vector<S>& x) {
+    if (in.text("qk_norm") != "none") normalise<S>(in, name, x);
   }
 };
+
+/// Rotates the heads of one token, "q_norm" or "k_norm", to position t.
+template <class S>
+void place(const Input<S>& in, const char* name, std::vector<S>& heads, Index t) {
+  rotate(in, heads, t);
+  if (in.flag("qk_norm_rotated")) TokenHeads<S>::normalise_if_asked(in, name, heads);
+}
+
+/// y of what the heads of a token made.
+template <class S>
+std::vector<S> project_outputs(const Input<S>& in, const std::vector<S>& x, std::vector<S> o) {
+  if (const std::string gated = in.text("output_gate"); gated != "none") {
+    const std::vector<S> gate = linear<S>(in.weight("g_proj.weight"), nullptr, x);
+    const std::size_t numbers_per_gate = o.size() / gate.size();
+    for (std::size_t i = 0; i < o.size(); ++i) o[i] /= 1 + std::exp(-gate[i / numbers_per_gate]);
+  }
+  const Array<S>* const bias = in.flag("o_bias") ? &in.weight("o_proj.bias") : nullptr;
+  return linear<S>(in.weight("o_proj.weight"), bias, o);
+}
 
 /// The score of query head h and a key.
 template <class S>
@@ -128,7 +186,8 @@ S attention_score(const Input<S>& in, const S* query, const S* key, Index h, Ind
   return cap > 0 ? static_cast<S>(cap) * std::tanh(score / static_cast<S>(cap)) : score;
 }
 
-/// Σ softmax(score) value over lists of scores and values, [K].
+/// Σ softmax(score) value over lists of scores and values, [K]. A last score without a value counts
+/// in the sum alone.
 template <class S>
 std::vector<S> softmax_mean(std::vector<S> score, const std::vector<const S*>& value, Index K) {
   std::vector<S> o(static_cast<std::size_t>(K));
@@ -137,7 +196,7 @@ std::vector<S> softmax_mean(std::vector<S> score, const std::vector<const S*>& v
   for (S& s : score) total += s = std::exp(s - largest);
   for (Index i = 0; i < K; ++i) {
     S sum = 0;
-    for (std::size_t j = 0; j < score.size(); ++j) sum += score[j] * value[j][i];
+    for (std::size_t j = 0; j < value.size(); ++j) sum += score[j] * value[j][i];
     o[static_cast<std::size_t>(i)] = sum / total;
   }
   return o;
@@ -148,19 +207,19 @@ std::vector<S> softmax_mean(std::vector<S> score, const std::vector<const S*>& v
 template <class S>
 void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& slot, Output<S>& out) {
   const Index T = in.T(), H = in.size("n_heads"), G = in.size("n_kv_heads");
-  const Index K = in.size("head_dim");
+  const Index K = in.size("head_dim"), V = value_width(in);
   std::vector<TokenHeads<S>> tokens;
   for (Index t = 0; t < T; ++t) tokens.emplace_back(in, token(in.x, b, t));
   for (Index t = 0; t < T; ++t) {
     std::vector<S> q = tokens[static_cast<std::size_t>(t)].q;
-    rotate(in, q, slot(t, t));
+    place(in, "q_norm", q, slot(t, t));
     std::vector<Index> seen;
     std::vector<std::vector<S>> keys;
     for (Index j = 0; j < T; ++j) {
       if (!sees(t, j)) continue;
       seen.push_back(j);
       keys.push_back(tokens[static_cast<std::size_t>(j)].k);
-      rotate(in, keys.back(), slot(t, j));
+      place(in, "k_norm", keys.back(), slot(t, j));
     }
     std::vector<S> o;
     for (Index h = 0; h < H; ++h) {
@@ -170,32 +229,35 @@ void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& slot, Output
       for (std::size_t n = 0; n < seen.size(); ++n) {
         score.push_back(
             attention_score(in, q.data() + h * K, keys[n].data() + g * K, h, t - seen[n]));
-        value.push_back(tokens[static_cast<std::size_t>(seen[n])].v.data() + g * K);
+        value.push_back(tokens[static_cast<std::size_t>(seen[n])].v.data() + g * V);
       }
-      const std::vector<S> head = softmax_mean(score, value, K);
+      if (in.flag("sink_logits")) score.push_back(in.weight("sinks")(h));
+      const std::vector<S> head = softmax_mean(score, value, V);
       o.insert(o.end(), head.begin(), head.end());
     }
-    const Array<S>* const bias = flag_or(in, "o_bias", false) ? &in.weight("o_proj.bias") : nullptr;
-    set_token(out.y, b, t, linear<S>(in.weight("o_proj.weight"), bias, o));
+    set_token(out.y, b, t, project_outputs(in, token(in.x, b, t), o));
   }
 }
 
-/// Keys and values of the tokens of `list`, [B, G, entries, K], keys rotated to their positions.
+/// Keys [B, G, entries, K] and values [B, G, entries, V] of the tokens of `list`, keys rotated to
+/// their positions.
 template <class S>
 std::pair<Array<S>, Array<S>> cached(const Input<S>& in, const std::vector<Index>& list) {
-  const Index B = in.B(), G = in.size("n_kv_heads"), K = in.size("head_dim");
+  const Index B = in.B(), G = in.size("n_kv_heads"), K = in.size("head_dim"), V = value_width(in);
   const auto count = static_cast<Index>(list.size());
-  Array<S> keys({B, G, count, K}), values({B, G, count, K});
+  Array<S> keys({B, G, count, K}), values({B, G, count, V});
   for (Index b = 0; b < B; ++b) {
     for (Index n = 0; n < count; ++n) {
       const Index t = list[static_cast<std::size_t>(n)];
       if (t < 0) continue;
       TokenHeads<S> heads(in, token(in.x, b, t));
-      rotate(in, heads.k, t);
+      place(in, "k_norm", heads.k, t);
       for (Index g = 0; g < G; ++g) {
         for (Index i = 0; i < K; ++i) {
           keys(b, g, n, i) = heads.k[static_cast<std::size_t>(g * K + i)];
-          values(b, g, n, i) = heads.v[static_cast<std::size_t>(g * K + i)];
+        }
+        for (Index i = 0; i < V; ++i) {
+          values(b, g, n, i) = heads.v[static_cast<std::size_t>(g * V + i)];
         }
       }
     }
@@ -210,9 +272,42 @@ Array<S> all_at(const Input<S>& in) {
   return position;
 }
 
+/// Jiang et al. 2023, arXiv:2310.06825, section 2; with sinks Xiao et al. 2023, arXiv:2309.17453,
+/// where each visible token stands in a slot of the cache and is rotated to it.
+template <class S>
+Output<S> sliding_window_attention(const Input<S>& parts) {
+  const Input<S> in = with_flat_config(parts);
+  const Index T = in.T(), W = in.size("window"), step = in.size("dilation");
+  const Index sinks = in.size("n_sinks");
+  const auto sees = [&](Index t, Index j) {
+    return j <= t && (j < sinks || (t - j < W * step && (t - j) % step == 0));
+  };
+  const auto slot = [&](Index t, Index j) {
+    const bool full = t >= sinks + W;
+    return sinks == 0 || !full || j < sinks ? j : sinks + j - (t - W + 1);
+  };
+  Output<S> out{in.x, {}};
+  for (Index b = 0; b < in.B(); ++b) attention_row(in, b, sees, slot, out);
+
+  const Index reach = (W - 1) * step + 1 + in.size("max_rollback");
+  const Index rows = (reach + step - 1) / step * step;
+  std::vector<Index> ring(static_cast<std::size_t>(std::min(T, rows)));
+  for (Index t = 0; t < T; ++t) ring[static_cast<std::size_t>(t % rows)] = t;
+  const auto [keys, values] = cached(in, ring);
+  out.state = {{"position", all_at(in)}, {"keys", keys}, {"values", values}};
+  if (sinks == 0) return out;
+  std::vector<Index> first(static_cast<std::size_t>(sinks), -1);  // a token that is not there: 0
+  for (Index t = 0; t < std::min(T, sinks); ++t) first[static_cast<std::size_t>(t)] = t;
+  const auto [sink_keys, sink_values] = cached(in, first);
+  out.state["sink_keys"] = sink_keys, out.state["sink_values"] = sink_values;
+  return out;
+}
+
 /// Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
 template <class S>
-Output<S> attention(const Input<S>& in) {
+Output<S> attention(const Input<S>& parts) {
+  const Input<S> in = with_flat_config(parts);
+  if (in.size("window") > 0) return sliding_window_attention(parts);
   Output<S> out{in.x, {}};
   for (Index b = 0; b < in.B(); ++b) {
     attention_row(
@@ -249,37 +344,18 @@ inline const std::vector<std::string> attention_configs{
         "rope_factor": 8.0, "rope_original_length": 50})",
     R"({"d_model": 11, "n_heads": 2, "n_kv_heads": 2, "head_dim": 10, "rotary_dim": 10,
         "rope_theta": 10000, "rope_interleaved": false, "qkv_bias": false, "rope_scaling": "ntk",
-        "rope_factor": 2.5})"};
-
-/// Jiang et al. 2023, arXiv:2310.06825, section 2; with sinks Xiao et al. 2023, arXiv:2309.17453,
-/// where each visible token stands in a slot of the cache and is rotated to it.
-template <class S>
-Output<S> sliding_window_attention(const Input<S>& in) {
-  const Index T = in.T(), W = in.size("window"), step = in.size("dilation");
-  const Index sinks = in.size("n_sinks");
-  const auto sees = [&](Index t, Index j) {
-    return j <= t && (j < sinks || (t - j < W * step && (t - j) % step == 0));
-  };
-  const auto slot = [&](Index t, Index j) {
-    const bool full = t >= sinks + W;
-    return sinks == 0 || !full || j < sinks ? j : sinks + j - (t - W + 1);
-  };
-  Output<S> out{in.x, {}};
-  for (Index b = 0; b < in.B(); ++b) attention_row(in, b, sees, slot, out);
-
-  const Index reach = (W - 1) * step + 1 + in.size("max_rollback");
-  const Index rows = (reach + step - 1) / step * step;
-  std::vector<Index> ring(static_cast<std::size_t>(std::min(T, rows)));
-  for (Index t = 0; t < T; ++t) ring[static_cast<std::size_t>(t % rows)] = t;
-  const auto [keys, values] = cached(in, ring);
-  out.state = {{"position", all_at(in)}, {"keys", keys}, {"values", values}};
-  if (sinks == 0) return out;
-  std::vector<Index> first(static_cast<std::size_t>(sinks), -1);  // a token that is not there: 0
-  for (Index t = 0; t < std::min(T, sinks); ++t) first[static_cast<std::size_t>(t)] = t;
-  const auto [sink_keys, sink_values] = cached(in, first);
-  out.state["sink_keys"] = sink_keys, out.state["sink_values"] = sink_values;
-  return out;
-}
+        "rope_factor": 2.5})",
+    R"({"d_model": 12, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "value_dim": 5,
+        "k_bias": true, "qkv_clip": 0.7, "qk_norm": "head", "qk_norm_kind": "layer",
+        "qk_norm_weight": "by_head", "qk_norm_bias": true, "output_gate": "channel"},
+        "positions": {"rotary_dim": 4}, "scores": {"sink_logits": true}})",
+    R"({"d_model": 10, "heads": {"n_heads": 3, "n_kv_heads": 1, "head_dim": 4, "value_dim": 9,
+        "qk_norm": "head", "qk_norm_kind": "l2", "qk_norm_rotated": true, "output_gate": "head"},
+        "positions": {"rotary_dim": 2, "alibi": true},
+        "scores": {"score_scale": 8, "soft_cap": 3, "sink_logits": true}})",
+    R"({"d_model": 9, "heads": {"n_heads": 2, "n_kv_heads": 2, "head_dim": 7, "qk_norm": "head",
+        "qk_norm_weight": "none", "qk_norm_rotated": true}, "positions": {"rotary_dim": 6},
+        "sees": {"window": 30}, "scores": {"sink_logits": true}})"};
 
 inline const std::vector<std::string> sliding_window_attention_configs{
     R"({"d_model": 16, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rotary_dim": 8,
@@ -299,15 +375,21 @@ inline const std::vector<std::string> sliding_window_attention_configs{
         "window": 1, "dilation": 1, "n_sinks": 70, "max_rollback": 0})",
     R"({"d_model": 13, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "rotary_dim": 0,
         "rope_theta": 1000, "rope_interleaved": false, "qkv_bias": false, "alibi": true,
-        "window": 9, "dilation": 5, "n_sinks": 0, "max_rollback": 2})"};
+        "window": 9, "dilation": 5, "n_sinks": 0, "max_rollback": 2})",
+    R"({"d_model": 11, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "value_dim": 4},
+        "positions": {"rotary_dim": 6}, "sees": {"window": 13, "n_sinks": 3},
+        "scores": {"sink_logits": true}})"};
 
-/// Vaswani et al. 2017, arXiv:1706.03762, eq. 1 without a mask.
+/// Vaswani et al. 2017, arXiv:1706.03762, eq. 1 without a mask, or within a window on both sides.
 template <class S>
-Output<S> bidirectional_attention(const Input<S>& in) {
+Output<S> bidirectional_attention(const Input<S>& parts) {
+  const Input<S> in = with_flat_config(parts);
+  const Index W = in.size("window");
   Output<S> out{in.x, {}};
   for (Index b = 0; b < in.B(); ++b) {
     attention_row(
-        in, b, [](Index, Index) { return true; }, [](Index, Index j) { return j; }, out);
+        in, b, [W](Index t, Index j) { return W == 0 || std::abs(t - j) < W; },
+        [](Index, Index j) { return j; }, out);
   }
   return out;
 }
@@ -320,7 +402,10 @@ inline const std::vector<std::string> bidirectional_attention_configs{
         "soft_cap": 4.0})",
     R"({"d_model": 7, "n_heads": 3, "n_kv_heads": 1, "head_dim": 5, "rotary_dim": 0,
         "rope_theta": 100, "rope_interleaved": false, "qkv_bias": false, "alibi": true,
-        "score_scale": 1.0})"};
+        "score_scale": 1.0})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4, "qk_norm": "projection",
+        "qk_norm_kind": "layer", "qk_norm_bias": true}, "positions": {"rotary_dim": 4},
+        "sees": {"window": 11}})"};
 
 /// Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3.
 template <class S>

@@ -55,9 +55,10 @@ bool sees_sparsely(const Input<S>& in, Index h, Index t, Index j) {
 }
 
 template <class S>
-Output<S> block_sparse_attention(const Input<S>& in) {
+Output<S> block_sparse_attention(const Input<S>& parts) {
+  const Input<S> in = with_flat_config(parts);
   const Index T = in.T(), H = in.size("n_heads"), G = in.size("n_kv_heads");
-  const Index K = in.size("head_dim");
+  const Index K = in.size("head_dim"), V = value_width(in);
   std::vector<Index> list;
   for (Index t = 0; t < T; ++t) list.push_back(t);
   const auto [keys, values] = cached(in, list);
@@ -74,7 +75,7 @@ Output<S> block_sparse_attention(const Input<S>& in) {
   for (Index b = 0; b < in.B(); ++b) {
     for (Index t = 0; t < T; ++t) {
       std::vector<S> q = TokenHeads<S>(in, token(in.x, b, t)).q, o;
-      rotate(in, q, t);
+      place(in, "q_norm", q, t);
       for (Index h = 0; h < H; ++h) {
         const Index g = h / (H / G);
         std::vector<S> score;
@@ -84,10 +85,11 @@ Output<S> block_sparse_attention(const Input<S>& in) {
           score.push_back(attention_score(in, q.data() + h * K, &keys(b, g, j, 0), h, t - j));
           value.push_back(&values(b, g, j, 0));
         }
-        const std::vector<S> head = softmax_mean(score, value, K);
+        if (in.flag("sink_logits")) score.push_back(in.weight("sinks")(h));
+        const std::vector<S> head = softmax_mean(score, value, V);
         o.insert(o.end(), head.begin(), head.end());
       }
-      set_token(out.y, b, t, linear<S>(in.weight("o_proj.weight"), nullptr, o));
+      set_token(out.y, b, t, project_outputs(in, token(in.x, b, t), o));
     }
   }
   return out;
@@ -110,6 +112,9 @@ inline const std::vector<std::string> block_sparse_attention_configs{
     R"({"d_model": 12, "n_heads": 3, "n_kv_heads": 1, "head_dim": 34, "rotary_dim": 34,
         "rope_theta": 1000, "rope_interleaved": false, "qkv_bias": false,
         "pattern": "layout,local", "block": 64, "span": 40, "prefix": 23, "layout_heads": 1,
-        "layout_blocks": 9})"};
+        "layout_blocks": 9})",
+    R"({"d_model": 8, "n_heads": 4, "n_kv_heads": 2, "head_dim": 4, "value_dim": 3,
+        "rotary_dim": 0, "soft_cap": 2.0, "sink_logits": true, "output_gate": "head",
+        "pattern": "strided,fixed", "block": 4, "span": 8})"};
 
 }  // namespace reference

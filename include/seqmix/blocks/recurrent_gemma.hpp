@@ -2,7 +2,7 @@
 
 #include "seqmix/blocks/decoder.hpp"
 #include "seqmix/blocks/sequence.hpp"
-#include "seqmix/layers/attention/sliding_window_attention.hpp"
+#include "seqmix/layers/attention/attention.hpp"
 #include "seqmix/layers/channel/feed_forward.hpp"
 #include "seqmix/layers/ssm/rg_lru.hpp"
 
@@ -13,8 +13,7 @@ SEQMIX_BEGIN_NAMESPACE
 template <class S>
 using RecurrentGemmaRecurrence = DecoderDefinition<RgLruDefinition<S>, FeedForwardDefinition<S>>;
 template <class S>
-using RecurrentGemmaAttention =
-    DecoderDefinition<SlidingWindowAttentionDefinition<S>, FeedForwardDefinition<S>>;
+using RecurrentGemmaAttention = DecoderDefinition<AttentionDefinition<S>, FeedForwardDefinition<S>>;
 
 /// What Griffin and RecurrentGemma repeat: two layers of recurrence and one of local attention,
 /// each with its own feed-forward layer.

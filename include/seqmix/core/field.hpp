@@ -80,6 +80,14 @@ constexpr OnlyWhere only_where(bool holds, std::string_view condition) {
   return {holds, condition};
 }
 
+/// The key of a field in a flat file, where the fields of all parts stand side by side and another
+/// name says what is meant. One key may be that of several fields. An enumeration takes the flag
+/// that has the name of one of its values, too: true is that value.
+struct FlatKey {
+  std::string_view key;
+};
+constexpr FlatKey flat_key(std::string_view key) { return {key}; }
+
 /// A value of a field as an error shows it.
 template <class Field>
 SEQMIX_COLD std::string text_of_field(const Field& value) {

@@ -313,14 +313,14 @@ inline void check_keys(const Json& object, const std::vector<std::string>& known
   }
 }
 
+template <class Config>
+void read_any(const Json& object, Config& config, const std::string& layer,
+              const FieldPath* outer = nullptr);
+
 /// Sets the members of a config, or of the part at `outer`, from its object.
 template <class Config>
 void read_nested(const Json& object, Config& config, const std::string& layer,
-                 const FieldPath* outer = nullptr) {
-  const std::string who = outer == nullptr ? layer : layer + ": " + outer->text();
-  if (!object.is_object()) {
-    throw ConfigError(who + ": got " + excerpt(object) + ", expected an object");
-  }
+                 const FieldPath* outer) {
   std::vector<std::string> known;
   Config::visit(config,
                 [&]<class Field>(std::string_view key, Field& member, const auto&... /*tags*/) {
@@ -332,15 +332,35 @@ void read_nested(const Json& object, Config& config, const std::string& layer,
                       member.d_model = config.d_model;
                     }
                     const Json none = Json::object();
-                    read_nested(found == object.end() ? none : *found, member, layer, &path);
+                    read_any(found == object.end() ? none : *found, member, layer, &path);
                   } else if (found != object.end()) {
                     member = field_from_json<Field>(*found, layer + ": " + path.text());
                   }
                 });
-  check_keys(object, known, who);
+  check_keys(object, known, outer == nullptr ? layer : layer + ": " + outer->text());
 }
 
-/// The same where the fields of all parts stand in one object. Fields of one name are one, which
+/// The key of a field in a flat object.
+template <class... Tags>
+std::string_view flat_key_of(const FieldPath& path, const Tags&... tags) {
+  const FlatKey* const other = find_tag<FlatKey>(tags...);
+  return other == nullptr ? path.key() : other->key;
+}
+
+/// Sets a field from the value of a flat object at `key`.
+template <class Field>
+void read_flat_field(const Json& value, std::string_view key, Field& member,
+                     const std::string& layer) {
+  if constexpr (std::is_enum_v<Field>) {
+    if (value.is_boolean()) {
+      if (value.get<bool>()) from_string(key, member);
+      return;
+    }
+  }
+  member = field_from_json<Field>(value, layer + ": " + std::string(key));
+}
+
+/// The same where the fields of all parts stand in one object. Fields of one key are one, which
 /// goes to every part that reads it.
 template <class Config>
 void read_flat(const Json& object, Config& config, const std::string& layer) {
@@ -350,24 +370,45 @@ void read_flat(const Json& object, Config& config, const std::string& layer) {
     if (std::ranges::find(known, key) == known.end()) known.emplace_back(key);
   };
   Config::visit(config, [&](std::string_view key, const auto&...) { add_known(key); });
-  visit_fields(config,
-               [&]<class Field>(const FieldPath& path, Field& member, const auto&... /*tags*/) {
-                 add_known(path.key());
-                 const auto found = object.find(path.key());
-                 if (found == object.end()) return;
-                 member = field_from_json<Field>(*found, layer + ": " + std::string(path.key()));
-               });
+  visit_fields(config, [&]<class Field>(const FieldPath& path, Field& member, const auto&... tags) {
+    const std::string_view key = flat_key_of(path, tags...);
+    add_known(key);
+    const auto found = object.find(key);
+    if (found != object.end()) read_flat_field(*found, key, member, layer);
+  });
   check_keys(object, known, layer);
 
   std::set<std::string, std::less<>> read;
   visit_fields(config, [&](const FieldPath& path, const auto&, const auto&... tags) {
-    if (unmet_condition(tags...) == nullptr) read.emplace(path.key());
+    if (unmet_condition(tags...) == nullptr) read.emplace(flat_key_of(path, tags...));
   });
   visit_fields_of_both(
       config, before,
       [&](const FieldPath& path, auto& member, const auto& untouched, const auto&... tags) {
-        if (unmet_condition(tags...) != nullptr && read.contains(path.key())) member = untouched;
+        const bool is_read = unmet_condition(tags...) == nullptr;
+        if (!is_read && read.contains(flat_key_of(path, tags...))) member = untouched;
       });
+}
+
+/// Sets the members of a config, or of the part at `outer`, from an object of either kind: one that
+/// names a part is nested.
+template <class Config>
+void read_any(const Json& object, Config& config, const std::string& layer,
+              const FieldPath* outer) {
+  const std::string who = outer == nullptr ? layer : layer + ": " + outer->text();
+  if (!object.is_object()) {
+    throw ConfigError(who + ": got " + excerpt(object) + ", expected an object");
+  }
+  bool has_parts = false, names_one = false;
+  Config::visit(config, [&]<class Field>(std::string_view key, const Field&, const auto&...) {
+    if constexpr (PartConfig<Field>) has_parts = true, names_one |= object.contains(key);
+  });
+  if (!has_parts || names_one) return read_nested(object, config, layer, outer);
+  Json fields = object;
+  if constexpr (requires { config.d_model; }) {
+    if (outer != nullptr && !fields.contains("d_model")) fields["d_model"] = config.d_model;
+  }
+  read_flat(fields, config, who);
 }
 
 }  // namespace detail
@@ -419,23 +460,18 @@ Field json_field(const Json& object, std::string_view key, std::string_view name
 /// Sets the members of a config from an object; what the object does not name keeps its value.
 ///
 /// A part's config is an object under the part's name, and has the outer `d_model` where it names
-/// none. An object that names no part at all gives each of its fields to every part that knows it.
+/// none. An object that names no part of what it describes gives each of its fields to every part
+/// that knows it.
 ///
 /// Throws `ConfigError`, and leaves the config as it was, on an unknown key, on a value of another
-/// type and on whatever `check_config` rejects. `name` stands for the object in errors.
+/// type and on whatever `check_config` or `rule`, a check more, rejects. `name` stands for the
+/// object in errors.
 template <class Config>
-void read_config(const Json& object, Config& config, std::string_view name) {
-  bool has_parts = false, names_one = false;
-  Config::visit(config, [&]<class Field>(std::string_view key, const Field&, const auto&...) {
-    if constexpr (PartConfig<Field>) has_parts = true, names_one |= object.contains(key);
-  });
+void read_config(const Json& object, Config& config, std::string_view name,
+                 std::type_identity_t<void (*)(const Config&)> rule = nullptr) {
   Config result = config;
-  if (has_parts && !names_one && object.is_object()) {
-    detail::read_flat(object, result, std::string(name));
-  } else {
-    detail::read_nested(object, result, std::string(name));
-  }
-  check_config(name, result);
+  detail::read_any(object, result, std::string(name));
+  check_config(name, result, rule);
   config = std::move(result);
 }
 

@@ -51,18 +51,24 @@ inline detail::JsonDocument layer_config(const Safetensors& file) {
   return parse_json(layer_metadata(file, "config"), file.source() + ": config");
 }
 
-/// A layer from JSON config and the tensors called `prefix` + parameter name. Throws `ConfigError`
-/// on a bad config and `CheckpointError` on a tensor that is missing, misshapen or left over.
+/// A layer from a config and the tensors called `prefix` + parameter name. Throws `ConfigError` on
+/// a bad config and `CheckpointError` on a tensor that is missing, misshapen or left over.
 template <class Layer>
-Layer make_layer(const Json& json, const StoredTensors& tensors,
+Layer make_layer(typename Layer::Config config, const StoredTensors& tensors,
                  std::string_view prefix = weights_prefix, Options options = {}) {
-  typename Layer::Config config;
-  read_config(json, config, Layer::traits.name);
   UsedNames used;
   auto weights = load_weights<Layer>(
       config, tensors, [&](const std::string& name) { return std::string(prefix) + name; }, used);
   tensors.expect_no_others(used, prefix);
   return Layer(std::move(config), std::move(weights), options);
+}
+/// The same with a config from JSON.
+template <class Layer>
+Layer make_layer(const Json& json, const StoredTensors& tensors,
+                 std::string_view prefix = weights_prefix, Options options = {}) {
+  typename Layer::Config config;
+  read_config(json, config, Layer::traits.name);
+  return make_layer<Layer>(std::move(config), tensors, prefix, options);
 }
 
 /// A layer from a layer file: safetensors with the metadata `layer` (its name) and `config` (JSON)

@@ -13,7 +13,6 @@
 #include "seqmix/blocks/language_model.hpp"
 #include "seqmix/io/load.hpp"
 #include "seqmix/layers/attention/attention.hpp"
-#include "seqmix/layers/attention/sliding_window_attention.hpp"
 #include "seqmix/layers/channel/feed_forward.hpp"
 #include "seqmix/layers/channel/mixture_of_experts.hpp"
 #include "seqmix/layers/linear/gated_delta_net.hpp"
@@ -301,33 +300,34 @@ inline RopeScalingConfig rope_scaling(const HuggingFaceConfig& from, const Huggi
 
 /// Rotary positions: `rope_theta` and `rope_scaling`, or `rope_parameters` as newer files have it.
 inline void read_positions(const HuggingFaceConfig& from, AttentionConfig& config) {
-  config.rope_theta = from.get<double>("rope_theta");
-  config.rotary_dim = from.part_of("partial_rotary_factor", config.head_dim);
+  PositionsConfig& positions = config.positions;
+  positions.rope_theta = from.get<double>("rope_theta");
+  positions.rotary_dim = from.part_of("partial_rotary_factor", config.heads.head_dim);
   const bool newer = !from.is_null("rope_parameters");
   if (newer) from.expect_null("rope_scaling");
   if (!newer && from.is_null("rope_scaling")) return;
   const HuggingFaceConfig rope = from.object(newer ? "rope_parameters" : "rope_scaling");
   if (newer) {
-    config.rope_theta = rope.get<double>("rope_theta", config.rope_theta);
+    positions.rope_theta = rope.get<double>("rope_theta", positions.rope_theta);
     if (!rope.is_null("partial_rotary_factor")) {
-      config.rotary_dim = rope.part_of("partial_rotary_factor", config.head_dim);
+      positions.rotary_dim = rope.part_of("partial_rotary_factor", config.heads.head_dim);
     }
   }
   // "type" is the older name; a file may have both.
   const char* const key = rope.is_null("rope_type") && !rope.is_null("type") ? "type" : "rope_type";
   const auto type = newer ? rope.get<std::string>(key, "default") : rope.get<std::string>(key);
   if (rope.get<std::string>("type", type) != type) rope.fail("type", "that of rope_type, " + type);
-  config.rope_scaling = rope_scaling(from, rope, key, type);
+  positions.rope_scaling = rope_scaling(from, rope, key, type);
 }
 
 inline AttentionConfig rotary_attention_config(const HuggingFaceConfig& from) {
   AttentionConfig config;
   config.d_model = from.size("hidden_size");
-  config.n_heads = from.size("num_attention_heads");
-  config.n_kv_heads =
-      from.is_null("num_key_value_heads") ? config.n_heads : from.size("num_key_value_heads");
-  config.head_dim =
-      from.is_null("head_dim") ? config.d_model / config.n_heads : from.size("head_dim");
+  config.heads.n_heads = from.size("num_attention_heads");
+  config.heads.n_kv_heads =
+      from.is_null("num_key_value_heads") ? config.heads.n_heads : from.size("num_key_value_heads");
+  config.heads.head_dim =
+      from.is_null("head_dim") ? config.d_model / config.heads.n_heads : from.size("head_dim");
   read_positions(from, config);
   return config;
 }
@@ -335,18 +335,15 @@ inline AttentionConfig rotary_attention_config(const HuggingFaceConfig& from) {
 /// The same with heads that are rotated as a whole.
 inline AttentionConfig mixtral_attention_config(const HuggingFaceConfig& from) {
   AttentionConfig config = rotary_attention_config(from);
-  if (config.rotary_dim != config.head_dim) from.fail("partial_rotary_factor", "1");
-  return config;
-}
-inline SlidingWindowAttentionConfig mixtral_window_config(const HuggingFaceConfig& from) {
-  SlidingWindowAttentionConfig config{mixtral_attention_config(from)};
-  config.window = from.size("sliding_window");
+  if (config.positions.rotary_dim != config.heads.head_dim) from.fail("partial_rotary_factor", "1");
+  if (!from.is_null("sliding_window")) config.sees.window = from.size("sliding_window");
   return config;
 }
 inline AttentionConfig llama_attention_config(const HuggingFaceConfig& from) {
   from.expect_null("sliding_window");
   AttentionConfig config = mixtral_attention_config(from);
-  config.qkv_bias = config.o_bias = from.get<bool>("attention_bias");
+  HeadsConfig& heads = config.heads;
+  heads.q_bias = heads.k_bias = heads.v_bias = heads.o_bias = from.get<bool>("attention_bias");
   return config;
 }
 
@@ -436,13 +433,13 @@ inline RgLruConfig recurrent_gemma_mixer_config(const HuggingFaceConfig& from) {
   config.conv_kernel = from.size("conv1d_width");
   return config;
 }
-inline SlidingWindowAttentionConfig recurrent_gemma_attention_config(
-    const HuggingFaceConfig& from) {
+inline AttentionConfig recurrent_gemma_attention_config(const HuggingFaceConfig& from) {
   from.expect_null("rope_scaling");
-  SlidingWindowAttentionConfig config{rotary_attention_config(from)};
-  config.qkv_bias = from.get<bool>("attention_bias");
-  config.o_bias = true;
-  config.window = from.size("attention_window_size");
+  AttentionConfig config = rotary_attention_config(from);
+  HeadsConfig& heads = config.heads;
+  heads.q_bias = heads.k_bias = heads.v_bias = from.get<bool>("attention_bias");
+  heads.o_bias = true;
+  config.sees.window = from.size("attention_window_size");
   return config;
 }
 /// One branch has half of `intermediate_size`.
@@ -537,13 +534,8 @@ LanguageModel<S> load_llama(ModelLoader<S> from) {
 template <class S>
 LanguageModel<S> load_mixtral(ModelLoader<S> from) {
   return LanguageModel<S>(from.load([&](Index number) {
-    const auto channel = mixtral_channel_config(from.config());
-    if (from.config().is_null("sliding_window")) {
-      return from.template block<AttentionDefinition<S>, MixtureOfExpertsDefinition<S>>(
-          number, mixtral_attention_config(from.config()), channel);
-    }
-    return from.template block<SlidingWindowAttentionDefinition<S>, MixtureOfExpertsDefinition<S>>(
-        number, mixtral_window_config(from.config()), channel);
+    return from.template block<AttentionDefinition<S>, MixtureOfExpertsDefinition<S>>(
+        number, mixtral_attention_config(from.config()), mixtral_channel_config(from.config()));
   }));
 }
 
@@ -573,7 +565,7 @@ LanguageModel<S> load_recurrent_gemma(ModelLoader<S> from) {
       return from.template block<RgLruDefinition<S>, FeedForwardDefinition<S>>(
           number, recurrent_gemma_mixer_config(from.config()), channel);
     }
-    return from.template block<SlidingWindowAttentionDefinition<S>, FeedForwardDefinition<S>>(
+    return from.template block<AttentionDefinition<S>, FeedForwardDefinition<S>>(
         number, recurrent_gemma_attention_config(from.config()), channel);
   });
   // The published model multiplies embeddings by a root that is rounded to bfloat16.

@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -21,16 +22,14 @@ class Registry {
   /// Adds a layer under its definition's name.
   template <class Definition>
   void add() {
-    entries_.insert_or_assign(
-        std::string(Definition::traits.name),
-        Entry{Definition::traits,
-              [](const Json& config, const StoredTensors& tensors, std::string_view prefix,
-                 Options options) {
-                return AnyMixer<Scalar>(
-                    make_layer<Mixer<Definition>>(config, tensors, prefix, options));
-              },
-              &visit_parameters_of<Definition>, &complete_config_of<Definition>,
-              &blank_of<Definition>, &fields_of<Definition>});
+    add<Definition>(Definition::traits, [](const typename Definition::Config&) {});
+  }
+  /// Adds it under the name of `traits`, which outlive all layers, of those of its configs that
+  /// `rule` does not refuse.
+  template <class Definition>
+  void add(const Traits& traits, void (*rule)(const typename Definition::Config&)) {
+    entries_.insert_or_assign(std::string(traits.name),
+                              std::make_shared<const EntryOf<Definition>>(traits, rule));
   }
 
   std::vector<std::string> names() const {
@@ -78,71 +77,83 @@ class Registry {
 
  private:
   struct Entry {
-    Traits traits;
-    AnyMixer<Scalar> (*make)(const Json&, const StoredTensors&, std::string_view prefix, Options);
-    void (*visit)(const Json&, const VisitShape&);
-    Json (*complete)(const Json&);
-    AnyMixer<Scalar> (*blank)(const Json&);
-    std::vector<Field> (*fields)();
+    const Traits& traits;
+
+    explicit Entry(const Traits& of_layer) : traits(of_layer) {}
+    virtual ~Entry() = default;
+    virtual AnyMixer<Scalar> make(const Json&, const StoredTensors&, std::string_view prefix,
+                                  Options) const = 0;
+    virtual void visit(const Json&, const VisitShape&) const = 0;
+    virtual Json complete(const Json&) const = 0;
+    virtual AnyMixer<Scalar> blank(const Json&) const = 0;
+    virtual std::vector<Field> fields() const = 0;
   };
 
   template <class Definition>
-  static AnyMixer<Scalar> blank_of(const Json& json) {
-    typename Definition::Config config;
-    read_config(json, config, Definition::traits.name);
-    typename Definition::Weights weights;
-    Definition::Weights::visit(
-        weights, std::as_const(config),
-        []<class P>(const Name&, P& parameter, Shape<P::rank> shape, auto...) {
-          using T = typename P::value_type;
-          parameter = Parameter<T, P::rank>(Tensor<T, P::rank>(shape));
-        });
-    return Mixer<Definition>(std::move(config), std::move(weights));
-  }
-
-  template <class Definition>
-  static std::vector<Field> fields_of() {
+  struct EntryOf final : Entry {
     using Config = typename Definition::Config;
-    const Json defaults = write_config(Config{});
-    std::vector<Field> result;
-    describe_config<Config>([&](FieldDescription field) {
-      const Json* otherwise = &defaults;
-      for (const std::string& key : field.keys) otherwise = &otherwise->at(key);
-      const bool has_default = !field.required && !field.inherited;
-      result.push_back({std::move(field), has_default ? *otherwise : Json()});
-    });
-    return result;
-  }
+    using Weights = typename Definition::Weights;
+    using Entry::traits;
+    void (*rule)(const Config&);
 
-  template <class Definition>
-  static Json complete_config_of(const Json& json) {
-    typename Definition::Config config;
-    read_config(json, config, Definition::traits.name);
-    return write_config(config);
-  }
+    EntryOf(const Traits& of_layer, void (*of_configs)(const Config&))
+        : Entry(of_layer), rule(of_configs) {}
 
-  template <class Definition>
-  static void visit_parameters_of(const Json& json, const VisitShape& visit) {
-    typename Definition::Config config;
-    read_config(json, config, Definition::traits.name);
-    const typename Definition::Weights none{};
-    Definition::Weights::visit(
-        none, std::as_const(config),
-        [&]<class P>(const Name& name, P&, Shape<P::rank> shape, auto... tags) {
-          visit(name.text(), std::vector<Index>(shape.extents.begin(), shape.extents.end()),
-                initializer_of(tags...));
-        });
-  }
+    AnyMixer<Scalar> make(const Json& json, const StoredTensors& tensors, std::string_view prefix,
+                          Options options) const override {
+      return AnyMixer<Scalar>(make_layer<Mixer<Definition>>(read(json), tensors, prefix, options),
+                              traits);
+    }
+    void visit(const Json& json, const VisitShape& visit_shape) const override {
+      const Weights none{};
+      const Config config = read(json);
+      Weights::visit(none, config,
+                     [&]<class P>(const Name& name, P&, Shape<P::rank> shape, auto... tags) {
+                       const auto& extents = shape.extents;
+                       visit_shape(name.text(), std::vector<Index>(extents.begin(), extents.end()),
+                                   initializer_of(tags...));
+                     });
+    }
+    Json complete(const Json& json) const override { return write_config(read(json)); }
+    AnyMixer<Scalar> blank(const Json& json) const override {
+      const Config config = read(json);
+      Weights weights;
+      Weights::visit(weights, config,
+                     []<class P>(const Name&, P& parameter, Shape<P::rank> shape, auto...) {
+                       using T = typename P::value_type;
+                       parameter = Parameter<T, P::rank>(Tensor<T, P::rank>(shape));
+                     });
+      return Mixer<Definition>(config, std::move(weights));
+    }
+    std::vector<Field> fields() const override {
+      const Json defaults = write_config(Config{});
+      std::vector<Field> result;
+      describe_config<Config>([&](FieldDescription field) {
+        const Json* otherwise = &defaults;
+        for (const std::string& key : field.keys) otherwise = &otherwise->at(key);
+        const bool has_default = !field.required && !field.inherited;
+        result.push_back({std::move(field), has_default ? *otherwise : Json()});
+      });
+      return result;
+    }
+
+   private:
+    Config read(const Json& json) const {
+      Config config;
+      read_config(json, config, traits.name, rule);
+      return config;
+    }
+  };
 
   const Entry& find(const std::string& name) const {
     const auto found = entries_.find(name);
-    if (found != entries_.end()) return found->second;
+    if (found != entries_.end()) return *found->second;
     std::string known;
     for (const auto& [other, entry] : entries_) known += (known.empty() ? "" : ", ") + other;
     throw ConfigError("no layer is called " + detail::in_quotes(name) + "; there are " + known);
   }
 
-  std::map<std::string, Entry> entries_;
+  std::map<std::string, std::shared_ptr<const Entry>> entries_;
 };
 
 SEQMIX_END_NAMESPACE

@@ -124,12 +124,17 @@ class AnyMixer {
   AnyMixer() = default;
   /// Whether it holds a layer; one that does not throws `Error` from each member.
   explicit operator bool() const { return held_ != nullptr; }
+  /// `traits`: what the layer is known as, for as long as any copy lives.
   template <class Definition>
-  requires std::same_as<typename Definition::Scalar, Scalar> AnyMixer(Mixer<Definition> mixer)
-      : held_(std::make_shared<const Holder<Definition>>(std::move(mixer))) {}
+  requires std::same_as<typename Definition::Scalar, Scalar> AnyMixer(
+      Mixer<Definition> mixer, const Traits& traits = Definition::traits)
+      : held_(std::make_shared<const Holder<Definition>>(std::move(mixer))), traits_(&traits) {}
 
   std::string_view name() const { return traits().name; }
-  const Traits& traits() const { return held().traits(); }
+  const Traits& traits() const {
+    static_cast<void>(held());
+    return *traits_;
+  }
   Index d_in() const { return held().d_in(); }
   Index d_out() const { return held().d_out(); }
   /// The one width of a layer whose x and y have the same; else throws `Error`.
@@ -201,7 +206,6 @@ class AnyMixer {
  private:
   struct Held {
     virtual ~Held() = default;
-    virtual const Traits& traits() const = 0;
     virtual Index d_in() const = 0;
     virtual Index d_out() const = 0;
     virtual Index d_model() const = 0;
@@ -239,7 +243,6 @@ class AnyMixer {
     M mixer;
 
     explicit Holder(M value) : mixer(std::move(value)) {}
-    const Traits& traits() const override { return Definition::traits; }
     Index d_in() const override { return mixer.d_in(); }
     Index d_out() const override { return mixer.d_out(); }
     Index d_model() const override {
@@ -399,6 +402,7 @@ class AnyMixer {
   }
 
   std::shared_ptr<const Held> held_;
+  const Traits* traits_ = nullptr;
 };
 
 SEQMIX_END_NAMESPACE

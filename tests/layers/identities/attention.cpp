@@ -5,9 +5,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
 
-#include "seqmix/layers/attention/bidirectional_attention.hpp"
 #include "seqmix/layers/attention/cross_attention.hpp"
-#include "seqmix/layers/attention/sliding_window_attention.hpp"
 #include "support/compare.hpp"
 #include "support/forward.hpp"
 #include "support/random.hpp"
@@ -22,16 +20,17 @@ namespace {
 
 using Weights = AttentionWeights<double>;
 
-constexpr AttentionConfig grouped{
-    .d_model = 12, .n_heads = 4, .n_kv_heads = 2, .head_dim = 6, .rotary_dim = 6};
+constexpr AttentionConfig grouped{.d_model = 12,
+                                  .heads = {.n_heads = 4, .n_kv_heads = 2, .head_dim = 6},
+                                  .positions = {.rotary_dim = 6}};
 
 double difference(const Tensor<double, 3>& a, const Tensor<double, 3>& b) {
   return relative_error(a.view(), b.view());
 }
 
-SlidingWindowAttentionConfig windowed(Index window, Index dilation = 1, Index n_sinks = 0) {
-  SlidingWindowAttentionConfig config{grouped};
-  config.window = window, config.dilation = dilation, config.n_sinks = n_sinks;
+AttentionConfig windowed(Index window, Index dilation = 1, Index n_sinks = 0) {
+  AttentionConfig config = grouped;
+  config.sees = {.window = window, .dilation = dilation, .n_sinks = n_sinks};
   return config;
 }
 
@@ -55,7 +54,7 @@ TEST_CASE("a window as long as the sequence is full attention") {
   const auto x = random_tensor<double, 3>({2, 90, 12}, 2);
   const auto full = forward(Attention<double>(grouped, weights), x);
   for (const auto& config : {windowed(90), windowed(200), windowed(86, 1, 4), windowed(2, 1, 88)}) {
-    INFO("window " << config.window << " sinks " << config.n_sinks);
+    INFO("window " << config.sees.window << " sinks " << config.sees.n_sinks);
     CHECK(difference(forward(SlidingWindowAttention<double>(config, weights), x), full) < 1e-14);
   }
   const auto shorter = forward(SlidingWindowAttention<double>(windowed(89), weights), x);
@@ -78,9 +77,9 @@ TEST_CASE("a window of one key gives its value") {
 TEST_CASE("a dilated window is windows over every so many tokens") {
   const Index step = 3, T = 120;
   AttentionConfig plain = grouped;
-  plain.rotary_dim = 0;
+  plain.positions.rotary_dim = 0;
   auto dilated = windowed(7, step), narrow = windowed(7);
-  dilated.rotary_dim = narrow.rotary_dim = 0;
+  dilated.positions.rotary_dim = narrow.positions.rotary_dim = 0;
   const auto weights = random_weights<Weights>(plain, 5);
   const auto x = random_tensor<double, 3>({1, T, 12}, 6);
   const auto y = forward(SlidingWindowAttention<double>(dilated, weights), x);
@@ -97,7 +96,7 @@ TEST_CASE("a dilated window is windows over every so many tokens") {
 TEST_CASE("normalised queries do not see the scale of their weights") {
   for (const QkNorm norm : {QkNorm::head, QkNorm::projection}) {
     AttentionConfig config = grouped;
-    config.qk_norm = norm, config.qk_norm_eps = 0;
+    config.heads.qk_norm = norm, config.heads.qk_norm_eps = 0;
     auto weights = random_weights<Weights>(config, 7);
     const auto x = random_tensor<double, 3>({1, 40, 12}, 8);
     const auto y = forward(Attention<double>(config, weights), x);
@@ -112,17 +111,17 @@ TEST_CASE("a cap far above the scores is none") {
   const auto weights = random_weights<Weights>(grouped, 9);
   const auto x = random_tensor<double, 3>({1, 80, 12}, 10);
   AttentionConfig capped = grouped;
-  capped.soft_cap = 1e6;
+  capped.scores.soft_cap = 1e6;
   const auto plain = forward(Attention<double>(grouped, weights), x);
   CHECK(difference(forward(Attention<double>(capped, weights), x), plain) < 1e-10);
-  capped.soft_cap = 1;
+  capped.scores.soft_cap = 1;
   CHECK(difference(forward(Attention<double>(capped, weights), x), plain) > 1e-4);
 }
 
 TEST_CASE("the last token of a sequence sees in both directions what it sees behind itself") {
   for (const bool alibi : {false, true}) {
     AttentionConfig config = grouped;
-    config.alibi = alibi;
+    config.positions.alibi = alibi;
     const auto weights = random_weights<Weights>(config, 11);
     const auto x = random_tensor<double, 3>({2, 75, 12}, 12);
     const auto both = forward(BidirectionalAttention<double>(config, weights), x);
@@ -134,7 +133,7 @@ TEST_CASE("the last token of a sequence sees in both directions what it sees beh
 
 TEST_CASE("cross attention to its own input is bidirectional attention") {
   AttentionConfig config = grouped;
-  config.rotary_dim = 0;
+  config.positions.rotary_dim = 0;
   const auto weights = random_weights<Weights>(config, 13);
   const CrossAttention<double> cross(
       {.d_model = 12, .d_source = 12, .n_heads = 4, .n_kv_heads = 2, .head_dim = 6},
@@ -169,19 +168,16 @@ TEST_CASE("a config of attention says what is wrong with it") {
     CHECK(text(config).find(part) != std::string::npos);
   };
   CHECK(text(windowed(3)).empty());
-  mentions(windowed(0), "window is 0");
+  mentions(windowed(0, 1, 3), "n_sinks is 3, which counts only where window is positive");
   mentions(windowed(3, 0), "dilation is 0");
   mentions(windowed(3, 2, 1), "n_sinks needs a dilation of 1");
   AttentionConfig config = grouped;
-  config.rotary_dim = 3;
+  config.positions.rotary_dim = 3;
   mentions(config, "rotary_dim must be even");
   config = grouped;
-  config.n_kv_heads = 3;
+  config.heads.n_kv_heads = 3;
   mentions(config, "n_heads must be a multiple");
   config = grouped;
-  config.soft_cap = 2, config.alibi = true;
-  mentions(config, "exclude each other");
-  config = grouped;
-  config.rope_scaling.kind = RopeScaling::yarn;
+  config.positions.rope_scaling.kind = RopeScaling::yarn;
   mentions(config, "rope_original_length");
 }

@@ -33,12 +33,12 @@ Parameter<double, 2> repeated_heads(const Tensor<double, 2>& weight, Index heads
 }  // namespace
 
 TEST_CASE("grouped-query attention is multi-head attention with repeated key and value heads") {
-  AttentionConfig grouped{.d_model = 12, .n_heads = 6, .n_kv_heads = 2, .head_dim = 4};
-  grouped.rotary_dim = 4;
+  AttentionConfig grouped{.d_model = 12, .heads = {.n_heads = 6, .n_kv_heads = 2, .head_dim = 4}};
+  grouped.positions.rotary_dim = 4;
   using Definition = AttentionDefinition<double>;
   auto weights = random_weights<Definition::Weights>(grouped, 1);
   auto multi = grouped;
-  multi.n_kv_heads = 6;
+  multi.heads.n_kv_heads = 6;
   auto repeated = weights;
   repeated.k_proj.weight = repeated_heads(weights.k_proj.weight.to_tensor(), 2, 3);
   repeated.v_proj.weight = repeated_heads(weights.v_proj.weight.to_tensor(), 2, 3);
@@ -49,7 +49,8 @@ TEST_CASE("grouped-query attention is multi-head attention with repeated key and
 }
 
 TEST_CASE("attention without positions does not see the order of the past") {
-  const AttentionConfig config{.d_model = 8, .n_heads = 2, .n_kv_heads = 1, .head_dim = 4};
+  const AttentionConfig config{.d_model = 8,
+                               .heads = {.n_heads = 2, .n_kv_heads = 1, .head_dim = 4}};
   const Attention<double> layer(config,
                                 random_weights<AttentionDefinition<double>::Weights>(config, 3));
   const auto x = random_tensor<double, 3>({1, 20, 8}, 4);

@@ -6,12 +6,10 @@
 #include <string>
 
 #include "seqmix/layers/attention/attention.hpp"
-#include "seqmix/layers/attention/bidirectional_attention.hpp"
 #include "seqmix/layers/attention/big_bird_attention.hpp"
 #include "seqmix/layers/attention/block_sparse_attention.hpp"
 #include "seqmix/layers/attention/longformer_attention.hpp"
 #include "seqmix/layers/attention/multi_head_latent_attention.hpp"
-#include "seqmix/layers/attention/sliding_window_attention.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 
@@ -51,8 +49,9 @@ Parameter<double, 2> identity(Index size) {
   return matrix;
 }
 
-constexpr AttentionConfig grouped{
-    .d_model = 12, .n_heads = 4, .n_kv_heads = 2, .head_dim = 6, .rotary_dim = 6};
+constexpr AttentionConfig grouped{.d_model = 12,
+                                  .heads = {.n_heads = 4, .n_kv_heads = 2, .head_dim = 6},
+                                  .positions = {.rotary_dim = 6}};
 
 /// `grouped` with a pattern, and `attention`'s weights.
 struct Sparse {
@@ -89,8 +88,13 @@ AttentionWeights<double> as_dense(const Projection<double>& query, const Project
   dense.o_proj.weight = identity(query.weight.shape()[0]);
   return dense;
 }
-constexpr AttentionConfig encoder{
-    .d_model = 12, .n_heads = 3, .n_kv_heads = 3, .head_dim = 4, .qkv_bias = true};
+constexpr AttentionConfig encoder{.d_model = 12,
+                                  .heads = {.n_heads = 3,
+                                            .n_kv_heads = 3,
+                                            .head_dim = 4,
+                                            .q_bias = true,
+                                            .k_bias = true,
+                                            .v_bias = true}};
 const auto x_of_encoder = random_tensor<double, 3>({2, 83, 12}, 3);
 
 BigBirdAttentionDefinition<double>::Weights big_bird_weights(Index row_count, Index draws,
@@ -135,8 +139,8 @@ TEST_CASE("a stride of one and a segment of everything are dense attention") {
 TEST_CASE("the pattern local is a sliding window") {
   Sparse local("local");
   local.config.span = 21;
-  SlidingWindowAttentionConfig window{grouped};
-  window.window = 21;
+  AttentionConfig window = grouped;
+  window.sees.window = 21;
   CHECK(difference(forward(local.layer(), x_of_decoder),
                    forward(SlidingWindowAttention<double>(window, Sparse::dense()), x_of_decoder)) <
         1e-14);
@@ -281,8 +285,8 @@ TEST_CASE("a latent of full width without positions is multi-head attention") {
   weights.kv_a_layernorm = Parameter<double, 1>(ones);
   weights.kv_b_proj.weight = Parameter<double, 2>(pairs);
   weights.o_proj.weight = identity(D);
-  AttentionConfig dense{.d_model = D, .n_heads = H, .n_kv_heads = H, .head_dim = K};
-  dense.score_scale = config.score_scale();
+  AttentionConfig dense{.d_model = D, .heads = {.n_heads = H, .n_kv_heads = H, .head_dim = K}};
+  dense.scores.score_scale = config.score_scale();
   AttentionWeights<double> plain;
   plain.q_proj.weight = Parameter<double, 2>(queries);
   plain.k_proj.weight = Parameter<double, 2>(keys);

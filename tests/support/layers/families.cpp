@@ -5,7 +5,6 @@
 #include "seqmix/layers/attention/attention.hpp"
 #include "seqmix/layers/attention/block_sparse_attention.hpp"
 #include "seqmix/layers/attention/multi_head_latent_attention.hpp"
-#include "seqmix/layers/attention/sliding_window_attention.hpp"
 #include "seqmix/layers/channel/mixture_of_experts.hpp"
 #include "seqmix/layers/conv/hyena.hpp"
 #include "seqmix/layers/linear/gated_linear_attention.hpp"
@@ -38,7 +37,7 @@ seqmix::Registry<S> one_layer_a_family() {
       HyenaDefinition, KimiDeltaAttentionDefinition, LinearAttentionDefinition, LruDefinition,
       Mamba2Definition, MambaDefinition, MixtureOfExpertsDefinition, MlstmDefinition,
       MultiHeadLatentAttentionDefinition, RgLruDefinition, Rwkv4Definition, Rwkv7Definition,
-      S4Definition, SlidingWindowAttentionDefinition>(registry);
+      S4Definition, AttentionDefinition>(registry);
   return registry;
 }
 

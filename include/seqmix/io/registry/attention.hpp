@@ -3,9 +3,7 @@
 #include "seqmix/core/compiled.hpp"
 #include "seqmix/io/registry.hpp"
 #include "seqmix/layers/attention/attention.hpp"
-#include "seqmix/layers/attention/bidirectional_attention.hpp"
 #include "seqmix/layers/attention/cross_attention.hpp"
-#include "seqmix/layers/attention/sliding_window_attention.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -13,7 +11,10 @@ SEQMIX_BEGIN_NAMESPACE
 template <class S>
 void register_attention(Registry<S>& registry) {
   registry.template add<AttentionDefinition<S>>();
-  registry.template add<SlidingWindowAttentionDefinition<S>>();
+  registry.template add<AttentionDefinition<S>>(
+      AttentionDefinition<S>::sliding_window_traits, [](const AttentionConfig& config) {
+        require(config.sees.window > 0, "sees.window must be positive");
+      });
   registry.template add<BidirectionalAttentionDefinition<S>>();
   registry.template add<CrossAttentionDefinition<S>>();
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "seqmix/kernels/attention/attention.hpp"
+#include "seqmix/kernels/attention/composed_score.hpp"
 #include "seqmix/kernels/attention/detail/residues.hpp"
 #include "seqmix/kernels/attention/masks.hpp"
 #include "seqmix/kernels/attention/scores.hpp"
@@ -13,10 +14,11 @@ SEQMIX_BEGIN_NAMESPACE
 
 /// As `attention` for the heads whose pattern is strided; the others' o stays as it is. The tokens
 /// of one residue modulo the stride are a dense causal sequence of their own, and run as one: they
-/// are views on the same cache. Child et al. 2019, arXiv:1904.10509, section 4.3.
+/// are views on the same cache, and distances that `score` sees count in strides. Child et al.
+/// 2019, arXiv:1904.10509, section 4.3.
 template <class S>
 void strided_attention(In<S, 3> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<Index, 1> past,
-                       const SparsePatterns& patterns, double scale, View<S, 3> o,
+                       const SparsePatterns& patterns, const AnyScore<S>& score, View<S, 3> o,
                        const Call& call) {
   const Index H = q.extent(axis::head), stride = patterns.span;
   const Index heads_per_group = H / std::max<Index>(keys.extent(axis::head), 1);
@@ -44,7 +46,7 @@ void strided_attention(In<S, 3> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<
       };
       attention<S>(tokens(q), entries(keys), entries(values),
                    detail::for_all_rows(before, keys.extent(axis::row)), Causal{},
-                   PlainScore{scale}, tokens(o), worker.with(Segments(&residue, 1)));
+                   score.from_head(h), tokens(o), worker.with(Segments(&residue, 1)));
     };
     for_each_unit(call, detail::attention_task_products, work_of, attend);
   }

@@ -35,17 +35,20 @@ void check_weight(std::string_view kernel, const View<const S, 1>& weight, Index
 }  // namespace detail
 
 /// x = x / sqrt(mean(x²) + eps) ⊙ weight over the last axis. Zhang & Sennrich 2019,
-/// arXiv:1910.07467, eq. 4. y may be x.
+/// arXiv:1910.07467, eq. 4. y may be x. An empty weight: 1.
 template <class S, Index Rank>
 void rms_norm(In<S, Rank> x, In<S, 1> weight, double eps, View<S, Rank> y, const Call& call) {
   const Index width = y.extent(Rank - 1);
-  detail::check_weight<S>("rms_norm", weight, width);
+  const bool weighted = weight.data() != nullptr;
+  if (weighted) detail::check_weight<S>("rms_norm", weight, width);
   for_each_row(
       call,
       [&](S* to, const S* from) {
         const S scale = S(1) / std::sqrt(detail::mean_square(from, width) + static_cast<S>(eps));
         const auto norm = [scale](auto v, auto w) { return v * scale * w; };
-        simd::map<S>(width, to, norm, from, weight.data());
+        const auto scaled = [scale](auto v) { return v * scale; };
+        if (weighted) return simd::map<S>(width, to, norm, from, weight.data());
+        simd::map<S>(width, to, scaled, from);
       },
       y, x);
 }

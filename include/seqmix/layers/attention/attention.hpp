@@ -1,29 +1,147 @@
 #pragma once
 
+#include <limits>
+#include <utility>
+#include <vector>
+
 #include "seqmix/core/cache.hpp"
 #include "seqmix/kernels/attention/attention.hpp"
 #include "seqmix/kernels/attention/caches.hpp"
 #include "seqmix/kernels/attention/masks.hpp"
+#include "seqmix/kernels/attention/rings.hpp"
 #include "seqmix/layers/attention/detail/heads.hpp"
+#include "seqmix/layers/attention/detail/positions.hpp"
+#include "seqmix/layers/attention/detail/scores.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
-/// Causal softmax attention with grouped key/value heads, rotary positions or linear biases, and a
-/// key/value cache.
+/// Which keys a query sees: all before it, or the last `window` of those whose distance to it
+/// divides by `dilation`, and with them the first tokens of the stream.
+struct SeesConfig {
+  Index window = 0;    // keys that a query sees, its own among them; 0: all
+  Index dilation = 1;  // positions from one seen key to the next
+  Index n_sinks = 0;   // first tokens of the stream that every query sees besides
+
+  static void visit(auto& self, auto&& field) {
+    const auto windowed = only_where(self.window > 0, "window is positive");
+    field("window", self.window, zero_is_legal), field("dilation", self.dilation, windowed);
+    field("n_sinks", self.n_sinks, zero_is_legal, windowed);
+  }
+  void check() const { require(n_sinks == 0 || dilation == 1, "n_sinks needs a dilation of 1"); }
+  /// Positions from a query back to the last key of its window.
+  Index reach() const { return (window - 1) * dilation + 1; }
+};
+
+/// What stays of the past: all of it, up to a capacity, or a ring of what a window can see.
+struct StoreConfig {
+  Index max_rollback = 0;  // tokens that a ring can take back
+
+  static void visit(auto& self, auto&& field) {
+    field("max_rollback", self.max_rollback, zero_is_legal);
+  }
+};
+
+/// Attention is made of parts: heads, positions, the keys that a query sees, scores, and a store of
+/// the past. A flat file, which names no part, has the fields of all of them side by side.
+struct AttentionConfig {
+  Index d_model = 0;
+  HeadsConfig heads = {};
+  PositionsConfig positions = {};
+  SeesConfig sees = {};
+  ScoresConfig scores = {};
+  StoreConfig store = {};
+
+  static void visit(auto& self, auto&& field) {
+    field("d_model", self.d_model);
+    field("heads", self.heads), field("positions", self.positions), field("sees", self.sees);
+    field("scores", self.scores), field("store", self.store);
+  }
+  void check() const {
+    require(positions.rotary_dim <= heads.head_dim,
+            "positions.rotary_dim must not exceed heads.head_dim");
+    require(sees.n_sinks == 0 || !positions.alibi,
+            "sees.n_sinks needs rotary positions or none, not alibi");
+    require(store.max_rollback == 0 || sees.window > 0,
+            "store.max_rollback needs a window, sees.window");
+    require(store.max_rollback == 0 || sees.n_sinks == 0,
+            "store.max_rollback needs sees.n_sinks to be 0");
+    require(sees.reach() + store.max_rollback <= largest_size,
+            "the tokens that sees.window, sees.dilation and store.max_rollback keep must not "
+            "exceed 2^30");
+  }
+  Index ring_rows() const { return round_up(sees.reach() + store.max_rollback, sees.dilation); }
+};
+
+template <class Scalar>
+struct AttentionWeights : HeadsWeights<Scalar>, ScoresWeights<Scalar> {
+  static void visit(auto& self, const AttentionConfig& c, auto&& parameter) {
+    HeadsWeights<Scalar>::visit(self, c.heads, c.d_model, parameter);
+    ScoresWeights<Scalar>::visit(self, c.scores, c.heads.n_heads, parameter);
+  }
+};
+
+/// What the layers of softmax attention are before they see any token.
+template <class Scalar, class Config, class Weights = AttentionWeights<Scalar>>
+struct AttentionParts {
+  Config c;
+  Weights w;
+  RotaryFrequencies frequencies;
+  ComposedScore<Scalar> score;
+
+  AttentionParts(Config config, Weights weights)
+      : c(std::move(config)),
+        w(std::move(weights)),
+        frequencies(c.positions.frequencies()),
+        score(make_score<Scalar>(c.scores, w, c.heads.head_dim, slopes())) {}
+
+  /// Turns queries [T, H, K] to their positions, none of which counts beyond `last`.
+  void place_queries(View<Scalar, 3> q, View<const Index, 1> past, const Call& call,
+                     Index last = std::numeric_limits<Index>::max()) const {
+    rope(q, frequencies, past, c.positions.layout(), call, last);
+    if (c.heads.qk_norm_rotated) normalise_queries(c.heads, w, q, call);
+  }
+  void place_keys(View<Scalar, 3> k, View<const Index, 1> past, const Call& call) const {
+    rope(k, frequencies, past, c.positions.layout(), call);
+    if (c.heads.qk_norm_rotated) normalise_keys(c.heads, w, k, call);
+  }
+
+ private:
+  std::vector<double> slopes() const {
+    if (!c.positions.alibi) return {};
+    std::vector<double> result = alibi_slopes(c.heads.n_heads);
+    // A dilated window counts distances in dilations.
+    for (double& slope : result) slope *= static_cast<double>(c.sees.dilation);
+    return result;
+  }
+};
+
+/// Causal softmax attention with grouped key/value heads, made of parts: see `HeadsConfig`,
+/// `PositionsConfig`, `SeesConfig`, `ScoresConfig` and `StoreConfig`.
 ///
-///   q_t, k_t, v_t = W_q x_t, W_k x_t, W_v x_t,  split in heads; q, k normalised if `qk_norm` says
-///                   so, then rotated by position (RoPE)
-///   s_tj = score_scale q_t · k_j;  with soft_cap c: c tanh(s_tj / c);  alibi: s_tj - m_h (t - j)
-///   o_t = Σ_{j <= t} softmax_j(s_tj) v_j,      query head h reads head h / (H / G)
+///   q_t, k_t, v_t of x_t in heads, q and k turned by position (RoPE)
+///   o_t = Σ softmax_j(s_tj) v_j  over the keys j <= t that the query sees: all, or
+///         j = t, t - dilation, ..., t - (window - 1) dilation; head h reads head h / (H / G)
 ///   y_t = W_o o_t
 ///
+/// Where a window ends the past, the memory does not grow with the stream. With n_sinks = n > 0 the
+/// first n tokens stay visible, and RoPE sees slots in place of positions (StreamingLLM): once
+/// n + window tokens are there, the sinks stand right before the window. A window of keys that move
+/// together with their query looks the same from everywhere, so that keys keep the rotation of
+/// their position, and it is the query that is rotated a second time, to min(t, n + window - 1),
+/// for the sinks alone. A state with sinks cannot be rewound.
+///
 /// forward: O(T D² + T² H K); step: O(D² + t H K). State: 2 t G K numbers a stream after t tokens.
+/// With a window W: T W and W in place of T² and t, and a ring of (W - 1) dilation + 1 +
+/// max_rollback tokens and the sinks.
 /// Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Ainslie et al. 2023, arXiv:2305.13245;
-/// Su et al. 2021, arXiv:2104.09864, eq. 34; HF transformers LlamaAttention, Qwen3Attention,
-/// Olmo2Attention, Gemma2Attention, MptAttention.
+/// Su et al. 2021, arXiv:2104.09864, eq. 34; Jiang et al. 2023, arXiv:2310.06825, section 2 (window
+/// counts the query's own key); Xiao et al. 2023, arXiv:2309.17453, section 3.2, pos_shift of
+/// mit-han-lab/streaming-llm; Beltagy et al. 2020, arXiv:2004.05150, figure 2c (dilation); HF
+/// transformers LlamaAttention, Qwen3Attention, Olmo2Attention, Gemma2Attention, MptAttention,
+/// MistralAttention, GptOssAttention, CohereAttention, Llama4TextAttention.
 template <class S>
-struct AttentionDefinition : AttentionHeads<S, AttentionConfig> {
+struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
   using Scalar = S;
   using Config = AttentionConfig;
   using Weights = AttentionWeights<Scalar>;
@@ -34,55 +152,191 @@ struct AttentionDefinition : AttentionHeads<S, AttentionConfig> {
       .forward = "O(T D² + T² H K)",
       .step = "O(D² + t H K)",
       .state = "2 t G K"};
+  static constexpr Traits sliding_window_traits{
+      .name = "sliding_window_attention",
+      .title = "Sliding-window attention (sinks, dilation)",
+      .paper = "Jiang 2023, arXiv:2310.06825; Xiao 2023, arXiv:2309.17453",
+      .forward = "O(T D² + T W H K)",
+      .step = "O(D² + W H K)",
+      .state = "2 W G K"};
 
   struct State {
     Position position;              // [B]
     Appended<Scalar, 4, 2> keys;    // [B, G, capacity, K], rotated
-    Appended<Scalar, 4, 2> values;  // [B, G, capacity, K]
+    Appended<Scalar, 4, 2> values;  // [B, G, capacity, V]
+    // In their place where there is a window:
+    Ring<Scalar, 4, 2> ring_keys;    // [B, G, rows, K], rotated
+    Ring<Scalar, 4, 2> ring_values;  // [B, G, rows, V]
+    Cache<Scalar, 4> sink_keys;      // [B, G, n_sinks, K], rotated; only where there are sinks
+    Cache<Scalar, 4> sink_values;    // [B, G, n_sinks, V]
+    bool is_ring = false;
 
     static void visit(auto& self, auto&& tensor) {
-      tensor("position", self.position), tensor("keys", self.keys), tensor("values", self.values);
+      tensor("position", self.position);
+      if (!self.is_ring) return void((tensor("keys", self.keys), tensor("values", self.values)));
+      tensor("keys", self.ring_keys), tensor("values", self.ring_values);
+      if (self.sink_keys.extent(2) == 0) return;
+      tensor("sink_keys", self.sink_keys), tensor("sink_values", self.sink_values);
     }
   };
 
-  using AttentionHeads<S, AttentionConfig>::AttentionHeads;
-  using AttentionHeads<S, AttentionConfig>::c;
-  using AttentionHeads<S, AttentionConfig>::w;
+  using Parts = AttentionParts<S, Config>;
+  using Parts::c;
+  using Parts::Parts;
+  using Parts::score;
+  using Parts::w;
 
   State make_state(Index batch, Index capacity, Memory memory) const {
-    const Shape<4> cache{batch, c.n_kv_heads, capacity, c.head_dim};
+    const auto of_rows = [&](Index rows, Index width) {
+      return Shape<4>{batch, c.heads.n_kv_heads, rows, width};
+    };
+    const Index K = c.heads.head_dim, V = c.heads.head_v();
     const Storage storage = memory.caches();
-    return {.position = {batch, memory},
-            .keys = {cache, memory, storage},
-            .values = {cache, memory, storage}};
+    State state;
+    state.position = {batch, memory};
+    if (c.sees.window == 0) {
+      state.keys = {of_rows(capacity, K), memory, storage};
+      state.values = {of_rows(capacity, V), memory, storage};
+      return state;
+    }
+    const Index rows = c.ring_rows(), reach = c.sees.reach();
+    state.is_ring = true;
+    state.ring_keys = {of_rows(rows, K), reach, memory, storage};
+    state.ring_values = {of_rows(rows, V), reach, memory, storage};
+    state.sink_keys = {of_rows(c.sees.n_sinks, K), memory, storage};
+    state.sink_values = {of_rows(c.sees.n_sinks, V), memory, storage};
+    return state;
   }
 
   void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
-    const Index T = x.extent(axis::time);
+    const Index T = x.extent(axis::time), K = c.heads.head_dim, V = c.heads.head_v();
     auto scratch = call.scratch<Scalar>();
-    auto q = scratch(T, c.n_heads, c.head_dim);     // [T, H, K]
-    auto k = scratch(T, c.n_kv_heads, c.head_dim);  // [T, G, K]
-    auto v = scratch(T, c.n_kv_heads, c.head_dim);  // [T, G, K]
-    auto o = scratch(T, c.n_heads, c.head_dim);     // [T, H, K]
+    auto q = scratch(T, c.heads.n_heads, K);     // [T, H, K]
+    auto k = scratch(T, c.heads.n_kv_heads, K);  // [T, G, K]
+    auto v = scratch(T, c.heads.n_kv_heads, V);  // [T, G, V]
+    auto o = scratch(T, c.heads.n_heads, V);     // [T, H, V]
     const View<const Index, 1> past = state.position.tokens;
 
-    this->project_heads(x, q, k, v, call);
-    this->rotate(q, past, call);
-    this->rotate(k, past, call);
-    call.trace("q", q), call.trace("k", k), call.trace("v", v);
+    project_heads(c.heads, w, x, q, k, v, call);
+    this->place_keys(k, past, call);
+    if (c.sees.n_sinks > 0) {
+      attend_with_sinks(q, k, v, state, o, call);
+    } else {
+      this->place_queries(q, past, call);
+      call.trace("q", q), call.trace("k", k), call.trace("v", v);
+      attend(q, k, v, state, o, call);
+    }
+    call.trace("o", o);
+    project_outputs(c.heads, w, x, o, y, call);
+  }
+
+ private:
+  void attend(View<const Scalar, 3> q, View<const Scalar, 3> k, View<const Scalar, 3> v,
+              State& state, View<Scalar, 3> o, const Call& call) const {
+    const View<const Index, 1> past = state.position.tokens;
+    if (state.is_ring) {
+      return dilated_ring_attention(q, k, v, past, c.sees.window, c.sees.dilation,
+                                    AnyScore<Scalar>(score), state.ring_keys.view(),
+                                    state.ring_values.view(), o, call);
+    }
     append<Scalar>(k, past, state.keys.view(), call);
     append<Scalar>(v, past, state.values.view(), call);
-    this->with_score([&](auto score) {
-      attention(q, state.keys.view(), state.values.view(), past, Causal{}, score, o, call);
-    });
-    call.trace("o", o);
-    project(o, {{w.o_proj, y}}, call);
+    attention(q, state.keys.view(), state.values.view(), past, Causal{}, AnyScore<Scalar>(score), o,
+              call);
   }
+
+  /// Queries have no position yet.
+  void attend_with_sinks(View<Scalar, 3> q, View<const Scalar, 3> k, View<const Scalar, 3> v,
+                         State& state, View<Scalar, 3> o, const Call& call) const {
+    const View<const Index, 1> past = state.position.tokens;
+    const Index n = c.sees.n_sinks, window = c.sees.window;
+    auto scratch = call.scratch<Scalar>();
+    auto sink_q = scratch(q.extent(axis::time), q.extent(axis::head), q.extent(axis::channel));
+    auto sink_o = scratch(o.extent(axis::time), o.extent(axis::head), o.extent(axis::channel));
+    auto total = scratch(o.extent(axis::time), o.extent(axis::head));       // [T, H], log Σ exp(s)
+    auto sink_total = scratch(o.extent(axis::time), o.extent(axis::head));  // [T, H]
+    copy(q, sink_q);
+    this->place_queries(sink_q, past, call, n + window - 1);
+    this->place_queries(q, past, call);
+    append_leading<Scalar>(k, past, state.sink_keys.view(), call);
+    append_leading<Scalar>(v, past, state.sink_values.view(), call);
+    ring_attention(q, k, v, past, Band::window(window, n), AnyScore<Scalar>(score),
+                   state.ring_keys.view(), state.ring_values.view(), o, call, total);
+    attention(sink_q, state.sink_keys.view(), state.sink_values.view(), past, Band::leading(n),
+              AnyScore<Scalar>(score_of_keys), sink_o, call, sink_total);
+    merge_attention(sink_o, sink_total, o, total);
+  }
+
+  ComposedScore<Scalar> score_of_keys = score.without_sinks();  // which count once
 };
 
 template <class Scalar = float>
 using Attention = Mixer<AttentionDefinition<Scalar>>;
 SEQMIX_COMPILE_MIXER(AttentionDefinition);
+
+/// `Attention` with a window.
+template <class Scalar = float>
+using SlidingWindowAttention = Attention<Scalar>;
+
+/// A bidirectional layer has no state, and no first tokens that all see.
+struct BidirectionalAttentionConfig : AttentionConfig {
+  BidirectionalAttentionConfig(AttentionConfig config = {}) : AttentionConfig(config) {}
+  void check() const {
+    AttentionConfig::check();
+    require(sees.dilation == 1 && sees.n_sinks == 0,
+            "sees.dilation and sees.n_sinks need causal attention");
+    require(store.max_rollback == 0, "store.max_rollback needs a state");
+  }
+};
+
+/// Softmax attention in which tokens see the ones behind them, too: an encoder's. All else is
+/// `attention`'s; the penalty of alibi is m_h |t - j|.
+///
+///   o_t = Σ_j softmax_j(s_tj) v_j  over all j, or those with |t - j| < window
+///
+/// It has `forward` alone: each output needs the whole sequence.
+/// forward: O(T D² + T² H K), with a window O(T D² + T W H K). State: none.
+/// Source: Devlin et al. 2018, arXiv:1810.04805, section 3; HF transformers BertSelfAttention,
+/// T5Attention (score_scale 1, without its position bias), ModernBertAttention.
+template <class S>
+struct BidirectionalAttentionDefinition : AttentionParts<S, BidirectionalAttentionConfig> {
+  using Scalar = S;
+  using Config = BidirectionalAttentionConfig;
+  using Weights = AttentionWeights<Scalar>;
+  static constexpr Traits traits{.name = "bidirectional_attention",
+                                 .title = "Bidirectional attention",
+                                 .paper = "Devlin 2018, arXiv:1810.04805",
+                                 .forward = "O(T D² + T² H K)",
+                                 .step = "none",
+                                 .state = "none"};
+
+  using Parts = AttentionParts<S, Config>;
+  using Parts::c;
+  using Parts::Parts;
+  using Parts::score;
+  using Parts::w;
+
+  void run(View<const Scalar, 2> x, View<Scalar, 2> y, const Call& call) const {
+    const Index T = x.extent(axis::time), K = c.heads.head_dim, V = c.heads.head_v();
+    auto scratch = call.scratch<Scalar>();
+    auto q = scratch(T, c.heads.n_heads, K);     // [T, H, K]
+    auto k = scratch(T, c.heads.n_kv_heads, K);  // [T, G, K]
+    auto v = scratch(T, c.heads.n_kv_heads, V);  // [T, G, V]
+    auto o = scratch(T, c.heads.n_heads, V);     // [T, H, V]
+
+    project_heads(c.heads, w, x, q, k, v, call);
+    this->place_queries(q, {}, call);
+    this->place_keys(k, {}, call);
+    const Index near = c.sees.window - 1;
+    const Band band = c.sees.window > 0 ? Band{.back = near, .ahead = near} : Band::everything();
+    self_attention(q, k, v, band, AnyScore<Scalar>(score), o, call);
+    project_outputs(c.heads, w, x, o, y, call);
+  }
+};
+
+template <class Scalar = float>
+using BidirectionalAttention = Mixer<BidirectionalAttentionDefinition<Scalar>>;
+SEQMIX_COMPILE_MIXER(BidirectionalAttentionDefinition);
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -5,10 +5,10 @@
 #include "seqmix/core/cache.hpp"
 #include "seqmix/kernels/attention/attention.hpp"
 #include "seqmix/kernels/attention/caches.hpp"
-#include "seqmix/kernels/attention/scores.hpp"
+#include "seqmix/kernels/attention/composed_score.hpp"
 #include "seqmix/kernels/attention/selection.hpp"
 #include "seqmix/kernels/attention/strided.hpp"
-#include "seqmix/layers/attention/detail/heads.hpp"
+#include "seqmix/layers/attention/attention.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -24,7 +24,7 @@ struct BlockSparseAttentionConfig : AttentionConfig {
   Index n_local = 3;              // big_bird: last blocks, the query's own among them
   Index n_random = 0;             // big_bird: draws among the blocks up to the query's own
   Index seed = 0;                 // big_bird: of the draws
-  Index layout_heads = 0;         // layout: tables, n_heads or 1 for all heads
+  Index layout_heads = 0;         // layout: tables, heads.n_heads or 1 for all heads
   Index layout_blocks = 0;        // layout: blocks that the tables cover; no stream is longer
 
   static void visit(auto& self, auto&& field) {
@@ -52,9 +52,11 @@ struct BlockSparseAttentionConfig : AttentionConfig {
   }
   void check() const {
     AttentionConfig::check();
-    require(std::ssize(sparse_patterns(pattern)) <= n_heads,
-            "pattern must not have more names than there are heads, n_heads");
-    require(soft_cap == 0 && !alibi, "soft_cap and alibi need dense attention");
+    require(std::ssize(sparse_patterns(pattern)) <= heads.n_heads,
+            "pattern must not have more names than there are heads, heads.n_heads");
+    require(sees.window == 0, "sees.window needs dense attention: a pattern says what is seen");
+    require(!has(SparsePattern::strided) || !positions.alibi,
+            "positions.alibi needs a pattern that is not strided");
     if (has(SparsePattern::fixed)) {
       require(span % block == 0, "span must be a multiple of block where a pattern is fixed");
       require(n_verticals * vertical_blocks <= span / block,
@@ -63,8 +65,8 @@ struct BlockSparseAttentionConfig : AttentionConfig {
     const bool table = has(SparsePattern::layout);
     require(table == (layout_heads > 0) && table == (layout_blocks > 0),
             "layout_heads and layout_blocks must be positive where a pattern is layout, else 0");
-    require(!table || layout_heads == 1 || layout_heads == n_heads,
-            "layout_heads must be 1 or n_heads");
+    require(!table || layout_heads == 1 || layout_heads == heads.n_heads,
+            "layout_heads must be 1 or heads.n_heads");
   }
   /// No name of a pattern is a part of another.
   bool has(SparsePattern wanted) const {
@@ -101,11 +103,11 @@ struct BlockSparseAttentionWeights : AttentionWeights<S> {
 /// al. 2020, arXiv:2007.14062, section 2; HF transformers LlamaAttention.
 template <class S>
 struct BlockSparseAttentionDefinition
-    : AttentionHeads<S, BlockSparseAttentionConfig, BlockSparseAttentionWeights<S>> {
+    : AttentionParts<S, BlockSparseAttentionConfig, BlockSparseAttentionWeights<S>> {
   using Scalar = S;
   using Config = BlockSparseAttentionConfig;
   using Weights = BlockSparseAttentionWeights<S>;
-  using Heads = AttentionHeads<S, Config, Weights>;
+  using Parts = AttentionParts<S, Config, Weights>;
   static constexpr Traits traits{
       .name = "block_sparse_attention",
       .title = "Block-sparse attention (Sparse Transformer, causal BigBird, layouts)",
@@ -118,19 +120,20 @@ struct BlockSparseAttentionDefinition
   struct State {
     Position position;              // [B]
     Appended<Scalar, 4, 2> keys;    // [B, G, capacity, K], rotated
-    Appended<Scalar, 4, 2> values;  // [B, G, capacity, K]
+    Appended<Scalar, 4, 2> values;  // [B, G, capacity, V]
 
     static void visit(auto& self, auto&& tensor) {
       tensor("position", self.position), tensor("keys", self.keys), tensor("values", self.values);
     }
   };
 
-  using Heads::c;
-  using Heads::w;
+  using Parts::c;
+  using Parts::score;
+  using Parts::w;
   SparsePatterns patterns;
 
   BlockSparseAttentionDefinition(Config config, Weights weights)
-      : Heads(std::move(config), std::move(weights)),
+      : Parts(std::move(config), std::move(weights)),
         patterns{sparse_patterns(c.pattern),
                  c.block,
                  c.span,
@@ -152,32 +155,32 @@ struct BlockSparseAttentionDefinition
 
   State make_state(Index batch, Index capacity, Memory memory) const {
     position_limit().check(traits.name, 0, capacity);
-    const Shape<4> cache{batch, c.n_kv_heads, capacity, c.head_dim};
+    const Index G = c.heads.n_kv_heads;
     const Storage storage = memory.caches();
     return {.position = {batch, memory},
-            .keys = {cache, memory, storage},
-            .values = {cache, memory, storage}};
+            .keys = {{batch, G, capacity, c.heads.head_dim}, memory, storage},
+            .values = {{batch, G, capacity, c.heads.head_v()}, memory, storage}};
   }
 
   void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
-    const Index T = x.extent(axis::time);
+    const Index T = x.extent(axis::time), K = c.heads.head_dim, V = c.heads.head_v();
     auto scratch = call.scratch<Scalar>();
-    auto q = scratch(T, c.n_heads, c.head_dim);     // [T, H, K]
-    auto k = scratch(T, c.n_kv_heads, c.head_dim);  // [T, G, K]
-    auto v = scratch(T, c.n_kv_heads, c.head_dim);  // [T, G, K]
-    auto o = scratch(T, c.n_heads, c.head_dim);     // [T, H, K]
+    auto q = scratch(T, c.heads.n_heads, K);     // [T, H, K]
+    auto k = scratch(T, c.heads.n_kv_heads, K);  // [T, G, K]
+    auto v = scratch(T, c.heads.n_kv_heads, V);  // [T, G, V]
+    auto o = scratch(T, c.heads.n_heads, V);     // [T, H, V]
     const View<const Index, 1> past = state.position.tokens;
-    const double scale = c.score_scale > 0 ? c.score_scale : inverse_sqrt(c.head_dim);
+    const AnyScore<Scalar> scores(score);
 
-    this->project_heads(x, q, k, v, call);
-    this->rotate(q, past, call);
-    this->rotate(k, past, call);
+    project_heads(c.heads, w, x, q, k, v, call);
+    this->place_queries(q, past, call);
+    this->place_keys(k, past, call);
     append<Scalar>(k, past, state.keys.view(), call);
     append<Scalar>(v, past, state.values.view(), call);
-    attention(q, state.keys.view(), state.values.view(), past, SparseMask{patterns},
-              PlainScore{scale}, o, call);
-    strided_attention(q, state.keys.view(), state.values.view(), past, patterns, scale, o, call);
-    project(o, {{w.o_proj, y}}, call);
+    attention(q, state.keys.view(), state.values.view(), past, SparseMask{patterns}, scores, o,
+              call);
+    strided_attention(q, state.keys.view(), state.values.view(), past, patterns, scores, o, call);
+    project_outputs(c.heads, w, x, o, y, call);
   }
 
  private:

@@ -1,145 +1,207 @@
 #pragma once
 
 #include <array>
-#include <limits>
-#include <string>
 #include <string_view>
-#include <utility>
-#include <vector>
 
 #include "seqmix/core/named_enum.hpp"
-#include "seqmix/kernels/attention/scores.hpp"
 #include "seqmix/kernels/pointwise/norm.hpp"
-#include "seqmix/kernels/positions/rope_scaling.hpp"
-#include "seqmix/kernels/positions/rotary.hpp"
-#include "seqmix/kernels/positions/rotary_frequencies.hpp"
+#include "seqmix/kernels/pointwise/rows.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
+#include "seqmix/simd/math.hpp"
 
-// What the layers of softmax attention share: from x to queries, keys and values, and the scores.
+// From x to queries, keys and values, and from what attention makes of them to y.
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
-/// What RMSNorm normalises of queries and keys before they are rotated: nothing, each head with one
-/// weight for all (Qwen3), or the whole projection (OLMo-2).
+/// Which numbers of queries and keys are normalised together: none, those of each head, or the
+/// whole projection.
 enum class QkNorm { none, head, projection };
 constexpr std::array<std::string_view, 3> names_of(QkNorm) {
   return {"none", "head", "projection"};
 }
 
-struct AttentionConfig {
-  Index d_model = 0;
+/// By what: RMSNorm, LayerNorm or their length, x / max(|x|, eps).
+enum class QkNormKind { rms, layer, l2 };
+constexpr std::array<std::string_view, 3> names_of(QkNormKind) { return {"rms", "layer", "l2"}; }
+
+/// Whose weight a normalised head gets: none, one that all heads share, or its own.
+enum class QkNormWeight { none, shared, by_head };
+constexpr std::array<std::string_view, 3> names_of(QkNormWeight) {
+  return {"none", "shared", "by_head"};
+}
+
+/// What a gate that the token chooses lets through of the heads' outputs: all, a part of each
+/// head's, or of each number.
+enum class OutputGate { none, head, channel };
+constexpr std::array<std::string_view, 3> names_of(OutputGate) {
+  return {"none", "head", "channel"};
+}
+
+/// The heads of attention.
+///
+///   q, k, v = W_q x + b_q, ...,  each number within ±qkv_clip where that is positive
+///   q, k normalised as qk_norm says, before they are rotated by position or (qk_norm_rotated)
+///   after y = W_o (σ(W_g x) ⊙ o) + b_o,  without the gate where output_gate is none
+///
+/// Source: OLMo-2 (projection, rms), Qwen3 (head, rms), Cohere (head, layer, weights by head),
+/// Persimmon (head, layer with a bias), Llama-4 and HunYuan (after rotation), OLMo, DBRX and MPT
+/// (clip) of HF transformers; Qiu et al. 2025, arXiv:2505.06708 (the gate), Qwen3-Next.
+struct HeadsConfig {
   Index n_heads = 1;
   Index n_kv_heads = 1;  // n_heads: multi-head; 1: multi-query; between: grouped-query
   Index head_dim = 0;
-  Index rotary_dim = 0;           // leading numbers of a head that RoPE rotates; 0: no positions
-  double rope_theta = 10000;      // base of the RoPE wavelengths
-  bool rope_interleaved = false;  // pairs (2i, 2i + 1) instead of (i, i + rotary_dim / 2)
-  RopeScalingConfig rope_scaling = {};
-  bool qkv_bias = false;
-  bool o_bias = false;
+  Index value_dim = 0;  // of a value head; 0: head_dim
+  bool q_bias = false, k_bias = false, v_bias = false, o_bias = false;
+  double qkv_clip = 0;  // bound on the numbers of q, k and v; 0: none
   QkNorm qk_norm = QkNorm::none;
+  QkNormKind qk_norm_kind = QkNormKind::rms;
+  QkNormWeight qk_norm_weight = QkNormWeight::shared;
+  bool qk_norm_bias = false;
+  bool qk_norm_rotated = false;  // whether it comes after the rotation
   double qk_norm_eps = 1e-6;
-  double score_scale = 0;  // of q · k; 0: head_dim^-1/2
-  double soft_cap = 0;     // bound on the size of a score (Gemma-2); 0: none
-  bool alibi = false;      // a penalty on distance, its slope by head
+  OutputGate output_gate = OutputGate::none;
 
   static void visit(auto& self, auto&& field) {
-    field("d_model", self.d_model), field("n_heads", self.n_heads);
-    field("n_kv_heads", self.n_kv_heads), field("head_dim", self.head_dim);
-    field("rotary_dim", self.rotary_dim, zero_is_legal);
-    field("rope_theta", self.rope_theta, is_positive);  // named by models without positions too
-    field("rope_interleaved", self.rope_interleaved,
-          only_where(self.rotary_dim > 0, "rotary_dim is positive"));
-    RopeScalingConfig::visit(self.rope_scaling, field);
-    field("qkv_bias", self.qkv_bias), field("o_bias", self.o_bias);
-    field("qk_norm", self.qk_norm);
-    field("qk_norm_eps", self.qk_norm_eps, at_least(0),
-          only_where(self.qk_norm != QkNorm::none, "qk_norm is not none"));
-    field("score_scale", self.score_scale, is_positive.or_zero());
-    field("soft_cap", self.soft_cap, is_positive.or_zero());
-    field("alibi", self.alibi);
+    const auto normed = only_where(self.qk_norm != QkNorm::none, "qk_norm is not none");
+    field("n_heads", self.n_heads), field("n_kv_heads", self.n_kv_heads);
+    field("head_dim", self.head_dim), field("value_dim", self.value_dim, zero_is_legal);
+    field("q_bias", self.q_bias, flat_key("qkv_bias"));
+    field("k_bias", self.k_bias, flat_key("qkv_bias"));
+    field("v_bias", self.v_bias, flat_key("qkv_bias"));
+    field("o_bias", self.o_bias);
+    field("qkv_clip", self.qkv_clip, is_positive.or_zero());
+    field("qk_norm", self.qk_norm), field("qk_norm_kind", self.qk_norm_kind, normed);
+    field("qk_norm_weight", self.qk_norm_weight, normed);
+    field("qk_norm_bias", self.qk_norm_bias,
+          only_where(self.qk_norm_kind == QkNormKind::layer, "qk_norm_kind is layer"));
+    field("qk_norm_rotated", self.qk_norm_rotated, normed);
+    field("qk_norm_eps", self.qk_norm_eps, at_least(0), normed);
+    field("output_gate", self.output_gate);
   }
   void check() const {
     require(n_heads % n_kv_heads == 0, "n_heads must be a multiple of n_kv_heads");
-    require(rotary_dim % 2 == 0, "rotary_dim must be even");
-    require(rotary_dim <= head_dim, "rotary_dim must not exceed head_dim");
-    require(rotary_dim > 0 || rope_scaling.kind == RopeScaling::none,
-            "rope_scaling needs rotary positions: rotary_dim");
-    require(soft_cap == 0 || !alibi, "soft_cap and alibi exclude each other");
-    rope_scaling.check(rope_theta);
+    require(qk_norm_weight != QkNormWeight::by_head || qk_norm == QkNorm::head,
+            "qk_norm_weight by_head needs qk_norm head");
+    require(!qk_norm_bias || qk_norm_weight != QkNormWeight::none,
+            "qk_norm_bias needs a qk_norm_weight");
+  }
+  Index head_v() const { return value_dim > 0 ? value_dim : head_dim; }
+  /// Numbers of the weight of a norm for `heads` heads.
+  Index norm_width(Index heads) const {
+    const bool one = qk_norm == QkNorm::head && qk_norm_weight == QkNormWeight::shared;
+    return one ? head_dim : heads * head_dim;
   }
 };
 
 template <class Scalar>
-struct AttentionWeights {
-  Projection<Scalar> q_proj, k_proj, v_proj, o_proj;
-  Parameter<Scalar, 1> q_norm, k_norm;
+struct HeadsWeights {
+  Projection<Scalar> q_proj, k_proj, v_proj, g_proj, o_proj;
+  Parameter<Scalar, 1> q_norm, k_norm, q_norm_bias, k_norm_bias;
 
-  static void visit(auto& self, const AttentionConfig& c, auto&& parameter) {
+  static void visit(auto& self, const HeadsConfig& c, Index d_model, auto&& parameter) {
     const Index queries = c.n_heads * c.head_dim, keys = c.n_kv_heads * c.head_dim;
-    parameter("q_proj.weight", self.q_proj.weight, {queries, c.d_model});
-    parameter("k_proj.weight", self.k_proj.weight, {keys, c.d_model});
-    parameter("v_proj.weight", self.v_proj.weight, {keys, c.d_model});
-    if (c.qkv_bias) {
-      parameter("q_proj.bias", self.q_proj.bias, {queries}, init::zeros);
-      parameter("k_proj.bias", self.k_proj.bias, {keys}, init::zeros);
-      parameter("v_proj.bias", self.v_proj.bias, {keys}, init::zeros);
+    const Index values = c.n_kv_heads * c.head_v(), outputs = c.n_heads * c.head_v();
+    parameter("q_proj.weight", self.q_proj.weight, {queries, d_model});
+    parameter("k_proj.weight", self.k_proj.weight, {keys, d_model});
+    parameter("v_proj.weight", self.v_proj.weight, {values, d_model});
+    if (c.q_bias) parameter("q_proj.bias", self.q_proj.bias, {queries}, init::zeros);
+    if (c.k_bias) parameter("k_proj.bias", self.k_proj.bias, {keys}, init::zeros);
+    if (c.v_bias) parameter("v_proj.bias", self.v_proj.bias, {values}, init::zeros);
+    if (c.qk_norm != QkNorm::none && c.qk_norm_weight != QkNormWeight::none) {
+      const Index of_q = c.norm_width(c.n_heads), of_k = c.norm_width(c.n_kv_heads);
+      parameter("q_norm.weight", self.q_norm, {of_q}, init::ones);
+      parameter("k_norm.weight", self.k_norm, {of_k}, init::ones);
+      if (c.qk_norm_bias) {
+        parameter("q_norm.bias", self.q_norm_bias, {of_q}, init::zeros);
+        parameter("k_norm.bias", self.k_norm_bias, {of_k}, init::zeros);
+      }
     }
-    if (c.qk_norm != QkNorm::none) {
-      const bool shared = c.qk_norm == QkNorm::head;
-      parameter("q_norm.weight", self.q_norm, {shared ? c.head_dim : queries}, init::ones);
-      parameter("k_norm.weight", self.k_norm, {shared ? c.head_dim : keys}, init::ones);
+    if (c.output_gate != OutputGate::none) {
+      const bool by_head = c.output_gate == OutputGate::head;
+      parameter("g_proj.weight", self.g_proj.weight, {by_head ? c.n_heads : outputs, d_model});
     }
-    parameter("o_proj.weight", self.o_proj.weight, {c.d_model, queries});
-    if (c.o_bias) parameter("o_proj.bias", self.o_proj.bias, {c.d_model}, init::zeros);
+    parameter("o_proj.weight", self.o_proj.weight, {d_model, outputs});
+    if (c.o_bias) parameter("o_proj.bias", self.o_proj.bias, {d_model}, init::zeros);
   }
 };
 
-/// The base of a definition whose queries, keys and values come from one x.
-template <class Scalar, class Config, class Weights = AttentionWeights<Scalar>>
-struct AttentionHeads {
-  Config c;
-  Weights w;
-  RotaryFrequencies frequencies;
-  std::vector<double> slopes;  // [H], of ALiBi
-
-  AttentionHeads(Config config, Weights weights)
-      : c(std::move(config)),
-        w(std::move(weights)),
-        frequencies(c.rotary_dim, c.rope_theta, c.rope_scaling) {
-    if (c.alibi) slopes = alibi_slopes(c.n_heads);
+/// Normalises queries [T, H, K] or keys [T, G, K] by their weight and bias, which may be empty.
+template <class S>
+void normalise_heads(const HeadsConfig& c, View<S, 3> heads, View<const S, 1> weight,
+                     View<const S, 1> bias, const Call& call) {
+  const auto normalise = [&](auto rows, const View<const S, 1>& by, const View<const S, 1>& plus) {
+    switch (c.qk_norm_kind) {
+      case QkNormKind::rms:
+        return rms_norm(rows, by, c.qk_norm_eps, rows, call);
+      case QkNormKind::layer:
+        return layer_norm(rows, by, plus, c.qk_norm_eps, rows, call);
+      case QkNormKind::l2:
+        clamped_l2_norm(rows, c.qk_norm_eps, call);
+    }
+    if (by.data() == nullptr) return;
+    elementwise(
+        call, [](auto number, auto factor) { return number * factor; }, rows, rows, by_channel(by));
+  };
+  const auto flat = heads.merge(axis::head);  // [T, H K]
+  if (c.qk_norm == QkNorm::projection) return normalise(flat, weight, bias);
+  if (c.qk_norm_weight != QkNormWeight::by_head) return normalise(heads, weight, bias);
+  normalise(heads, {}, {});
+  elementwise(
+      call, [](auto number, auto factor) { return number * factor; }, flat, flat,
+      by_channel(weight));
+  if (bias.data() == nullptr) return;
+  elementwise(
+      call, [](auto number, auto term) { return number + term; }, flat, flat, by_channel(bias));
+}
+template <class S>
+void normalise_queries(const HeadsConfig& c, const HeadsWeights<S>& w, View<S, 3> q,
+                       const Call& call) {
+  if (c.qk_norm != QkNorm::none) {
+    normalise_heads(c, q, w.q_norm.view(), w.q_norm_bias.view(), call);
   }
+}
+template <class S>
+void normalise_keys(const HeadsConfig& c, const HeadsWeights<S>& w, View<S, 3> k,
+                    const Call& call) {
+  if (c.qk_norm != QkNorm::none) {
+    normalise_heads(c, k, w.k_norm.view(), w.k_norm_bias.view(), call);
+  }
+}
 
-  /// q [T, H, K], k and v [T, G, K] of x, normalised but not rotated.
-  void project_heads(View<const Scalar, 2> x, View<Scalar, 3> q, View<Scalar, 3> k,
-                     View<Scalar, 3> v, const Call& call) const {
-    project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}}, call);
-    const auto normalise = [&](auto heads, const Parameter<Scalar, 1>& weight) {
-      rms_norm(heads, weight.view(), c.qk_norm_eps, heads, call);
+/// q [T, H, K], k [T, G, K] and v [T, G, V] of x, normalised if that comes before the rotation.
+template <class S>
+void project_heads(const HeadsConfig& c, const HeadsWeights<S>& w, View<const S, 2> x, View<S, 3> q,
+                   View<S, 3> k, View<S, 3> v, const Call& call) {
+  project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}}, call);
+  if (c.qkv_clip > 0) {
+    const auto clip = [bound = static_cast<S>(c.qkv_clip)](auto number) {
+      return simd::min(simd::max(number, -bound), bound);
     };
-    if (c.qk_norm == QkNorm::head) normalise(q, w.q_norm), normalise(k, w.k_norm);
-    if (c.qk_norm == QkNorm::projection) {
-      normalise(q.merge(axis::head), w.q_norm), normalise(k.merge(axis::head), w.k_norm);
-    }
+    for (View<S, 3> heads : {q, k, v}) elementwise(call, clip, heads, heads);
   }
+  if (c.qk_norm_rotated) return;
+  normalise_queries(c, w, q, call), normalise_keys(c, w, k, call);
+}
 
-  /// Rotates heads [T, H, K] to their positions, none of which counts beyond `last`.
-  void rotate(View<Scalar, 3> heads, View<const Index, 1> past, const Call& call,
-              Index last = std::numeric_limits<Index>::max()) const {
-    const auto layout = c.rope_interleaved ? RotaryLayout::interleaved : RotaryLayout::half_split;
-    rope(heads, frequencies, past, layout, call, last);
+/// y of x and of what attention made, o [T, H, V], which changes.
+template <class S>
+void project_outputs(const HeadsConfig& c, const HeadsWeights<S>& w, View<const S, 2> x,
+                     View<S, 3> o, View<S, 2> y, const Call& call) {
+  const auto gated = [](auto number, auto by) { return number * simd::sigmoid(by); };
+  auto scratch = call.scratch<S>();
+  if (c.output_gate == OutputGate::channel) {
+    auto gate = scratch(o.extent(axis::time), c.n_heads, c.head_v());  // [T, H, V]
+    project(x, {{w.g_proj, gate}}, call);
+    elementwise(call, gated, o, o, gate);
+  } else if (c.output_gate == OutputGate::head) {
+    auto gate = scratch(o.extent(axis::time), c.n_heads);  // [T, H]
+    project(x, {{w.g_proj, gate}}, call);
+    elementwise(call, gated, o, o, by_row(gate));
   }
-
-  /// Calls `body` with the score that the config asks for.
-  void with_score(auto&& body) const {
-    const double scale = c.score_scale > 0 ? c.score_scale : inverse_sqrt(c.head_dim);
-    if (c.alibi) return body(Alibi{scale, slopes});
-    if (c.soft_cap > 0) return body(SoftCap(scale, c.soft_cap));
-    body(PlainScore{scale});
-  }
-};
+  project(o, {{w.o_proj, y}}, call);
+}
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

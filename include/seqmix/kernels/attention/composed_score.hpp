@@ -1,0 +1,94 @@
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "seqmix/kernels/attention/detail/policies.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// A score that is made of others while the program runs: scale q · k goes through each of them in
+/// turn, so that what is combined costs the sum of its parts. The kernels take an `AnyScore` of it.
+template <class S>
+class ComposedScore final : public detail::ScorePolicy<S> {
+ public:
+  /// Maps of scaled products, whose own scales are not read; the logits of sinks, [H] or none.
+  using Maps = std::vector<std::shared_ptr<const detail::ScorePolicy<S>>>;
+
+  ComposedScore(double scale, Maps maps, std::vector<double> sinks = {})
+      : detail::ScorePolicy<S>(maps.empty()),
+        scale_(scale),
+        maps_(std::move(maps)),
+        sinks_(std::move(sinks)) {}
+
+  /// `Score` as one of the maps.
+  template <class Score>
+  static auto map(Score score) {
+    return std::make_shared<const detail::ScoreOf<S, Score>>(std::move(score));
+  }
+  /// The same score without sinks.
+  ComposedScore without_sinks() const { return {scale_, maps_}; }
+
+  double scale(detail::HeadOfRow) const override { return scale_; }
+  double sink(detail::HeadOfRow of) const override {
+    if (sinks_.empty()) return -std::numeric_limits<double>::infinity();
+    return sinks_[static_cast<std::size_t>(of.head)];
+  }
+  simd::Batch<S> score(detail::HeadOfRow of, const detail::PairBlock<S>& block) const override {
+    simd::Batch<S> highest(detail::minus_infinity<S>);
+    for (const auto& map : maps_) highest = map->score(of, block);
+    return highest;
+  }
+
+ private:
+  double scale_;
+  Maps maps_;
+  std::vector<double> sinks_;
+};
+
+/// A score whose kind is known when the program runs alone; what it points to outlives the call.
+template <class S>
+struct AnyScore {
+  const detail::ScorePolicy<S>* policy;
+  Index first_head = 0;  // of the score, for the first head of the call
+
+  AnyScore(const ComposedScore<S>& score) : policy(&score) {}
+  /// The same for a call that has the heads from `head` on alone.
+  AnyScore from_head(Index head) const {
+    AnyScore result = *this;
+    result.first_head += head;
+    return result;
+  }
+};
+
+namespace detail {
+
+template <class S>
+class ScoreOf<S, AnyScore<S>> final : public ScorePolicy<S> {
+ public:
+  explicit ScoreOf(AnyScore<S> any) : ScorePolicy<S>(any.policy->is_plain()), any_(any) {}
+
+  double scale(HeadOfRow of) const override { return any_.policy->scale(shifted(of)); }
+  double sink(HeadOfRow of) const override { return any_.policy->sink(shifted(of)); }
+  simd::Batch<S> score(HeadOfRow of, const PairBlock<S>& block) const override {
+    return any_.policy->score(shifted(of), block);
+  }
+
+ private:
+  HeadOfRow shifted(HeadOfRow of) const {
+    of.head += any_.first_head;
+    return of;
+  }
+
+  AnyScore<S> any_;
+};
+
+}  // namespace detail
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix
