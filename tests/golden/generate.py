@@ -58,8 +58,8 @@ class Arguments:
 
 
 def layers():
-    """Every function of the modules in `cases` that makes the files of a layer, by name; of the
-    modules that are meant for the installed transformers."""
+    """Every function of the modules in `cases` that makes files of a layer, `layer` or
+    `layer__part`, by name; of the modules that are meant for the installed transformers."""
     found = {}
     installed = importlib.metadata.version("transformers")
     for path in sorted((HERE / "cases").glob("*.py")):
@@ -95,9 +95,10 @@ def check(path, case):
           f"{path.stat().st_size / 1024:.0f} KiB")
 
 
-def write(layer, make, arguments):
-    # Each layer draws from its own seed, so that one layer's files do not depend on the others'.
-    torch.manual_seed(zlib.crc32(layer.encode()))
+def write(maker, make, arguments):
+    # Each maker draws from its own seed, so that its files do not depend on the others'.
+    torch.manual_seed(zlib.crc32(maker.encode()))
+    layer = maker.partition("__")[0]
     for case in make(arguments):
         x = torch.randn(*case.shape, case.config["d_model"])
         y, states, *outputs = case.run(x)

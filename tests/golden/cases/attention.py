@@ -10,25 +10,28 @@ def window_mask(length, window):
 
 def attention_case(name, family, prefix, shape, fields, rope=True, interleaved=False,
                    qkv_bias=False, ours={}, unit_offset=False,
-                   config_prefix=None, **extra):
+                   config_prefix=None, layer_type=None, **extra):
     """One of the modules that take position embeddings from outside. `ours` are fields that the
-    published config does not have; `unit_offset` says that norms multiply by 1 + weight."""
+    published config does not have; `unit_offset` says that norms multiply by 1 + weight;
+    `layer_type` is what rotary embeddings ask for that have several settings."""
     module_class, config_class, rotary_class = hugging_face(
         family, f"{prefix}Attention", f"{config_prefix or prefix}Config",
         f"{prefix}RotaryEmbedding")
     names = dict(hidden_size="d_model", num_attention_heads="n_heads",
                  num_key_value_heads="n_kv_heads", head_dim="head_dim")
     sizes = {theirs: fields[ours] for theirs, ours in names.items()}
-    config = config_class(**sizes, rope_theta=fields["rope_theta"], max_position_embeddings=256,
-                          num_hidden_layers=1, attn_implementation="eager", **extra)
+    config = config_class(**{**sizes, **extra}, rope_theta=fields["rope_theta"],
+                          max_position_embeddings=256, num_hidden_layers=1,
+                          attn_implementation="eager")
     module = randomise(module_class(config, layer_idx=0))
     rotary = rotary_class(config)
     window = ours.get("window")
+    kind = [layer_type] if layer_type else []
 
     def run(x):
         positions = torch.arange(x.shape[1])[None].expand(len(x), -1)
         mask = window_mask(x.shape[1], window) if window else causal_mask(x.shape[1])
-        return (module(x, position_embeddings=rotary(x, positions), attention_mask=mask)[0], {})
+        return (module(x, position_embeddings=rotary(x, positions, *kind), attention_mask=mask)[0], {})
 
     source = (published(module_class) + f", with {prefix}RotaryEmbedding, eager, explicit " +
               ("mask of the window" if window else "causal mask"))
@@ -246,30 +249,36 @@ def t5_case(name, shape, d_model, n_heads, head_dim, source_length=0):
     return Case(name, config | dict(rotary_dim=0), source, shape, weights, run, causal=False)
 
 
-def modern_bert_case(name, shape, d_model, n_heads):
+def modern_bert_case(name, shape, d_model, n_heads, reach=None):
+    """A global layer, or one whose tokens see `reach` others on each side."""
     module_class, config_class = hugging_face("modernbert", "ModernBertAttention",
                                               "ModernBertConfig")
     config = config_class(hidden_size=d_model, num_attention_heads=n_heads,
-                          global_rope_theta=1000.0, max_position_embeddings=256,
+                          global_rope_theta=1000.0, local_rope_theta=1000.0,
+                          max_position_embeddings=256, local_attention=2 * (reach or 64),
                           reference_compile=False)
     config._attn_implementation = "eager"
-    module = randomise(module_class(config, layer_id=0))
+    module = randomise(module_class(config, layer_id=0 if reach is None else 1))
 
     def run(x):
         nothing = torch.zeros(1, 1, x.shape[1], x.shape[1])
-        positions = torch.arange(x.shape[1])[None].expand(len(x), -1)
-        return module(x, attention_mask=nothing, sliding_window_mask=nothing,
-                      position_ids=positions)[0], {}
+        positions = torch.arange(x.shape[1])
+        far = (positions[:, None] - positions).abs() > (reach or len(positions))
+        return module(x, attention_mask=nothing,
+                      sliding_window_mask=nothing.masked_fill(far, -math.inf),
+                      position_ids=positions[None].expand(len(x), -1))[0], {}
 
     weights = weights_of(module, Wo="o_proj")
     fused = weights.pop("Wqkv.weight").chunk(3)
     weights = {name: tensor for name, tensor in weights.items() if name.startswith("o_proj")}
     weights |= {f"{one}_proj.weight": part.clone() for one, part in zip("qkv", fused)}
-    source = (published(module_class) + ", a global layer, eager; Wqkv is split here, Wo is named "
-              "o_proj")
+    kind = "a global layer" if reach is None else "a local layer, explicit mask"
+    source = (published(module_class) + f", {kind}, eager; Wqkv is split here, Wo is named o_proj")
     head_dim = d_model // n_heads
-    return Case(name, fields(d_model, n_heads, n_heads, head_dim, head_dim, 1000.0), source, shape,
-                weights, run, causal=False)
+    config = fields(d_model, n_heads, n_heads, head_dim, head_dim, 1000.0)
+    if reach is not None:
+        config["window"] = reach + 1
+    return Case(name, config, source, shape, weights, run, causal=False)
 
 
 def bidirectional_attention(arguments):
