@@ -153,6 +153,22 @@ void place(const Input<S>& in, const char* name, std::vector<S>& heads, Index t)
   if (in.flag("qk_norm_rotated")) TokenHeads<S>::normalise_if_asked(in, name, heads);
 }
 
+/// What a query at position t is multiplied by. Nakanishi 2025, arXiv:2501.19399; Chiang & Cholak
+/// 2022, arXiv:2202.12172.
+template <class S>
+S temperature(const Input<S>& in, Index t) {
+  const std::string kind = in.text("temperature");
+  if (kind == "none") return 1;
+  const Index length = in.size("temperature_length");
+  if (kind == "logarithmic") {
+    return static_cast<S>(std::max(
+        1.0, std::log(static_cast<double>(t + 1)) / std::log(static_cast<double>(length))));
+  }
+  const double rate = in.number("temperature_rate");
+  const Index steps = (t + in.size("temperature_offset")) / length;
+  return static_cast<S>(1 + rate * std::log(1.0 + static_cast<double>(steps)));
+}
+
 /// y of what the heads of a token made.
 template <class S>
 std::vector<S> project_outputs(const Input<S>& in, const std::vector<S>& x, std::vector<S> o) {
@@ -213,6 +229,7 @@ void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& slot, Output
   for (Index t = 0; t < T; ++t) {
     std::vector<S> q = tokens[static_cast<std::size_t>(t)].q;
     place(in, "q_norm", q, slot(t, t));
+    for (S& number : q) number *= temperature(in, t);
     std::vector<Index> seen;
     std::vector<std::vector<S>> keys;
     for (Index j = 0; j < T; ++j) {
@@ -352,10 +369,12 @@ inline const std::vector<std::string> attention_configs{
     R"({"d_model": 10, "heads": {"n_heads": 3, "n_kv_heads": 1, "head_dim": 4, "value_dim": 9,
         "qk_norm": "head", "qk_norm_kind": "l2", "qk_norm_rotated": true, "output_gate": "head"},
         "positions": {"rotary_dim": 2, "alibi": true},
-        "scores": {"score_scale": 8, "soft_cap": 3, "sink_logits": true}})",
+        "scores": {"score_scale": 8, "soft_cap": 3, "sink_logits": true, "temperature": "stepped",
+        "temperature_rate": 0.5, "temperature_length": 10, "temperature_offset": 1}})",
     R"({"d_model": 9, "heads": {"n_heads": 2, "n_kv_heads": 2, "head_dim": 7, "qk_norm": "head",
         "qk_norm_weight": "none", "qk_norm_rotated": true}, "positions": {"rotary_dim": 6},
-        "sees": {"window": 30}, "scores": {"sink_logits": true}})"};
+        "sees": {"window": 30}, "scores": {"sink_logits": true, "temperature": "logarithmic",
+        "temperature_length": 12}})"};
 
 inline const std::vector<std::string> sliding_window_attention_configs{
     R"({"d_model": 16, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rotary_dim": 8,

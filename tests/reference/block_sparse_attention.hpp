@@ -76,6 +76,7 @@ Output<S> block_sparse_attention(const Input<S>& parts) {
     for (Index t = 0; t < T; ++t) {
       std::vector<S> q = TokenHeads<S>(in, token(in.x, b, t)).q, o;
       place(in, "q_norm", q, t);
+      for (S& number : q) number *= temperature(in, t);
       for (Index h = 0; h < H; ++h) {
         const Index g = h / (H / G);
         std::vector<S> score;

@@ -10,10 +10,12 @@ def window_mask(length, window):
 
 def attention_case(name, family, prefix, shape, fields, rope=True, interleaved=False,
                    qkv_bias=False, ours={}, unit_offset=False,
-                   config_prefix=None, layer_type=None, **extra):
+                   config_prefix=None, layer_type=None, by_cache_position=False, by_position=False,
+                   **extra):
     """One of the modules that take position embeddings from outside. `ours` are fields that the
     published config does not have; `unit_offset` says that norms multiply by 1 + weight;
-    `layer_type` is what rotary embeddings ask for that have several settings."""
+    `layer_type` is what rotary embeddings ask for that have several settings; some modules ask for
+    positions besides."""
     module_class, config_class, rotary_class = hugging_face(
         family, f"{prefix}Attention", f"{config_prefix or prefix}Config",
         f"{prefix}RotaryEmbedding")
@@ -31,7 +33,10 @@ def attention_case(name, family, prefix, shape, fields, rope=True, interleaved=F
     def run(x):
         positions = torch.arange(x.shape[1])[None].expand(len(x), -1)
         mask = window_mask(x.shape[1], window) if window else causal_mask(x.shape[1])
-        return (module(x, position_embeddings=rotary(x, positions, *kind), attention_mask=mask)[0], {})
+        more = dict(cache_position=positions[0]) if by_cache_position else {}
+        more |= dict(position_ids=positions) if by_position else {}
+        return (module(x, position_embeddings=rotary(x, positions, *kind), attention_mask=mask,
+                       **more)[0], {})
 
     source = (published(module_class) + f", with {prefix}RotaryEmbedding, eager, explicit " +
               ("mask of the window" if window else "causal mask"))

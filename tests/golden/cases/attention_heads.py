@@ -74,6 +74,12 @@ def attention__heads(arguments):
         fields(18, 4, 2, 8, 8), rms_norm_eps=0.01, rope_scaling=dict(rope_type="default"),
         ours=dict(qk_norm="head", qk_norm_rotated=True, qk_norm_eps=0.01)),
         query_layernorm="q_norm", key_layernorm="k_norm")
+    yield attention_case(
+        "llama4-temperature", "llama4", "Llama4Text", (1, 131), fields(18, 4, 2, 6, 0),
+        rope=False, no_rope_layers=[0], attn_temperature_tuning=True, attn_scale=0.7,
+        floor_scale=16, by_cache_position=True,
+        ours=dict(temperature="stepped", temperature_rate=0.7, temperature_length=16,
+                  temperature_offset=1))
     yield qwen3_next_case("qwen3-next-gate", (2, 70), fields(20, 4, 2, 8, 2, 1e6))
     yield attention_case("olmo-clip", "olmo", "Olmo", (2, 37), fields(24, 4, 2, 6, 6),
                          clip_qkv=0.8, ours=dict(qkv_clip=0.8))

@@ -44,3 +44,10 @@ def attention__newer_heads(arguments):
                          attention_value_scale=None, sliding_window=20, num_key_value_heads=2,
                          **rotary(10000.0, "sliding_attention"),
                          ours=dict(value_dim=4, sink_logits=True, window=20))
+    yield attention_case("ministral3-temperature", "ministral3", "Ministral3", (1, 131),
+                         fields(18, 4, 2, 6, 6), by_position=True,
+                         rope_parameters=dict(rope_type="default", rope_theta=10000.0,
+                                              llama_4_scaling_beta=0.6,
+                                              original_max_position_embeddings=24),
+                         ours=dict(temperature="stepped", temperature_rate=0.6,
+                                   temperature_length=24))

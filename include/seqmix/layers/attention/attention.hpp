@@ -9,6 +9,7 @@
 #include "seqmix/kernels/attention/caches.hpp"
 #include "seqmix/kernels/attention/masks.hpp"
 #include "seqmix/kernels/attention/rings.hpp"
+#include "seqmix/kernels/positions/temperature.hpp"
 #include "seqmix/layers/attention/detail/heads.hpp"
 #include "seqmix/layers/attention/detail/positions.hpp"
 #include "seqmix/layers/attention/detail/scores.hpp"
@@ -95,11 +96,15 @@ struct AttentionParts {
         frequencies(c.positions.frequencies()),
         score(make_score<Scalar>(c.scores, w, c.heads.head_dim, slopes())) {}
 
-  /// Turns queries [T, H, K] to their positions, none of which counts beyond `last`.
+  /// Turns queries [T, H, K] to their positions, none of which counts beyond `last`, and sharpens
+  /// them as the scores say.
   void place_queries(View<Scalar, 3> q, View<const Index, 1> past, const Call& call,
                      Index last = std::numeric_limits<Index>::max()) const {
     rope(q, frequencies, past, c.positions.layout(), call, last);
     if (c.heads.qk_norm_rotated) normalise_queries(c.heads, w, q, call);
+    if (c.scores.temperature == Temperature::none) return;
+    const auto factor = [&](Index position) { return c.scores.temperature_at(position); };
+    scale_by_position(q, past, factor, call);
   }
   void place_keys(View<Scalar, 3> k, View<const Index, 1> past, const Call& call) const {
     rope(k, frequencies, past, c.positions.layout(), call);
