@@ -295,8 +295,9 @@ template <class S>
 Output<S> sliding_window_attention(const Input<S>& parts) {
   const Input<S> in = with_flat_config(parts);
   const Index T = in.T(), W = in.size("window"), step = in.size("dilation");
-  const Index sinks = in.size("n_sinks");
+  const Index sinks = in.size("n_sinks"), chunk = in.size("chunk"), back = in.size("chunks_back");
   const auto sees = [&](Index t, Index j) {
+    if (chunk > 0) return j <= t && t / chunk - j / chunk <= back;
     return j <= t && (j < sinks || (t - j < W * step && (t - j) % step == 0));
   };
   const auto slot = [&](Index t, Index j) {
@@ -306,7 +307,8 @@ Output<S> sliding_window_attention(const Input<S>& parts) {
   Output<S> out{in.x, {}};
   for (Index b = 0; b < in.B(); ++b) attention_row(in, b, sees, slot, out);
 
-  const Index reach = (W - 1) * step + 1 + in.size("max_rollback");
+  const Index seen = chunk > 0 ? (back + 1) * chunk : (W - 1) * step + 1;
+  const Index reach = seen + in.size("max_rollback");
   const Index rows = (reach + step - 1) / step * step;
   std::vector<Index> ring(static_cast<std::size_t>(std::min(T, rows)));
   for (Index t = 0; t < T; ++t) ring[static_cast<std::size_t>(t % rows)] = t;
@@ -324,7 +326,7 @@ Output<S> sliding_window_attention(const Input<S>& parts) {
 template <class S>
 Output<S> attention(const Input<S>& parts) {
   const Input<S> in = with_flat_config(parts);
-  if (in.size("window") > 0) return sliding_window_attention(parts);
+  if (in.size("window") > 0 || in.size("chunk") > 0) return sliding_window_attention(parts);
   Output<S> out{in.x, {}};
   for (Index b = 0; b < in.B(); ++b) {
     attention_row(
@@ -374,7 +376,11 @@ inline const std::vector<std::string> attention_configs{
     R"({"d_model": 9, "heads": {"n_heads": 2, "n_kv_heads": 2, "head_dim": 7, "qk_norm": "head",
         "qk_norm_weight": "none", "qk_norm_rotated": true}, "positions": {"rotary_dim": 6},
         "sees": {"window": 30}, "scores": {"sink_logits": true, "temperature": "logarithmic",
-        "temperature_length": 12}})"};
+        "temperature_length": 12}})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 5}, "positions": {"rotary_dim": 4},
+        "sees": {"chunk": 24}, "store": {"max_rollback": 2}})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 5}, "sees": {"chunk": 7,
+        "chunks_back": 2}, "positions": {"alibi": true}})"};
 
 inline const std::vector<std::string> sliding_window_attention_configs{
     R"({"d_model": 16, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rotary_dim": 8,
@@ -399,16 +405,23 @@ inline const std::vector<std::string> sliding_window_attention_configs{
         "positions": {"rotary_dim": 6}, "sees": {"window": 13, "n_sinks": 3},
         "scores": {"sink_logits": true}})"};
 
-/// Vaswani et al. 2017, arXiv:1706.03762, eq. 1 without a mask, or within a window on both sides.
+/// Vaswani et al. 2017, arXiv:1706.03762, eq. 1 without a mask, or within a window or chunks on
+/// both sides, or causal but for a prefix.
 template <class S>
 Output<S> bidirectional_attention(const Input<S>& parts) {
   const Input<S> in = with_flat_config(parts);
-  const Index W = in.size("window");
+  const Index W = in.size("window"), chunk = in.size("chunk"), prefix = in.size("prefix");
+  const auto sees = [&](Index t, Index j) {
+    if (prefix > 0) return j <= t || j < prefix;
+    if (chunk == 0) return W == 0 || std::abs(t - j) < W;
+    const Index back = t / chunk - j / chunk;
+    return -back <= in.size("chunks_ahead") &&
+           (in.flag("all_chunks_back") || back <= in.size("chunks_back"));
+  };
   Output<S> out{in.x, {}};
   for (Index b = 0; b < in.B(); ++b) {
     attention_row(
-        in, b, [W](Index t, Index j) { return W == 0 || std::abs(t - j) < W; },
-        [](Index, Index j) { return j; }, out);
+        in, b, sees, [](Index, Index j) { return j; }, out);
   }
   return out;
 }
@@ -424,7 +437,13 @@ inline const std::vector<std::string> bidirectional_attention_configs{
         "score_scale": 1.0})",
     R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4, "qk_norm": "projection",
         "qk_norm_kind": "layer", "qk_norm_bias": true}, "positions": {"rotary_dim": 4},
-        "sees": {"window": 11}})"};
+        "sees": {"window": 11}})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4}, "positions": {"rotary_dim": 4},
+        "sees": {"chunk": 10, "all_chunks_back": true}})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4}, "sees": {"chunk": 13,
+        "chunks_back": 1, "chunks_ahead": 1}})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4}, "positions": {"rotary_dim": 4},
+        "sees": {"prefix": 21}})"};
 
 /// Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3.
 template <class S>

@@ -11,11 +11,11 @@ def window_mask(length, window):
 def attention_case(name, family, prefix, shape, fields, rope=True, interleaved=False,
                    qkv_bias=False, ours={}, unit_offset=False,
                    config_prefix=None, layer_type=None, by_cache_position=False, by_position=False,
-                   **extra):
+                   sees=None, **extra):
     """One of the modules that take position embeddings from outside. `ours` are fields that the
     published config does not have; `unit_offset` says that norms multiply by 1 + weight;
     `layer_type` is what rotary embeddings ask for that have several settings; some modules ask for
-    positions besides."""
+    positions besides; `sees(i, j)` says which keys a query sees."""
     module_class, config_class, rotary_class = hugging_face(
         family, f"{prefix}Attention", f"{config_prefix or prefix}Config",
         f"{prefix}RotaryEmbedding")
@@ -33,13 +33,17 @@ def attention_case(name, family, prefix, shape, fields, rope=True, interleaved=F
     def run(x):
         positions = torch.arange(x.shape[1])[None].expand(len(x), -1)
         mask = window_mask(x.shape[1], window) if window else causal_mask(x.shape[1])
+        if sees:
+            i = torch.arange(x.shape[1])
+            mask = torch.where(sees(i[:, None], i), 0.0, -math.inf)[None, None]
         more = dict(cache_position=positions[0]) if by_cache_position else {}
         more |= dict(position_ids=positions) if by_position else {}
         return (module(x, position_embeddings=rotary(x, positions, *kind), attention_mask=mask,
                        **more)[0], {})
 
     source = (published(module_class) + f", with {prefix}RotaryEmbedding, eager, explicit " +
-              ("mask of the window" if window else "causal mask"))
+              ("mask of what is seen" if sees else "mask of the window" if window else
+               "causal mask"))
     if not rope:
         assert not module.use_rope
         source += ", a layer whose config switches rotary embeddings off"

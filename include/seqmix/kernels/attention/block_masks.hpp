@@ -1,6 +1,9 @@
 #pragma once
 
+#include <algorithm>
+
 #include "seqmix/core/view.hpp"
+#include "seqmix/kernels/attention/masks.hpp"
 #include "seqmix/kernels/attention/pairs.hpp"
 #include "seqmix/simd/batch.hpp"
 #include "seqmix/simd/reduce.hpp"
@@ -55,6 +58,33 @@ struct BlockMask {
       }
     }
     return seen && bound.allows(pairs);
+  }
+};
+
+/// A query of chunk i, `size` positions each, sees the keys of the chunks i - back to i + ahead,
+/// and of them those that it may see at all: with `causal`, none behind itself. Chunked attention
+/// with back = 0 (Llama-4), local attention that looks back (Parmar et al. 2018, arXiv:1802.05751),
+/// and without `causal` but with every chunk before block-causal attention (block diffusion).
+struct Chunks {
+  Index size = 1, back = 0, ahead = 0;
+  bool causal = true;
+
+  Chunks of(Index /*row*/, Index /*head*/) const { return *this; }
+  BlockMask<Band> chunks() const { return {size, causal ? Band{} : Band::everything()}; }
+  auto near() const {
+    return [b = back, a = ahead](Index i, Index j) { return i - j <= b && j - i <= a; };
+  }
+  Span reach(Span queries) const {
+    const Index first = queries.begin / size, last = (queries.end - 1) / size;
+    const Index behind = causal ? queries.end : (last + ahead + 1) * size;
+    return {std::max<Index>(first - back, 0) * size, behind};
+  }
+  Visibility visibility(Span queries, Span keys) const {
+    return chunks().visibility(queries, keys, near());
+  }
+  template <class S>
+  simd::Mask<S> allows(const Pairs<S>& pairs) const {
+    return chunks().allows(pairs, near());
   }
 };
 

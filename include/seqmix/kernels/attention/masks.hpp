@@ -101,5 +101,24 @@ struct WindowAndPrefix {
   }
 };
 
+/// A query sees the keys up to its own and the first `count`, which see each other. Liu et al.
+/// 2018, arXiv:1801.10198; Raffel et al. 2019, arXiv:1910.10683, figure 4.
+struct Prefix {
+  Index count = 0;
+
+  Prefix of(Index /*row*/, Index /*head*/) const { return *this; }
+  Span reach(Span queries) const { return {0, std::max(queries.end, count)}; }
+  Visibility visibility(Span queries, Span keys) const {
+    if (keys.begin >= std::max(queries.end, count)) return Visibility::none;
+    const bool all = keys.end <= std::max(queries.begin + 1, count);
+    return all ? Visibility::all : Visibility::partial;
+  }
+  template <class S>
+  simd::Mask<S> allows(const Pairs<S>& pairs) const {
+    return pairs.key <= pairs.query ||
+           pairs.key < simd::Batch<S>(static_cast<S>(count - pairs.origin));
+  }
+};
+
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -6,6 +6,7 @@
 
 #include "seqmix/core/cache.hpp"
 #include "seqmix/kernels/attention/attention.hpp"
+#include "seqmix/kernels/attention/block_masks.hpp"
 #include "seqmix/kernels/attention/caches.hpp"
 #include "seqmix/kernels/attention/masks.hpp"
 #include "seqmix/kernels/attention/rings.hpp"
@@ -17,21 +18,49 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
-/// Which keys a query sees: all before it, or the last `window` of those whose distance to it
-/// divides by `dilation`, and with them the first tokens of the stream.
+/// Which keys a query sees. A causal layer: all before it; or the last `window` of those whose
+/// distance to it divides by `dilation`, and with them the first tokens of the stream; or those of
+/// its own chunk and of the chunks_back chunks before. A bidirectional one: all; or those less than
+/// `window` from it; or those of the chunks from chunks_back before to chunks_ahead behind its own
+/// (with `all_chunks_back` from the first one on: block-causal); or all before it and the first
+/// `prefix` (prefix-LM).
 struct SeesConfig {
   Index window = 0;    // keys that a query sees, its own among them; 0: all
   Index dilation = 1;  // positions from one seen key to the next
   Index n_sinks = 0;   // first tokens of the stream that every query sees besides
+  Index chunk = 0;     // tokens of a chunk; 0: there are none
+  Index chunks_back = 0, chunks_ahead = 0;
+  bool all_chunks_back = false;
+  Index prefix = 0;  // first tokens that all see, the others causal; 0: all see all
 
   static void visit(auto& self, auto&& field) {
     const auto windowed = only_where(self.window > 0, "window is positive");
+    const auto chunked = only_where(self.chunk > 0, "chunk is positive");
     field("window", self.window, zero_is_legal), field("dilation", self.dilation, windowed);
     field("n_sinks", self.n_sinks, zero_is_legal, windowed);
+    field("chunk", self.chunk, zero_is_legal);
+    field("chunks_back", self.chunks_back, zero_is_legal, chunked);
+    field("chunks_ahead", self.chunks_ahead, zero_is_legal, chunked);
+    field("all_chunks_back", self.all_chunks_back, chunked);
+    field("prefix", self.prefix, zero_is_legal);
   }
-  void check() const { require(n_sinks == 0 || dilation == 1, "n_sinks needs a dilation of 1"); }
-  /// Positions from a query back to the last key of its window.
-  Index reach() const { return (window - 1) * dilation + 1; }
+  void check() const {
+    require(n_sinks == 0 || dilation == 1, "n_sinks needs a dilation of 1");
+    require((window > 0) + (chunk > 0) + (prefix > 0) <= 1,
+            "window, chunk and prefix exclude each other");
+    require(!all_chunks_back || chunks_back == 0,
+            "all_chunks_back and chunks_back are one too many");
+  }
+  /// Whether what a causal query sees has a bound.
+  bool is_bounded() const { return window > 0 || chunk > 0; }
+  /// Positions from a query back to the last key that it may see, its own among them.
+  Index reach() const {
+    return chunk > 0 ? (chunks_back + 1) * chunk : (window - 1) * dilation + 1;
+  }
+  Chunks chunks(bool causal) const {
+    const Index all = std::numeric_limits<Index>::max() / 4;
+    return {chunk, all_chunks_back ? all : chunks_back, chunks_ahead, causal};
+  }
 };
 
 /// What stays of the past: all of it, up to a capacity, or a ring of what a window can see.
@@ -59,17 +88,23 @@ struct AttentionConfig {
     field("scores", self.scores), field("store", self.store);
   }
   void check() const {
+    check_parts();
+    require(sees.prefix == 0 && sees.chunks_ahead == 0 && !sees.all_chunks_back,
+            "sees.prefix, sees.chunks_ahead and sees.all_chunks_back need bidirectional attention");
+  }
+  /// What a bidirectional layer asks for, too.
+  void check_parts() const {
     require(positions.rotary_dim <= heads.head_dim,
             "positions.rotary_dim must not exceed heads.head_dim");
     require(sees.n_sinks == 0 || !positions.alibi,
             "sees.n_sinks needs rotary positions or none, not alibi");
-    require(store.max_rollback == 0 || sees.window > 0,
-            "store.max_rollback needs a window, sees.window");
+    require(store.max_rollback == 0 || sees.is_bounded(),
+            "store.max_rollback needs a bound on what is seen: sees.window or sees.chunk");
     require(store.max_rollback == 0 || sees.n_sinks == 0,
             "store.max_rollback needs sees.n_sinks to be 0");
     require(sees.reach() + store.max_rollback <= largest_size,
-            "the tokens that sees.window, sees.dilation and store.max_rollback keep must not "
-            "exceed 2^30");
+            "the tokens that sees.window, sees.dilation, sees.chunk, sees.chunks_back and "
+            "store.max_rollback keep must not exceed 2^30");
   }
   Index ring_rows() const { return round_up(sees.reach() + store.max_rollback, sees.dilation); }
 };
@@ -125,8 +160,9 @@ struct AttentionParts {
 /// `PositionsConfig`, `SeesConfig`, `ScoresConfig` and `StoreConfig`.
 ///
 ///   q_t, k_t, v_t of x_t in heads, q and k turned by position (RoPE)
-///   o_t = Σ softmax_j(s_tj) v_j  over the keys j <= t that the query sees: all, or
-///         j = t, t - dilation, ..., t - (window - 1) dilation; head h reads head h / (H / G)
+///   o_t = Σ softmax_j(s_tj) v_j  over the keys j <= t that the query sees: all; or
+///         j = t, t - dilation, ..., t - (window - 1) dilation; or j / chunk >= t / chunk -
+///         chunks_back; head h reads head h / (H / G)
 ///   y_t = W_o o_t
 ///
 /// Where a window ends the past, the memory does not grow with the stream. With n_sinks = n > 0 the
@@ -199,7 +235,7 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
     const Storage storage = memory.caches();
     State state;
     state.position = {batch, memory};
-    if (c.sees.window == 0) {
+    if (!c.sees.is_bounded()) {
       state.keys = {of_rows(capacity, K), memory, storage};
       state.values = {of_rows(capacity, V), memory, storage};
       return state;
@@ -239,6 +275,10 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
   void attend(View<const Scalar, 3> q, View<const Scalar, 3> k, View<const Scalar, 3> v,
               State& state, View<Scalar, 3> o, const Call& call) const {
     const View<const Index, 1> past = state.position.tokens;
+    if (c.sees.chunk > 0) {
+      return ring_attention(q, k, v, past, c.sees.chunks(true), AnyScore<Scalar>(score),
+                            state.ring_keys.view(), state.ring_values.view(), o, call);
+    }
     if (state.is_ring) {
       return dilated_ring_attention(q, k, v, past, c.sees.window, c.sees.dilation,
                                     AnyScore<Scalar>(score), state.ring_keys.view(),
@@ -287,7 +327,7 @@ using SlidingWindowAttention = Attention<Scalar>;
 struct BidirectionalAttentionConfig : AttentionConfig {
   BidirectionalAttentionConfig(AttentionConfig config = {}) : AttentionConfig(config) {}
   void check() const {
-    AttentionConfig::check();
+    check_parts();
     require(sees.dilation == 1 && sees.n_sinks == 0,
             "sees.dilation and sees.n_sinks need causal attention");
     require(store.max_rollback == 0, "store.max_rollback needs a state");
@@ -297,7 +337,7 @@ struct BidirectionalAttentionConfig : AttentionConfig {
 /// Softmax attention in which tokens see the ones behind them, too: an encoder's. All else is
 /// `attention`'s; the penalty of alibi is m_h |t - j|.
 ///
-///   o_t = Σ_j softmax_j(s_tj) v_j  over all j, or those with |t - j| < window
+///   o_t = Σ_j softmax_j(s_tj) v_j  over all j, or those that `SeesConfig` leaves
 ///
 /// It has `forward` alone: each output needs the whole sequence.
 /// forward: O(T D² + T² H K), with a window O(T D² + T W H K). State: none.
@@ -332,9 +372,17 @@ struct BidirectionalAttentionDefinition : AttentionParts<S, BidirectionalAttenti
     project_heads(c.heads, w, x, q, k, v, call);
     this->place_queries(q, {}, call);
     this->place_keys(k, {}, call);
+    const auto attend = [&](auto mask) {
+      self_attention(q, k, v, mask, AnyScore<Scalar>(score), o, call);
+    };
     const Index near = c.sees.window - 1;
-    const Band band = c.sees.window > 0 ? Band{.back = near, .ahead = near} : Band::everything();
-    self_attention(q, k, v, band, AnyScore<Scalar>(score), o, call);
+    if (c.sees.chunk > 0) {
+      attend(c.sees.chunks(false));
+    } else if (c.sees.prefix > 0) {
+      attend(Prefix{c.sees.prefix});
+    } else {
+      attend(c.sees.window > 0 ? Band{.back = near, .ahead = near} : Band::everything());
+    }
     project_outputs(c.heads, w, x, o, y, call);
   }
 };
