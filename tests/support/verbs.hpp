@@ -1,10 +1,12 @@
 #pragma once
 
+#include <algorithm>
 #include <limits>
 #include <random>
 #include <vector>
 
 #include "seqmix/testing/splits.hpp"
+#include "seqmix/testing/state.hpp"
 #include "support/layer_case.hpp"
 
 // The verbs of a layer as the suites call them.
@@ -78,6 +80,20 @@ void advance_randomly(const LayerCase<S>& layer, View<const S, 3> x, AnyState& s
     advance(layer, x.template slice<1>(piece.first, piece.count), state,
             y.template slice<1>(piece.first, piece.count), context, piece.by_steps);
   }
+}
+
+/// The largest error of a state's members; an exact match of the position.
+template <class T>
+double state_error(AnyState& state, const reference::Output<T>& expected) {
+  const auto numbers = valid_numbers(state);
+  double largest =
+      numbers.size() == expected.state.size() ? 0 : std::numeric_limits<double>::infinity();
+  for (const auto& [name, values] : numbers) {
+    const auto found = expected.state.find(name);
+    if (found == expected.state.end()) return std::numeric_limits<double>::infinity();
+    largest = std::max(largest, seqmix::testing::member_error(values, found->second.numbers));
+  }
+  return largest;
 }
 
 }  // namespace support

@@ -55,7 +55,8 @@ constexpr AttentionConfig grouped{.d_model = 12,
 
 /// `grouped` with a pattern, and `attention`'s weights.
 struct Sparse {
-  BlockSparseAttentionConfig config{grouped};
+  BlockSparseAttentionConfig config{
+      .d_model = grouped.d_model, .heads = grouped.heads, .positions = grouped.positions};
   BlockSparseAttentionWeights<double> weights;
 
   explicit Sparse(const char* pattern) {

@@ -98,6 +98,9 @@ struct AttentionConfig {
             "positions.rotary_dim must not exceed heads.head_dim");
     require(sees.n_sinks == 0 || !positions.alibi,
             "sees.n_sinks needs rotary positions or none, not alibi");
+    require(sees.n_sinks == 0 || !heads.qk_norm_rotated ||
+                heads.qk_norm_weight == QkNormWeight::none,
+            "sees.n_sinks needs rotations last, or heads.qk_norm_weight none");
     require(store.max_rollback == 0 || sees.is_bounded(),
             "store.max_rollback needs a bound on what is seen: sees.window or sees.chunk");
     require(store.max_rollback == 0 || sees.n_sinks == 0,
@@ -111,13 +114,15 @@ struct AttentionConfig {
 
 template <class Scalar>
 struct AttentionWeights : HeadsWeights<Scalar>, ScoresWeights<Scalar> {
-  static void visit(auto& self, const AttentionConfig& c, auto&& parameter) {
+  /// `c` has the parts that have weights.
+  static void visit(auto& self, const auto& c, auto&& parameter) {
     HeadsWeights<Scalar>::visit(self, c.heads, c.d_model, parameter);
     ScoresWeights<Scalar>::visit(self, c.scores, c.heads.n_heads, parameter);
   }
 };
 
-/// What the layers of softmax attention are before they see any token.
+/// What the layers of softmax attention are before they see any token. A config has heads,
+/// positions and scores.
 template <class Scalar, class Config, class Weights = AttentionWeights<Scalar>>
 struct AttentionParts {
   Config c;
@@ -125,11 +130,12 @@ struct AttentionParts {
   RotaryFrequencies frequencies;
   ComposedScore<Scalar> score;
 
-  AttentionParts(Config config, Weights weights)
+  /// `distance`: between neighbours in the eyes of the scores.
+  AttentionParts(Config config, Weights weights, Index distance = 1)
       : c(std::move(config)),
         w(std::move(weights)),
         frequencies(c.positions.frequencies()),
-        score(make_score<Scalar>(c.scores, w, c.heads.head_dim, slopes())) {}
+        score(make_score<Scalar>(c.scores, w, c.heads.head_dim, slopes(distance))) {}
 
   /// Turns queries [T, H, K] to their positions, none of which counts beyond `last`, and sharpens
   /// them as the scores say.
@@ -147,11 +153,10 @@ struct AttentionParts {
   }
 
  private:
-  std::vector<double> slopes() const {
+  std::vector<double> slopes(Index distance) const {
     if (!c.positions.alibi) return {};
     std::vector<double> result = alibi_slopes(c.heads.n_heads);
-    // A dilated window counts distances in dilations.
-    for (double& slope : result) slope *= static_cast<double>(c.sees.dilation);
+    for (double& slope : result) slope *= static_cast<double>(distance);
     return result;
   }
 };
@@ -223,9 +228,14 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
 
   using Parts = AttentionParts<S, Config>;
   using Parts::c;
-  using Parts::Parts;
   using Parts::score;
   using Parts::w;
+  ComposedScore<Scalar> score_of_keys;  // without the sinks' logits, which count once
+
+  /// A dilated window counts distances in dilations.
+  AttentionDefinition(Config config, Weights weights)
+      : Parts(config, std::move(weights), config.sees.dilation),
+        score_of_keys(score.without_sinks()) {}
 
   State make_state(Index batch, Index capacity, Memory memory) const {
     const auto of_rows = [&](Index rows, Index width) {
@@ -311,8 +321,6 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
               AnyScore<Scalar>(score_of_keys), sink_o, call, sink_total);
     merge_attention(sink_o, sink_total, o, total);
   }
-
-  ComposedScore<Scalar> score_of_keys = score.without_sinks();  // which count once
 };
 
 template <class Scalar = float>

@@ -13,7 +13,11 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
-struct BlockSparseAttentionConfig : AttentionConfig {
+struct BlockSparseAttentionConfig {
+  Index d_model = 0;
+  HeadsConfig heads = {};
+  PositionsConfig positions = {};
+  ScoresConfig scores = {};
   std::string pattern = "dense";  // of the heads in turn: names of `SparsePattern`, comma-separated
   Index block = 64;               // tokens of a block of fixed, big_bird and layout
   Index span = 128;               // window of local, stride of strided, segment of fixed
@@ -28,7 +32,8 @@ struct BlockSparseAttentionConfig : AttentionConfig {
   Index layout_blocks = 0;        // layout: blocks that the tables cover; no stream is longer
 
   static void visit(auto& self, auto&& field) {
-    AttentionConfig::visit(self, field);
+    field("d_model", self.d_model), field("heads", self.heads);
+    field("positions", self.positions), field("scores", self.scores);
     const bool local = self.has(SparsePattern::local), fixed = self.has(SparsePattern::fixed);
     const bool big_bird = self.has(SparsePattern::big_bird);
     const auto of_blocks = only_where(fixed || big_bird || self.has(SparsePattern::layout),
@@ -51,10 +56,10 @@ struct BlockSparseAttentionConfig : AttentionConfig {
     field("layout_blocks", self.layout_blocks, zero_is_legal);
   }
   void check() const {
-    AttentionConfig::check();
+    require(positions.rotary_dim <= heads.head_dim,
+            "positions.rotary_dim must not exceed heads.head_dim");
     require(std::ssize(sparse_patterns(pattern)) <= heads.n_heads,
             "pattern must not have more names than there are heads, heads.n_heads");
-    require(sees.window == 0, "sees.window needs dense attention: a pattern says what is seen");
     require(!has(SparsePattern::strided) || !positions.alibi,
             "positions.alibi needs a pattern that is not strided");
     if (has(SparsePattern::fixed)) {

@@ -1,0 +1,78 @@
+#include "support/attention_parts.hpp"
+
+#include <string_view>
+
+namespace support {
+namespace {
+
+using seqmix::Json;
+using seqmix::parse_json;
+
+enum class Of { both, causal, bidirectional };
+
+std::vector<AttentionMember> make_members() {
+  std::vector<AttentionMember> members;
+  const auto add = [&](std::string_view slot, std::string_view name, std::string_view config,
+                       Of of = Of::both) {
+    Json json = Json::object();
+    json[std::string(slot)] = parse_json(config, name);
+    members.push_back({std::string(slot), std::string(name), std::move(json),
+                       of != Of::bidirectional, of != Of::causal});
+  };
+  add("heads", "multi-query", R"({"n_kv_heads": 1})");
+  add("heads", "biases", R"({"q_bias": true, "v_bias": true, "o_bias": true})");
+  add("heads", "clip", R"({"qkv_clip": 0.5})");
+  add("heads", "value width", R"({"value_dim": 5})");
+  add("heads", "RMSNorm of heads", R"({"qk_norm": "head", "qk_norm_eps": 0.01})");
+  add("heads", "LayerNorm by head",
+      R"({"qk_norm": "head", "qk_norm_kind": "layer", "qk_norm_weight": "by_head",
+          "qk_norm_bias": true})");
+  add("heads", "LayerNorm of projections", R"({"qk_norm": "projection", "qk_norm_kind": "layer"})");
+  add("heads", "l2 norm after rotation",
+      R"({"qk_norm": "head", "qk_norm_kind": "l2", "qk_norm_rotated": true})");
+  add("heads", "weightless norm", R"({"qk_norm": "head", "qk_norm_weight": "none"})");
+  add("heads", "gate by head", R"({"output_gate": "head"})");
+  add("heads", "gate by channel", R"({"output_gate": "channel"})");
+
+  add("positions", "rotary", R"({"rotary_dim": 6})");
+  add("positions", "rotary, partial and interleaved",
+      R"({"rotary_dim": 4, "rope_theta": 100, "rope_interleaved": true})");
+  add("positions", "YaRN",
+      R"({"rotary_dim": 6, "rope_scaling": "yarn", "rope_factor": 4,
+          "rope_original_length": 64})");
+
+  add("sees", "window", R"({"window": 7})");
+  add("sees", "dilation", R"({"window": 4, "dilation": 3})", Of::causal);
+  add("sees", "first tokens", R"({"window": 5, "n_sinks": 2})", Of::causal);
+  add("sees", "chunks", R"({"chunk": 8})");
+  add("sees", "chunks back", R"({"chunk": 5, "chunks_back": 1})");
+  add("sees", "chunks ahead", R"({"chunk": 5, "chunks_ahead": 1})", Of::bidirectional);
+  add("sees", "block-causal", R"({"chunk": 6, "all_chunks_back": true})", Of::bidirectional);
+  add("sees", "prefix", R"({"prefix": 9})", Of::bidirectional);
+
+  add("scores", "scale", R"({"score_scale": 0.7})");
+  add("scores", "soft cap", R"({"soft_cap": 1.5})");
+  add("scores", "sink logits", R"({"sink_logits": true})");
+  add("scores", "stepped temperature",
+      R"({"temperature": "stepped", "temperature_rate": 0.6, "temperature_length": 9})");
+  add("scores", "logarithmic temperature",
+      R"({"temperature": "logarithmic", "temperature_length": 5})");
+
+  add("store", "rollback", R"({"max_rollback": 3})", Of::causal);
+  return members;
+}
+
+}  // namespace
+
+const std::vector<AttentionMember>& attention_members() {
+  static const std::vector<AttentionMember> members = make_members();
+  return members;
+}
+
+Json attention_config(const std::vector<const AttentionMember*>& members) {
+  Json config = {{"d_model", 10}, {"heads", {{"n_heads", 4}, {"n_kv_heads", 2}, {"head_dim", 6}}}};
+  for (const AttentionMember* member : members) config.merge_patch(member->config);
+  return config;
+}
+
+}  // namespace support
