@@ -4,6 +4,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "seqmix/io/json.hpp"
 #include "support/safetensors_builder.hpp"
@@ -45,6 +46,12 @@ struct ExampleConfig {
 struct UncheckedConfig {
   double value = 1;
   static void visit(auto& self, auto&& field) { field("value", self.value, is_number); }
+};
+
+struct ListConfig {
+  std::vector<double> factors = {};
+
+  static void visit(auto& self, auto&& field) { field("factors", self.factors, is_positive); }
 };
 
 /// A rule that divides by a size: it can only be asked when the sizes are right.
@@ -206,6 +213,26 @@ TEST_CASE("a config names what it does not take") {
   CHECK_THAT(config_error(R"({"limit": -1})"),
              ContainsSubstring("example: limit must be positive"));
   CHECK_THAT(config_error("[]"), ContainsSubstring("example: got an array, expected an object"));
+}
+
+TEST_CASE("a config holds lists of numbers, each in the range of their field") {
+  const auto list = [](std::string_view text) {
+    ListConfig config;
+    read_config(parse_json(text, "text"), config, "list");
+    return config;
+  };
+  const auto error = [&](std::string_view text) {
+    return error_of<ConfigError>([&] { list(text); });
+  };
+  const ListConfig config = list(R"({"factors": [1, 0.1, 3e4]})");
+  CHECK(config.factors == std::vector<double>{1, 0.1, 3e4});
+  CHECK(list(write_config(config).dump()).factors == config.factors);
+  CHECK(list("{}").factors.empty());
+  CHECK(list(R"({"factors": []})").factors.empty());
+  CHECK_THAT(error(R"({"factors": 1})"), ContainsSubstring("factors: got 1, expected a list"));
+  CHECK_THAT(error(R"({"factors": [1, "a"]})"), ContainsSubstring("list: factors.1: got \"a\""));
+  CHECK_THAT(error(R"({"factors": [1, 2, -1]})"),
+             ContainsSubstring("list: factors.2 is -1, expected positive"));
 }
 
 TEST_CASE("the sizes of a config are checked before its own rules") {

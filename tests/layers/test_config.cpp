@@ -126,11 +126,14 @@ TEST_CASE("a floating field is refused or makes another output") {
   for_each_config([&](const reference::Twin& twin, const Json& legal) {
     // Where the ramp of yarn ends is rounded to whole pairs, and the first pair turns by one angle
     // whatever the base. What published configs name beside what they use may stand: the base where
-    // nothing turns, and the eps of a denominator where there is none.
+    // nothing turns, or a table does, the other table of longrope, and the eps of a denominator
+    // where there is none.
     const auto may_be_ignored = [&](const Field& field) {
       const std::string key = field.key();
       const Json& around = legal[field.at.parent_pointer()];
       return key.starts_with("rope_beta") || (key == "rope_theta" && around["rotary_dim"] <= 2) ||
+             (key == "rope_theta" && around["rope_scaling"] == "table") ||
+             field.part() == "rope_short_factor" ||
              (key == "eps" && twin.layer == "linear_attention" && around["normalize"] == false);
     };
     const auto before = output_of<double>(twin, legal);
@@ -159,6 +162,12 @@ TEST_CASE("a field that nothing reads is refused with what it needs") {
   for (const Case& one : {
            Case{"attention", heads + R"(, "rope_factor": 4)",
                 "rope_factor is 4, which counts only where rope_scaling is not none"},
+           Case{"attention", heads + R"(, "rope_scaling": "linear", "rope_length": 64)",
+                "rope_length is 64, which counts only where rope_scaling is dynamic or longrope"},
+           Case{"attention", heads + R"(, "rope_angles": [1, 0.5])",
+                "rope_angles is [1, 0.5], which counts only where rope_scaling is table"},
+           Case{"attention", heads + R"(, "rope_scaling": "ntk", "rope_closed": true)",
+                "rope_closed is true, which counts only where rope_scaling is none or linear"},
            Case{"attention", heads + R"(, "rope_scaling": "linear", "rope_original_length": 64)",
                 "rope_original_length is 64, which counts only where rope_scaling is yarn or"},
            Case{"attention", heads + R"(, "rope_scaling": "ntk", "rope_beta_fast": 8)",

@@ -33,15 +33,32 @@ Input<S> with_flat_config(const Input<S>& in) {
   return result;
 }
 
-/// The angle of pair n of `rotary / 2` and the factor of its cos and sin. Peng et al. 2023,
-/// arXiv:2309.00071, section 3; Llama team 2024, arXiv:2407.21783.
+/// The angle of pair n of `rotary / 2` and the factor of its cos and sin, wavelengths not rounded.
+/// Peng et al. 2023, arXiv:2309.00071, section 3; Llama team 2024, arXiv:2407.21783; Ding et al.
+/// 2024, arXiv:2402.13753, eq. 1.
 template <class S>
-std::pair<double, double> rotary_pair(const Input<S>& in, Index n) {
+std::pair<double, double> unrounded_rotary_pair(const Input<S>& in, Index n) {
   const std::string kind = text_or(in, "rope_scaling", "none");
   const double d = in.number("rotary_dim"), base = in.number("rope_theta");
   const double s = number_or(in, "rope_factor", 1), L = number_or(in, "rope_original_length", 0);
   const double i = static_cast<double>(n), two_pi = 2 * std::numbers::pi;
-  const double theta = std::pow(base, -2 * i / d);
+  const double width = flag_or(in, "rope_closed", false) ? std::max(d - 2, 2.0) : d;
+  const double theta = std::pow(base, -2 * i / width);
+  const double given = number_or(in, "rope_attention_factor", 0);
+  const bool by_call = flag_or(in, "rope_by_call", false);
+  const double length = by_call ? static_cast<double>(in.T()) : number_or(in, "rope_length", 0);
+  const auto entry = [&](const char* table) {
+    return in.config.at(table).at(static_cast<std::size_t>(n)).template get<double>();
+  };
+  if (kind == "table") return {entry("rope_angles"), 1};
+  if (kind == "longrope") {
+    const double factor = entry(length > L ? "rope_long_factor" : "rope_short_factor");
+    return {theta / factor, given > 0 ? given : std::sqrt(std::log(s * L) / std::log(L))};
+  }
+  if (kind == "dynamic") {
+    const double more = length > L ? s * length / L - s + 1 : 1;
+    return {std::pow(base * std::pow(more, d / (d - 2)), -2 * i / d), 1};
+  }
   if (kind == "linear") return {theta / s, 1};
   if (kind == "ntk") return {std::pow(base * std::pow(s, d / (d - 2)), -2 * i / d), 1};
   if (kind == "llama3") {
@@ -57,21 +74,37 @@ std::pair<double, double> rotary_pair(const Input<S>& in, Index n) {
     const auto bound = [&](double turns) {
       return d * std::log(L / (turns * two_pi)) / (2 * std::log(base));
     };
-    const double low = std::max(std::floor(bound(number_or(in, "rope_beta_fast", 32))), 0.0);
-    double high = std::min(std::ceil(bound(number_or(in, "rope_beta_slow", 1))), d - 1);
+    const bool whole = flag_or(in, "rope_truncate", true);
+    double low = bound(number_or(in, "rope_beta_fast", 32));
+    double high = bound(number_or(in, "rope_beta_slow", 1));
+    low = std::max(whole ? std::floor(low) : low, 0.0);
+    high = std::min(whole ? std::ceil(high) : high, d - 1);
     if (low == high) high += 0.001;
     const double ramp = std::min(std::max((i - low) / (high - low), 0.0), 1.0);
-    const double given = number_or(in, "rope_attention_factor", 0);
-    return {theta / s * ramp + theta * (1 - ramp), given > 0 ? given : 0.1 * std::log(s) + 1};
+    const auto growth = [&](double times) { return 1 + times * std::log(s) / 10; };
+    const double times = number_or(in, "rope_mscale", 0);
+    const double inferred =
+        times > 0 ? growth(times) / growth(number_or(in, "rope_mscale_all_dim", 0)) : growth(1);
+    return {theta / s * ramp + theta * (1 - ramp), given > 0 ? given : inferred};
   }
   return {theta, 1};
+}
+
+/// The same with wavelengths rounded where the config says so. Wang et al. 2024, arXiv:2403.00071.
+template <class S>
+std::pair<double, double> rotary_pair(const Input<S>& in, Index n) {
+  auto [theta, factor] = unrounded_rotary_pair(in, n);
+  const double two_pi = 2 * std::numbers::pi;
+  if (flag_or(in, "rope_resonance", false)) theta = two_pi / std::nearbyint(two_pi / theta);
+  return {theta, factor};
 }
 
 /// Rotates each head of one token to position t. Su et al. 2021, arXiv:2104.09864, eq. 34.
 template <class S>
 void rotate(const Input<S>& in, std::vector<S>& heads, Index t) {
   const Index K = in.size("head_dim"), rotary = in.size("rotary_dim");
-  for (Index first = 0; first < static_cast<Index>(heads.size()); first += K) {
+  const auto offset = static_cast<Index>(number_or(in, "rotary_offset", 0));
+  for (Index first = offset; first < static_cast<Index>(heads.size()); first += K) {
     for (Index i = 0; i < rotary / 2; ++i) {
       const auto [theta, factor] = rotary_pair(in, i);
       const double angle = static_cast<double>(t) * theta;
@@ -83,6 +116,24 @@ void rotate(const Input<S>& in, std::vector<S>& heads, Index t) {
       const S turned = a * cosine - b * sine;
       b = a * sine + b * cosine;
       a = turned;
+    }
+  }
+}
+
+/// Multiplies the pairs of each head of one token by the power t of xPos. Sun et al. 2022,
+/// arXiv:2212.10554, algorithm 1.
+template <class S>
+void grow_by_position(const Input<S>& in, std::vector<S>& heads, Index t) {
+  const double tokens = number_or(in, "rope_xpos", 0);
+  const Index K = in.size("head_dim"), rotary = in.size("rotary_dim");
+  const auto offset = static_cast<Index>(number_or(in, "rotary_offset", 0));
+  if (tokens == 0) return;
+  for (Index first = offset; first < static_cast<Index>(heads.size()); first += K) {
+    for (Index i = 0; i < rotary; ++i) {
+      const Index n = in.flag("rope_interleaved") ? i / 2 : i % (rotary / 2);
+      const double zeta = (static_cast<double>(2 * n) / static_cast<double>(rotary) + 0.4) / 1.4;
+      heads[static_cast<std::size_t>(first + i)] *=
+          static_cast<S>(std::pow(zeta, static_cast<double>(t) / tokens));
     }
   }
 }
@@ -228,7 +279,7 @@ void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& slot, Output
   for (Index t = 0; t < T; ++t) tokens.emplace_back(in, token(in.x, b, t));
   for (Index t = 0; t < T; ++t) {
     std::vector<S> q = tokens[static_cast<std::size_t>(t)].q;
-    place(in, "q_norm", q, slot(t, t));
+    place(in, "q_norm", q, slot(t, t)), grow_by_position(in, q, slot(t, t));
     for (S& number : q) number *= temperature(in, t);
     std::vector<Index> seen;
     std::vector<std::vector<S>> keys;
@@ -237,6 +288,7 @@ void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& slot, Output
       seen.push_back(j);
       keys.push_back(tokens[static_cast<std::size_t>(j)].k);
       place(in, "k_norm", keys.back(), slot(t, j));
+      grow_by_position(in, keys.back(), -slot(t, j));
     }
     std::vector<S> o;
     for (Index h = 0; h < H; ++h) {
@@ -380,7 +432,27 @@ inline const std::vector<std::string> attention_configs{
     R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 5}, "positions": {"rotary_dim": 4},
         "sees": {"chunk": 24}, "store": {"max_rollback": 2}})",
     R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 5}, "sees": {"chunk": 7,
-        "chunks_back": 2}, "positions": {"alibi": true}})"};
+        "chunks_back": 2}, "positions": {"alibi": true}})",
+    R"({"d_model": 11, "n_heads": 2, "n_kv_heads": 1, "head_dim": 11, "rotary_dim": 8,
+        "rotary_offset": 3, "rope_theta": 1000, "rope_interleaved": true, "qkv_bias": false,
+        "rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_length": 64,
+        "rope_beta_fast": 8, "rope_truncate": false, "rope_mscale": 1.0,
+        "rope_mscale_all_dim": 0.4, "rope_resonance": true})",
+    R"({"d_model": 9, "n_heads": 2, "n_kv_heads": 2, "head_dim": 6, "rotary_dim": 6,
+        "rope_theta": 1000, "rope_interleaved": false, "qkv_bias": false,
+        "rope_scaling": "longrope", "rope_factor": 4.0, "rope_original_length": 20,
+        "rope_length": 80, "rope_short_factor": [1.0, 1.2, 1.4],
+        "rope_long_factor": [1.0, 2.5, 3.75]})",
+    R"({"d_model": 9, "n_heads": 2, "n_kv_heads": 1, "head_dim": 6, "rotary_dim": 6,
+        "rope_theta": 1000, "rope_interleaved": false, "qkv_bias": false,
+        "rope_scaling": "dynamic", "rope_factor": 2.0, "rope_original_length": 20,
+        "rope_length": 70, "rope_xpos": 32.0})",
+    R"({"d_model": 10, "n_heads": 2, "n_kv_heads": 1, "head_dim": 7, "rotary_dim": 6,
+        "rope_theta": 1000, "rope_interleaved": true, "qkv_bias": false, "rope_closed": true,
+        "rope_xpos": 512.0, "soft_cap": 4.0})",
+    R"({"d_model": 10, "n_heads": 2, "n_kv_heads": 2, "head_dim": 6, "rotary_dim": 6,
+        "rope_theta": 10000, "rope_interleaved": false, "qkv_bias": false,
+        "rope_scaling": "table", "rope_angles": [1.5, 0.125, 0.0]})"};
 
 inline const std::vector<std::string> sliding_window_attention_configs{
     R"({"d_model": 16, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rotary_dim": 8,
@@ -443,7 +515,11 @@ inline const std::vector<std::string> bidirectional_attention_configs{
     R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4}, "sees": {"chunk": 13,
         "chunks_back": 1, "chunks_ahead": 1}})",
     R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4}, "positions": {"rotary_dim": 4},
-        "sees": {"prefix": 21}})"};
+        "sees": {"prefix": 21}})",
+    R"({"d_model": 9, "n_heads": 2, "n_kv_heads": 1, "head_dim": 6, "rotary_dim": 6,
+        "rope_theta": 1000, "rope_interleaved": false, "qkv_bias": false,
+        "rope_scaling": "dynamic", "rope_factor": 2.0, "rope_original_length": 5,
+        "rope_by_call": true})"};
 
 /// Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3.
 template <class S>

@@ -41,6 +41,17 @@ std::vector<AttentionMember> make_members() {
       R"({"rotary_dim": 6, "rope_scaling": "yarn", "rope_factor": 4,
           "rope_original_length": 64})");
 
+  add("positions", "LongRoPE",
+      R"({"rotary_dim": 6, "rope_scaling": "longrope", "rope_factor": 4,
+          "rope_original_length": 16, "rope_length": 64, "rope_short_factor": [1, 1, 1],
+          "rope_long_factor": [1, 2.5, 3.5]})");
+  add("positions", "dynamic NTK",
+      R"({"rotary_dim": 6, "rope_scaling": "dynamic", "rope_factor": 2,
+          "rope_original_length": 16, "rope_length": 40})");
+  add("positions", "resonance, behind an offset",
+      R"({"rotary_dim": 4, "rotary_offset": 2, "rope_theta": 30, "rope_resonance": true})");
+  add("positions", "xPos", R"({"rotary_dim": 6, "rope_closed": true, "rope_xpos": 32})");
+
   add("sees", "window", R"({"window": 7})");
   add("sees", "dilation", R"({"window": 4, "dilation": 3})", Of::causal);
   add("sees", "first tokens", R"({"window": 5, "n_sinks": 2})", Of::causal);

@@ -1,11 +1,13 @@
 #pragma once
 
 #include <cmath>
+#include <concepts>
 #include <limits>
 #include <sstream>
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 #include "seqmix/core/numeric.hpp"
 
@@ -94,6 +96,10 @@ SEQMIX_COLD std::string text_of_field(const Field& value) {
   std::ostringstream text;
   if constexpr (std::is_enum_v<Field>) {
     text << to_string(value);
+  } else if constexpr (std::same_as<Field, std::vector<double>>) {
+    const char* before = "[";
+    for (const double number : value) text << before << number, before = ", ";
+    text << (value.empty() ? "[]" : "]");
   } else {
     text << std::boolalpha << value;
   }

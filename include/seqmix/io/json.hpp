@@ -268,6 +268,14 @@ Field field_from_json(const Json& value, const std::string& where) {
       if (text == "-Infinity") return -std::numeric_limits<double>::infinity();
     }
     fail("a number, \"Infinity\" or \"-Infinity\"");
+  } else if constexpr (std::same_as<Field, std::vector<double>>) {
+    if (!value.is_array()) fail("a list of numbers");
+    std::vector<double> numbers;
+    for (const Json& number : value) {
+      const std::string name = where + "." + std::to_string(numbers.size());
+      numbers.push_back(field_from_json<double>(number, name));
+    }
+    return numbers;
   } else {
     if (!value.is_string()) fail("a string");
     const std::string& text = value.get_ref<const std::string&>();
@@ -281,7 +289,8 @@ Field field_from_json(const Json& value, const std::string& where) {
       return result;
     } else {
       static_assert(std::same_as<Field, std::string>,
-                    "a config holds Index, double, bool, std::string and enumerations");
+                    "a config holds Index, double, bool, std::string, enumerations and "
+                    "lists of double");
       return text;
     }
   }
@@ -297,6 +306,12 @@ Json field_to_json(const Field& value, const std::string& where) {
     if (std::isnan(value)) throw ConfigError(where + " is NaN, which a config cannot hold");
     if (std::isinf(value)) return value > 0 ? "Infinity" : "-Infinity";
     return value;
+  } else if constexpr (std::same_as<Field, std::vector<double>>) {
+    Json list = Json::array();
+    for (const double number : value) {
+      list.push_back(field_to_json(number, where + "." + std::to_string(list.size())));
+    }
+    return list;
   } else {
     return value;
   }

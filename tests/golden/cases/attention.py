@@ -8,6 +8,10 @@ def window_mask(length, window):
     return causal_mask(length) + torch.full((length, length), -math.inf).tril(-window)
 
 
+def everything(i, j):
+    return i == i
+
+
 def attention_case(name, family, prefix, shape, fields, rope=True, interleaved=False,
                    qkv_bias=False, ours={}, unit_offset=False,
                    config_prefix=None, layer_type=None, by_cache_position=False, by_position=False,
@@ -15,15 +19,16 @@ def attention_case(name, family, prefix, shape, fields, rope=True, interleaved=F
     """One of the modules that take position embeddings from outside. `ours` are fields that the
     published config does not have; `unit_offset` says that norms multiply by 1 + weight;
     `layer_type` is what rotary embeddings ask for that have several settings; some modules ask for
-    positions besides; `sees(i, j)` says which keys a query sees."""
+    positions besides; `sees(i, j)` says which keys a query sees. The module runs on all of x
+    first: angles that follow the longest call yet are those of x."""
     module_class, config_class, rotary_class = hugging_face(
         family, f"{prefix}Attention", f"{config_prefix or prefix}Config",
         f"{prefix}RotaryEmbedding")
     names = dict(hidden_size="d_model", num_attention_heads="n_heads",
                  num_key_value_heads="n_kv_heads", head_dim="head_dim")
     sizes = {theirs: fields[ours] for theirs, ours in names.items()}
-    config = config_class(**{**sizes, **extra}, rope_theta=fields["rope_theta"],
-                          max_position_embeddings=256, num_hidden_layers=1,
+    config = config_class(**{**sizes, "max_position_embeddings": 256, **extra},
+                          rope_theta=fields["rope_theta"], num_hidden_layers=1,
                           attn_implementation="eager")
     module = randomise(module_class(config, layer_idx=0))
     rotary = rotary_class(config)
@@ -48,16 +53,81 @@ def attention_case(name, family, prefix, shape, fields, rope=True, interleaved=F
         assert not module.use_rope
         source += ", a layer whose config switches rotary embeddings off"
     weights = weights_of(module)
+    if "qkv_proj.weight" in weights:
+        queries, keys = (fields[n] * fields["head_dim"] for n in ("n_heads", "n_kv_heads"))
+        parts = weights.pop("qkv_proj.weight").split((queries, keys, keys))
+        weights |= {f"{one}_proj.weight": part.clone() for one, part in zip("qkv", parts)}
+        source += "; qkv_proj is split here"
     if unit_offset:
         weights |= {name: weight + 1 for name, weight in weights.items() if "norm" in name}
         source += "; 1 is added to the weights of its norms here"
     return Case(name, {**fields, "rope_interleaved": interleaved, "qkv_bias": qkv_bias, **ours},
-                source, shape, weights, run)
+                source, shape, weights, run, causal=sees is None)
 
 
-def scaled_llama_case(name, shape, fields, theirs, ours):
+def scaled_llama_case(name, shape, fields, theirs, ours, **extra):
     """Llama with a rope_scaling."""
-    return attention_case(name, "llama", "Llama", shape, fields, rope_scaling=theirs, ours=ours)
+    return attention_case(name, "llama", "Llama", shape, fields, rope_scaling=theirs, ours=ours,
+                          **extra)
+
+
+def phi3_case(name, shape, length, **extra):
+    """LongRoPE, trained on 32 tokens and served with 128. The published module takes the table by
+    the length of the call: `length` is what fixes it."""
+    sizes = fields(24, 3, 1, 8, 6)
+    short, long = [1.0, 1.25, 1.5], [1.5, 2.75, 4.0]
+    return attention_case(
+        name, "phi3", "Phi3", shape, sizes, partial_rotary_factor=0.75, pad_token_id=None,
+        rope_scaling=dict(type="longrope", short_factor=short, long_factor=long),
+        max_position_embeddings=128, original_max_position_embeddings=32,
+        ours=dict(rope_scaling="longrope", rope_factor=4.0, rope_original_length=32,
+                  rope_short_factor=short, rope_long_factor=long, **length), **extra)
+
+
+def resonance_case(arguments, name, shape, sizes):
+    """Llama's attention with the tables of Resonance RoPE."""
+    import sys
+    folder = arguments.repository("resonance_rope") / "llama_finetuning" / "scaled_rope"
+    sys.path.insert(0, str(folder))  # the package imports more than is needed
+    from LlamaYaRNScaledResonanceRotaryEmbedding import (
+        LlamaYaRNScaledResonanceRotaryEmbedding as Tables)
+    module_class, config_class = hugging_face("llama", "LlamaAttention", "LlamaConfig")
+    config = config_class(hidden_size=sizes["d_model"], num_attention_heads=sizes["n_heads"],
+                          num_key_value_heads=sizes["n_kv_heads"], head_dim=sizes["head_dim"],
+                          attn_implementation="eager")
+    module = randomise(module_class(config, layer_idx=0))
+    tables = Tables(sizes["rotary_dim"], 256, sizes["rope_theta"], scale=4,
+                    original_max_position_embeddings=64, beta_fast=8)
+
+    def run(x):
+        cos, sin = (torch.cat((table[0], table[0]), -1) for table in tables(x, x.shape[1]))
+        return module(x, position_embeddings=(cos, sin),
+                      attention_mask=causal_mask(x.shape[1]))[0], {}
+
+    source = ("sheryc/resonance_rope 4a7f5a703b2e96756939db51916937ab7c5ab3a9 "
+              "LlamaYaRNScaledResonanceRotaryEmbedding, whose tables, of half a head, are repeated "
+              "for the other half, in " + published(module_class) +
+              ", eager, explicit causal mask")
+    ours = dict(rope_scaling="yarn", rope_factor=4.0, rope_original_length=64, rope_beta_fast=8.0,
+                rope_resonance=True)
+    return Case(name, {**sizes, **ours}, source, shape, weights_of(module), run)
+
+
+def xpos_case(name, shape, d_model, n_heads, base):
+    from torchscale.component.multihead_attention import MultiheadAttention
+    options = types.SimpleNamespace(multiway=False, xpos_rel_pos=True, xpos_scale_base=base)
+    module = randomise(MultiheadAttention(options, d_model, n_heads, self_attention=True))
+
+    def run(x):
+        return module(x, x, x, attn_mask=causal_mask(x.shape[1])[0, 0])[0], {}
+
+    weights = weights_of(module, out_proj="o_proj")
+    del weights["xpos.scale"]
+    source = published(MultiheadAttention) + ", explicit causal mask; out_proj is named o_proj here"
+    head_dim = d_model // n_heads
+    ours = dict(rope_interleaved=True, rope_xpos=base, qkv_bias=True, o_bias=True)
+    return Case(name, {**fields(d_model, n_heads, n_heads, head_dim, head_dim), **ours}, source,
+                shape, weights, run)
 
 
 def mpt_case(name, shape, d_model, n_heads):
@@ -143,6 +213,28 @@ def attention(arguments):
              low_freq_factor=1.0, high_freq_factor=4.0),
         dict(rope_scaling="llama3", rope_factor=8.0, rope_original_length=64,
              rope_low_freq_factor=1.0, rope_high_freq_factor=4.0))
+    yield scaled_llama_case(
+        "llama-rope-yarn-fractional", (1, 140), fields(12, 2, 1, 18, 18),
+        dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=8.0,
+             truncate=False),
+        dict(rope_scaling="yarn", rope_factor=4.0, rope_original_length=64, rope_beta_fast=8.0,
+             rope_truncate=False))
+    yield scaled_llama_case(
+        "llama-rope-yarn-mscale", (1, 40), fields(12, 2, 1, 16, 16, 500.0),
+        dict(rope_type="yarn", factor=40.0, original_max_position_embeddings=128, mscale=1.0,
+             mscale_all_dim=0.4),
+        dict(rope_scaling="yarn", rope_factor=40.0, rope_original_length=128, rope_mscale=1.0,
+             rope_mscale_all_dim=0.4))
+    yield scaled_llama_case(
+        "llama-rope-dynamic", (1, 130), fields(12, 2, 1, 10, 10),
+        dict(rope_type="dynamic", factor=2.0),
+        dict(rope_scaling="dynamic", rope_factor=2.0, rope_original_length=32, rope_length=130),
+        max_position_embeddings=32)
+    yield phi3_case("phi3-longrope-long", (1, 131), dict(rope_length=128))
+    yield phi3_case("phi3-longrope-short", (2, 31), dict(rope_length=32))
+    yield resonance_case(arguments, "resonance-yarn", (1, 150), fields(12, 2, 1, 18, 18))
+    yield xpos_case("torchscale-xpos", (2, 37), 18, 3, 512.0)
+    yield xpos_case("torchscale-xpos-long", (1, 270), 20, 2, 32.0)
 
 
 def window_of(window, dilation=1, n_sinks=0, max_rollback=0):
@@ -294,6 +386,14 @@ def bidirectional_attention(arguments):
     yield bert_case("bert-odd", (2, 37), 21, 3)
     yield t5_case("t5-unscaled", (2, 29), 10, 4, 5)
     yield modern_bert_case("modernbert-rope-long", (1, 140), 24, 4)
+    yield scaled_llama_case(
+        "llama-dynamic-by-call", (1, 70), fields(12, 2, 1, 10, 10),
+        dict(rope_type="dynamic", factor=2.0),
+        dict(rope_scaling="dynamic", rope_factor=2.0, rope_original_length=32, rope_by_call=True),
+        max_position_embeddings=32, sees=everything)
+    by_call = dict(rope_by_call=True)
+    yield phi3_case("phi3-longrope-by-call-long", (1, 70), by_call, sees=everything)
+    yield phi3_case("phi3-longrope-by-call-short", (2, 32), by_call, sees=everything)
 
 
 def cross_case(name, family, prefix, shape, d_model, n_heads, source_length, k_bias, **extra):

@@ -27,10 +27,12 @@ def local_case(name, shape, d_model, n_heads, chunk, back, causal):
 
 
 def attention__sees(arguments):
-    yield attention_case("llama4-chunks", "llama4", "Llama4Text", (1, 131),
+    case = attention_case("llama4-chunks", "llama4", "Llama4Text", (1, 131),
                          fields(18, 4, 2, 6, 6), interleaved=True, use_qk_norm=False,
                          no_rope_layers=[1], sees=lambda i, j: (j <= i) & (j // 24 == i // 24),
                          ours=dict(chunk=24))
+    case.causal = True
+    yield case
     yield local_case("local-attention-look-back", (2, 70), 12, 3, 16, 2, causal=True)
 
 
@@ -40,7 +42,5 @@ def bidirectional_attention__sees(arguments):
             ("llama-prefix", lambda i, j: (j <= i) | (j < 21), dict(prefix=21)),
             ("llama-block-causal", lambda i, j: j // 16 <= i // 16,
              dict(chunk=16, all_chunks_back=True))):
-        case = attention_case(name, "llama", "Llama", (1, 70), fields(18, 4, 2, 6, 6), sees=sees,
-                              ours=ours)
-        case.causal = False
-        yield case
+        yield attention_case(name, "llama", "Llama", (1, 70), fields(18, 4, 2, 6, 6), sees=sees,
+                             ours=ours)

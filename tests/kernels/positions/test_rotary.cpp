@@ -8,6 +8,7 @@
 #include "seqmix/kernels/positions/rope_scaling.hpp"
 #include "seqmix/kernels/positions/rotary.hpp"
 #include "seqmix/kernels/positions/rotary_frequencies.hpp"
+#include "seqmix/kernels/positions/rotary_sections.hpp"
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
@@ -265,6 +266,138 @@ TEST_CASE("positions stop at the last", "[rope]") {
   auto stopped = x;
   const TestCall call(context, 1, 50);
   rope(flat(x), frequencies, positions({3}), RotaryLayout::half_split, call);
-  rope(flat(stopped), frequencies, positions({3}), RotaryLayout::half_split, call, 20);
+  rope(flat(stopped), frequencies, positions({3}), RotaryLayout::half_split, call, {.last = 20});
   for (Index t = 0; t < 50; ++t) CHECK(same_bits(stopped[0][t], x[0][std::min<Index>(t, 17)]));
+}
+
+TEST_CASE("rules of positions", "[rope]") {
+  CHECK(PositionRule{}(7) == 7);
+  CHECK(PositionRule{.divide = 4}(7) == 1);
+  CHECK(PositionRule{.divide = 4}(-1) == -1);
+  CHECK(PositionRule{.modulo = 5}(-1) == 4);
+  CHECK(PositionRule{.shift = -9, .last = 3}(7) == -2);
+  // Self-Extend beyond a window of 12 in groups of 4: far keys look as far as groups say.
+  const PositionRule far_query{.divide = 4, .shift = 12 - 3}, far_key{.divide = 4};
+  CHECK(far_query(40) - far_key(8) == 10 + 9 - 2);
+  // Dual Chunk of chunks of 10 that see 13: never further than a context of 20.
+  const PositionRule key{.modulo = 10}, same{.modulo = 10};
+  const PositionRule next{.modulo = 10, .shift = 10, .last = 13}, later{.modulo = 1, .shift = 19};
+  CHECK(same(37) - key(34) == 3);
+  CHECK(next(31) - key(28) == 3);
+  CHECK(next(37) - key(28) == 5);
+  CHECK(later(37) - key(12) == 17);
+
+  Context context;
+  const RotaryFrequencies frequencies(6, 100);
+  const auto before = random_tensor<double, 4>({1, 50, 1, 6}, 2);
+  const PositionRule rule{.divide = 3, .modulo = 7, .shift = 20, .last = 25};
+  auto ruled = before, given = before;
+  const TestCall call(context, 1, 50);
+  rope(flat(ruled), frequencies, positions({3}), RotaryLayout::half_split, call, rule);
+  Tensor<Index, 2> at({50, 1});
+  for (Index t = 0; t < 50; ++t) at(t, 0) = std::min<Index>((3 + t) / 3 % 7 + 20, 25);
+  rope_at(flat(given), frequencies, at, RotaryLayout::half_split, call);
+  CHECK(same_bits(given.view(), ruled.view()));
+}
+
+TEMPLATE_TEST_CASE("given positions turn as counted ones, backwards too", "[rope]", float, double) {
+  using S = TestType;
+  Context context;
+  context.set_poison(true);
+  const Index B = 2, T = 40, H = 2, K = 12;
+  const RotaryFrequencies frequencies(K, 1000);
+  const RotarySections sections({1, 3, 2}, SectionOrder::chunked, K / 2);
+  const auto x = random_tensor<S, 4>({B, T, H, K}, 5);
+  const TestCall call(context, B, T);
+  for (const auto layout : {RotaryLayout::half_split, RotaryLayout::interleaved}) {
+    auto counted = x;
+    rope(flat(counted), frequencies, positions({4, 100}), layout, call);
+    for (const Index axes : {1, 3}) {
+      Tensor<Index, 2> given({B * T, axes});
+      for (Index i = 0; i < B * T; ++i) {
+        for (Index axis = 0; axis < axes; ++axis) given(i, axis) = (i < T ? 4 : 100) + i % T;
+      }
+      auto turned = x;
+      rope_at(flat(turned), frequencies, given, layout, call, sections);
+      CHECK(same_bits(turned.view(), counted.view()));
+      // Turned to -p it is where it was.
+      for (Index i = 0; i < given.size(); ++i) given.data()[i] = -given.data()[i];
+      rope_at(flat(turned), frequencies, given, layout, call, sections);
+      CHECK(support::relative_error(turned.view(), x.view()) <
+            8 * static_cast<double>(std::numeric_limits<S>::epsilon()));
+    }
+  }
+}
+
+TEST_CASE("sections of positions are published ones", "[rope]") {
+  // transformers 4.57.6 in float64: apply_multimodal_rotary_pos_emb of Qwen2-VL with sections
+  // [3, 2, 3], Qwen3VLTextRotaryEmbedding with [4, 2, 2], rope_theta 1000, of sin(0.7 i), at
+  const std::vector<std::vector<Index>> published{{0, 0, 0}, {3, 1, 20}, {3, 2, 5}, {70, 70, 70}};
+  // Of the tokens whose axes differ:
+  const std::vector<std::vector<double>> chunked{
+      {1.094632071630762, 0.7443515264234901, 0.3365301558920759, 0.6639103852183331,
+       0.9685501041672225, 0.5541979838241853, 0.2073043286741271, -0.3952508675173856,
+       0.7405031344457271, -0.8831083722746118, -0.5036871117466094, 0.1004445831935226,
+       0.712943201083283, 1.180566573163016, 0.8653891095936908, 0.2686159790295938},
+      {0.3553469162416118, 0.1243598207905681, -0.3777763332870814, -0.4401286338727359,
+       0.1035872550259144, 0.6870272772969973, 0.9743988345698633, 0.8154577133925205,
+       -0.3242977589167617, -0.9779592115209428, -1.27133083104273, -1.04519200050528,
+       -0.5723122208967084, 0.1300377487822074, 0.7338531458307909, 1.005981189377521}};
+  const std::vector<std::vector<double>> interleaved{
+      {1.094632071630762, -0.1646533113332577, -0.2746132347324132, 0.6414493367012043,
+       0.9685501041672225, 0.5541979838241853, 0.2889613115591375, -0.3841038588731174,
+       0.7405031344457271, -1.143166164272494, 0.539945204325575, 0.198516655067682,
+       0.712943201083283, 1.180566573163016, 0.8416500199681662, 0.2843273079780649},
+      {0.3553469162416118, -0.2868220470288749, 0.08854965128195147, -0.3605867965232834,
+       0.1035872550259144, 0.6870272772969973, 0.9825905538382004, 0.8202196388934354,
+       -0.3242977589167617, -0.943187519936461, -1.323312510032863, -1.075228670771007,
+       -0.5723122208967084, 0.1300377487822074, 0.7228480697662507, 1.002102379842645}};
+  Context context;
+  const Index K = 16, T = 4;
+  Tensor<Index, 2> given({T, 3});
+  for (Index t = 0; t < T; ++t) {
+    for (Index axis = 0; axis < 3; ++axis) {
+      given(t, axis) = published[static_cast<std::size_t>(t)][static_cast<std::size_t>(axis)];
+    }
+  }
+  const auto check = [&](const RotarySections& sections, const auto& expected) {
+    Tensor<double, 3> x({T, 1, K});
+    for (Index i = 0; i < x.size(); ++i) x.data()[i] = std::sin(0.7 * static_cast<double>(i));
+    rope_at(x.view(), RotaryFrequencies(K, 1000), given, RotaryLayout::half_split,
+            TestCall(context, 1, T), sections);
+    for (const Index t : {1, 2}) {
+      for (Index i = 0; i < K; ++i) {
+        const double want = expected[static_cast<std::size_t>(t - 1)][static_cast<std::size_t>(i)];
+        CHECK(std::abs(x(t, 0, i) - want) < 1e-14);
+      }
+    }
+  };
+  check(RotarySections({3, 2, 3}, SectionOrder::chunked, 8), chunked);
+  check(RotarySections({4, 2, 2}, SectionOrder::interleaved, 8), interleaved);
+}
+
+TEST_CASE("sections and given positions say what does not fit", "[rope]") {
+  const auto make = [](std::vector<Index> counts, SectionOrder order) {
+    return RotarySections(counts, order, 8);
+  };
+  CHECK_NOTHROW(make({3, 2, 3}, SectionOrder::chunked));
+  CHECK_THROWS_AS(make({3, 2, 2}, SectionOrder::chunked), ConfigError);
+  CHECK_THROWS_AS(make({}, SectionOrder::chunked), ConfigError);
+  CHECK_THROWS_AS(make({-1, 9}, SectionOrder::chunked), ConfigError);
+  CHECK_NOTHROW(make({3, 3, 2}, SectionOrder::interleaved));
+  CHECK_THROWS_AS(make({3, 1, 4}, SectionOrder::interleaved), ConfigError);
+  Context context;
+  Tensor<float, 3> x({5, 1, 16});
+  const RotaryFrequencies frequencies(16, 10);
+  const auto turn = [&](Index tokens, Index axes, const RotarySections& sections) {
+    Tensor<Index, 2> given({tokens, axes});
+    rope_at(x.view(), frequencies, given, RotaryLayout::half_split, TestCall(context, 1, 5),
+            sections);
+  };
+  CHECK_NOTHROW(turn(5, 1, {}));
+  CHECK_NOTHROW(turn(5, 3, make({3, 2, 3}, SectionOrder::chunked)));
+  CHECK_THROWS_AS(turn(4, 1, {}), ShapeError);
+  CHECK_THROWS_AS(turn(5, 3, {}), ShapeError);
+  CHECK_THROWS_AS(turn(5, 2, make({3, 2, 3}, SectionOrder::chunked)), ShapeError);
+  CHECK_THROWS_AS(turn(5, 3, RotarySections({1, 1, 1}, SectionOrder::chunked, 3)), ShapeError);
 }

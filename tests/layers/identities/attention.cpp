@@ -20,7 +20,7 @@ namespace {
 
 using Weights = AttentionWeights<double>;
 
-constexpr AttentionConfig grouped{.d_model = 12,
+const AttentionConfig grouped{.d_model = 12,
                                   .heads = {.n_heads = 4, .n_kv_heads = 2, .head_dim = 6},
                                   .positions = {.rotary_dim = 6}};
 

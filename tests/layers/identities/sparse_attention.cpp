@@ -49,7 +49,7 @@ Parameter<double, 2> identity(Index size) {
   return matrix;
 }
 
-constexpr AttentionConfig grouped{.d_model = 12,
+const AttentionConfig grouped{.d_model = 12,
                                   .heads = {.n_heads = 4, .n_kv_heads = 2, .head_dim = 6},
                                   .positions = {.rotary_dim = 6}};
 
@@ -89,7 +89,7 @@ AttentionWeights<double> as_dense(const Projection<double>& query, const Project
   dense.o_proj.weight = identity(query.weight.shape()[0]);
   return dense;
 }
-constexpr AttentionConfig encoder{.d_model = 12,
+const AttentionConfig encoder{.d_model = 12,
                                   .heads = {.n_heads = 3,
                                             .n_kv_heads = 3,
                                             .head_dim = 4,

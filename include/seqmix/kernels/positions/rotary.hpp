@@ -1,12 +1,14 @@
 #pragma once
 
 #include <algorithm>
-#include <limits>
 #include <string>
+#include <string_view>
 
 #include "seqmix/core/call.hpp"
 #include "seqmix/kernels/pointwise/rows.hpp"
+#include "seqmix/kernels/positions/position_rule.hpp"
 #include "seqmix/kernels/positions/rotary_frequencies.hpp"
+#include "seqmix/kernels/positions/rotary_sections.hpp"
 #include "seqmix/simd/map.hpp"
 
 namespace seqmix {
@@ -47,52 +49,125 @@ void turn_head(S* head, RotaryLayout layout, const View<const S, 2>& turn,
   }
 }
 
+/// The cos and sin of positions, which cost little where one is near the last of its axis.
+class RotaryTurns {
+ public:
+  /// `anchors` [axes, 2, pairs] and `anchored` [axes] are scratch.
+  RotaryTurns(const RotaryFrequencies& frequencies, View<double, 3> anchors,
+              View<Index, 1> anchored)
+      : frequencies_(frequencies), anchors_(anchors), anchored_(anchored) {
+    for (Index axis = 0; axis < anchored_.extent(0); ++axis) anchored_[axis] = 1;  // no multiple
+  }
+
+  /// Writes the cos, then the sin of a position, [2, pairs].
+  void write(Index axis, Index position, const View<double, 2>& turn) const {
+    double *const cos = &turn(0, 0), *const sin = &turn(1, 0);
+    if (!frequencies_.wavelengths().empty()) {
+      return frequencies_.write_periodic(position, cos, sin);
+    }
+    const Index anchor = position & -RotaryFrequencies::anchor_interval;
+    double *const anchor_cos = &anchors_(axis, 0, 0), *const anchor_sin = &anchors_(axis, 1, 0);
+    if (anchor != anchored_[axis]) {
+      frequencies_.write_anchor(anchor, anchor_cos, anchor_sin);
+      anchored_[axis] = anchor;
+    }
+    frequencies_.write(anchor_cos, anchor_sin, position - anchor, cos, sin);
+  }
+
+ private:
+  const RotaryFrequencies& frequencies_;
+  View<double, 3> anchors_;
+  View<Index, 1> anchored_;
+};
+
+/// Turns all heads of x; on each axis token t of a unit is at `position_of(unit, t, axis)`.
+template <class S>
+void turn_tokens(const View<S, 3>& x, const RotaryFrequencies& frequencies, RotaryLayout layout,
+                 const Call& call, const RotarySections& sections, Index axes, auto&& position_of) {
+  const Index H = x.extent(axis::head), pairs = frequencies.pairs();
+  const Index interval = RotaryFrequencies::anchor_interval;
+  const auto work_of = [&](const Segment& segment) {
+    const Index turned = 2 * pairs * H * std::min(segment.count, interval);
+    return SegmentWork{ceil_div(segment.count, interval),
+                       std::min(turned + pairs * numbers_per_angle, numbers_per_task)};
+  };
+  for_each_unit(call, numbers_per_task, work_of, [&](const Unit& unit, const Call& worker) {
+    const Index first = unit.segment.first, begin = unit.item * interval;
+    auto indices = worker.scratch<Index>();
+    auto wide = worker.scratch<double>();
+    const RotaryTurns turns(frequencies, wide(axes, 2, pairs), indices(axes));
+    auto exact = wide(2, pairs), other = wide(2, pairs);  // cos, then sin
+    auto scratch = worker.scratch<S>();
+    auto turn = scratch(2, pairs), halves = scratch(2, pairs);
+    for (Index t = begin; t < std::min(unit.tokens(), begin + interval); ++t) {
+      turns.write(0, position_of(unit, t, 0), exact);
+      for (Index axis = 1; axis < axes; ++axis) {
+        turns.write(axis, position_of(unit, t, axis), other);
+        for (Index n = 0; n < pairs; ++n) {
+          if (sections.axis_of(n) == axis) exact(0, n) = other(0, n), exact(1, n) = other(1, n);
+        }
+      }
+      copy(exact, turn);
+      for (Index h = 0; h < H; ++h) turn_head<S>(&x(first + t, h, 0), layout, turn, halves);
+    }
+  });
+}
+
+template <class S>
+void check_turned(std::string_view kernel, const View<S, 3>& x, Index pairs, const Call& call) {
+  const Index T = call.tokens();
+  if (x.extent(axis::time) == T && x.extent(axis::channel) >= 2 * pairs &&
+      (x.extent(axis::channel) <= 1 || x.stride(axis::channel) == 1)) {
+    return;
+  }
+  throw ShapeError(std::string(kernel) + ": got x " + x.shape().text() + ", expected " +
+                   std::to_string(T) + " tokens of contiguous heads of at least " +
+                   std::to_string(2 * pairs) + " numbers");
+}
+
 }  // namespace detail
 
 /// Turns pair n of the first `rotary_dim` numbers of each head of x [T, H, K] by position · θ_n, in
-/// place; token t of a segment is at position min(past[row] + t, last), where `past` [B] may be
-/// none: zeros. Su et al. 2021, arXiv:2104.09864, eq. 34.
+/// place; token t of a segment is at position rule(past[row] + t), where `past` [B] may be none:
+/// zeros. Su et al. 2021, arXiv:2104.09864, eq. 34.
 template <class S>
 void rope(View<S, 3> x, const RotaryFrequencies& frequencies, In<Index, 1> past,
-          RotaryLayout layout, const Call& call, Index last = std::numeric_limits<Index>::max()) {
-  const Index T = call.tokens(), H = x.extent(axis::head), pairs = frequencies.pairs();
-  if (x.extent(axis::time) != T || x.extent(axis::channel) < 2 * pairs ||
-      (x.extent(axis::channel) > 1 && x.stride(axis::channel) != 1)) {
-    throw ShapeError("rope: got x " + x.shape().text() + ", expected " + std::to_string(T) +
-                     " tokens of contiguous heads of at least " + std::to_string(2 * pairs) +
-                     " numbers");
-  }
+          RotaryLayout layout, const Call& call, const PositionRule& rule = {}) {
+  detail::check_turned("rope", x, frequencies.pairs(), call);
   for (const Segment& segment : call.segments()) {
     if (past.data() == nullptr || segment.row < past.extent(0)) continue;
     throw ShapeError("rope: got past " + past.shape().text() + ", expected one for row " +
                      std::to_string(segment.row));
   }
+  if (x.empty() || frequencies.pairs() == 0) return;
+  detail::turn_tokens<S>(x, frequencies, layout, call, {}, 1,
+                         [&](const Unit& unit, Index t, Index /*axis*/) {
+                           return rule((past.data() == nullptr ? 0 : past[unit.row()]) + t);
+                         });
+}
+
+/// The same where positions are given, [T, 1] over all tokens of the call, or [T, axes]: `sections`
+/// says which of several axes turns a pair.
+template <class S>
+void rope_at(View<S, 3> x, const RotaryFrequencies& frequencies, In<Index, 2> positions,
+             RotaryLayout layout, const Call& call, const RotarySections& sections = {},
+             const PositionRule& rule = {}) {
+  const Index pairs = frequencies.pairs(), axes = positions.extent(axis::channel);
+  detail::check_turned("rope_at", x, pairs, call);
+  if (positions.extent(axis::time) != call.tokens() || (axes != 1 && axes != sections.axes())) {
+    throw ShapeError("rope_at: got positions " + positions.shape().text() + ", expected " +
+                     std::to_string(call.tokens()) + " tokens of 1 or " +
+                     std::to_string(sections.axes()) + " axes");
+  }
+  if (axes > 1 && sections.pairs() != pairs) {
+    throw ShapeError("rope_at: got sections of " + std::to_string(sections.pairs()) +
+                     " pairs, expected " + std::to_string(pairs));
+  }
   if (x.empty() || pairs == 0) return;
-  const Index interval = RotaryFrequencies::anchor_interval;
-  const auto work_of = [&](const Segment& segment) {
-    const Index turned = 2 * pairs * H * std::min(segment.count, interval);
-    return SegmentWork{ceil_div(segment.count, interval),
-                       std::min(turned + pairs * detail::numbers_per_angle, numbers_per_task)};
-  };
-  for_each_unit(call, numbers_per_task, work_of, [&](const Unit& unit, const Call& worker) {
-    const Index first = unit.segment.first, begin = unit.item * interval;
-    const Index before = past.data() == nullptr ? 0 : past[unit.row()];
-    auto wide = worker.scratch<double>();
-    auto anchor = wide(2, pairs), angle = wide(2, pairs);  // cos, then sin
-    auto scratch = worker.scratch<S>();
-    auto turn = scratch(2, pairs), halves = scratch(2, pairs);
-    for (Index t = begin; t < std::min(unit.tokens(), begin + interval); ++t) {
-      const Index position = std::min(before + t, last), offset = position % interval;
-      if (t == begin || offset == 0) {
-        frequencies.write_anchor(position - offset, &anchor(0, 0), &anchor(1, 0));
-      }
-      frequencies.write(&anchor(0, 0), &anchor(1, 0), offset, &angle(0, 0), &angle(1, 0));
-      copy(angle, turn);
-      for (Index h = 0; h < H; ++h) {
-        detail::turn_head<S>(&x(first + t, h, 0), layout, turn, halves);
-      }
-    }
-  });
+  detail::turn_tokens<S>(x, frequencies, layout, call, sections, axes,
+                         [&](const Unit& unit, Index t, Index axis) {
+                           return rule(positions(unit.segment.first + t, axis));
+                         });
 }
 
 SEQMIX_END_NAMESPACE

@@ -1,13 +1,13 @@
 #pragma once
 
-#include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <cstddef>
 #include <numbers>
 #include <utility>
 #include <vector>
 
-#include "seqmix/kernels/positions/rope_scaling.hpp"
+#include "seqmix/kernels/positions/rotary_angles.hpp"
 #include "seqmix/simd/map.hpp"
 
 namespace seqmix {
@@ -17,7 +17,9 @@ SEQMIX_BEGIN_NAMESPACE
 ///
 /// A position is anchor + offset with the anchor a multiple of `anchor_interval`. The cos and sin
 /// of the offsets are kept here, those of an anchor are computed when a call reaches it, and the
-/// two are combined in double: precise at any position, without a table that grows with it.
+/// two are combined in double: precise at any position, without a table that grows with it. Pairs
+/// whose wavelength is a whole number of tokens have the same bits one wavelength further, which
+/// costs a cos and sin of each position.
 class RotaryFrequencies {
  public:
   static constexpr Index anchor_interval = 16;
@@ -25,14 +27,15 @@ class RotaryFrequencies {
   RotaryFrequencies() = default;
   /// θ_n = base^(-2n / rotary_dim).
   RotaryFrequencies(Index rotary_dim, double base)
-      : RotaryFrequencies(inverse_powers(rotary_dim, base)) {}
-  /// The same for a longer context.
-  RotaryFrequencies(Index rotary_dim, double base, const RopeScalingConfig& scaling)
-      : RotaryFrequencies(scaled(rotary_dim, base, scaling)) {
-    amplitude_ = scaling.amplitude();
+      : RotaryFrequencies(detail::inverse_powers(rotary_dim, base)) {}
+  /// The same as `scaling` changes it; `length` as in `rotary_angles`.
+  RotaryFrequencies(Index rotary_dim, double base, const RopeScalingConfig& scaling,
+                    Index length = 0)
+      : RotaryFrequencies(rotary_angles(rotary_dim, base, scaling, length), scaling.amplitude()) {
+    if (scaling.resonance) round_wavelengths();
   }
-  /// Angles of the caller's choice, one a pair.
-  explicit RotaryFrequencies(std::vector<double> angles)
+  /// Angles of the caller's choice, one a pair, and what cos and sin are multiplied by.
+  explicit RotaryFrequencies(std::vector<double> angles, double amplitude = 1)
       : angles_(std::move(angles)),
         cos_(angles_.size() * static_cast<std::size_t>(anchor_interval)),
         sin_(cos_.size()) {
@@ -40,13 +43,34 @@ class RotaryFrequencies {
       const auto first = static_cast<std::size_t>(offset * pairs());
       write_anchor(offset, cos_.data() + first, sin_.data() + first);
     }
+    amplitude_ = amplitude;
   }
+  /// The same by a rule, angle(n) of pair n.
+  template <std::invocable<Index> Angle>
+  RotaryFrequencies(Index rotary_dim, Angle&& angle, double amplitude = 1)
+      : RotaryFrequencies(by_rule(rotary_dim, angle), amplitude) {}
 
   Index pairs() const { return static_cast<Index>(angles_.size()); }
   Index rotary_dim() const { return 2 * pairs(); }
 
   /// θ_n, [pairs].
   const std::vector<double>& angles() const { return angles_; }
+  /// The wavelengths, [pairs], where all are whole; empty otherwise.
+  const std::vector<double>& wavelengths() const { return wavelengths_; }
+
+  /// Rounds wavelengths 2π / θ_n to whole tokens, halves to even. Wang et al. 2024,
+  /// arXiv:2403.00071, eq. 6.
+  void round_wavelengths() {
+    for (double& angle : angles_) {
+      const double wavelength = std::nearbyint(2 * std::numbers::pi / angle);
+      require(
+          wavelength >= 1 && std::isfinite(wavelength),
+          "rope_resonance needs angles that are positive and whose wavelengths round to a token "
+          "at least");
+      angle = 2 * std::numbers::pi / wavelength;
+      wavelengths_.push_back(wavelength);
+    }
+  }
 
   /// Writes the cos and sin of position · θ_n times the amplitude, [pairs] each.
   void write_anchor(Index position, double* cos, double* sin) const {
@@ -70,53 +94,26 @@ class RotaryFrequencies {
     simd::map<double>(pairs(), cos, cos_of_sum, anchor_cos, anchor_sin, offset_cos, offset_sin);
     simd::map<double>(pairs(), sin, sin_of_sum, anchor_cos, anchor_sin, offset_cos, offset_sin);
   }
+  /// The same where wavelengths are whole, from within the first one.
+  void write_periodic(Index position, double* cos, double* sin) const {
+    for (std::size_t n = 0; n < angles_.size(); ++n) {
+      const double turned = std::fmod(static_cast<double>(position), wavelengths_[n]) * angles_[n];
+      cos[n] = amplitude_ * std::cos(turned), sin[n] = amplitude_ * std::sin(turned);
+    }
+  }
 
  private:
-  static std::vector<double> inverse_powers(Index rotary_dim, double base) {
+  static std::vector<double> by_rule(Index rotary_dim, auto&& angle) {
     require(rotary_dim >= 0 && rotary_dim % 2 == 0, "rotary_dim must be even and not negative");
-    require(base > 0, "the base of the rotary frequencies must be positive");
     std::vector<double> angles;
-    for (Index n = 0; n < rotary_dim; n += 2) {
-      angles.push_back(1 /
-                       std::pow(base, static_cast<double>(n) / static_cast<double>(rotary_dim)));
-    }
-    return angles;
-  }
-  static std::vector<double> scaled(Index rotary_dim, double base,
-                                    const RopeScalingConfig& scaling) {
-    const auto width = static_cast<double>(rotary_dim);
-    if (scaling.kind == RopeScaling::ntk && rotary_dim > 2) {
-      return inverse_powers(rotary_dim, base * std::pow(scaling.factor, width / (width - 2)));
-    }
-    std::vector<double> angles = inverse_powers(rotary_dim, base);
-    const auto length = static_cast<double>(scaling.original_length);
-    // The pair, a fraction of one, that turns `turns` times within the original length.
-    const auto pair_of = [&](double turns) {
-      return width * std::log(length / (turns * 2 * std::numbers::pi)) / (2 * std::log(base));
-    };
-    for (std::size_t n = 0; n < angles.size(); ++n) {
-      double kept = 1;  // the part of the angle that is not divided
-      if (scaling.kind == RopeScaling::linear) kept = 0;
-      if (scaling.kind == RopeScaling::yarn) {
-        const double low = std::max(std::floor(pair_of(scaling.beta_fast)), 0.0);
-        double high = std::min(std::ceil(pair_of(scaling.beta_slow)), width - 1);
-        if (high == low) high += 0.001;  // the published code's way around a ramp of no width
-        kept = 1 - std::clamp((static_cast<double>(n) - low) / (high - low), 0.0, 1.0);
-      }
-      if (scaling.kind == RopeScaling::llama3) {
-        const double turns = length * angles[n] / (2 * std::numbers::pi);
-        kept = std::clamp((turns - scaling.low_freq_factor) /
-                              (scaling.high_freq_factor - scaling.low_freq_factor),
-                          0.0, 1.0);
-      }
-      angles[n] = angles[n] / scaling.factor * (1 - kept) + angles[n] * kept;
-    }
+    for (Index n = 0; n < rotary_dim / 2; ++n) angles.push_back(angle(n));
     return angles;
   }
 
-  std::vector<double> angles_;     // [pairs]
-  double amplitude_ = 1;           // of cos and sin; the tables below have 1
-  std::vector<double> cos_, sin_;  // [anchor_interval, pairs]
+  std::vector<double> angles_;       // [pairs]
+  std::vector<double> wavelengths_;  // [pairs] or empty
+  double amplitude_ = 1;             // of cos and sin; the tables below have 1
+  std::vector<double> cos_, sin_;    // [anchor_interval, pairs]
 };
 
 SEQMIX_END_NAMESPACE

@@ -10,6 +10,7 @@
 #include "seqmix/kernels/attention/caches.hpp"
 #include "seqmix/kernels/attention/masks.hpp"
 #include "seqmix/kernels/attention/rings.hpp"
+#include "seqmix/kernels/attention/xpos.hpp"
 #include "seqmix/kernels/positions/temperature.hpp"
 #include "seqmix/layers/attention/detail/heads.hpp"
 #include "seqmix/layers/attention/detail/positions.hpp"
@@ -89,6 +90,9 @@ struct AttentionConfig {
   }
   void check() const {
     check_parts();
+    require(positions.rope_xpos == 0 || !sees.is_bounded(),
+            "positions.rope_xpos needs all of the past: sees.window and sees.chunk 0");
+    positions.check_causal();
     require(sees.prefix == 0 && sees.chunks_ahead == 0 && !sees.all_chunks_back,
             "sees.prefix, sees.chunks_ahead and sees.all_chunks_back need bidirectional attention");
   }
@@ -96,11 +100,13 @@ struct AttentionConfig {
   void check_parts() const {
     require(positions.rotary_dim <= heads.head_dim,
             "positions.rotary_dim must not exceed heads.head_dim");
+    require(positions.rotary_offset + positions.rotary_dim <= heads.head_dim,
+            "positions.rotary_offset and positions.rotary_dim must not exceed heads.head_dim");
     require(sees.n_sinks == 0 || !positions.alibi,
             "sees.n_sinks needs rotary positions or none, not alibi");
-    require(sees.n_sinks == 0 || !heads.qk_norm_rotated ||
-                heads.qk_norm_weight == QkNormWeight::none,
-            "sees.n_sinks needs rotations last, or heads.qk_norm_weight none");
+    require(
+        sees.n_sinks == 0 || !heads.qk_norm_rotated || heads.qk_norm_weight == QkNormWeight::none,
+        "sees.n_sinks needs rotations last, or heads.qk_norm_weight none");
     require(store.max_rollback == 0 || sees.is_bounded(),
             "store.max_rollback needs a bound on what is seen: sees.window or sees.chunk");
     require(store.max_rollback == 0 || sees.n_sinks == 0,
@@ -128,6 +134,7 @@ struct AttentionParts {
   Config c;
   Weights w;
   RotaryFrequencies frequencies;
+  XPosDecay decay;
   ComposedScore<Scalar> score;
 
   /// `distance`: between neighbours in the eyes of the scores.
@@ -135,20 +142,21 @@ struct AttentionParts {
       : c(std::move(config)),
         w(std::move(weights)),
         frequencies(c.positions.frequencies()),
+        decay(c.positions.decay()),
         score(make_score<Scalar>(c.scores, w, c.heads.head_dim, slopes(distance))) {}
 
   /// Turns queries [T, H, K] to their positions, none of which counts beyond `last`, and sharpens
   /// them as the scores say.
   void place_queries(View<Scalar, 3> q, View<const Index, 1> past, const Call& call,
                      Index last = std::numeric_limits<Index>::max()) const {
-    rope(q, frequencies, past, c.positions.layout(), call, last);
+    rotate(c.positions, frequencies, q, past, call, {.last = last});
     if (c.heads.qk_norm_rotated) normalise_queries(c.heads, w, q, call);
     if (c.scores.temperature == Temperature::none) return;
     const auto factor = [&](Index position) { return c.scores.temperature_at(position); };
     scale_by_position(q, past, factor, call);
   }
   void place_keys(View<Scalar, 3> k, View<const Index, 1> past, const Call& call) const {
-    rope(k, frequencies, past, c.positions.layout(), call);
+    rotate(c.positions, frequencies, k, past, call);
     if (c.heads.qk_norm_rotated) normalise_keys(c.heads, w, k, call);
   }
 
@@ -165,6 +173,8 @@ struct AttentionParts {
 /// `PositionsConfig`, `SeesConfig`, `ScoresConfig` and `StoreConfig`.
 ///
 ///   q_t, k_t, v_t of x_t in heads, q and k turned by position (RoPE)
+///   s_tj of `ScoresConfig`; with rope_xpos what the pairs of q_t · k_j add, each times
+///         ζ_n^((t - j) / rope_xpos)
 ///   o_t = Σ softmax_j(s_tj) v_j  over the keys j <= t that the query sees: all; or
 ///         j = t, t - dilation, ..., t - (window - 1) dilation; or j / chunk >= t / chunk -
 ///         chunks_back; head h reads head h / (H / G)
@@ -296,6 +306,11 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
     }
     append<Scalar>(k, past, state.keys.view(), call);
     append<Scalar>(v, past, state.values.view(), call);
+    if (c.positions.rope_xpos > 0) {
+      return xpos_attention(q, state.keys.view(), state.values.view(), past, this->decay,
+                            c.positions.layout(), c.positions.rotary_offset, Causal{},
+                            AnyScore<Scalar>(score), o, call);
+    }
     attention(q, state.keys.view(), state.values.view(), past, Causal{}, AnyScore<Scalar>(score), o,
               call);
   }
@@ -333,12 +348,13 @@ using SlidingWindowAttention = Attention<Scalar>;
 
 /// A bidirectional layer has no state, and no first tokens that all see.
 struct BidirectionalAttentionConfig : AttentionConfig {
-  BidirectionalAttentionConfig(AttentionConfig config = {}) : AttentionConfig(config) {}
+  BidirectionalAttentionConfig(AttentionConfig config = {}) : AttentionConfig(std::move(config)) {}
   void check() const {
     check_parts();
     require(sees.dilation == 1 && sees.n_sinks == 0,
             "sees.dilation and sees.n_sinks need causal attention");
     require(store.max_rollback == 0, "store.max_rollback needs a state");
+    require(positions.rope_xpos == 0, "positions.rope_xpos needs causal attention");
   }
 };
 

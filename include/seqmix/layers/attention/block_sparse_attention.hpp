@@ -58,6 +58,10 @@ struct BlockSparseAttentionConfig {
   void check() const {
     require(positions.rotary_dim <= heads.head_dim,
             "positions.rotary_dim must not exceed heads.head_dim");
+    require(positions.rotary_offset + positions.rotary_dim <= heads.head_dim,
+            "positions.rotary_offset and positions.rotary_dim must not exceed heads.head_dim");
+    require(positions.rope_xpos == 0, "positions.rope_xpos needs dense attention");
+    positions.check_causal();
     require(std::ssize(sparse_patterns(pattern)) <= heads.n_heads,
             "pattern must not have more names than there are heads, heads.n_heads");
     require(!has(SparsePattern::strided) || !positions.alibi,

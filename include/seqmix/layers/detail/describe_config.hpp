@@ -16,11 +16,11 @@ SEQMIX_BEGIN_NAMESPACE
 struct FieldDescription {
   std::string name = {};               // behind the names of its parts: "mixer.norm_eps"
   std::vector<std::string> keys = {};  // the same one by one
-  std::string type = {};               // "integer", "number", "true or false", "text" or "one of"
-  std::string legal = {};              // its values; empty: all of the type
-  std::string condition = {};          // when it is read at all; empty: always
-  bool inherited = false;  // whether it is the outer config's where a part leaves it out
-  bool required = false;   // whether it is not, and its default is no legal value
+  std::string type = {};   // "integer", "number", "numbers", "true or false", "text" or "one of"
+  std::string legal = {};  // its values; empty: all of the type
+  std::string condition = {};  // when it is read at all; empty: always
+  bool inherited = false;      // whether it is the outer config's where a part leaves it out
+  bool required = false;       // whether it is not, and its default is no legal value
 };
 
 namespace detail {
@@ -44,6 +44,9 @@ FieldDescription describe_field(const FieldPath& path, const Field& value, const
     result.type = "number";
     result.legal = range.text();
     result.required = !range.has(value);
+  } else if constexpr (std::same_as<Field, std::vector<double>>) {
+    result.type = "numbers";
+    result.legal = "each " + find_tag<Range>(tags...)->text();
   } else if constexpr (NamedEnum<Field>) {
     result.type = "one of";
     for (const std::string_view one : names_of(value)) {

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "seqmix/core/numeric.hpp"
+
+namespace seqmix {
+SEQMIX_BEGIN_NAMESPACE
+
+/// To which position a token is turned that stands at p: min(⌊p / divide⌋ mod modulo + shift,
+/// last). Where queries and keys follow rules of their own, scores see other distances than p_q -
+/// p_k:
+///
+///   Self-Extend, beyond the window W of groups of g   q {g, 0, W - ⌊W / g⌋}   k {g}
+///   Dual Chunk, chunks of c                           k {1, c}
+///     q of the same chunk {1, c}, the next {1, c, c, size}, later ones {1, 1, 2c - 1, size}
+///   LM-Infinite, of the first tokens                  q {1, 0, 0, L}          k {1, 1}
+///
+/// Jin et al. 2024, arXiv:2401.01325; An et al. 2024, arXiv:2402.17463; Han et al. 2023,
+/// arXiv:2308.16137.
+struct PositionRule {
+  Index divide = 1;
+  Index modulo = 0;  // 0: none
+  Index shift = 0;
+  Index last = std::numeric_limits<Index>::max();
+
+  constexpr Index operator()(Index position) const {
+    if (divide > 1) position = floor_div(position, divide);
+    if (modulo > 0) position -= floor_div(position, modulo) * modulo;
+    return std::min(position + shift, last);
+  }
+
+ private:
+  static constexpr Index floor_div(Index a, Index b) {
+    const Index quotient = a / b;
+    return quotient * b > a ? quotient - 1 : quotient;
+  }
+};
+
+SEQMIX_END_NAMESPACE
+}  // namespace seqmix
