@@ -190,12 +190,15 @@ struct Case {
   void run(Form form, Context& context) { run(form, context, Causal{}, PlainScore{scale}); }
   /// Tokens [first, first + count) of row b, those before in the cache.
   void run_part(Form form, Index b, Index first, Index count, Context& context) {
+    run_part(form, b, first, count, context, PlainScore{scale});
+  }
+  void run_part(Form form, Index b, Index first, Index count, Context& context, auto score) {
     Tensor<Index, 1> before = past;
     before(b) += first;
     const auto tokens = [&](const auto& view) {
       return view.slice(axis::time, b * n.T + first, count);
     };
-    attention(tokens(q()), keys, values, before, Causal{}, PlainScore{scale}, tokens(o()),
+    attention(tokens(q()), keys, values, before, Causal{}, score, tokens(o()),
               TestCall(context, {{b, 0, count, form}}), tokens(log_sum_exp.view()));
   }
   bool gaps_are_untouched() {
@@ -209,12 +212,20 @@ struct Case {
     return untouched;
   }
 
-  /// Softmax over the keys that `sees(b, h, i, j)`, of score(h, product, i - j), in double.
+  /// Softmax over the keys that `sees(b, h, i, j)`, of score(h, product, i - j) or score(h,
+  /// product, i, j), in double.
   struct Expected {
     Tensor<double, 3> o;
     Tensor<double, 2> log_sum_exp;
   };
   Expected expected(auto&& sees, auto&& score) {
+    const auto score_of = [&](Index h, double product, Index i, Index j) {
+      if constexpr (requires { score(h, product, i, j); }) {
+        return score(h, product, i, j);
+      } else {
+        return score(h, product, i - j);
+      }
+    };
     Expected result{Tensor<double, 3>({n.B * n.T, n.H, n.V}), Tensor<double, 2>({n.B * n.T, n.H})};
     for (Index b = 0; b < n.B; ++b) {
       for (Index t = 0; t < n.T; ++t) {
@@ -230,7 +241,7 @@ struct Case {
             for (Index e = 0; e < n.K; ++e) {
               product += static_cast<double>(query[e]) * static_cast<double>(key[e]);
             }
-            weight[at] = sees(b, h, i, j) ? score(h, scale * product, i - j)
+            weight[at] = sees(b, h, i, j) ? score_of(h, scale * product, i, j)
                                           : -std::numeric_limits<double>::infinity();
             maximum = std::max(maximum, weight[at]);
           }
@@ -421,8 +432,89 @@ TEMPLATE_TEST_CASE("biases by distance", "[attention]", float, double) {
       return 2 * std::tanh(product / 2) + bias(h, distance);
     };
     check_forms(c, c.expected(sees, score), WithEnd{Band{.ahead = 40}, 280},
-                DistanceBias<S, SoftCap>(SoftCap(c.scale, 2), table));
+                DistanceBias(SoftCap(c.scale, 2), table));
   }
+}
+
+TEMPLATE_TEST_CASE("any bias by distance with any mask", "[attention]", float, double) {
+  using S = TestType;
+  Case<S> c({.B = 2, .T = 150, .H = 4, .G = 2, .K = 9, .V = 19, .past = {130, 3}});
+  const std::vector<double> sinks{-1, 0.3, 2, 4};
+  const auto causal = [](Index, Index, Index i, Index j) { return j <= i; };
+  const auto window = [](Index, Index, Index i, Index j) { return j <= i && j > i - 50; };
+  const auto blocks = [](Index b, Index h, Index i, Index j) { return Blocks{b, h}.sees(i, j); };
+  const auto check = [&](const auto& biases, auto&& bias) {
+    const auto score = [&](Index h, double product, Index i, Index j) {
+      return product + bias(h, i, j);
+    };
+    const DistanceBias biased(PlainScore{c.scale}, biases);
+    check_forms(c, c.expected(causal, score), Causal{}, biased);
+    check_forms(c, c.expected(window, score), Band::window(50), biased);
+    check_forms(c, c.expected(blocks, score), Blocks{}, biased);
+    const auto capped = [&](Index h, double product, Index i, Index j) {
+      return 2 * std::tanh(product / 2) + bias(h, i, j);
+    };
+    check_forms(c, c.expected(causal, capped), Causal{}, DistanceBias(SoftCap(c.scale, 2), biases));
+    const auto with_sinks = c.expected(causal, score);
+    Context context;
+    for (const Form form : {Form::parallel, Form::recurrent}) {
+      c.run(form, context, Causal{}, SinkLogits(biased, sinks));
+      for (Index h = 0; h < 4; ++h) {
+        const double sink = std::exp(sinks[static_cast<std::size_t>(h)]);
+        const double sum = std::exp(with_sinks.log_sum_exp(140, h)) + sink;
+        CHECK(std::abs(static_cast<double>(c.log_sum_exp(140, h)) - std::log(sum)) < 1e-4);
+      }
+      fill(c.o(), S(0));
+    }
+    c.run(Form::parallel, context, Causal{}, biased);
+    const Tensor<S, 3> whole = c.copy_of_o();
+    fill(c.o(), S(0));
+    for (Index b = 0; b < c.n.B; ++b) {
+      for (Index first = 0, count = 1; first < c.n.T; first += count, count = 2 * count + 3) {
+        count = std::min(count, c.n.T - first);
+        c.run_part(Form::parallel, b, first, count, context, biased);
+      }
+    }
+    CHECK(same_bits(c.o(), whole.view()));
+  };
+  const auto distance = [](Index i, Index j) { return static_cast<double>(std::abs(i - j)); };
+  const std::vector<double> p{0.1, 0.5, 1, 2}, a{0.3, 0.02, 1, 0.05};
+  const auto of = [](const std::vector<double>& numbers, Index h) {
+    return numbers[static_cast<std::size_t>(h)];
+  };
+  check(LinearBiases(a), [&](Index h, Index i, Index j) { return -of(a, h) * distance(i, j); });
+  check(KerpleLogBiases(p, a), [&](Index h, Index i, Index j) {
+    return -of(p, h) * std::log1p(of(a, h) * distance(i, j));
+  });
+  check(KerplePowerBiases(p, a),
+        [&](Index h, Index i, Index j) { return -of(a, h) * std::pow(distance(i, j), of(p, h)); });
+  check(LogSquareBiases{},
+        [&](Index, Index i, Index j) { return -std::pow(std::log(distance(i, j) + 1), 2); });
+  const auto table = random_tensor<S, 2>({12, 4}, 5);
+  check(t5_biases<S>(table, true, 40), [&](Index h, Index i, Index j) {
+    return static_cast<double>(table(t5_bucket(i - j, true, 12, 40), h));
+  });
+  const FalconBiases falcon({0.01, 0.02, 0.013, 0.007}, c.scale);
+  check(falcon, [&](Index h, Index, Index j) {
+    const auto rounded = [](double number) {
+      return static_cast<double>(static_cast<float>(bfloat16(static_cast<float>(number))));
+    };
+    return c.scale * rounded(of(falcon.slopes, h) * rounded(static_cast<double>(j)));
+  });
+  const auto weight = random_tensor<S, 1>({32}, 6), bias = random_tensor<S, 1>({32}, 7);
+  const auto out_weight = random_tensor<S, 2>({4, 32}, 8);
+  const auto out_bias = random_tensor<S, 1>({4}, 9);
+  const FireBiases<S> fire({weight, bias, out_weight, out_bias}, 0.1, 100.5, 1e-6);
+  check(fire, [&](Index h, Index i, Index j) {
+    const double x = std::log1p(0.1 * distance(i, j)) /
+                     (std::log1p(0.1 * std::max(100.5, static_cast<double>(i))) + 1e-6);
+    double sum = static_cast<double>(out_bias(h));
+    for (Index u = 0; u < 32; ++u) {
+      const double unit = static_cast<double>(weight(u)) * x + static_cast<double>(bias(u));
+      sum += static_cast<double>(out_weight(h, u)) * std::max(unit, 0.0);
+    }
+    return sum;
+  });
 }
 
 TEMPLATE_TEST_CASE("large scores stay finite and right", "[attention]", float, double) {

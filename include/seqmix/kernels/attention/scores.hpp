@@ -1,17 +1,11 @@
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <span>
-#include <string>
 #include <utility>
-#include <vector>
 
-#include "seqmix/core/error.hpp"
-#include "seqmix/core/parameter.hpp"
-#include "seqmix/core/tensor.hpp"
 #include "seqmix/kernels/attention/pairs.hpp"
+#include "seqmix/kernels/positions/distance_biases.hpp"
 #include "seqmix/simd/math.hpp"
 
 namespace seqmix {
@@ -20,7 +14,10 @@ SEQMIX_BEGIN_NAMESPACE
 /// scale · q · k, nothing more.
 ///
 /// A score is any type with these members. It maps scaled products before the mask is applied, so
-/// that a cap or a bias never makes a hidden key visible.
+/// that a cap or a bias never makes a hidden key visible. It may have `bias<S>(distance)`, where
+/// scores are the scaled products plus biases by distance, those of distance, distance + 1, ...:
+/// then tiles of products are biased as they are computed. And `narrowed(Span queries, Span keys)
+/// const`, what maps the products of these positions and may be cheaper to ask.
 struct PlainScore {
   double scale = 1;
 
@@ -30,6 +27,16 @@ struct PlainScore {
   simd::Batch<S> operator()(const simd::Batch<S>& products, const Pairs<S>& /*pairs*/) const {
     return products;
   }
+};
+
+/// Whether scores are the scaled products plus biases by distance.
+template <class Score, class S>
+concept BiasedScore = requires(const Score& score) {
+  score.template bias<S>(Index{});
+};
+template <class Score>
+concept NarrowedScore = requires(const Score& score) {
+  score.narrowed(Span{}, Span{});
 };
 
 /// Another score, and a logit of each head that softmax counts beside the keys, with a value of
@@ -52,6 +59,13 @@ struct SinkLogits {
   template <class S>
   simd::Batch<S> operator()(const simd::Batch<S>& products, const Pairs<S>& pairs) const {
     return score(products, pairs);
+  }
+  template <class S>
+  simd::Batch<S> bias(Index distance) const requires BiasedScore<Score, S> {
+    return score.template bias<S>(distance);
+  }
+  auto narrowed(Span queries, Span keys) const requires NarrowedScore<Score> {
+    return score.narrowed(queries, keys);
   }
 };
 
@@ -91,82 +105,44 @@ struct Alibi {
     return simd::fnma<S>(simd::Batch<S>(static_cast<S>(slope)),
                          simd::abs<S>(pairs.query - pairs.key), products);
   }
+  template <class S>
+  simd::Batch<S> bias(Index distance) const {
+    return -(simd::Batch<S>(static_cast<S>(slope)) *
+             simd::abs<S>(simd::counting_from<S>(distance)));
+  }
 };
 
-/// The biases of H heads by distance, query minus key, at `least` to `most`; beyond, those of the
-/// end.
-///
-/// Each row is kept in both directions, with its ends repeated, so that a register of pairs whose
-/// distances rise or fall by one reads its biases as they lie.
-template <class S>
-class DistanceTable {
-  static constexpr Index L = simd::lanes<S>;
-
- public:
-  /// `bias(head, distance)`.
-  DistanceTable(Index heads, Index least, Index most, auto&& bias)
-      : least_(least), count_(most - least + 1) {
-    if (count_ < 1) {
-      throw ShapeError("DistanceTable: distances " + std::to_string(least) + " to " +
-                       std::to_string(most) + ", expected one at least");
-    }
-    Tensor<S, 3> rows({heads, 2, count_ + 2 * L});
-    for (Index h = 0; h < heads; ++h) {
-      for (Index i = 0; i < count_ + 2 * L; ++i) {
-        const Index distance = std::clamp(least + i - L, least, most);
-        const auto number = static_cast<S>(bias(h, distance));
-        rows(h, 0, i) = number, rows(h, 1, count_ + 2 * L - 1 - i) = number;
-      }
-    }
-    rows_ = std::move(rows);
-  }
-  Index heads() const { return rows_.extent(0); }
-
-  SEQMIX_ALWAYS_INLINE simd::Batch<S> of(Index head, const Pairs<S>& pairs) const {
-    const Index at =
-        pairs.step > 0 ? pairs.distance - least_ : least_ + count_ - 1 - pairs.distance;
-    return simd::load<S>(
-        &rows_(head, pairs.step > 0 ? 0 : 1, std::clamp<Index>(at + L, 0, count_ + L)));
-  }
-
- private:
-  Index least_, count_;
-  Parameter<S, 3> rows_;  // [H, {rising, falling}, L + count + L]
-};
-
-/// Another score plus a bias by distance.
-template <class S, class Score>
+/// Another score plus what `Biases` of its heads (kernels/positions/distance_biases.hpp) add.
+template <class Score, class Biases>
 struct DistanceBias {
   Score score;
-  const DistanceTable<S>* table;
+  const Biases* biases;
   Index head = 0;
   double scale = 1;
 
-  DistanceBias(Score others, const DistanceTable<S>& biases)
-      : score(std::move(others)), table(&biases) {}
+  DistanceBias(Score others, const Biases& of_heads)
+      : score(std::move(others)), biases(&of_heads) {}
   DistanceBias of(Index row, Index of_head) const {
-    DistanceBias result(score.of(row, of_head), *table);
+    DistanceBias result(score.of(row, of_head), *biases);
     result.head = of_head, result.scale = result.score.scale;
     return result;
   }
+  template <class S>
   simd::Batch<S> operator()(const simd::Batch<S>& products, const Pairs<S>& pairs) const {
-    return score(products, pairs) + table->of(head, pairs);
+    return score(products, pairs) + biases->of(head, pairs);
+  }
+  template <class S>
+  simd::Batch<S> bias(Index distance) const requires is_plain_score<Score> &&
+      BiasesByDistance<Biases, S> {
+    return biases->template rising<S>(head, distance);
+  }
+  auto narrowed(Span queries, Span keys) const requires NarrowedBiases<Biases> {
+    return [others = score, own = biases->narrowed(head, queries, keys)](const auto& products,
+                                                                         const auto& pairs) {
+      return others(products, pairs) + own.of(pairs);
+    };
   }
 };
-
-/// The slopes of ALiBi's heads: 2^(-8 (h + 1) / H) where H is a power of two; else those of the
-/// next lower one, then every second of the next higher one.
-inline std::vector<double> alibi_slopes(Index heads) {
-  Index power = 1;
-  while (2 * power <= heads) power *= 2;
-  std::vector<double> slopes;
-  const auto slope = [](Index h, Index of) {
-    return std::exp2(-8 * static_cast<double>(h + 1) / static_cast<double>(of));
-  };
-  for (Index h = 0; h < power; ++h) slopes.push_back(slope(h, power));
-  for (Index h = 0; power + h < heads; ++h) slopes.push_back(slope(2 * h, 2 * power));
-  return slopes;
-}
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -64,7 +64,7 @@ struct QueryPanel {
     Strips<Products> list;
     const auto strips = std::span(list).first(cut(tile, list));
     if (strips.empty()) return;
-    for (const Strip& strip : strips) products.multiply_keys(number, strip);
+    multiply_keys(tile, strips);
     const bool whole = strips[0].begin == 0 && strips[0].end == panel_registers;
     if (strips.size() == 1 && whole && !strips[0].partial) {
       update<panel_registers>(0, tile, strips);
@@ -116,6 +116,22 @@ struct QueryPanel {
             .stride = stride,
             .count = strip.size()};
   }
+
+  /// Biases by distance are added as the products are computed.
+  void multiply_keys(Span tile, std::span<const Strip> strips) const {
+    alignas(alignment) std::array<S, static_cast<std::size_t>(attention_tile + width + lanes)> bias;
+    const bool biased = policies.scores.is_biased();
+    if (biased) {
+      policies.scores.bias(head, queries.begin - tile.end + 1,
+                           tile.size() + registers() * lanes - 1, bias.data());
+    }
+    for (const Strip& strip : strips) {
+      const S* const first = bias.data() + tile.size() - 1 - strip.first + strip.begin * lanes;
+      products.multiply_keys(number, strip, biased ? first : nullptr);
+    }
+  }
+  /// Whether what `multiply_keys` gives are the scores.
+  bool has_scores() const { return policies.scores.is_plain() || policies.scores.is_biased(); }
 
   /// Lists what a tile asks for: all of it at once, or strips of the registers that see them.
   std::size_t cut(Span tile, Strips<Products>& strips) const {
@@ -216,7 +232,7 @@ struct QueryPanel {
   /// The highest score of a strip for the queries of a register. From here on masked scores stand
   /// where the products were.
   Batch highest_score(Index r, Span tile, const Strip& strip) const {
-    if (strip.partial || !policies.scores.is_plain()) return ask_policies(r, tile, strip);
+    if (strip.partial || !has_scores()) return ask_policies(r, tile, strip);
     return highest_product(r, strip);
   }
   Batch highest_product(Index r, const Strip& strip) const {
@@ -228,8 +244,8 @@ struct QueryPanel {
     const auto block = pairs(r, tile, strip, products.columns_of(r).score(strip.first, 0), width);
     const bool masked = strip.partial && policies.mask.visibility(head, block.queries,
                                                                   block.keys) != Visibility::all;
-    if (!masked && policies.scores.is_plain()) return highest_product(r, strip);
-    return policies.score(head, block, masked);
+    if (!masked && has_scores()) return highest_product(r, strip);
+    return policies.score(head, block, has_scores(), masked);
   }
 
   __attribute__((noinline)) void scale_sums(Index r, const Batch& factor) const {

@@ -15,13 +15,13 @@ namespace detail {
 template <class S>
 inline constexpr S minus_infinity = -std::numeric_limits<S>::infinity();
 
-/// The mask, or a cheaper one that is the same for these positions.
-template <class Mask>
-Mask narrowed(const Mask& mask, Span queries, Span keys) {
-  if constexpr (requires { mask.narrowed(queries, keys); }) {
-    return mask.narrowed(queries, keys);
+/// The mask or score, or a cheaper one that is the same for these positions.
+template <class Policy>
+auto narrowed(const Policy& policy, Span queries, Span keys) {
+  if constexpr (requires { policy.narrowed(queries, keys); }) {
+    return policy.narrowed(queries, keys);
   } else {
-    return mask;
+    return policy;
   }
 }
 
@@ -82,21 +82,25 @@ class MaskPolicy {
 template <class S>
 class ScorePolicy {
  public:
-  /// `plain`: scores are the scaled products.
-  explicit ScorePolicy(bool plain) : plain_(plain) {}
+  /// `plain`: scores are the scaled products. `biased`: the same plus biases by distance.
+  explicit ScorePolicy(bool plain, bool biased = false) : plain_(plain), biased_(biased) {}
 
   bool is_plain() const { return plain_; }
+  bool is_biased() const { return biased_; }
   virtual double scale(HeadOfRow of) const = 0;
   /// A score that softmax counts beside those of the keys, with a value of zero; -infinity: none.
   virtual double sink(HeadOfRow of) const = 0;
   /// Makes scaled products scores. Returns the highest of each lane.
   virtual simd::Batch<S> score(HeadOfRow of, const PairBlock<S>& block) const = 0;
+  /// Where scores are biased: writes the biases of the distances from `first` on, `count` of them
+  /// and what fills their last register.
+  virtual void bias(HeadOfRow /*of*/, Index /*first*/, Index /*count*/, S* /*to*/) const {}
 
  protected:
   ~ScorePolicy() = default;
 
  private:
-  bool plain_;
+  bool plain_, biased_;
 };
 
 /// The mask and the score of a call.
@@ -105,11 +109,11 @@ struct Policies {
   const MaskPolicy<S>& mask;
   const ScorePolicy<S>& scores;
 
-  /// Makes products scores, -infinity where `masked` and the mask hides a key. Returns the highest
-  /// of each lane.
-  simd::Batch<S> score(HeadOfRow of, const PairBlock<S>& block, bool masked) const {
+  /// Makes products scores unless they are (`scored`), -infinity where `masked` and the mask hides
+  /// a key; at least one of both is to do. Returns the highest of each lane.
+  simd::Batch<S> score(HeadOfRow of, const PairBlock<S>& block, bool scored, bool masked) const {
     if (!masked) return scores.score(of, block);
-    if (!scores.is_plain()) scores.score(of, block);
+    if (!scored) scores.score(of, block);
     return mask.hide(of, block);
   }
 };
@@ -170,7 +174,8 @@ class MaskOf final : public MaskPolicy<S> {
 template <class S, class Score>
 class ScoreOf final : public ScorePolicy<S> {
  public:
-  explicit ScoreOf(Score score) : ScorePolicy<S>(is_plain_score<Score>), score_(std::move(score)) {}
+  explicit ScoreOf(Score score)
+      : ScorePolicy<S>(is_plain_score<Score>, biased), score_(std::move(score)) {}
 
   double scale(HeadOfRow of) const override { return score_.of(of.row, of.head).scale; }
   double sink(HeadOfRow of) const override {
@@ -181,12 +186,24 @@ class ScoreOf final : public ScorePolicy<S> {
     }
   }
   simd::Batch<S> score(HeadOfRow of, const PairBlock<S>& block) const override {
-    const auto of_head = score_.of(of.row, of.head);
+    const auto of_head = narrowed(score_.of(of.row, of.head), block.queries, block.keys);
     return rewrite(block,
                    [&](Index i) { return of_head(simd::load<S>(block.at(i)), block.pairs(i)); });
   }
+  void bias(HeadOfRow of, Index first, Index count, S* to) const override {
+    if constexpr (biased) {
+      const auto of_head = score_.of(of.row, of.head);
+      for (Index i = 0; i < count; i += simd::lanes<S>) {
+        simd::store<S>(to + i, of_head.template bias<S>(first + i));
+      }
+    }
+  }
 
  private:
+  static constexpr bool biased = requires(const Score& score) {
+    score.of(Index{}, Index{}).template bias<S>(Index{});
+  };
+
   Score score_;
 };
 

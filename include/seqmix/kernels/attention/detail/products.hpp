@@ -93,11 +93,12 @@ struct PanelsAhead {
 };
 
 /// C (+)= A B for `Rows` rows and a B and C of `Registers` registers a row: one chain of
-/// multiply-adds over ascending k for each number.
+/// multiply-adds over ascending k for each number. Then C += `bias`, if given: each row of it
+/// begins a number before the last one.
 template <class S, Index Rows, Index Registers>
 __attribute__((noinline)) void multiply_panel_tile(const View<const S, 2>& a, Index row,
                                                    const View<const S, 2>& b, const View<S, 2>& c,
-                                                   bool accumulate) {
+                                                   bool accumulate, const S* bias) {
   constexpr Index lanes = simd::lanes<S>;
   const Index a_row = a.stride(0), a_step = a.stride(1), b_step = b.stride(0);
   S* const to = c.data() + row * c.stride(0);
@@ -123,6 +124,15 @@ __attribute__((noinline)) void multiply_panel_tile(const View<const S, 2>& a, In
       for (Index i = 0; i < Registers; ++i) sum[r][i] = simd::fma<S>(value, factor[i], sum[r][i]);
     }
   }
+  if (bias != nullptr) {
+#pragma GCC unroll 8
+    for (Index r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+      for (Index i = 0; i < Registers; ++i) {
+        sum[r][i] += simd::load<S>(bias - row - r + i * lanes);
+      }
+    }
+  }
 #pragma GCC unroll 8
   for (Index r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
@@ -132,30 +142,32 @@ __attribute__((noinline)) void multiply_panel_tile(const View<const S, 2>& a, In
 
 template <class S, Index Registers, Index Rows = panel_rows(Registers)>
 void multiply_panel_rows(const View<const S, 2>& a, const View<const S, 2>& b, const View<S, 2>& c,
-                         bool accumulate, PanelsAhead& ahead, Index row = 0) {
+                         bool accumulate, const S* bias, PanelsAhead& ahead, Index row = 0) {
   for (; row + Rows <= c.extent(0); row += Rows) {
     ahead.fetch();
-    multiply_panel_tile<S, Rows, Registers>(a, row, b, c, accumulate);
+    multiply_panel_tile<S, Rows, Registers>(a, row, b, c, accumulate, bias);
   }
   if constexpr (Rows > 1) {
-    multiply_panel_rows<S, Registers, Rows == 6 ? 4 : Rows / 2>(a, b, c, accumulate, ahead, row);
+    constexpr Index fewer = Rows == 6 ? 4 : Rows / 2;
+    multiply_panel_rows<S, Registers, fewer>(a, b, c, accumulate, bias, ahead, row);
   }
 }
 
 /// C (+)= A B where a row of B and C is whole registers, those of a panel at most. A may have any
 /// strides.
 template <class S>
-void multiply_panel(In<S, 2> a, In<S, 2> b, Out<S, 2> c, bool accumulate, PanelsAhead& ahead) {
+void multiply_panel(In<S, 2> a, In<S, 2> b, Out<S, 2> c, bool accumulate, const S* bias,
+                    PanelsAhead& ahead) {
   // Calls, as g++ 12 chooses among addresses by a condition that it has overwritten.
   const Index registers = c.extent(1) / simd::lanes<S>;
   if (registers == 1) {
-    multiply_panel_rows<S, 1>(a, b, c, accumulate, ahead);
+    multiply_panel_rows<S, 1>(a, b, c, accumulate, bias, ahead);
   } else if (registers == 2) {
-    multiply_panel_rows<S, 2>(a, b, c, accumulate, ahead);
+    multiply_panel_rows<S, 2>(a, b, c, accumulate, bias, ahead);
   } else if (registers == 3) {
-    multiply_panel_rows<S, 3>(a, b, c, accumulate, ahead);
+    multiply_panel_rows<S, 3>(a, b, c, accumulate, bias, ahead);
   } else {
-    multiply_panel_rows<S, panel_registers>(a, b, c, accumulate, ahead);
+    multiply_panel_rows<S, panel_registers>(a, b, c, accumulate, bias, ahead);
   }
 }
 
@@ -199,9 +211,11 @@ class RegisterProducts {
     keys_ = keys, values_ = values;
   }
 
-  void multiply_keys(Index panel, const Strip& strip) {
+  /// `bias`, if given, is added: of the first key and query of the strip, then of queries behind
+  /// it, before it of keys.
+  void multiply_keys(Index panel, const Strip& strip, const S* bias) {
     multiply_panel<S>(keys_.slice(axis::row, strip.first, strip.size()),
-                      columns(queries_[panel], strip), of(strip), false, *ahead_);
+                      columns(queries_[panel], strip), of(strip), false, bias, *ahead_);
   }
   /// The registers of a panel from one on: their products, and what takes their weights.
   struct Columns {
@@ -219,7 +233,7 @@ class RegisterProducts {
   Batch weight(Index key, Index r) const { return simd::load<S>(&scores_(key, r * lanes)); }
   void add_values(const Strip& strip, const View<S, 2>& o) {
     const auto rows = values_.slice(axis::row, strip.first, strip.size());
-    multiply_panel<S>(transposed(rows), of(strip), columns(o, strip), true, *ahead_);
+    multiply_panel<S>(transposed(rows), of(strip), columns(o, strip), true, nullptr, *ahead_);
   }
 
  private:

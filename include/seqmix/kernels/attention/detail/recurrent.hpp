@@ -350,8 +350,8 @@ struct QueryToken {
     S* const weights = &p(r, 0);
     scale_products(keys, scales[0], weights);
     if (partial) policies.mask.show(head(r), pairs(tile, &visible(r, 0)));
-    if (partial || !policies.scores.is_plain())
-      policies.score(head(r), pairs(tile, weights), partial);
+    const bool plain = policies.scores.is_plain();
+    if (partial || !plain) policies.score(head(r), pairs(tile, weights), plain, partial);
     Batch tile_maximum(minus_infinity<S>);
     for (Index i = 0; i < tile.size(); i += lanes) {
       const auto there = simd::counting_from<S>(i) < simd::broadcast(static_cast<S>(tile.size()));

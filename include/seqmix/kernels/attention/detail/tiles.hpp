@@ -51,13 +51,21 @@ class TileProducts {
     values_.pack_columns(values), values_.transpose(TileOperand::blocks_of(values.extent(1)));
   }
 
-  void multiply_keys(Index panel, const Strip& strip) {
+  void multiply_keys(Index panel, const Strip& strip, const float* bias) {
     for (Index q = strip.begin / registers; q * registers < strip.end; ++q) {
       for (Index k = strip.first; k < strip.last; k += pair) {
         ahead_->fetch();
         simd::zero_sums();
         multiply_steps(keys_, k / pair, queries_, panel * (width / pair) + q, 0, keys_.steps());
         simd::store_sums(&scores_(k, q * pair), width);
+      }
+    }
+    if (bias == nullptr) return;
+    for (Index k = strip.first; k < strip.last; ++k) {
+      for (Index r = strip.begin; r < strip.end; ++r) {
+        float* const at = &scores_(k, r * lanes);
+        const float* const own = bias - (k - strip.first) + (r - strip.begin) * lanes;
+        simd::store<float>(at, simd::load<float>(at) + simd::load<float>(own));
       }
     }
   }
