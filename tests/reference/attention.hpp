@@ -5,6 +5,7 @@
 #include <numbers>
 #include <utility>
 
+#include "reference/distance_biases.hpp"
 #include "reference/twin.hpp"
 
 namespace reference {
@@ -232,24 +233,15 @@ std::vector<S> project_outputs(const Input<S>& in, const std::vector<S>& x, std:
   return linear<S>(in.weight("o_proj.weight"), bias, o);
 }
 
-/// The score of query head h and a key.
+/// The score of head h for a query at t and a key at j.
 template <class S>
-S attention_score(const Input<S>& in, const S* query, const S* key, Index h, Index distance) {
-  const Index K = in.size("head_dim"), H = in.size("n_heads");
+S attention_score(const Input<S>& in, const S* query, const S* key, Index h, Index t, Index j) {
+  const Index K = in.size("head_dim");
   S score = 0;
   for (Index i = 0; i < K; ++i) score += query[i] * key[i];
-  const double scale = number_or(in, "score_scale", 0), cap = number_or(in, "soft_cap", 0);
-  score = scale > 0 ? score * static_cast<S>(scale) : score / std::sqrt(static_cast<S>(K));
-  if (flag_or(in, "alibi", false)) {
-    // Press et al. 2021, arXiv:2108.12409: a geometric sequence, of the power of two below H, then
-    // odd members of that of the power above.
-    Index power = 1;
-    while (2 * power <= H) power *= 2;
-    const double exponent =
-        h < power ? static_cast<double>(h + 1) / static_cast<double>(power)
-                  : (2 * static_cast<double>(h - power) + 1) / (2 * static_cast<double>(power));
-    score -= static_cast<S>(std::pow(2.0, -8 * exponent)) * static_cast<S>(std::abs(distance));
-  }
+  const double given = number_or(in, "score_scale", 0), cap = number_or(in, "soft_cap", 0);
+  const double scale = given > 0 ? given : 1 / std::sqrt(static_cast<double>(K));
+  score = score * static_cast<S>(scale) + static_cast<S>(distance_bias(in, h, t, j, scale));
   return cap > 0 ? static_cast<S>(cap) * std::tanh(score / static_cast<S>(cap)) : score;
 }
 
@@ -297,7 +289,7 @@ void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& slot, Output
       std::vector<const S*> value;
       for (std::size_t n = 0; n < seen.size(); ++n) {
         score.push_back(
-            attention_score(in, q.data() + h * K, keys[n].data() + g * K, h, t - seen[n]));
+            attention_score(in, q.data() + h * K, keys[n].data() + g * K, h, t, seen[n]));
         value.push_back(tokens[static_cast<std::size_t>(seen[n])].v.data() + g * V);
       }
       if (in.flag("sink_logits")) score.push_back(in.weight("sinks")(h));
@@ -422,7 +414,7 @@ inline const std::vector<std::string> attention_configs{
         "positions": {"rotary_dim": 4}, "scores": {"sink_logits": true}})",
     R"({"d_model": 10, "heads": {"n_heads": 3, "n_kv_heads": 1, "head_dim": 4, "value_dim": 9,
         "qk_norm": "head", "qk_norm_kind": "l2", "qk_norm_rotated": true, "output_gate": "head"},
-        "positions": {"rotary_dim": 2, "alibi": true},
+        "positions": {"rotary_dim": 2}, "bias": {"kind": "alibi", "alibi_bias_max": 6},
         "scores": {"score_scale": 8, "soft_cap": 3, "sink_logits": true, "temperature": "stepped",
         "temperature_rate": 0.5, "temperature_length": 10, "temperature_offset": 1}})",
     R"({"d_model": 9, "heads": {"n_heads": 2, "n_kv_heads": 2, "head_dim": 7, "qk_norm": "head",
@@ -432,7 +424,7 @@ inline const std::vector<std::string> attention_configs{
     R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 5}, "positions": {"rotary_dim": 4},
         "sees": {"chunk": 24}, "store": {"max_rollback": 2}})",
     R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 5}, "sees": {"chunk": 7,
-        "chunks_back": 2}, "positions": {"alibi": true}})",
+        "chunks_back": 2}, "bias": {"kind": "alibi"}})",
     R"({"d_model": 11, "n_heads": 2, "n_kv_heads": 1, "head_dim": 11, "rotary_dim": 8,
         "rotary_offset": 3, "rope_theta": 1000, "rope_interleaved": true, "qkv_bias": false,
         "rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_length": 64,
@@ -552,7 +544,8 @@ Output<S> cross_attention(const Input<S>& in) {
         std::vector<S> score;
         std::vector<const S*> value;
         for (Index s = 0; s < length; ++s) {
-          score.push_back(attention_score(in, q.data() + h * K, &keys(b, h / (H / G), s, 0), h, 0));
+          score.push_back(
+              attention_score(in, q.data() + h * K, &keys(b, h / (H / G), s, 0), h, 0, 0));
           value.push_back(&values(b, h / (H / G), s, 0));
         }
         const std::vector<S> head = softmax_mean(score, value, K);

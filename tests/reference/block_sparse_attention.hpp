@@ -83,7 +83,7 @@ Output<S> block_sparse_attention(const Input<S>& parts) {
         std::vector<const S*> value;
         for (Index j = 0; j <= t; ++j) {
           if (!seen[static_cast<std::size_t>((h * T + t) * T + j)]) continue;
-          score.push_back(attention_score(in, q.data() + h * K, &keys(b, g, j, 0), h, t - j));
+          score.push_back(attention_score(in, q.data() + h * K, &keys(b, g, j, 0), h, t, j));
           value.push_back(&values(b, g, j, 0));
         }
         if (in.flag("sink_logits")) score.push_back(in.weight("sinks")(h));

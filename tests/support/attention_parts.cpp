@@ -52,6 +52,19 @@ std::vector<AttentionMember> make_members() {
       R"({"rotary_dim": 4, "rotary_offset": 2, "rope_theta": 30, "rope_resonance": true})");
   add("positions", "xPos", R"({"rotary_dim": 6, "rope_closed": true, "rope_xpos": 32})");
 
+  add("bias", "ALiBi", R"({"kind": "alibi"})");
+  add("bias", "ALiBi in bfloat16", R"({"kind": "falcon_alibi"})");
+  add("bias", "T5", R"({"kind": "t5", "num_buckets": 10, "max_distance": 20})");
+  add("bias", "T5, both directions",
+      R"({"kind": "t5", "num_buckets": 12, "max_distance": 16, "bidirectional": true})");
+  add("bias", "relative", R"({"kind": "relative", "max_distance": 6})");
+  add("bias", "KERPLE, logarithmic", R"({"kind": "kerple_log"})");
+  add("bias", "KERPLE, power", R"({"kind": "kerple_power"})");
+  add("bias", "Sandwich", R"({"kind": "sandwich", "sandwich_dim": 8, "max_positions": 100})");
+  add("bias", "FIRE", R"({"kind": "fire", "fire_width": 7, "fire_initial_length": 12})");
+  add("bias", "inverse squares", R"({"kind": "inverse_square"})");
+  add("bias", "squares of logarithms", R"({"kind": "log_square"})");
+
   add("sees", "window", R"({"window": 7})");
   add("sees", "dilation", R"({"window": 4, "dilation": 3})", Of::causal);
   add("sees", "first tokens", R"({"window": 5, "n_sinks": 2})", Of::causal);

@@ -121,7 +121,7 @@ TEST_CASE("a cap far above the scores is none") {
 TEST_CASE("the last token of a sequence sees in both directions what it sees behind itself") {
   for (const bool alibi : {false, true}) {
     AttentionConfig config = grouped;
-    config.positions.alibi = alibi;
+    if (alibi) config.bias.kind = DistanceBiasKind::alibi;
     const auto weights = random_weights<Weights>(config, 11);
     const auto x = random_tensor<double, 3>({2, 75, 12}, 12);
     const auto both = forward(BidirectionalAttention<double>(config, weights), x);

@@ -21,7 +21,7 @@ class ComposedScore final : public detail::ScorePolicy<S> {
   using Maps = std::vector<std::shared_ptr<const detail::ScorePolicy<S>>>;
 
   ComposedScore(double scale, Maps maps, std::vector<double> sinks = {})
-      : detail::ScorePolicy<S>(maps.empty()),
+      : detail::ScorePolicy<S>(maps.empty(), maps.size() == 1 && maps[0]->is_biased()),
         scale_(scale),
         maps_(std::move(maps)),
         sinks_(std::move(sinks)) {}
@@ -43,6 +43,9 @@ class ComposedScore final : public detail::ScorePolicy<S> {
     simd::Batch<S> highest(detail::minus_infinity<S>);
     for (const auto& map : maps_) highest = map->score(of, block);
     return highest;
+  }
+  void bias(detail::HeadOfRow of, Index first, Index count, S* to) const override {
+    maps_[0]->bias(of, first, count, to);
   }
 
  private:
@@ -71,12 +74,16 @@ namespace detail {
 template <class S>
 class ScoreOf<S, AnyScore<S>> final : public ScorePolicy<S> {
  public:
-  explicit ScoreOf(AnyScore<S> any) : ScorePolicy<S>(any.policy->is_plain()), any_(any) {}
+  explicit ScoreOf(AnyScore<S> any)
+      : ScorePolicy<S>(any.policy->is_plain(), any.policy->is_biased()), any_(any) {}
 
   double scale(HeadOfRow of) const override { return any_.policy->scale(shifted(of)); }
   double sink(HeadOfRow of) const override { return any_.policy->sink(shifted(of)); }
   simd::Batch<S> score(HeadOfRow of, const PairBlock<S>& block) const override {
     return any_.policy->score(shifted(of), block);
+  }
+  void bias(HeadOfRow of, Index first, Index count, S* to) const override {
+    any_.policy->bias(shifted(of), first, count, to);
   }
 
  private:

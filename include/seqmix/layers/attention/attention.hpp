@@ -12,6 +12,7 @@
 #include "seqmix/kernels/attention/rings.hpp"
 #include "seqmix/kernels/attention/xpos.hpp"
 #include "seqmix/kernels/positions/temperature.hpp"
+#include "seqmix/layers/attention/detail/biases.hpp"
 #include "seqmix/layers/attention/detail/heads.hpp"
 #include "seqmix/layers/attention/detail/positions.hpp"
 #include "seqmix/layers/attention/detail/scores.hpp"
@@ -79,14 +80,15 @@ struct AttentionConfig {
   Index d_model = 0;
   HeadsConfig heads = {};
   PositionsConfig positions = {};
+  DistanceBiasConfig bias = {};
   SeesConfig sees = {};
   ScoresConfig scores = {};
   StoreConfig store = {};
 
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model);
-    field("heads", self.heads), field("positions", self.positions), field("sees", self.sees);
-    field("scores", self.scores), field("store", self.store);
+    field("heads", self.heads), field("positions", self.positions), field("bias", self.bias);
+    field("sees", self.sees), field("scores", self.scores), field("store", self.store);
   }
   void check() const {
     check_parts();
@@ -102,8 +104,11 @@ struct AttentionConfig {
             "positions.rotary_dim must not exceed heads.head_dim");
     require(positions.rotary_offset + positions.rotary_dim <= heads.head_dim,
             "positions.rotary_offset and positions.rotary_dim must not exceed heads.head_dim");
-    require(sees.n_sinks == 0 || !positions.alibi,
-            "sees.n_sinks needs rotary positions or none, not alibi");
+    require(sees.n_sinks == 0 || bias.kind == DistanceBiasKind::none,
+            "sees.n_sinks needs rotary positions or none: bias.kind none");
+    require(sees.dilation == 1 || bias.kind == DistanceBiasKind::none ||
+                bias.kind == DistanceBiasKind::alibi,
+            "sees.dilation needs bias.kind none or alibi");
     require(
         sees.n_sinks == 0 || !heads.qk_norm_rotated || heads.qk_norm_weight == QkNormWeight::none,
         "sees.n_sinks needs rotations last, or heads.qk_norm_weight none");
@@ -120,10 +125,14 @@ struct AttentionConfig {
 
 template <class Scalar>
 struct AttentionWeights : HeadsWeights<Scalar>, ScoresWeights<Scalar> {
+  DistanceBiasWeights<Scalar> bias;
+
   /// `c` has the parts that have weights.
   static void visit(auto& self, const auto& c, auto&& parameter) {
     HeadsWeights<Scalar>::visit(self, c.heads, c.d_model, parameter);
     ScoresWeights<Scalar>::visit(self, c.scores, c.heads.n_heads, parameter);
+    DistanceBiasWeights<Scalar>::visit(self.bias, c.bias, c.heads.n_heads,
+                                       Prefixed("bias", parameter));
   }
 };
 
@@ -143,7 +152,12 @@ struct AttentionParts {
         w(std::move(weights)),
         frequencies(c.positions.frequencies()),
         decay(c.positions.decay()),
-        score(make_score<Scalar>(c.scores, w, c.heads.head_dim, slopes(distance))) {}
+        score(make_score<Scalar>(c.scores, w, c.bias, w.bias, c.heads, distance)) {}
+
+  PositionLimit position_limit() const {
+    if (c.bias.kind != DistanceBiasKind::sandwich) return {};
+    return {c.bias.most_positions(), "bias.max_positions"};
+  }
 
   /// Turns queries [T, H, K] to their positions, none of which counts beyond `last`, and sharpens
   /// them as the scores say.
@@ -159,18 +173,10 @@ struct AttentionParts {
     rotate(c.positions, frequencies, k, past, call);
     if (c.heads.qk_norm_rotated) normalise_keys(c.heads, w, k, call);
   }
-
- private:
-  std::vector<double> slopes(Index distance) const {
-    if (!c.positions.alibi) return {};
-    std::vector<double> result = alibi_slopes(c.heads.n_heads);
-    for (double& slope : result) slope *= static_cast<double>(distance);
-    return result;
-  }
 };
 
 /// Causal softmax attention with grouped key/value heads, made of parts: see `HeadsConfig`,
-/// `PositionsConfig`, `SeesConfig`, `ScoresConfig` and `StoreConfig`.
+/// `PositionsConfig`, `DistanceBiasConfig`, `SeesConfig`, `ScoresConfig` and `StoreConfig`.
 ///
 ///   q_t, k_t, v_t of x_t in heads, q and k turned by position (RoPE)
 ///   s_tj of `ScoresConfig`; with rope_xpos what the pairs of q_t · k_j add, each times
@@ -207,14 +213,16 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
       .paper = "Vaswani 2017, arXiv:1706.03762; Ainslie 2023, arXiv:2305.13245",
       .forward = "O(T D² + T² H K)",
       .step = "O(D² + t H K)",
-      .state = "2 t G K"};
+      .state = "2 t G K",
+      .has_position_limit = true};
   static constexpr Traits sliding_window_traits{
       .name = "sliding_window_attention",
       .title = "Sliding-window attention (sinks, dilation)",
       .paper = "Jiang 2023, arXiv:2310.06825; Xiao 2023, arXiv:2309.17453",
       .forward = "O(T D² + T W H K)",
       .step = "O(D² + W H K)",
-      .state = "2 W G K"};
+      .state = "2 W G K",
+      .has_position_limit = true};
 
   struct State {
     Position position;              // [B]
@@ -359,7 +367,7 @@ struct BidirectionalAttentionConfig : AttentionConfig {
 };
 
 /// Softmax attention in which tokens see the ones behind them, too: an encoder's. All else is
-/// `attention`'s; the penalty of alibi is m_h |t - j|.
+/// `attention`'s.
 ///
 ///   o_t = Σ_j softmax_j(s_tj) v_j  over all j, or those that `SeesConfig` leaves
 ///
@@ -377,7 +385,8 @@ struct BidirectionalAttentionDefinition : AttentionParts<S, BidirectionalAttenti
                                  .paper = "Devlin 2018, arXiv:1810.04805",
                                  .forward = "O(T D² + T² H K)",
                                  .step = "none",
-                                 .state = "none"};
+                                 .state = "none",
+                                 .has_position_limit = true};
 
   using Parts = AttentionParts<S, Config>;
   using Parts::c;

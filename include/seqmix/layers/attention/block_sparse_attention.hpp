@@ -17,6 +17,7 @@ struct BlockSparseAttentionConfig {
   Index d_model = 0;
   HeadsConfig heads = {};
   PositionsConfig positions = {};
+  DistanceBiasConfig bias = {};
   ScoresConfig scores = {};
   std::string pattern = "dense";  // of the heads in turn: names of `SparsePattern`, comma-separated
   Index block = 64;               // tokens of a block of fixed, big_bird and layout
@@ -33,7 +34,8 @@ struct BlockSparseAttentionConfig {
 
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("heads", self.heads);
-    field("positions", self.positions), field("scores", self.scores);
+    field("positions", self.positions), field("bias", self.bias);
+    field("scores", self.scores);
     const bool local = self.has(SparsePattern::local), fixed = self.has(SparsePattern::fixed);
     const bool big_bird = self.has(SparsePattern::big_bird);
     const auto of_blocks = only_where(fixed || big_bird || self.has(SparsePattern::layout),
@@ -64,8 +66,8 @@ struct BlockSparseAttentionConfig {
     positions.check_causal();
     require(std::ssize(sparse_patterns(pattern)) <= heads.n_heads,
             "pattern must not have more names than there are heads, heads.n_heads");
-    require(!has(SparsePattern::strided) || !positions.alibi,
-            "positions.alibi needs a pattern that is not strided");
+    require(!has(SparsePattern::strided) || bias.kind == DistanceBiasKind::none,
+            "bias.kind needs a pattern that is not strided");
     if (has(SparsePattern::fixed)) {
       require(span % block == 0, "span must be a multiple of block where a pattern is fixed");
       require(n_verticals * vertical_blocks <= span / block,
@@ -158,7 +160,7 @@ struct BlockSparseAttentionDefinition
   }
 
   PositionLimit position_limit() const {
-    if (c.layout_blocks == 0) return {};
+    if (c.layout_blocks == 0) return Parts::position_limit();
     return {c.layout_blocks * c.block, "layout_blocks * block"};
   }
 

@@ -70,7 +70,7 @@ struct DistanceBiasConfig {
         only_where(self.kind == Kind::t5 || self.kind == Kind::relative, "kind is t5 or relative");
     const auto of_sandwich = only_where(self.kind == Kind::sandwich, "kind is sandwich");
     const auto of_fire = only_where(self.kind == Kind::fire, "kind is fire");
-    field("kind", self.kind);
+    field("kind", self.kind, flat_key("alibi"));
     field("alibi_bias_max", self.alibi_bias_max, is_positive, of_alibi);
     field("num_buckets", self.num_buckets, of_t5);
     field("bidirectional", self.bidirectional, of_t5);
@@ -129,7 +129,7 @@ struct DistanceBiasWeights {
   }
 };
 
-/// A bias as a score of its own, which other scores may follow.
+/// A bias as a score of its own, which others may follow.
 template <class Biases>
 struct OwnedBiases {
   Biases biases;
@@ -138,11 +138,16 @@ struct OwnedBiases {
 };
 
 /// Calls `body` with the biases of `n_heads` heads unless the kind is none. `score_scale` is that
-/// of products.
+/// of products; `distance` (of alibi alone) that of neighbours.
 template <class S>
 void make_distance_biases(const DistanceBiasConfig& of, const DistanceBiasWeights<S>& w,
-                          Index n_heads, double score_scale, auto&& body) {
+                          Index n_heads, double score_scale, Index distance, auto&& body) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
+  const auto slopes_of = [](Index heads, double most, Index unit) {
+    std::vector<double> slopes = alibi_slopes(heads, most);
+    for (double& slope : slopes) slope *= static_cast<double>(unit);
+    return slopes;
+  };
   // KERPLE's numbers are clamped where they are used.
   const auto clamped = [](const Parameter<S, 3>& numbers, double most) {
     std::vector<double> result;
@@ -155,7 +160,7 @@ void make_distance_biases(const DistanceBiasConfig& of, const DistanceBiasWeight
     case DistanceBiasKind::none:
       return;
     case DistanceBiasKind::alibi:
-      return body(LinearBiases(alibi_slopes(n_heads, of.alibi_bias_max)));
+      return body(LinearBiases(slopes_of(n_heads, of.alibi_bias_max, distance)));
     case DistanceBiasKind::falcon_alibi:
       return body(FalconBiases(alibi_slopes(n_heads), score_scale));
     case DistanceBiasKind::t5:

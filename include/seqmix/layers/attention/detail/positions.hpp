@@ -19,7 +19,6 @@ struct PositionsConfig {
   bool rope_interleaved = false;  // pairs (2i, 2i + 1) instead of (i, i + rotary_dim / 2)
   RopeScalingConfig rope_scaling = {};
   double rope_xpos = 0;  // tokens of a power of xPos, 512 in the paper; 0: turned alone
-  bool alibi = false;    // a penalty on distance, its slope by head
 
   static void visit(auto& self, auto&& field) {
     const auto rotated = only_where(self.rotary_dim > 0, "rotary_dim is positive");
@@ -29,7 +28,6 @@ struct PositionsConfig {
     field("rope_interleaved", self.rope_interleaved, rotated);
     RopeScalingConfig::visit(self.rope_scaling, field);
     field("rope_xpos", self.rope_xpos, is_positive.or_zero(), rotated);
-    field("alibi", self.alibi);
   }
   void check() const {
     require(rotary_dim % 2 == 0, "rotary_dim must be even");

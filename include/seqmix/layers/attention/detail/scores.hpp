@@ -10,6 +10,8 @@
 #include "seqmix/core/named_enum.hpp"
 #include "seqmix/kernels/attention/composed_score.hpp"
 #include "seqmix/kernels/attention/scores.hpp"
+#include "seqmix/layers/attention/detail/biases.hpp"
+#include "seqmix/layers/attention/detail/heads.hpp"
 #include "seqmix/layers/mixer.hpp"
 
 // From q · k to the weights of attention.
@@ -29,7 +31,7 @@ constexpr std::array<std::string_view, 3> names_of(Temperature) {
 
 /// The scores of attention.
 ///
-///   s_tj = score_scale τ_t q_t · k_j + bias;  with soft_cap c: c tanh(s_tj / c)
+///   s_tj = score_scale τ_t q_t · k_j + bias(t, j);  with soft_cap c: c tanh(s_tj / c)
 ///   weights exp(s_tj) / (Σ_i exp(s_ti) + exp(sink_h)),  without the sink where sink_logits is
 ///   false
 ///
@@ -81,32 +83,43 @@ struct ScoresWeights {
   }
 };
 
-/// ALiBi with slopes of its own.
-struct OwnedAlibi {
-  std::vector<double> slopes;  // [H]
+/// cap · tanh(score / cap) of a score that is more than a scaled product.
+struct Capped {
+  double cap = 1;
+  static constexpr double scale = 1;
 
-  Alibi of(Index row, Index head) const { return Alibi{1, slopes}.of(row, head); }
+  Capped of(Index /*row*/, Index /*head*/) const { return *this; }
+  template <class S>
+  simd::Batch<S> operator()(const simd::Batch<S>& scores, const Pairs<S>& /*pairs*/) const {
+    const simd::Batch<S> bound(static_cast<S>(cap));
+    return bound * simd::tanh(scores * simd::Batch<S>(static_cast<S>(1 / cap)));
+  }
 };
 
-/// What the kernels ask for scores of heads of `head_dim` numbers. `slopes` [H] of ALiBi, or none.
+/// What the kernels ask for the scores of `heads`, whose biases follow `distance`, that between
+/// neighbours.
 template <class S>
-ComposedScore<S> make_score(const ScoresConfig& c, const ScoresWeights<S>& w, Index head_dim,
-                            std::vector<double> slopes) {
+ComposedScore<S> make_score(const ScoresConfig& c, const ScoresWeights<S>& w,
+                            const DistanceBiasConfig& bias, const DistanceBiasWeights<S>& biases,
+                            const HeadsConfig& heads, Index distance) {
   using Score = ComposedScore<S>;
-  // A cap maps what is divided by it; so is what is added before.
-  const double unit = c.soft_cap > 0 ? c.soft_cap : 1;
-  const double scale = c.score_scale > 0 ? c.score_scale : inverse_sqrt(head_dim);
+  double scale = c.score_scale > 0 ? c.score_scale : inverse_sqrt(heads.head_dim);
   typename Score::Maps maps;
-  if (!slopes.empty()) {
-    for (double& slope : slopes) slope /= unit;
-    maps.push_back(Score::map(OwnedAlibi{std::move(slopes)}));
+  make_distance_biases(bias, biases, heads.n_heads, scale, distance, [&]<class B>(B numbers) {
+    maps.push_back(Score::map(OwnedBiases<B>{std::move(numbers)}));
+  });
+  if (c.soft_cap > 0 && maps.empty()) {
+    const SoftCap cap(scale, c.soft_cap);
+    scale = cap.scale;
+    maps.push_back(Score::map(cap));
+  } else if (c.soft_cap > 0) {
+    maps.push_back(Score::map(Capped{c.soft_cap}));
   }
-  if (c.soft_cap > 0) maps.push_back(Score::map(SoftCap(scale, c.soft_cap)));
   std::vector<double> sinks;
   if (c.sink_logits) {
-    for (Index h = 0; h < w.sinks.extent(0); ++h) sinks.push_back(w.sinks(h));
+    for (Index h = 0; h < heads.n_heads; ++h) sinks.push_back(w.sinks(h));
   }
-  return {scale / unit, std::move(maps), std::move(sinks)};
+  return {scale, std::move(maps), std::move(sinks)};
 }
 
 SEQMIX_END_NAMESPACE
