@@ -16,7 +16,7 @@
 #include "seqmix/layers/channel/feed_forward.hpp"
 #include "seqmix/layers/detail/describe_config.hpp"
 #include "seqmix/layers/ssm/mamba.hpp"
-#include "support/safetensors_builder.hpp"
+#include "support/error_of.hpp"
 
 namespace seqmix {
 namespace {

@@ -9,8 +9,8 @@
 #include "seqmix/layers/channel/feed_forward.hpp"
 #include "seqmix/layers/linear/gated_linear_attention.hpp"
 #include "support/compare.hpp"
+#include "support/error_of.hpp"
 #include "support/random.hpp"
-#include "support/safetensors_builder.hpp"
 
 namespace seqmix {
 namespace {

@@ -13,6 +13,7 @@
 
 #include "seqmix/io/safetensors.hpp"
 #include "support/allocations.hpp"
+#include "support/error_of.hpp"
 #include "support/safetensors_builder.hpp"
 
 namespace seqmix {

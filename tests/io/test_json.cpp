@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "seqmix/io/json.hpp"
+#include "support/error_of.hpp"
 #include "support/safetensors_builder.hpp"
 
 namespace seqmix {

@@ -13,6 +13,7 @@
 #include "seqmix/io/model.hpp"
 #include "support/allocations.hpp"
 #include "support/compare.hpp"
+#include "support/error_of.hpp"
 #include "support/random.hpp"
 #include "support/safetensors_builder.hpp"
 

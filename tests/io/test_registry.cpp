@@ -13,6 +13,7 @@
 #include "seqmix/io/registry.hpp"
 #include "support/allocations.hpp"
 #include "support/compare.hpp"
+#include "support/error_of.hpp"
 #include "support/layer_case.hpp"
 #include "support/random.hpp"
 #include "support/random_weights.hpp"

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "seqmix/io/safetensors.hpp"
+#include "support/error_of.hpp"
 #include "support/safetensors_builder.hpp"
 
 namespace seqmix {

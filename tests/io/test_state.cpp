@@ -15,6 +15,7 @@
 #include "seqmix/io/state.hpp"
 #include "seqmix/kernels/attention/caches.hpp"
 #include "support/compare.hpp"
+#include "support/error_of.hpp"
 #include "support/random.hpp"
 #include "support/safetensors_builder.hpp"
 

@@ -13,8 +13,8 @@
 
 #include "reference/twin.hpp"
 #include "seqmix/io/load.hpp"
+#include "support/error_of.hpp"
 #include "support/layers/registry.hpp"
-#include "support/safetensors_builder.hpp"
 #include "support/systems.hpp"
 
 namespace {

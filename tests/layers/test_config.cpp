@@ -18,10 +18,10 @@
 #include "seqmix/layers/linear/linear_attention.hpp"
 #include "support/allocations.hpp"
 #include "support/compare.hpp"
+#include "support/error_of.hpp"
 #include "support/layer_case.hpp"
 #include "support/random.hpp"
 #include "support/random_weights.hpp"
-#include "support/safetensors_builder.hpp"
 #include "support/verbs.hpp"
 
 namespace support {

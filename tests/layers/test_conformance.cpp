@@ -14,6 +14,7 @@
 #include "seqmix/testing/state.hpp"
 #include "support/allocations.hpp"
 #include "support/compare.hpp"
+#include "support/error_of.hpp"
 #include "support/layer_case.hpp"
 #include "support/thread_executor.hpp"
 #include "support/verbs.hpp"
@@ -23,7 +24,6 @@ namespace {
 using namespace support;
 using seqmix::Algorithm;
 using seqmix::Shape;
-using seqmix::StateMembers;
 using seqmix::testing::member_error;
 using seqmix::testing::random_company;
 using seqmix::testing::tokens_of;
@@ -51,16 +51,6 @@ struct Expected {
         std::span<const S>(y.data(), static_cast<std::size_t>(y.size())), truth.y.numbers);
   }
 };
-
-template <class S>
-std::string error_text(auto&& call) {
-  try {
-    call();
-  } catch (const seqmix::Error& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
 
 bool mentions(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
@@ -352,12 +342,12 @@ TEMPLATE_LIST_TEST_CASE("bad calls name what is wrong and leave the state as it 
     AnyState snapshot = state;
     const auto prefill = [&](Shape<3> in, Shape<3> out, AnyState& with) {
       Tensor<TestType, 3> a(in), b(out);
-      return error_text<TestType>([&] { layer.prefill(a, with, b, context); });
+      return seqmix::test::error_of<seqmix::Error>([&] { layer.prefill(a, with, b, context); });
     };
     CHECK(mentions(prefill({B, 2, D + 1}, {B, 2, D + 1}, state), layer.name() + ": x has shape"));
     CHECK(mentions(prefill({B, 2, D}, {B, 3, D}, state), "y has shape"));
     CHECK(mentions(prefill({B, 2, D}, {B + 1, 2, D}, state), "y has shape"));
-    CHECK(mentions(error_text<TestType>([&] {
+    CHECK(mentions(seqmix::test::error_of<seqmix::Error>([&] {
                      Tensor<TestType, 3> a({B, 2, 2 * D}), b({B, 2, D});
                      const View<TestType, 3> gaps(a.data(), {B, 2, D}, {4 * D, 2 * D, 2});
                      if (D > 1) layer.forward(gaps, b, context);
@@ -526,7 +516,7 @@ TEMPLATE_LIST_TEST_CASE("packed documents are what each is alone", "", support::
     const auto error_of = [&](std::initializer_list<Index> offsets) {
       Tensor<Index, 1> bad({static_cast<Index>(offsets.size())});
       std::copy(offsets.begin(), offsets.end(), bad.data());
-      return error_text<TestType>([&] {
+      return seqmix::test::error_of<seqmix::Error>([&] {
         layer.mixer().forward_documents(x.view()[0], bad, y.view()[0], context, sides.views());
       });
     };
@@ -598,7 +588,7 @@ TEMPLATE_LIST_TEST_CASE("bad segments name themselves", "", support::TestScalars
     auto state = layer.make_state(2, 20);
     const auto error_of = [&](std::initializer_list<seqmix::Segment> list) {
       const std::vector<seqmix::Segment> segments(list);
-      return error_text<TestType>(
+      return seqmix::test::error_of<seqmix::Error>(
           [&] { layer.advance(input.view()[0], segments, state, y.view()[0], context); });
     };
     CHECK(mentions(error_of({{0, 0, 4}, {1, 5, 4}}), "segment 1"));
@@ -674,7 +664,8 @@ TEMPLATE_LIST_TEST_CASE("a layer says which side values it misses", "", support:
     Context context = poisoned();
     const auto x = layer.random_input(1, 3, 59);
     auto y = unwritten<TestType>(x.shape());
-    const auto text = error_text<TestType>([&] { layer.mixer().forward(x, y, context); });
+    const auto text =
+        seqmix::test::error_of<seqmix::Error>([&] { layer.mixer().forward(x, y, context); });
     CHECK(mentions(text, "side value " + layer.mixer().sides().front().name));
   });
 }

@@ -10,6 +10,7 @@
 #include "seqmix/io/verify.hpp"
 #include "support/allocations.hpp"
 #include "support/compare.hpp"
+#include "support/error_of.hpp"
 #include "support/random.hpp"
 #include "support/safetensors_builder.hpp"
 #include "support/verbs.hpp"

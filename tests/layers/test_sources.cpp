@@ -14,6 +14,7 @@
 #include "seqmix/testing/state.hpp"
 #include "support/allocations.hpp"
 #include "support/compare.hpp"
+#include "support/error_of.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 #include "support/verbs.hpp"
@@ -22,13 +23,13 @@ namespace {
 
 using namespace support;
 using Catch::Matchers::ContainsSubstring;
-using seqmix::CacheView;
 using seqmix::CapacityError;
 using seqmix::CrossAttention;
 using seqmix::Segment;
 using seqmix::Segments;
 using seqmix::StateMembers;
 using seqmix::Storage;
+using seqmix::test::error_of;
 using seqmix::testing::valid_numbers;
 
 template <class S>
@@ -70,16 +71,6 @@ Index tokens_of(const std::vector<Segment>& segments) {
 template <class S>
 auto part(const View<S, 2>& view, const Segment& segment) {
   return view.slice(seqmix::axis::time, segment.first, segment.count);
-}
-
-template <class Error>
-std::string error_of(auto&& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
 }
 
 /// A composite: twice what a part that reads makes of its tokens.
@@ -155,8 +146,8 @@ TEMPLATE_TEST_CASE("rows whose sources differ have the bits of each alone", "", 
       // `forward` is the same of one length.
       Tensor<S, 3> by_forward({1, query.count, 9});
       if (query.count == 1) continue;  // takes the parallel form
-      layer.forward(part(x.view(), query).template insert<0>(),
-                    part(source.view(), read).template insert<0>(), by_forward, context);
+      layer.forward(part(x.view(), query).insert(seqmix::axis::row),
+                    part(source.view(), read).insert(seqmix::axis::row), by_forward, context);
       CHECK(same_bits(by_forward.view()[0], y.view()));
     }
   }

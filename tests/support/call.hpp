@@ -8,6 +8,14 @@
 
 namespace support {
 
+/// A context whose scratch is NaN until it is written.
+inline seqmix::Context poisoned(seqmix::Algorithm algorithm = seqmix::Algorithm::automatic) {
+  seqmix::Context context;
+  context.set_algorithm(algorithm);
+  context.set_poison(true);
+  return context;
+}
+
 /// The call of a test of a kernel.
 class TestCall {
  public:

@@ -2,7 +2,7 @@
 
 #include <catch2/catch_test_macros.hpp>
 
-#include "seqmix/core/call.hpp"
+#include "support/call.hpp"
 #include "support/thread_executor.hpp"
 
 namespace support {
@@ -21,10 +21,11 @@ inline constexpr seqmix::Segment company[] = {{4, 0, 1, seqmix::Form::recurrent}
 /// results start as `fresh`. Returns those of all together.
 template <class Result>
 Result check_company(const Result& fresh, auto&& run, auto&& same,
-                     seqmix::Algorithm algorithm = seqmix::Algorithm::automatic) {
+                     seqmix::Algorithm algorithm = seqmix::Algorithm::automatic,
+                     seqmix::Precision precision = seqmix::Precision::fp32) {
   Result alone = fresh, together = fresh;
-  seqmix::Context serial;
-  serial.set_algorithm(algorithm), serial.set_poison(true);
+  seqmix::Context serial = poisoned(algorithm);
+  serial.set_precision(precision);
   for (const auto& [row, first, count, form] : company) {
     const seqmix::Segment segments[] = {{row, 0, count, form}};
     run(first, count, alone, seqmix::Call(serial, segments));
@@ -34,7 +35,7 @@ Result check_company(const Result& fresh, auto&& run, auto&& same,
   for (const seqmix::Index workers : {1, 3}) {
     ThreadExecutor executor(workers);
     seqmix::Context threads(executor);
-    threads.set_algorithm(algorithm);
+    threads.set_algorithm(algorithm), threads.set_precision(precision);
     Result result = fresh;
     run(seqmix::Index{0}, company_tokens, result, seqmix::Call(threads, company));
     CHECK(same(result, alone));

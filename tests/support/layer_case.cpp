@@ -162,13 +162,13 @@ void LayerCase<S>::prefill(View<const S, 3> x, AnyState& state, View<S, 3> y,
 }
 template <class S>
 void LayerCase<S>::step(View<const S, 2> x, AnyState& state, View<S, 2> y, Context& context) const {
-  mixer_.step(x, state, y, context, SideValues<S>(mixer_, x.template insert<1>()).views());
+  mixer_.step(x, state, y, context, SideValues<S>(mixer_, x.insert(seqmix::axis::channel)).views());
 }
 template <class S>
 void LayerCase<S>::advance(View<const S, 2> x, seqmix::Segments segments, AnyState& state,
                            View<S, 2> y, Context& context) const {
   mixer_.advance(x, segments, state, y, context,
-                 SideValues<S>(mixer_, x.template insert<0>()).views());
+                 SideValues<S>(mixer_, x.insert(seqmix::axis::row)).views());
 }
 template <class S>
 bool LayerCase<S>::is_indirect() const {

@@ -1,11 +1,14 @@
 #pragma once
 
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
 #include <initializer_list>
 #include <type_traits>
 #include <vector>
 
 #include "seqmix/core/call.hpp"
 #include "seqmix/core/tensor.hpp"
+#include "support/thread_executor.hpp"
 
 namespace support {
 
@@ -66,6 +69,34 @@ void scatter(const seqmix::Tensor<T, Rank - 1>& from, const Parts& parts,
     copy(from.view().slice(seqmix::axis::time, first, part.count),
          x[part.row].slice(seqmix::axis::time, part.begin, part.count));
     first += part.count;
+  }
+}
+
+/// Checks that rows 0 to 3 of T tokens have the results `expected` in pieces, in company of other
+/// parts and alone, with any threads. `run(parts, result, context)` takes the tokens of one call;
+/// results start as `fresh`.
+template <class Result>
+void check_parts(seqmix::Index T, const Result& fresh, const Result& expected, auto&& run) {
+  const seqmix::Index rows = 4;
+  const auto check = [&](seqmix::Context& context, const std::vector<Parts>& calls) {
+    Result result = fresh;
+    for (const Parts& parts : calls) run(parts, result, context);
+    CHECK(result == expected);
+  };
+  std::vector<Parts> whole{parts_of(0, rows, 0, T)}, tokens, growing, alone;
+  for (seqmix::Index t = 0; t < T; ++t) tokens.push_back(parts_of(0, rows, t, 1));
+  for (seqmix::Index first = 0, count = 0; first < T; first += count, count = 2 * count + 1) {
+    growing.push_back(parts_of(0, rows, first, std::min(count, T - first)));
+  }
+  for (const seqmix::Index row : {2, 0, 3, 1}) alone.push_back(parts_of(row, 1, 0, T));
+  const auto one = seqmix::Form::recurrent;
+  const std::vector<Parts> mixed{{{3, 0, 65}, {0, 0, 1, one}, {2, 0, 7}},
+                                 {{1, 0, T}, {2, 7, T - 8}, {0, 1, 2, one}},
+                                 {{2, T - 1, 1, one}, {0, 3, T - 3}, {3, 65, T - 65}}};
+  for (const seqmix::Index workers : {1, 2, 3}) {
+    ThreadExecutor executor(workers);
+    seqmix::Context context(executor);
+    for (const auto& calls : {whole, tokens, growing, alone, mixed}) check(context, calls);
   }
 }
 

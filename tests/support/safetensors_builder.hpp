@@ -94,15 +94,4 @@ class TemporaryFolder {
   std::filesystem::path path_;
 };
 
-/// The text of the `Expected` that `call` throws; empty where it throws nothing.
-template <class Expected>
-std::string error_of(auto&& call) {
-  try {
-    call();
-  } catch (const Expected& error) {
-    return error.what();
-  }
-  return {};
-}
-
 }  // namespace seqmix::test

@@ -7,6 +7,7 @@
 
 #include "seqmix/testing/splits.hpp"
 #include "seqmix/testing/state.hpp"
+#include "support/call.hpp"
 #include "support/layer_case.hpp"
 
 // The verbs of a layer as the suites call them.
@@ -17,13 +18,6 @@ using seqmix::Shape;
 
 template <class S>
 inline constexpr S nan_of = std::numeric_limits<S>::quiet_NaN();
-
-/// A context whose scratch is NaN until it is written.
-inline Context poisoned() {
-  Context context;
-  context.set_poison(true);
-  return context;
-}
 
 template <class S>
 Tensor<S, 3> unwritten(Shape<3> shape) {

@@ -8,6 +8,7 @@
 #include "seqmix/kernels/conv/long.hpp"
 #include "support/call.hpp"
 #include "support/compare.hpp"
+#include "support/long_taps.hpp"
 #include "support/parts.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
@@ -15,8 +16,10 @@
 using namespace seqmix;
 using support::flat;
 using support::gather;
+using support::literal_conv;
 using support::Parts;
 using support::parts_of;
+using support::random_taps;
 using support::random_tensor;
 using support::same_bits;
 using support::TestCall;
@@ -24,37 +27,6 @@ using support::TestCall;
 namespace {
 
 constexpr Algorithm algorithms[] = {Algorithm::automatic, Algorithm::chunked, Algorithm::recurrent};
-
-/// Σ_{l <= t} h[d, l] u[b, t - l, d], as it is written.
-template <class S>
-Tensor<long double, 3> literal_conv(const View<const S, 3>& u, const View<const S, 2>& taps) {
-  Tensor<long double, 3> y(u.shape());
-  for (Index b = 0; b < u.extent(0); ++b) {
-    for (Index t = 0; t < u.extent(1); ++t) {
-      for (Index d = 0; d < u.extent(2); ++d) {
-        long double sum = 0;
-        for (Index l = 0; l <= std::min(t, taps.extent(1) - 1); ++l) {
-          sum += static_cast<long double>(taps(d, l)) * static_cast<long double>(u(b, t - l, d));
-        }
-        y(b, t, d) = sum;
-      }
-    }
-  }
-  return y;
-}
-
-/// Long filters fade, as trained ones do.
-template <class S>
-Tensor<S, 2> random_taps(Index D, Index L) {
-  auto taps = random_tensor<S, 2>({D, L}, 17);
-  for (Index d = 0; d < D; ++d) {
-    for (Index l = 0; l < L; ++l) {
-      taps(d, l) *=
-          static_cast<S>(std::exp(-3.0 * static_cast<double>(l) / static_cast<double>(L)));
-    }
-  }
-  return taps;
-}
 
 /// Errors grow with log2 of a transform's length, which is at least 64; over the whole output.
 template <class S>
@@ -66,9 +38,7 @@ double tolerance(Index tokens) {
 /// `long_conv` of u [B, T, D].
 template <class S>
 Tensor<S, 3> run(View<const S, 3> u, const LongFilter<S>& filter, Algorithm algorithm) {
-  Context context;
-  context.set_poison(true);
-  context.set_algorithm(algorithm);
+  Context context = support::poisoned(algorithm);
   Tensor<S, 3> y(u.shape());
   fill(y.view(), std::numeric_limits<S>::quiet_NaN());
   long_conv<S>(flat(u), filter, flat(y), TestCall(context, u.extent(0), u.extent(1)));
@@ -188,9 +158,7 @@ TEMPLATE_TEST_CASE("a continued long_conv is the whole one, rows at their own po
           copy(expected.view()[b].template slice<0>(past[b], T), wanted.view()[b]);
         }
         for (const Algorithm algorithm : algorithms) {
-          Context context;
-          context.set_poison(true);
-          context.set_algorithm(algorithm);
+          Context context = support::poisoned(algorithm);
           fill(y.view(), std::numeric_limits<S>::quiet_NaN());
           long_conv_continue<S>(flat(fresh), history, past, filter, flat(y),
                                 TestCall(context, 3, T));
@@ -210,9 +178,8 @@ TEMPLATE_TEST_CASE("steps and direct sums have the same bits", "[long_conv]", fl
       const LongFilter<S> filter(random_taps<S>(D, L));
       const auto u = random_tensor<S, 3>({2, T, D}, 3);
       const auto expected = run<S>(u, filter, Algorithm::recurrent);
-      Context context;
-      context.set_poison(true);
-      context.set_algorithm(Algorithm::chunked);  // a recurrent segment is direct all the same
+      // A recurrent segment is direct all the same.
+      Context context = support::poisoned(Algorithm::chunked);
       Tensor<S, 3> y({2, T, D});
       for (Index t = 0; t < T; ++t) {
         run_parts(u, filter, parts_of(0, 2, t, 1, Form::recurrent), y, context);
@@ -250,9 +217,7 @@ TEMPLATE_TEST_CASE("long_conv in place, strided, threaded and in any company has
     const auto past = counts({0, 33, 40});
     for (const Algorithm algorithm : algorithms) {
       CAPTURE(T, L, static_cast<int>(algorithm));
-      Context context;
-      context.set_poison(true);
-      context.set_algorithm(algorithm);
+      Context context = support::poisoned(algorithm);
       Tensor<S, 3> expected(u.shape());
       long_conv_continue<S>(flat(u), history, past, filter, flat(expected),
                             TestCall(context, B, T));
@@ -299,9 +264,7 @@ TEMPLATE_TEST_CASE("segments of long_conv do not see each other", "[long_conv]",
                     {1, 100, 12, Form::recurrent}};
   for (const Algorithm algorithm : algorithms) {
     Tensor<S, 3> expected(u.shape());
-    Context context;
-    context.set_poison(true);
-    context.set_algorithm(algorithm);
+    Context context = support::poisoned(algorithm);
     for (const support::Part& part : mixed) run_parts(u, filter, {part}, expected, context);
     for (const Index workers : {1, 3}) {
       support::ThreadExecutor executor(workers);

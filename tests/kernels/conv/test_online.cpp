@@ -8,49 +8,22 @@
 #include "seqmix/kernels/conv/online.hpp"
 #include "support/call.hpp"
 #include "support/compare.hpp"
+#include "support/long_taps.hpp"
 #include "support/parts.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
 using support::gather;
+using support::literal_conv;
 using support::Parts;
 using support::parts_of;
+using support::random_taps;
 using support::random_tensor;
 using support::same_bits;
 using support::TestCall;
 
 namespace {
-
-/// Long filters fade, as trained ones do.
-template <class S>
-LongFilter<S> random_filter(Index D, Index L) {
-  auto taps = random_tensor<S, 2>({D, L}, 17);
-  for (Index d = 0; d < D; ++d) {
-    for (Index l = 0; l < L; ++l) {
-      taps(d, l) *=
-          static_cast<S>(std::exp(-2.0 * static_cast<double>(l) / static_cast<double>(L)));
-    }
-  }
-  return LongFilter<S>(taps);
-}
-
-/// Σ_{l <= t} h[d, l] u[b, t - l, d], as it is written.
-template <class S>
-Tensor<long double, 3> literal_conv(const Tensor<S, 3>& u, const LongFilter<S>& filter) {
-  Tensor<long double, 3> y(u.shape());
-  for (Index b = 0; b < u.extent(0); ++b) {
-    for (Index t = 0; t < u.extent(1); ++t) {
-      for (Index d = 0; d < u.extent(2); ++d) {
-        for (Index l = 0; l <= std::min(t, filter.length() - 1); ++l) {
-          y(b, t, d) += static_cast<long double>(filter.taps()(l, d)) *
-                        static_cast<long double>(u(b, t - l, d));
-        }
-      }
-    }
-  }
-  return y;
-}
 
 /// Streams of either form that have not seen a token.
 template <class S>
@@ -112,15 +85,15 @@ TEMPLATE_TEST_CASE("online steps after any prefill are the defining sums", "[onl
   const Index D = simd::lanes<S> + 3, B = 2;
   for (const bool spread : {false, true}) {
     for (const Index T : {1, 2, 31, 37, 64, 65, 300, 611}) {
-      const LongFilter<S> filter = random_filter<S>(D, T);
+      const auto taps = random_taps<S>(D, T);
+      const LongFilter<S> filter(taps);
       const auto u = random_tensor<S, 3>({B, T, D}, 3);
-      const auto expected = literal_conv(u, filter);
+      const auto expected = literal_conv<S>(u, taps);
       for (const Index block : {32, 64, 1024}) {
         for (const Index first : {0, 1, 31, 32, 33, 63, 64, 65, 255, 256, 257, 299}) {
           if (first > T || (!spread && block > 32)) continue;
           CAPTURE(spread, T, block, first);
-          Context context;
-          context.set_poison(true);
+          Context context = support::poisoned();
           Stream<S> stream(filter, block, spread, B, T);
           Tensor<S, 3> y(u.shape());
           stream.prefill(u.view().template slice<1>(0, first), y.view().template slice<1>(0, first),
@@ -138,12 +111,11 @@ TEMPLATE_TEST_CASE("the sums follow from the tokens, however they came", "[onlin
                    double) {
   using S = TestType;
   const Index D = 21, T = 420;
-  const LongFilter<S> filter = random_filter<S>(D, 500);
+  const LongFilter<S> filter(random_taps<S>(D, 500));
   const auto u = random_tensor<S, 3>({1, T, D}, 5);
   for (const bool spread : {false, true}) {
     for (const Index block : {32, 128}) {
-      Context context;
-      context.set_poison(true);
+      Context context = support::poisoned();
       Tensor<S, 3> y(u.shape());
       Stream<S> stepped(filter, block, spread, 1, T);
       Index seen = 0;
@@ -174,7 +146,7 @@ TEMPLATE_TEST_CASE("the sums follow from the tokens, however they came", "[onlin
 TEMPLATE_TEST_CASE("rows at their own positions, threads and NaN", "[online_conv]", float, double) {
   using S = TestType;
   const Index D = 2 * simd::lanes<S> + 1, T = 100;
-  const LongFilter<S> filter = random_filter<S>(D, 400);
+  const LongFilter<S> filter(random_taps<S>(D, 400));
   const auto u = random_tensor<S, 3>({3, 300, D}, 7);
   for (const bool spread : {false, true}) {
     const auto run_rows = [&](std::vector<Index> rows, Context& context, bool sick) {
@@ -197,8 +169,7 @@ TEMPLATE_TEST_CASE("rows at their own positions, threads and NaN", "[online_conv
       run<S>(stream, next, y, context);
       return y;
     };
-    Context context;
-    context.set_poison(true);
+    Context context = support::poisoned();
     const auto expected = run_rows({0, 1, 2}, context, false);
     for (const Index workers : {1, 2, 3}) {
       support::ThreadExecutor executor(workers);
@@ -220,7 +191,7 @@ TEMPLATE_TEST_CASE("streams of an online convolution do not see each other", "[o
                    double) {
   using S = TestType;
   const Index B = 4, T = 260, D = 2 * simd::lanes<S> + 1;
-  const LongFilter<S> filter = random_filter<S>(D, 400);
+  const LongFilter<S> filter(random_taps<S>(D, 400));
   const auto u = random_tensor<S, 3>({B, T, D}, 9);
   const std::vector<Parts> calls{
       {{3, 0, 65}, {0, 0, 1, Form::recurrent}, {2, 0, 7}},
@@ -228,8 +199,7 @@ TEMPLATE_TEST_CASE("streams of an online convolution do not see each other", "[o
       {{2, 8, 40, Form::recurrent}, {3, 66, 100, Form::recurrent}},
       {{0, 3, 257}, {3, 166, 94}, {1, 130, 1, Form::recurrent}, {2, 48, 3}}};
   for (const bool spread : {false, true}) {
-    Context context;
-    context.set_poison(true);
+    Context context = support::poisoned();
     Stream<S> alone(filter, 64, spread, B, T), steps(filter, 64, spread, B, T);
     Tensor<S, 3> expected(u.shape()), stepped(u.shape());
     for (const Parts& parts : calls) {
@@ -262,7 +232,7 @@ TEMPLATE_TEST_CASE("streams of an online convolution do not see each other", "[o
 
 TEST_CASE("an online convolution of wrong shapes throws", "[online_conv]") {
   Context context;
-  const LongFilter<float> filter = random_filter<float>(5, 90);
+  const LongFilter<float> filter(random_taps<float>(5, 90));
   const SpreadFilter<float> spread(filter);
   Tensor<float, 3> history({2, 90, 5}), sums({2, 90, 5}), blocks({2, spread.rows(), 5});
   Tensor<float, 2> token({2, 5});

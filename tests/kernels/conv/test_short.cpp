@@ -76,8 +76,7 @@ std::pair<Tensor<S, 3>, Tensor<S, 3>> whole(const Case<S>& c, Context& context) 
 TEMPLATE_TEST_CASE("short_conv is the literal sum and carries the last inputs", "[short_conv]",
                    float, double) {
   using S = TestType;
-  Context context;
-  context.set_poison(true);
+  Context context = support::poisoned();
   const double epsilon = static_cast<double>(std::numeric_limits<S>::epsilon());
   for (const Index W : {1, 2, 3, 4, 5, 9}) {
     for (const Index T : {1, 2, 3, 4, 5, 7, 8, 37}) {
@@ -109,8 +108,7 @@ TEMPLATE_TEST_CASE("short_conv is the literal sum and carries the last inputs", 
 TEMPLATE_TEST_CASE("short_conv in pieces has the bits of the whole", "[short_conv]", float,
                    double) {
   using S = TestType;
-  Context context;
-  context.set_poison(true);
+  Context context = support::poisoned();
   for (const Index W : {1, 2, 3, 4, 6}) {
     for (const Index D : {5, 67}) {
       Case<S> c(3, 41, D, W);

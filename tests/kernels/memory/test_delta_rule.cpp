@@ -1,5 +1,6 @@
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <random>
 #include <string>
@@ -13,23 +14,27 @@
 #include "support/call.hpp"
 #include "support/company.hpp"
 #include "support/compare.hpp"
+#include "support/memory.hpp"
 #include "support/thread_executor.hpp"
 
 namespace {
 
 using namespace seqmix;
+using support::algorithms;
+using support::check_law;
+using support::check_within;
 using support::flat;
-using support::relative_error;
+using support::fresh;
+using support::poisoned;
 using support::same_bits;
 using support::TestCall;
+using support::text;
+using Sizes = support::MemorySizes;
+template <class S>
+using Result = support::MemoryResult<S>;
 
 enum class Kind { none, scalar, vector };
 constexpr Kind kinds[] = {Kind::none, Kind::scalar, Kind::vector};
-constexpr Algorithm algorithms[] = {Algorithm::recurrent, Algorithm::chunked};
-
-struct Sizes {
-  Index B = 1, T = 1, H = 1, G = 1, K = 1, V = 1;
-};
 
 /// Unit keys, numbers of float whatever S. A share of 5 % of the log decays is `reset`.
 template <class S>
@@ -81,41 +86,27 @@ struct Problem {
   }
 };
 
-template <class S>
-struct Result {
-  Tensor<S, 4> o, state;
-};
-
 /// The recurrence as it is written, in R.
 template <class R, class S>
 Result<R> literal(const Problem<S>& p) {
-  const auto [B, T, H, G, K, V] = p.n;
-  Result<R> result{Tensor<R, 4>({B, T, H, V}), Tensor<R, 4>({B, H, K, V})};
-  copy(p.state.view(), result.state.view());
-  for (Index b = 0; b < B; ++b) {
-    for (Index h = 0; h < H; ++h) {
-      const Index g = h / (H / G);
-      for (Index t = 0; t < T; ++t) {
-        for (Index j = 0; j < V; ++j) {
-          R found = 0, sum = 0;
-          for (Index i = 0; i < K; ++i) {
-            R& cell = result.state(b, h, i, j);
-            cell *= std::exp(static_cast<R>(p.log_at(b, t, h, i)));
-            found += static_cast<R>(p.k(b, t, g, i)) * cell;
-          }
-          const R write =
-              static_cast<R>(p.beta(b, t, h)) * (static_cast<R>(p.v(b, t, h, j)) - found);
-          for (Index i = 0; i < K; ++i) {
-            R& cell = result.state(b, h, i, j);
-            cell += static_cast<R>(p.k(b, t, g, i)) * write;
-            sum += static_cast<R>(p.q(b, t, g, i)) * cell;
-          }
-          result.o(b, t, h, j) = static_cast<R>(p.scale) * sum;
-        }
+  return support::recurrence<R>(p, [&](Index b, Index t, Index h, View<R, 2> memory, View<R, 1> o) {
+    const Index g = h / (p.n.H / p.n.G);
+    for (Index j = 0; j < p.n.V; ++j) {
+      R found = 0, sum = 0;
+      for (Index i = 0; i < p.n.K; ++i) {
+        R& cell = memory(i, j);
+        cell *= std::exp(static_cast<R>(p.log_at(b, t, h, i)));
+        found += static_cast<R>(p.k(b, t, g, i)) * cell;
       }
+      const R write = static_cast<R>(p.beta(b, t, h)) * (static_cast<R>(p.v(b, t, h, j)) - found);
+      for (Index i = 0; i < p.n.K; ++i) {
+        R& cell = memory(i, j);
+        cell += static_cast<R>(p.k(b, t, g, i)) * write;
+        sum += static_cast<R>(p.q(b, t, g, i)) * cell;
+      }
+      o[j] = static_cast<R>(p.scale) * sum;
     }
-  }
-  return result;
+  });
 }
 
 /// Tokens [first, first + count) of all rows behind each other.
@@ -141,9 +132,8 @@ void run_part(const Problem<S>& p, View<S, 4> state, View<S, 3> o, Index first, 
 /// Pieces of `piece` tokens, on outputs full of NaN and a copy of the initial state.
 template <class S>
 Result<S> run(const Problem<S>& p, Context& context, Index piece = -1) {
-  const auto [B, T, H, G, K, V] = p.n;
-  Result<S> result{Tensor<S, 4>({B, T, H, V}), p.state};
-  fill(result.o.view(), std::numeric_limits<S>::quiet_NaN());
+  const Index B = p.n.B, T = p.n.T;
+  Result<S> result = fresh(p);
   if (piece < 0) {
     run_part(p, result.state.view(), flat(result.o), 0, B * T, TestCall(context, B, T));
     return result;
@@ -159,25 +149,8 @@ Result<S> run(const Problem<S>& p, Context& context, Index piece = -1) {
 }
 template <class S>
 Result<S> run(const Problem<S>& p, Algorithm algorithm, Index piece = -1) {
-  Context context;
-  context.set_algorithm(algorithm);
-  context.set_poison(true);
+  Context context = poisoned(algorithm);
   return run(p, context, piece);
-}
-
-template <class S, class R>
-double error(const Tensor<S, 4>& got, const Tensor<R, 4>& expected) {
-  return relative_error(got.view(), expected.view());
-}
-template <class S>
-bool same(const Result<S>& a, const Result<S>& b) {
-  return same_bits(a.o.view(), b.o.view()) && same_bits(a.state.view(), b.state.view());
-}
-
-std::string text(const Sizes& n, Kind kind, Algorithm algorithm) {
-  return "B T H G K V = " + Shape<6>{n.B, n.T, n.H, n.G, n.K, n.V}.text() + ", decay " +
-         std::to_string(static_cast<int>(kind)) + ", algorithm " +
-         std::to_string(static_cast<int>(algorithm));
 }
 
 void check_double(Kind kind, Sizes n, double reset = 0) {
@@ -186,8 +159,7 @@ void check_double(Kind kind, Sizes n, double reset = 0) {
   for (const Algorithm algorithm : algorithms) {
     INFO(text(n, kind, algorithm));
     const Result<double> got = run(p, algorithm);
-    CHECK(error(got.o, expected.o) <= 1e-12);
-    CHECK(error(got.state, expected.state) <= 1e-12);
+    check_within(1e-12, got, expected);
   }
 }
 
@@ -214,17 +186,15 @@ TEST_CASE("delta_rule: any cut gives the same, steps too") {
     for (const Algorithm algorithm : algorithms) {
       INFO(text(p.n, kind, algorithm));
       const Result<double> whole = run(p, algorithm);
-      CHECK(same(run(p, algorithm, 64), whole));
+      CHECK(run(p, algorithm, 64) == whole);
       const Result<double> pieces = run(p, algorithm, 7);
-      CHECK(error(pieces.o, whole.o) <= 1e-12);
-      CHECK(error(pieces.state, whole.state) <= 1e-12);
+      check_within(1e-12, pieces, whole);
     }
-    CHECK(same(run(p, Algorithm::recurrent, 1), run(p, Algorithm::recurrent)));
+    CHECK(run(p, Algorithm::recurrent, 1) == run(p, Algorithm::recurrent));
   }
 }
 
 TEST_CASE("delta_rule: float errors stay within the law in every regime of gates") {
-  const double slack = 4 * static_cast<double>(std::numeric_limits<float>::epsilon());
   for (const Kind kind : kinds) {
     for (const double reset :
          {0.0, -20.0, -87.0, -1000.0, -1e6, -std::numeric_limits<double>::infinity()}) {
@@ -236,8 +206,7 @@ TEST_CASE("delta_rule: float errors stay within the law in every regime of gates
         for (const Algorithm algorithm : algorithms) {
           INFO(text(p.n, kind, algorithm) + ", reset " + std::to_string(reset));
           const Result<float> got = run(p, algorithm);
-          CHECK(error(got.o, expected.o) <= 2 * error(twin.o, expected.o) + slack);
-          CHECK(error(got.state, expected.state) <= 2 * error(twin.state, expected.state) + slack);
+          check_law(got, twin, expected);
         }
       }
     }
@@ -269,7 +238,7 @@ TEST_CASE("delta_rule: threads and batch position change no bit, NaN stays in it
         support::ThreadExecutor executor(threads);
         Context context(executor);
         context.set_algorithm(algorithm);
-        CHECK(same(run(p, context), serial));
+        CHECK(run(p, context) == serial);
       }
       Problem<float> poisoned = p;
       poisoned.v(1, 3, 0, 0) = std::numeric_limits<float>::quiet_NaN();
@@ -294,9 +263,9 @@ TEST_CASE("delta_rule: segments keep their bits in any company, rows left out th
                           Tensor<float, 4>({company_rows, H + 1, K + 2, V + 3})};
       const auto window = [&](auto& wide) {
         return wide.view()
-            .slice(axis::head, 1, H)
-            .template slice<2>(1, K)
-            .slice(axis::channel, 2, V);
+            .slice(axis::head, 1, p.n.H)
+            .template slice<2>(1, p.n.K)
+            .slice(axis::channel, 2, p.n.V);
       };
       copy(states.state.view(), window(fresh.state));
       for (const Algorithm algorithm : algorithms) {
@@ -305,7 +274,8 @@ TEST_CASE("delta_rule: segments keep their bits in any company, rows left out th
                                   const Call& call) {
           run_part(p, window(result.state), flat(result.o), first, count, call);
         };
-        const Result<float> got = support::check_company(fresh, run_call, same<float>, algorithm);
+        const Result<float> got =
+            support::check_company(fresh, run_call, std::equal_to<>(), algorithm);
         CHECK(same_bits(got.state.view()[row_without_company],
                         fresh.state.view()[row_without_company]));
       }
@@ -342,8 +312,8 @@ TEST_CASE("delta_rule: how heads and columns are shared out to tasks changes no 
 TEST_CASE("delta_rule: a sequence takes chunks unless the recurrence is asked for") {
   for (const Kind kind : kinds) {
     const Problem<float> p(kind, {.B = 1, .T = 40, .H = 1, .G = 1, .K = 64, .V = 64});
-    CHECK(same(run(p, Algorithm::automatic), run(p, Algorithm::chunked)));
-    CHECK_FALSE(same(run(p, Algorithm::automatic), run(p, Algorithm::recurrent)));
+    CHECK(run(p, Algorithm::automatic) == run(p, Algorithm::chunked));
+    CHECK_FALSE(run(p, Algorithm::automatic) == run(p, Algorithm::recurrent));
   }
 }
 

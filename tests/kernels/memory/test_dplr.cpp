@@ -1,6 +1,7 @@
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
+#include <functional>
 #include <iterator>
 #include <limits>
 
@@ -8,31 +9,24 @@
 #include "support/call.hpp"
 #include "support/company.hpp"
 #include "support/compare.hpp"
+#include "support/memory.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
+using support::algorithms;
+using support::check_law;
+using support::check_within;
 using support::flat;
+using support::poisoned;
 using support::random_tensor;
-using support::relative_error;
 using support::same_bits;
 using support::TestCall;
 
 namespace {
 
-constexpr Algorithm algorithms[] = {Algorithm::recurrent, Algorithm::chunked};
-
-Context poisoned(Algorithm algorithm) {
-  Context context;
-  context.set_algorithm(algorithm);
-  context.set_poison(true);
-  return context;
-}
-
 template <class S>
-struct Result {
-  Tensor<S, 4> o, state;
-};
+using Result = support::MemoryResult<S>;
 
 template <class S>
 struct Case {
@@ -57,11 +51,6 @@ struct Case {
       }
     }
   }
-  Result<S> fresh() const {
-    Result<S> result{Tensor<S, 4>(v.shape()), state};
-    fill(result.o.view(), std::numeric_limits<S>::quiet_NaN());
-    return result;
-  }
   /// Tokens [first, first + count) of all rows behind each other.
   void run(View<S, 4> memory, View<S, 3> o, Index first, Index count, const Call& call) const {
     const auto part = [&](const auto& x) { return flat(x).slice(axis::time, first, count); };
@@ -77,7 +66,7 @@ struct Case {
     }
   }
   Result<S> whole(Context& context) const {
-    Result<S> result = fresh();
+    Result<S> result = support::fresh(*this);
     const Index rows = v.extent(0), T = v.extent(1);
     run(result.state, flat(result.o), 0, rows * T,
         TestCall(context, rows, T, T == 1 ? Form::recurrent : Form::parallel));
@@ -88,28 +77,20 @@ struct Case {
   template <class R = double>
   Result<R> literal() const {
     const auto d = [](S x) { return static_cast<R>(x); };
-    Result<R> result{Tensor<R, 4>(v.shape()), Tensor<R, 4>(state.shape())};
-    copy(state.view(), result.state.view());
-    for (Index row = 0; row < v.extent(0); ++row) {
-      for (Index t = 0; t < v.extent(1); ++t) {
-        for (Index h = 0; h < v.extent(2); ++h) {
+    return support::recurrence<R>(
+        *this, [&](Index row, Index t, Index h, View<R, 2> memory, View<R, 1> o) {
           for (Index j = 0; j < v.extent(3); ++j) {
             R found = 0, read = 0;
+            for (Index i = 0; i < k.extent(3); ++i) found += d(a(row, t, h, i)) * memory(i, j);
             for (Index i = 0; i < k.extent(3); ++i) {
-              found += d(a(row, t, h, i)) * result.state(row, h, i, j);
-            }
-            for (Index i = 0; i < k.extent(3); ++i) {
-              R& cell = result.state(row, h, i, j);
+              R& cell = memory(i, j);
               cell = std::exp(d(g(row, t, h, i))) * cell + d(b(row, t, h, i)) * found +
                      d(k(row, t, h, i)) * d(v(row, t, h, j));
               read += d(r(row, t, h, i)) * cell;
             }
-            result.o(row, t, h, j) = read;
+            o[j] = read;
           }
-        }
-      }
-    }
-    return result;
+        });
   }
 };
 
@@ -133,8 +114,7 @@ TEMPLATE_TEST_CASE("dplr_state: both algorithms are the literal recurrence", "[d
         Context context = poisoned(algorithm);
         const auto got = c.whole(context);
         CAPTURE(T, K, V, static_cast<int>(algorithm));
-        CHECK(relative_error(got.o.view(), expected.o.view()) < bound);
-        CHECK(relative_error(got.state.view(), expected.state.view()) < bound);
+        check_within(bound, got, expected);
       }
     }
   }
@@ -143,7 +123,6 @@ TEMPLATE_TEST_CASE("dplr_state: both algorithms are the literal recurrence", "[d
 TEMPLATE_TEST_CASE("dplr_state: both algorithms obey the law for decays of every size", "[dplr]",
                    float, double) {
   using S = TestType;
-  const double slack = 4 * static_cast<double>(std::numeric_limits<S>::epsilon());
   // Each log alone, then all of them in turn, so that resets lie inside of chunks.
   constexpr double logs[] = {0, -1e-3, -5, -50, -1e4};
   for (std::size_t regime = 0; regime <= std::size(logs); ++regime) {
@@ -159,13 +138,10 @@ TEMPLATE_TEST_CASE("dplr_state: both algorithms obey the law for decays of every
       Context context = poisoned(algorithm);
       const auto check = [&](const Result<S>& got) {
         CAPTURE(regime, static_cast<int>(algorithm));
-        CHECK(relative_error(got.o.view(), expected.o.view()) <=
-              2 * relative_error(twin.o.view(), expected.o.view()) + slack);
-        CHECK(relative_error(got.state.view(), expected.state.view()) <=
-              2 * relative_error(twin.state.view(), expected.state.view()) + slack);
+        check_law(got, twin, expected);
       };
       check(c.whole(context));
-      auto pieces = c.fresh();
+      auto pieces = support::fresh(c);
       Index first = 0;
       for (const Index count : {1, 40, 1, 1, 16, 64, 27}) {
         c.run(pieces, first, count, context);
@@ -184,22 +160,18 @@ TEMPLATE_TEST_CASE("dplr_state has the same bits for any cut, threads, row and s
   for (const Algorithm algorithm : algorithms) {
     Context context = poisoned(algorithm);
     const auto expected = c.whole(context);
-    const auto same = [&](const auto& result) {
-      return same_bits(result.o.view(), expected.o.view()) &&
-             same_bits(result.state.view(), expected.state.view());
-    };
     // The recurrence cuts anywhere, chunks at blocks.
     for (const Index piece : {1, 23, 32, 64}) {
       if (algorithm == Algorithm::chunked && piece % detail::packed_tokens != 0) continue;
-      auto pieces = c.fresh();
+      auto pieces = support::fresh(c);
       for (Index t = 0; t < T; t += piece) c.run(pieces, t, std::min(piece, T - t), context);
-      CHECK(same(pieces));
+      CHECK(pieces == expected);
     }
     for (const int workers : {2, 3}) {
       support::ThreadExecutor executor(workers);
       Context threaded(executor);
       threaded.set_algorithm(algorithm);
-      CHECK(same(c.whole(threaded)));
+      CHECK(c.whole(threaded) == expected);
     }
     // Values, outputs and the state between other numbers.
     Tensor<S, 3> wide({B * T, H, 2 * V + 3});
@@ -226,15 +198,12 @@ TEST_CASE("dplr_state: segments keep their bits in any company, rows left out th
     const Case<float> c(1, company_tokens, H, K, V);
     const Result<float> fresh{Tensor<float, 4>(c.v.shape()),
                               random_tensor<float, 4>({company_rows, H, K, V}, 8)};
-    const auto same = [](const Result<float>& a, const Result<float>& b) {
-      return same_bits(a.o.view(), b.o.view()) && same_bits(a.state.view(), b.state.view());
-    };
     const auto run = [&](Index first, Index count, Result<float>& result, const Call& call) {
       c.run(result.state, flat(result.o), first, count, call);
     };
     for (const Algorithm algorithm : algorithms) {
       CAPTURE(H, K, V, static_cast<int>(algorithm));
-      const Result<float> got = support::check_company(fresh, run, same, algorithm);
+      const Result<float> got = support::check_company(fresh, run, std::equal_to<>(), algorithm);
       CHECK(same_bits(got.state.view()[row_without_company],
                       fresh.state.view()[row_without_company]));
     }
@@ -291,7 +260,7 @@ TEST_CASE("dplr_state of nothing is nothing, and wrong shapes throw", "[dplr]") 
   Context context;
   const Case<float> nothing(2, 0, 2, 4, 4), c(1, 3, 2, 4, 5);
   CHECK(same_bits(nothing.whole(context).state.view(), nothing.state.view()));
-  auto result = c.fresh();
+  auto result = support::fresh(c);
   Tensor<float, 4> o({1, 3, 2, 5}), other({1, 2, 5, 4});
   const auto run_with = [&](const Tensor<float, 4>& k, const Tensor<float, 4>& v,
                             Tensor<float, 4>& state) {

@@ -75,8 +75,7 @@ TEST_CASE("key_sum is its recurrence with every decay, and the same with any thr
 
       const auto check = [&](const auto& decay, auto&& log_of) {
         const Sums expected = literal(q, k, state, 0.3, log_of);
-        Context serial;
-        serial.set_poison(true);
+        Context serial = support::poisoned();
         const Sums got = run(q, k, state, 0.3, decay, serial);
         CHECK(relative_error(got.o.view(), expected.o.view()) < 1e-13);
         CHECK(relative_error(got.state.view(), expected.state.view()) < 1e-13);

@@ -11,6 +11,7 @@
 #include "seqmix/kernels/pointwise/norm.hpp"
 #include "support/call.hpp"
 #include "support/compare.hpp"
+#include "support/error_of.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 
@@ -20,6 +21,7 @@ using support::random_tensor;
 using support::relative_error;
 using support::same_bits;
 using support::TestCall;
+using test::error_of;
 
 namespace {
 
@@ -34,7 +36,8 @@ std::vector<Index> widths() {
   return result;
 }
 
-long double silu(long double x) { return x / (1 + std::exp(-x)); }
+long double sigmoid(long double x) { return 1 / (1 + std::exp(-x)); }
+long double silu(long double x) { return x * sigmoid(x); }
 
 /// Every norm of this file, by one plain loop over each row in long double.
 struct Norm {
@@ -94,15 +97,6 @@ void check_window(const Tensor<S, 2>& start, const Tensor<S, 2>& expected, auto&
   }
 }
 
-std::string shape_error(auto&& call) {
-  try {
-    call();
-  } catch (const ShapeError& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-
 }  // namespace
 
 TEMPLATE_TEST_CASE("rms_norm divides by the root of the mean square", "[norm]", float, double) {
@@ -137,23 +131,27 @@ TEMPLATE_TEST_CASE("the gated norms take the gate after or before the norm", "[n
       INFO("width " << width << " eps " << eps);
       const auto x = random_tensor<S, 2>({5, width}, 3), gate = random_tensor<S, 2>({5, width}, 4);
       const auto weight = random_tensor<S, 1>({width}, 5);
-      const auto by = [&](Index row, Index i) { return silu(gate(row, i)); };
 
-      const auto norm_first =
-          expected_norm({width, false, false, eps}, x, as_is,
-                        [&](auto v, Index row, Index i) { return v * weight[i] * by(row, i); });
-      auto y = x;
-      gated_rms_norm<S, 2>(y, gate, weight, eps, TestCall(context));
-      CHECK(relative_error(y.view(), norm_first.y.view()) <= tolerance<S>);
-      check_window<S>(
-          x, y, [&](auto window) { gated_rms_norm(window, gate, weight, eps, TestCall(context)); });
+      const auto check_norm_first = [&](auto f, auto&& exact) {
+        const auto norm_first = expected_norm(
+            {width, false, false, eps}, x, as_is,
+            [&](auto v, Index row, Index i) { return v * weight[i] * exact(gate(row, i)); });
+        auto y = x;
+        gated_rms_norm<S, 2>(y, gate, weight, eps, f, TestCall(context));
+        CHECK(relative_error(y.view(), norm_first.y.view()) <= tolerance<S>);
+        check_window<S>(x, y, [&](auto window) {
+          gated_rms_norm(window, gate, weight, eps, f, TestCall(context));
+        });
+      };
+      check_norm_first(activation::silu, silu);
+      check_norm_first(activation::sigmoid, sigmoid);
 
       for (const Index groups : {Index{1}, Index{2}, Index{3}, width}) {
         if (width % groups != 0) continue;
         INFO("groups " << groups);
         const auto gate_first = expected_norm(
             {width / groups, false, false, eps}, x,
-            [&](auto v, Index row, Index i) { return v * by(row, i); },
+            [&](auto v, Index row, Index i) { return v * silu(gate(row, i)); },
             [&](auto v, Index, Index i) { return v * weight[i]; });
         auto z = x;
         rms_norm_of_gated<S, 2>(z, gate, weight, width / groups, eps, TestCall(context));
@@ -302,7 +300,9 @@ TEMPLATE_TEST_CASE("rows of zeros stay zero, and NaN stays in its row", "[norm]"
     }
   };
   check([&](auto& y) { rms_norm<S, 2>(y, ones, 1e-5, y, TestCall(context)); });
-  check([&](auto& y) { gated_rms_norm<S, 2>(y, x, ones, 1e-5, TestCall(context)); });
+  check([&](auto& y) {
+    gated_rms_norm<S, 2>(y, x, ones, 1e-5, activation::silu, TestCall(context));
+  });
   check([&](auto& y) { rms_norm_of_gated<S, 2>(y, x, ones, width, 1e-5, TestCall(context)); });
   check([&](auto& y) { layer_norm<S, 2>(y, ones, {}, 1e-5, y, TestCall(context)); });
   check([&](auto& y) { l2_norm(y.view(), 1e-5, TestCall(context)); });
@@ -342,8 +342,9 @@ TEMPLATE_TEST_CASE("threads and higher ranks change no bit of a norm", "[norm]",
                     [&](auto y) { rms_norm<S, R>(from, weight, 1e-5, y, TestCall(context)); });
   });
   check([&]<Index R>(View<const S, R> from, View<const S, R> by, Context& context) {
-    return in_place(from,
-                    [&](auto y) { gated_rms_norm<S, R>(y, by, weight, 1e-5, TestCall(context)); });
+    return in_place(from, [&](auto y) {
+      gated_rms_norm<S, R>(y, by, weight, 1e-5, activation::silu, TestCall(context));
+    });
   });
   check([&]<Index R>(View<const S, R> from, View<const S, R> by, Context& context) {
     return in_place(from, [&](auto y) {
@@ -365,7 +366,7 @@ TEST_CASE("no rows are legal for every norm", "[norm]") {
   Tensor<float, 3> x({2, 0, 4});
   const auto weight = random_tensor<float, 1>({4}, 1);
   rms_norm<float, 3>(x, weight, 1e-5, x, TestCall(context));
-  gated_rms_norm<float, 3>(x, x, weight, 1e-5, TestCall(context));
+  gated_rms_norm<float, 3>(x, x, weight, 1e-5, activation::silu, TestCall(context));
   rms_norm_of_gated<float, 3>(x, x, weight, 2, 1e-5, TestCall(context));
   layer_norm<float, 3>(x, weight, weight, 1e-5, x, TestCall(context));
   l2_norm(x.view(), 1e-5, TestCall(context));
@@ -382,14 +383,15 @@ TEST_CASE("a norm names the shape that does not fit and writes nothing", "[norm]
   const View<const float, 1> none;
 
   const auto weight_error = [&](auto&& call) {
-    const std::string text = shape_error(call);
+    const std::string text = error_of<ShapeError>(call);
     CHECK_THAT(text, ContainsSubstring("has shape [5], expected [6]"));
     return text.substr(0, text.find(':'));
   };
   CHECK(weight_error([&] { rms_norm<float, 2>(x, short_weight, 0, y, TestCall(context)); }) ==
         "rms_norm");
-  CHECK(weight_error([&] { gated_rms_norm<float, 2>(y, x, short_weight, 0, TestCall(context)); }) ==
-        "gated_rms_norm");
+  CHECK(weight_error([&] {
+          gated_rms_norm<float, 2>(y, x, short_weight, 0, activation::silu, TestCall(context));
+        }) == "gated_rms_norm");
   CHECK(weight_error([&] {
           rms_norm_of_gated<float, 2>(y, x, short_weight, 3, 0, TestCall(context));
         }) == "rms_norm_of_gated");
@@ -400,28 +402,31 @@ TEST_CASE("a norm names the shape that does not fit and writes nothing", "[norm]
           "group_norm");
   }
   const View<const float, 1> gaps(x.data(), {6}, {2});
-  CHECK_THAT(shape_error([&] { rms_norm<float, 2>(x, gaps, 0, y, TestCall(context)); }),
-             ContainsSubstring("rms_norm: weight"));
+  CHECK_THAT(error_of<ShapeError>([&] { rms_norm<float, 2>(x, gaps, 0, y, TestCall(context)); }),
+             ContainsSubstring("rms_norm: the last dimension of weight has stride 2"));
 
   for (const Index group : {0, -1, 4, 7}) {
     const std::string text = "rows of 6 do not divide into groups of " + std::to_string(group);
-    CHECK_THAT(
-        shape_error([&] { group_norm<float, 2>(x, none, none, group, 0, y, TestCall(context)); }),
-        ContainsSubstring("group_norm: " + text));
-    CHECK_THAT(shape_error(
+    CHECK_THAT(error_of<ShapeError>(
+                   [&] { group_norm<float, 2>(x, none, none, group, 0, y, TestCall(context)); }),
+               ContainsSubstring("group_norm: " + text));
+    CHECK_THAT(error_of<ShapeError>(
                    [&] { rms_norm_of_gated<float, 2>(y, x, weight, group, 0, TestCall(context)); }),
                ContainsSubstring("rms_norm_of_gated: " + text));
   }
 
   const auto rows_error = [](auto&& call) {
-    CHECK_THAT(shape_error(call), ContainsSubstring("got [4, 6]") && ContainsSubstring("[3, 6]"));
+    CHECK_THAT(error_of<ShapeError>(call),
+               ContainsSubstring("got [4, 6]") && ContainsSubstring("[3, 6]"));
   };
   rows_error([&] { rms_norm<float, 2>(other_rows, weight, 0, y, TestCall(context)); });
-  rows_error([&] { gated_rms_norm<float, 2>(y, other_rows, weight, 0, TestCall(context)); });
+  rows_error([&] {
+    gated_rms_norm<float, 2>(y, other_rows, weight, 0, activation::silu, TestCall(context));
+  });
   rows_error([&] { rms_norm_of_gated<float, 2>(y, other_rows, weight, 3, 0, TestCall(context)); });
   rows_error([&] { layer_norm<float, 2>(other_rows, none, none, 0, y, TestCall(context)); });
   const View<float, 2> columns(y.data(), {3, 3}, {6, 2});
-  CHECK_THAT(shape_error([&] { l2_norm(columns, 0, TestCall(context)); }),
+  CHECK_THAT(error_of<ShapeError>([&] { l2_norm(columns, 0, TestCall(context)); }),
              ContainsSubstring("got [3, 3]") && ContainsSubstring("contiguous rows"));
   CHECK(same_bits(x.view(), std::as_const(y).view()));
 }

@@ -12,6 +12,7 @@
 #include "seqmix/kernels/product/routing.hpp"
 #include "support/call.hpp"
 #include "support/compare.hpp"
+#include "support/error_of.hpp"
 #include "support/random.hpp"
 #include "support/thread_executor.hpp"
 
@@ -20,6 +21,7 @@ using Catch::Matchers::ContainsSubstring;
 using support::random_tensor;
 using support::same_bits;
 using support::TestCall;
+using test::error_of;
 
 namespace {
 
@@ -60,15 +62,6 @@ Routing random_routing(Index rows, Index k, Index n_experts, std::vector<Index> 
   }
   group_by_expert(n_experts, routing.routes());
   return routing;
-}
-
-std::string shape_error(auto&& call) {
-  try {
-    call();
-  } catch (const ShapeError& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
 }
 
 }  // namespace
@@ -129,15 +122,15 @@ TEST_CASE("top_k names scores that do not fit", "[routing]") {
   Tensor<float, 2> scores({3, 4});
   const auto error = [&](Index rows, Index k) {
     Tensor<Index, 2> expert({rows, k});
-    return shape_error([&] { top_k<float>(scores, expert); });
+    return error_of<ShapeError>([&] { top_k<float>(scores, expert); });
   };
-  CHECK(error(3, 4) == "nothing was thrown");
+  CHECK(error(3, 4) == "");
   CHECK_THAT(error(3, 5),
              ContainsSubstring("top_k: scores have shape [3, 4], expected [3, at least 5]"));
   CHECK_THAT(error(2, 1),
              ContainsSubstring("top_k: scores have shape [3, 4], expected [2, at least 1]"));
   scores = Tensor<float, 2>({0, 4});
-  CHECK(error(0, 2) == "nothing was thrown");
+  CHECK(error(0, 2) == "");
 }
 
 TEST_CASE("pairs are grouped by expert in order of rows, and empty experts have none",
@@ -279,8 +272,7 @@ TEMPLATE_TEST_CASE("threads change no bit of gathering and combining", "[routing
 TEST_CASE("the best groups are kept, by the sum of their two best", "[routing]") {
   constexpr double nan = std::numeric_limits<double>::quiet_NaN(),
                    infinity = std::numeric_limits<double>::infinity();
-  Context context;
-  context.set_poison(true);
+  Context context = support::poisoned();
   const auto kept = [&](std::vector<double> scores, Index groups, Index count) {
     View<double, 2> view(scores.data(), {1, static_cast<Index>(scores.size())});
     keep_groups(view, groups, count, TestCall(context));
@@ -369,30 +361,33 @@ TEST_CASE("routing kernels name what does not fit", "[routing]") {
   Routing routing(4, 2, 3);
   fill(routing.expert.view(), 1);
   const Routes routes = routing.routes();
-  CHECK_THAT(shape_error([&] { group_by_expert(4, routes); }),
+  CHECK_THAT(error_of<ShapeError>([&] { group_by_expert(4, routes); }),
              ContainsSubstring("group_by_expert: first has shape [4], expected [5]"));
   routing.expert(2, 1) = 3;
-  CHECK_THAT(shape_error([&] { group_by_expert(3, routes); }), ContainsSubstring("expert 3 of 3"));
+  CHECK_THAT(error_of<ShapeError>([&] { group_by_expert(3, routes); }),
+             ContainsSubstring("expert 3 of 3"));
   routing.expert(2, 1) = -2;
-  CHECK_THAT(shape_error([&] { group_by_expert(3, routes); }), ContainsSubstring("expert -2 of 3"));
+  CHECK_THAT(error_of<ShapeError>([&] { group_by_expert(3, routes); }),
+             ContainsSubstring("expert -2 of 3"));
   routing.expert(2, 1) = 1;
   group_by_expert(3, routes);
   Tensor<float, 2> x({4, 5}), longer({6, 5}), pairs({8, 5}), fewer({7, 5}), weight({4, 2}),
       wrong({4, 1});
-  CHECK(shape_error([&] { gather_rows<float>(x, routes, pairs.view(), TestCall(context)); }) ==
-        "nothing was thrown");
-  CHECK_THAT(shape_error([&] { gather_rows<float>(x, routes, fewer.view(), TestCall(context)); }),
-             ContainsSubstring("gather_rows: pairs"));
+  CHECK(error_of<ShapeError>(
+            [&] { gather_rows<float>(x, routes, pairs.view(), TestCall(context)); }) == "");
   CHECK_THAT(
-      shape_error([&] { gather_rows<float>(longer, routes, pairs.view(), TestCall(context)); }),
-      ContainsSubstring("gather_rows: expert"));
-  CHECK_THAT(
-      shape_error([&] { combine_rows<float>(fewer, weight, routes, x.view(), TestCall(context)); }),
-      ContainsSubstring("combine_rows: pairs"));
-  CHECK_THAT(
-      shape_error([&] { combine_rows<float>(pairs, wrong, routes, x.view(), TestCall(context)); }),
-      ContainsSubstring("combine_rows: weight"));
-  CHECK_THAT(shape_error([&] {
+      error_of<ShapeError>([&] { gather_rows<float>(x, routes, fewer.view(), TestCall(context)); }),
+      ContainsSubstring("gather_rows: pairs"));
+  CHECK_THAT(error_of<ShapeError>(
+                 [&] { gather_rows<float>(longer, routes, pairs.view(), TestCall(context)); }),
+             ContainsSubstring("gather_rows: expert"));
+  CHECK_THAT(error_of<ShapeError>(
+                 [&] { combine_rows<float>(fewer, weight, routes, x.view(), TestCall(context)); }),
+             ContainsSubstring("combine_rows: pairs"));
+  CHECK_THAT(error_of<ShapeError>(
+                 [&] { combine_rows<float>(pairs, wrong, routes, x.view(), TestCall(context)); }),
+             ContainsSubstring("combine_rows: weight"));
+  CHECK_THAT(error_of<ShapeError>([&] {
                combine_rows<float>(pairs, weight, routes, longer.view(), TestCall(context));
              }),
              ContainsSubstring("combine_rows: weight"));

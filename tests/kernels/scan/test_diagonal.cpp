@@ -95,11 +95,7 @@ void run(const Case<S>& c, const Parts& parts, Results<S>& r, Context& context) 
 template <class S>
 Results<S> whole(const Case<S>& c, Context& context) {
   Results<S> result(c);
-  const Index B = c.x.extent(0), T = c.x.extent(1);
-  const TestCall call(context, B, T);
-  rg_lru_scan<S>(flat(c.x), flat(c.input_gate), flat(c.recurrent_gate), c.rate, c.past,
-                 result.gated_state, flat(result.gated), call);
-  diagonal_scan(c.lambda, flat(result.complex), result.complex_state, flat(result.complex), call);
+  run(c, parts_of(0, c.x.extent(0), 0, c.x.extent(1)), result, context);
   return result;
 }
 
@@ -160,28 +156,9 @@ TEMPLATE_TEST_CASE("scans in pieces, threaded, in any company and in place have 
     const Index B = 4, T = 70;
     const Case<S> c(B, T, D);
     const auto expected = whole(c, context);
-    for (const std::vector<Index>& pieces :
-         {std::vector<Index>(70, 1), std::vector<Index>{0, 3, 1, 66}}) {
-      Results<S> result(c);
-      Index first = 0;
-      for (const Index count : pieces) {
-        run(c, parts_of(0, B, first, count), result, context), first += count;
-      }
-      CHECK(result == expected);
-    }
-    for (const Index workers : {1, 2, 3}) {
-      support::ThreadExecutor executor(workers);
-      Context threaded(executor);
-      CHECK(whole(c, threaded) == expected);
-      Results<S> mixed(c);
-      run(c, {{3, 0, 65}, {0, 0, 1, Form::recurrent}, {2, 0, 7}}, mixed, threaded);
-      run(c, {{1, 0, 70}, {2, 7, 62}, {0, 1, 2, Form::recurrent}}, mixed, threaded);
-      run(c, {{2, 69, 1, Form::recurrent}, {0, 3, 67}, {3, 65, 5}}, mixed, threaded);
-      CHECK(mixed == expected);
-    }
-    Results<S> rows(c);
-    for (Index b = 0; b < B; ++b) run(c, parts_of(b, 1, 0, T), rows, context);
-    CHECK(rows == expected);
+    support::check_parts(
+        T, Results<S>(c), expected,
+        [&](const Parts& parts, Results<S>& r, Context& by) { run(c, parts, r, by); });
 
     Tensor<S, 3> h = c.x;
     Tensor<S, 2> state = c.state;
@@ -317,8 +294,7 @@ template <class S>
 Scanned<S> scan_all(const Diagonal<S>& c) {
   Scanned<S> result{Tensor<S, 4>(c.b.shape()), c.state};
   fill(result.h.view(), std::numeric_limits<S>::quiet_NaN());
-  Context context;
-  context.set_poison(true);
+  Context context = support::poisoned();
   c.scan(flat(c.a), flat(c.b), result.state, flat(result.h),
          TestCall(context, c.b.extent(0), c.b.extent(1)));
   return result;

@@ -2,14 +2,12 @@
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
 #include <limits>
-#include <vector>
 
 #include "seqmix/kernels/scan/selective_scan.hpp"
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/parts.hpp"
 #include "support/random.hpp"
-#include "support/thread_executor.hpp"
 
 using namespace seqmix;
 using support::flat;
@@ -66,9 +64,7 @@ void run(const Case<S>& c, const Parts& parts, Result<S>& r, Context& context) {
 template <class S>
 Result<S> whole(const Case<S>& c, Context& context) {
   Result<S> result(c);
-  selective_scan<S>(flat(c.x), flat(c.dt), c.rates, flat(c.keys), flat(c.queries), c.skip,
-                    flat(c.gate), result.state, flat(result.y),
-                    TestCall(context, c.x.extent(0), c.x.extent(1)));
+  run(c, parts_of(0, c.x.extent(0), 0, c.x.extent(1)), result, context);
   return result;
 }
 
@@ -100,8 +96,7 @@ std::pair<Tensor<Number, 3>, Tensor<Number, 3>> literal(const Case<S>& c) {
 
 TEMPLATE_TEST_CASE("selective_scan is the literal recurrence", "[selective_scan]", float, double) {
   using S = TestType;
-  Context context;
-  context.set_poison(true);
+  Context context = support::poisoned();
   const double epsilon = static_cast<double>(std::numeric_limits<S>::epsilon());
   for (const Index T : {1, 2, 31, 33, 70}) {
     for (const Index D : {1, 16, 37, 130}) {
@@ -127,29 +122,9 @@ TEMPLATE_TEST_CASE("selective_scan in pieces, threaded, in any company and in pl
   const Index B = 4, T = 90, D = 150, N = 11;
   const Case<S> c(B, T, D, N);
   const auto expected = whole(c, context);
-  for (const std::vector<Index>& pieces :
-       {std::vector<Index>(90, 1), std::vector<Index>{0, 3, 1, 65, 21}}) {
-    Result<S> result(c);
-    Index first = 0;
-    for (const Index count : pieces) {
-      run(c, parts_of(0, B, first, count), result, context);
-      first += count;
-    }
-    CHECK(result == expected);
-  }
-  for (const Index workers : {1, 2, 3}) {
-    support::ThreadExecutor executor(workers);
-    Context threaded(executor);
-    CHECK(whole(c, threaded) == expected);
-    Result<S> mixed(c);
-    run(c, {{3, 0, 65}, {0, 0, 1, Form::recurrent}, {2, 0, 7}}, mixed, threaded);
-    run(c, {{1, 0, 90}, {2, 7, 82}, {0, 1, 2, Form::recurrent}}, mixed, threaded);
-    run(c, {{2, 89, 1, Form::recurrent}, {0, 3, 87}, {3, 65, 25}}, mixed, threaded);
-    CHECK(mixed == expected);
-  }
-  Result<S> rows(c);
-  for (Index b = 0; b < B; ++b) run(c, parts_of(b, 1, 0, T), rows, context);
-  CHECK(rows == expected);
+  support::check_parts(
+      T, Result<S>(c), expected,
+      [&](const Parts& parts, Result<S>& r, Context& by) { run(c, parts, r, by); });
 
   Tensor<S, 3> y = c.x, state = c.state;
   selective_scan<S>(flat(y), flat(c.dt), c.rates, flat(c.keys), flat(c.queries), c.skip,

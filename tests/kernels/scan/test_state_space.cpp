@@ -142,9 +142,7 @@ TEMPLATE_TEST_CASE("state_space is its literal loop in both algorithms, from any
           for (const Algorithm algorithm : {Algorithm::chunked, Algorithm::recurrent}) {
             INFO(low_rank << " N " << N << " D " << D << " T " << T << " "
                           << static_cast<int>(algorithm));
-            Context context;
-            context.set_poison(true);
-            context.set_algorithm(algorithm);
+            Context context = support::poisoned(algorithm);
             auto state = as<S>(start);
             auto y = as<S>(u);  // y may be u
             state_space<S>(flat(y), system, as<S>(skip), state, flat(y), TestCall(context, 2, T));
@@ -175,64 +173,63 @@ TEST_CASE("a long convolution runs in several transforms") {
   }
 }
 
-TEST_CASE("any cut, company and number of threads gives the same bits of the recurrence") {
-  const Index B = 4, T = 131, D = 21, N = 4;
-  for (const bool low_rank : {false, true}) {
-    const auto system = state_space_of<float>(random_systems(D, N, low_rank, 7), low_rank);
-    const auto skip = random_tensor<float, 1>({D}, 8);
-    const auto u = random_tensor<float, 3>({B, T, D}, 9);
-    Context serial;
-    Tensor<float, 4> state({B, N, 2, D});
-    Tensor<float, 3> expected(u.shape());
-    state_space<float>(flat(u), system, skip, state, flat(expected), TestCall(serial, B, T));
-    const auto check = [&](Context& context, const std::vector<Parts>& calls) {
-      Tensor<float, 4> other({B, N, 2, D});
-      Tensor<float, 3> y(u.shape());
-      for (const Parts& parts : calls) {
-        const auto segments = support::segments_of(parts);
-        auto some = gather(u, parts);
-        state_space<float>(some, system, skip, other, some.view(), Call(context, segments));
-        support::scatter(some, parts, y.view());
-      }
-      CHECK(same_bits(y.view(), expected.view()));
-      CHECK(same_bits(other.view(), state.view()));
-    };
-    for (const int threads : {1, 2, 3}) {
-      support::ThreadExecutor executor(threads);
-      Context context(executor);
-      std::vector<Parts> calls;
-      for (Index first = 0, count = 1; first < T; first += count, count *= 2) {
-        calls.push_back(parts_of(0, B, first, std::min(count, T - first)));
-      }
-      check(context, calls);
-      check(context, {{{3, 0, 65}, {0, 0, 1, Form::recurrent}, {2, 0, 7}},
-                      {{1, 0, 131}, {2, 7, 123}, {0, 1, 2, Form::recurrent}},
-                      {{2, 130, 1, Form::recurrent}, {0, 3, 128}, {3, 65, 66}}});
+namespace {
+
+/// Four rows of T tokens through a random system, in calls of any parts.
+struct Rows {
+  struct Result {
+    Tensor<float, 3> y;
+    Tensor<float, 4> state;
+    bool operator==(const Result& other) const {
+      return same_bits(y.view(), other.y.view()) && same_bits(state.view(), other.state.view());
     }
-    check(serial,
-          {parts_of(2, 1, 0, T), parts_of(0, 1, 0, T), parts_of(3, 1, 0, T), parts_of(1, 1, 0, T)});
+  };
+  static constexpr Index B = 4, D = 21, N = 4;
+  StateSpace<float> system;
+  Tensor<float, 1> skip = random_tensor<float, 1>({D}, 8);
+  Tensor<float, 3> u;
+
+  Rows(Index T, bool low_rank)
+      : system(state_space_of<float>(random_systems(D, N, low_rank, 7), low_rank)),
+        u(random_tensor<float, 3>({B, T, D}, 9)) {}
+
+  Result fresh() const { return {Tensor<float, 3>(u.shape()), Tensor<float, 4>({B, N, 2, D})}; }
+  void run(const Parts& parts, Result& result, Context& context) const {
+    const auto segments = support::segments_of(parts);
+    auto some = gather(u, parts);
+    state_space<float>(some, system, skip, result.state, some.view(), Call(context, segments));
+    support::scatter(some, parts, result.y.view());
+  }
+  Result run(const std::vector<Parts>& calls, Context& context) const {
+    Result result = fresh();
+    for (const Parts& parts : calls) run(parts, result, context);
+    return result;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("any cut, company and number of threads gives the same bits of the recurrence") {
+  const Index T = 131;
+  for (const bool low_rank : {false, true}) {
+    const Rows rows(T, low_rank);
+    Context context;
+    support::check_parts(T, rows.fresh(), rows.run({parts_of(0, rows.B, 0, T)}, context),
+                         [&](const Parts& parts, Rows::Result& result, Context& by) {
+                           rows.run(parts, result, by);
+                         });
   }
 }
 
 TEST_CASE("transforms of state_space have the same bits in any company and any cut at 64 tokens") {
-  const Index B = 4, T = 200, D = 21, N = 4;
+  const Index T = 200;
   for (const bool low_rank : {false, true}) {
-    const auto system = state_space_of<float>(random_systems(D, N, low_rank, 7), low_rank);
-    const auto skip = random_tensor<float, 1>({D}, 8);
-    const auto u = random_tensor<float, 3>({B, T, D}, 9);
+    const Rows rows(T, low_rank);
     const auto run = [&](const std::vector<Parts>& calls, Index threads) {
       support::ThreadExecutor executor(threads);
       Context context(executor);
       context.set_algorithm(Algorithm::chunked);
-      Tensor<float, 4> state({B, N, 2, D});
-      Tensor<float, 3> y(u.shape());
-      for (const Parts& parts : calls) {
-        const auto segments = support::segments_of(parts);
-        auto some = gather(u, parts);
-        state_space<float>(some, system, skip, state, some.view(), Call(context, segments));
-        support::scatter(some, parts, y.view());
-      }
-      return y;
+      return rows.run(calls, context);
     };
     const auto expected = run(
         {parts_of(0, 1, 0, 193), parts_of(1, 1, 0, T), parts_of(2, 1, 0, 7), parts_of(3, 1, 0, 65)},
@@ -240,15 +237,12 @@ TEST_CASE("transforms of state_space have the same bits in any company and any c
     const std::vector<Parts> mixed{{{3, 0, 65}, {1, 0, 64}, {2, 0, 7}},
                                    {{1, 64, 128}, {0, 0, 192}},
                                    {{0, 192, 1, Form::recurrent}, {1, 192, 8}}};
-    CHECK(same_bits(run(mixed, 1).view(), expected.view()));
-    CHECK(same_bits(run(mixed, 3).view(), expected.view()));
+    CHECK(run(mixed, 1) == expected);
+    CHECK(run(mixed, 3) == expected);
     // A recurrent segment takes the recurrence whatever the algorithm.
-    const auto steps = run({parts_of(0, B, 0, T, Form::recurrent)}, 1);
     Context context;
-    Tensor<float, 4> state({B, N, 2, D});
-    Tensor<float, 3> literal_form(u.shape());
-    state_space<float>(flat(u), system, skip, state, flat(literal_form), TestCall(context, B, T));
-    CHECK(same_bits(steps.view(), literal_form.view()));
+    CHECK(run({parts_of(0, rows.B, 0, T, Form::recurrent)}, 1) ==
+          rows.run({parts_of(0, rows.B, 0, T)}, context));
   }
 }
 

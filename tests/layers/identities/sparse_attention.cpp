@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
-#include <string>
 
 #include "seqmix/layers/attention/attention.hpp"
 #include "seqmix/layers/attention/big_bird_attention.hpp"
@@ -11,6 +10,7 @@
 #include "seqmix/layers/attention/longformer_attention.hpp"
 #include "seqmix/layers/attention/multi_head_latent_attention.hpp"
 #include "support/compare.hpp"
+#include "support/error_of.hpp"
 #include "support/random.hpp"
 
 using namespace seqmix;
@@ -32,15 +32,6 @@ Tensor<double, 3> forward(const Layer& layer, const Tensor<double, 3>& x,
 
 double difference(const Tensor<double, 3>& a, const Tensor<double, 3>& b) {
   return relative_error(a.view(), b.view());
-}
-
-std::string text_of_error(auto&& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
 }
 
 Parameter<double, 2> identity(Index size) {
@@ -158,13 +149,13 @@ TEST_CASE("blocks without later or random ones are block-diagonal attention") {
 TEST_CASE("a bad layout is named") {
   Sparse sparse("layout");
   sparse.set_layout(5, [](Index i, Index j) { return i == 1 && j == 3 ? 1 : 0; });
-  CHECK(text_of_error([&] { sparse.layer(); }) ==
+  CHECK(test::error_of<Error>([&] { sparse.layer(); }) ==
         "block_sparse_attention: layout(0, 1, 3) is 1, expected 0: a block sees no later one");
   sparse.set_layout(5, [](Index i, Index j) { return i == 2 && j == 2 ? 7 : 0; });
-  CHECK(text_of_error([&] { sparse.layer(); }) ==
+  CHECK(test::error_of<Error>([&] { sparse.layer(); }) ==
         "block_sparse_attention: layout(0, 2, 2) is 7, expected 0 or 1");
   sparse.set_layout(5, [](Index i, Index j) { return i == j ? 1 : 0; });
-  CHECK(text_of_error([&] { forward(sparse.layer(), x_of_decoder); }) ==
+  CHECK(test::error_of<Error>([&] { forward(sparse.layer(), x_of_decoder); }) ==
         "block_sparse_attention: 150 tokens after 0 exceed the 40 positions of layout_blocks * "
         "block");
   CHECK(sparse.layer().make_state(1, 40).keys.capacity() == 40);
@@ -231,13 +222,14 @@ TEST_CASE("a random block of BigBird that is listed again adds the log of its co
   CHECK(relative_error(y.view().slice<1>(21, 42), expected.view().slice<1>(21, 42)) < 1e-14);
   CHECK(relative_error(y.view().slice<1>(0, 21), expected.view().slice<1>(0, 21)) > 1e-2);
 
-  CHECK(text_of_error([&] {
+  CHECK(test::error_of<Error>([&] {
           BigBirdAttention<double>(config, big_bird_weights(2, 2, [](Index draw) {
                                      return draw == 1 ? Index{4} : Index{0};
                                    }));
         }) == "big_bird_attention: random_blocks(0, 0, 1) is 4, expected a block, 0 to 3");
-  CHECK(text_of_error([&] { forward(BigBirdAttention<double>(config, weights), longer); }) ==
-        "big_bird_attention: 125 tokens after 0 exceed the 84 positions of n_blocks * block");
+  CHECK(test::error_of<Error>([&] {
+          forward(BigBirdAttention<double>(config, weights), longer);
+        }) == "big_bird_attention: 125 tokens after 0 exceed the 84 positions of n_blocks * block");
 }
 
 TEST_CASE("absorbed and expanded latent attention agree") {

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "seqmix/core/named_enum.hpp"
+#include "seqmix/kernels/pointwise/activation.hpp"
 #include "seqmix/kernels/pointwise/norm.hpp"
 #include "seqmix/kernels/pointwise/rows.hpp"
 #include "seqmix/kernels/pointwise/softmax.hpp"
@@ -68,14 +69,12 @@ template <class S>
 void pointwise_features(FeatureMap map, In<S, 3> x, View<S, 3> features, const Call& call) {
   detail::check_features<S>(to_string(map), x, features, x.extent(axis::channel));
   if (map == FeatureMap::relu) {
-    elementwise(
-        call, [](auto v) { return simd::max(v, 0); }, features, x);
+    elementwise(call, activation::relu, features, x);
   } else if (map == FeatureMap::elu_plus_one) {
     const auto f = [](auto v) { return simd::select(v > 0, v + 1, simd::exp(simd::min(v, 0))); };
     elementwise(call, f, features, x);
   } else {
-    elementwise(
-        call, [](auto v) { return v; }, features, x);
+    elementwise(call, std::identity(), features, x);
     if (map == FeatureMap::softmax) softmax(features, call);
   }
 }

@@ -12,31 +12,42 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
-/// The pointwise non-linearities of feed-forward layers. `gelu` is the exact (erf) form,
-/// `quick_gelu` x σ(1.702 x).
+/// The non-linearities, for `elementwise` and the gates of norms.
+namespace activation {
+inline constexpr auto sigmoid = [](auto x) { return simd::sigmoid(x); };
+inline constexpr auto silu = [](auto x) { return simd::silu(x); };
+inline constexpr auto gelu = [](auto x) { return simd::gelu(x); };
+inline constexpr auto gelu_tanh = [](auto x) { return simd::gelu_tanh(x); };
+inline constexpr auto quick_gelu = [](auto x) { return simd::quick_gelu(x); };
+inline constexpr auto relu = [](auto x) { return simd::max(x, 0); };
+inline constexpr auto relu_squared = [](auto x) {
+  const auto positive = simd::max(x, 0);
+  return positive * positive;
+};
+}  // namespace activation
+
+/// Those that feed-forward layers choose from. `gelu` is the exact (erf) form, `quick_gelu`
+/// x σ(1.702 x).
 enum class Activation { silu, gelu, gelu_tanh, quick_gelu, relu, relu_squared };
 constexpr std::array<std::string_view, 6> names_of(Activation) {
   return {"silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared"};
 }
 
-/// Calls `body` with the function that `activation` names.
-void with_activation(Activation activation, auto&& body) {
-  switch (activation) {
+/// Calls `body` with the function that `kind` names.
+void with_activation(Activation kind, auto&& body) {
+  switch (kind) {
     case Activation::silu:
-      return body([](auto x) { return simd::silu(x); });
+      return body(activation::silu);
     case Activation::gelu:
-      return body([](auto x) { return simd::gelu(x); });
+      return body(activation::gelu);
     case Activation::gelu_tanh:
-      return body([](auto x) { return simd::gelu_tanh(x); });
+      return body(activation::gelu_tanh);
     case Activation::quick_gelu:
-      return body([](auto x) { return simd::quick_gelu(x); });
+      return body(activation::quick_gelu);
     case Activation::relu:
-      return body([](auto x) { return simd::max(x, 0); });
+      return body(activation::relu);
     case Activation::relu_squared:
-      return body([](auto x) {
-        const auto positive = simd::max(x, 0);
-        return positive * positive;
-      });
+      return body(activation::relu_squared);
   }
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "seqmix/core/expect.hpp"
+#include "seqmix/kernels/pointwise/activation.hpp"
 #include "seqmix/kernels/pointwise/rows.hpp"
 #include "seqmix/simd/math.hpp"
 
@@ -11,24 +13,20 @@ SEQMIX_BEGIN_NAMESPACE
 namespace detail {
 
 template <class S>
-S mean_square(const S* x, Index count) {
+S sum_of_squares(const S* x, Index count) {
   return sum_of<S>(
-             count, [](auto v) { return v * v; }, x) /
-         static_cast<S>(count);
+      count, [](auto v) { return v * v; }, x);
+}
+/// 1 / sqrt(mean(x²) + eps).
+template <class S>
+S inverse_rms(const S* x, Index count, double eps) {
+  return S(1) / std::sqrt(sum_of_squares(x, count) / static_cast<S>(count) + static_cast<S>(eps));
 }
 
-template <class S>
-void check_group(std::string_view kernel, Index width, Index group) {
+inline void check_group(std::string_view kernel, Index width, Index group) {
   if (group <= 0 || width % group != 0) {
     throw ShapeError(std::string(kernel) + ": rows of " + std::to_string(width) +
                      " do not divide into groups of " + std::to_string(group));
-  }
-}
-template <class S>
-void check_weight(std::string_view kernel, const View<const S, 1>& weight, Index width) {
-  if (weight.extent(0) != width || (width > 1 && weight.stride(0) != 1)) {
-    throw ShapeError(std::string(kernel) + ": weight has shape " + weight.shape().text() +
-                     ", expected [" + std::to_string(width) + "]");
   }
 }
 
@@ -38,13 +36,13 @@ void check_weight(std::string_view kernel, const View<const S, 1>& weight, Index
 /// arXiv:1910.07467, eq. 4. y may be x. An empty weight: 1.
 template <class S, Index Rank>
 void rms_norm(In<S, Rank> x, In<S, 1> weight, double eps, View<S, Rank> y, const Call& call) {
-  const Index width = y.extent(Rank - 1);
+  const Index width = y.extent(axis::channel);
   const bool weighted = weight.data() != nullptr;
-  if (weighted) detail::check_weight<S>("rms_norm", weight, width);
+  if (weighted) Expect{"rms_norm"}.rows("weight", weight, {width});
   for_each_row(
       call,
       [&](S* to, const S* from) {
-        const S scale = S(1) / std::sqrt(detail::mean_square(from, width) + static_cast<S>(eps));
+        const S scale = detail::inverse_rms(from, width, eps);
         const auto norm = [scale](auto v, auto w) { return v * scale * w; };
         const auto scaled = [scale](auto v) { return v * scale; };
         if (weighted) return simd::map<S>(width, to, norm, from, weight.data());
@@ -53,35 +51,17 @@ void rms_norm(In<S, Rank> x, In<S, 1> weight, double eps, View<S, Rank> y, const
       y, x);
 }
 
-/// x = rms_norm(x) ⊙ silu(gate), the norm first.
+/// x = rms_norm(x) ⊙ f(gate), the norm first; f is one of `activation`.
 template <class S, Index Rank>
-void gated_rms_norm(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, double eps,
+void gated_rms_norm(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, double eps, auto f,
                     const Call& call) {
-  const Index width = x.extent(Rank - 1);
-  detail::check_weight<S>("gated_rms_norm", weight, width);
+  const Index width = x.extent(axis::channel);
+  Expect{"gated_rms_norm"}.rows("weight", weight, {width});
   for_each_row(
       call,
       [&](S* row, const S* by) {
-        const S scale = S(1) / std::sqrt(detail::mean_square<S>(row, width) + static_cast<S>(eps));
-        const auto norm = [scale](auto v, auto w, auto g) { return v * scale * w * simd::silu(g); };
-        simd::map<S>(width, row, norm, row, weight.data(), by);
-      },
-      x, gate);
-}
-
-/// x = rms_norm(x) ⊙ σ(gate), the norm first.
-template <class S, Index Rank>
-void sigmoid_gated_rms_norm(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, double eps,
-                            const Call& call) {
-  const Index width = x.extent(Rank - 1);
-  detail::check_weight<S>("sigmoid_gated_rms_norm", weight, width);
-  for_each_row(
-      call,
-      [&](S* row, const S* by) {
-        const S scale = S(1) / std::sqrt(detail::mean_square<S>(row, width) + static_cast<S>(eps));
-        const auto norm = [scale](auto v, auto w, auto g) {
-          return v * scale * w * simd::sigmoid(g);
-        };
+        const S scale = detail::inverse_rms(row, width, eps);
+        const auto norm = [scale, f](auto v, auto w, auto g) { return v * scale * w * f(g); };
         simd::map<S>(width, row, norm, row, weight.data(), by);
       },
       x, gate);
@@ -91,17 +71,16 @@ void sigmoid_gated_rms_norm(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, 
 template <class S, Index Rank>
 void rms_norm_of_gated(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, Index group, double eps,
                        const Call& call) {
-  const Index width = x.extent(Rank - 1);
-  detail::check_weight<S>("rms_norm_of_gated", weight, width);
-  detail::check_group<S>("rms_norm_of_gated", width, group);
+  const Index width = x.extent(axis::channel);
+  Expect{"rms_norm_of_gated"}.rows("weight", weight, {width});
+  detail::check_group("rms_norm_of_gated", width, group);
   for_each_row(
       call,
       [&](S* row, const S* by) {
         simd::map<S>(
-            width, row, [](auto v, auto g) { return v * simd::silu(g); }, row, by);
+            width, row, [](auto v, auto g) { return v * activation::silu(g); }, row, by);
         for (Index first = 0; first < width; first += group) {
-          const S scale =
-              S(1) / std::sqrt(detail::mean_square<S>(row + first, group) + static_cast<S>(eps));
+          const S scale = detail::inverse_rms(row + first, group, eps);
           const auto norm = [scale](auto v, auto w) { return v * scale * w; };
           simd::map<S>(group, row + first, norm, row + first, weight.data() + first);
         }
@@ -115,10 +94,11 @@ void rms_norm_of_gated(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, Index
 template <class S, Index Rank>
 void group_norm(In<S, Rank> x, In<S, 1> weight, In<S, 1> bias, Index group, double eps,
                 View<S, Rank> y, const Call& call) {
-  const Index width = y.extent(Rank - 1);
-  detail::check_group<S>("group_norm", width, group);
-  if (weight.data() != nullptr) detail::check_weight<S>("group_norm", weight, width);
-  if (bias.data() != nullptr) detail::check_weight<S>("group_norm", bias, width);
+  const Index width = y.extent(axis::channel);
+  detail::check_group("group_norm", width, group);
+  const Expect expect{"group_norm"};
+  if (weight.data() != nullptr) expect.rows("weight", weight, {width});
+  if (bias.data() != nullptr) expect.rows("bias", bias, {width});
   for_each_row(
       call,
       [&](S* to, const S* from) {
@@ -130,8 +110,7 @@ void group_norm(In<S, Rank> x, In<S, 1> weight, In<S, 1> bias, Index group, doub
                          static_cast<S>(group);
           simd::map<S>(
               group, out, [mean](auto v) { return v - mean; }, in);
-          const S scale =
-              S(1) / std::sqrt(detail::mean_square<S>(out, group) + static_cast<S>(eps));
+          const S scale = detail::inverse_rms(out, group, eps);
           if (weight.data() != nullptr && bias.data() != nullptr) {
             const auto norm = [scale](auto v, auto w, auto c) {
               return simd::fma(v * scale, w, c);
@@ -158,19 +137,17 @@ void group_norm(In<S, Rank> x, In<S, 1> weight, In<S, 1> bias, Index group, doub
 template <class S, Index Rank>
 void layer_norm(In<S, Rank> x, In<S, 1> weight, In<S, 1> bias, double eps, View<S, Rank> y,
                 const Call& call) {
-  group_norm<S, Rank>(x, weight, bias, std::max<Index>(y.extent(Rank - 1), 1), eps, y, call);
+  group_norm<S, Rank>(x, weight, bias, std::max<Index>(y.extent(axis::channel), 1), eps, y, call);
 }
 
 /// x = x / sqrt(Σ x² + eps) over the last axis.
 template <class S, Index Rank>
 void l2_norm(View<S, Rank> x, double eps, const Call& call) {
-  const Index width = x.extent(Rank - 1);
+  const Index width = x.extent(axis::channel);
   for_each_row(
       call,
       [&](S* row) {
-        const S sum = detail::sum_of<S>(
-            width, [](auto v) { return v * v; }, row);
-        const S scale = S(1) / std::sqrt(sum + static_cast<S>(eps));
+        const S scale = S(1) / std::sqrt(detail::sum_of_squares(row, width) + static_cast<S>(eps));
         simd::map<S>(
             width, row, [scale](auto v) { return v * scale; }, row);
       },
@@ -184,9 +161,8 @@ void clamped_l2_norm(View<S, Rank> x, double least, const Call& call) {
   for_each_row(
       call,
       [&](S* row) {
-        const S sum = detail::sum_of<S>(
-            width, [](auto v) { return v * v; }, row);
-        const S length = std::max(std::sqrt(sum), static_cast<S>(least));
+        const S length =
+            std::max(std::sqrt(detail::sum_of_squares(row, width)), static_cast<S>(least));
         simd::map<S>(
             width, row, [length](auto v) { return v / length; }, row);
       },

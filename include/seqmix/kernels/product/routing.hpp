@@ -111,8 +111,9 @@ void keep_groups(View<S, 2> scores, Index groups, Index kept, const Call& call) 
 /// weight(row, choice) = scores(row, expert(row, choice)).
 template <class S>
 void gather_scores(In<S, 2> scores, In<Index, 2> expert, View<S, 2> weight) {
-  Expect{"gather_scores"}.shape("scores", scores, {weight.extent(0), scores.extent(1)});
-  Expect{"gather_scores"}.shape("expert", expert, weight.shape());
+  const Expect expect{"gather_scores"};
+  expect.shape("scores", scores, {weight.extent(0), scores.extent(1)});
+  expect.shape("expert", expert, weight.shape());
   for (Index row = 0; row < weight.extent(0); ++row) {
     for (Index i = 0; i < weight.extent(1); ++i) weight(row, i) = scores(row, expert(row, i));
   }
@@ -150,9 +151,10 @@ inline void drop_above_capacity(Index capacity, View<Index, 1> expert, View<Inde
 /// Sorts the choices of `routes.expert` by expert, in order of rows: a counting sort.
 inline void group_by_expert(Index n_experts, const Routes& routes) {
   const Index rows = routes.expert.extent(0), k = routes.expert.extent(1);
-  Expect{"group_by_expert"}.shape("place", routes.place, routes.expert.shape());
-  Expect{"group_by_expert"}.shape("pair_row", routes.pair_row, {rows * k});
-  Expect{"group_by_expert"}.shape("first", routes.first, {n_experts + 1});
+  const Expect expect{"group_by_expert"};
+  expect.shape("place", routes.place, routes.expert.shape());
+  expect.shape("pair_row", routes.pair_row, {rows * k});
+  expect.shape("first", routes.first, {n_experts + 1});
   fill(routes.first, 0);
   for (Index row = 0; row < rows; ++row) {
     for (Index choice = 0; choice < k; ++choice) {
@@ -190,8 +192,9 @@ inline void for_each_expert(const Routes& routes, std::invocable<Index, Index, I
 template <class S>
 void gather_rows(In<S, 2> x, const Routes& routes, View<S, 2> pairs, const Call& call) {
   const Index width = x.extent(axis::channel);
-  Expect{"gather_rows"}.shape("pairs", pairs, {routes.pairs(), width});
-  Expect{"gather_rows"}.shape("expert", routes.expert, {x.extent(0), routes.expert.extent(1)});
+  const Expect expect{"gather_rows"};
+  expect.shape("pairs", pairs, {routes.pairs(), width});
+  expect.shape("expert", routes.expert, {x.extent(0), routes.expert.extent(1)});
   if (pairs.empty()) return;
   const Index rows_per_task = std::max<Index>(numbers_per_task / width, 1);
   call.parallel_for(ceil_div(pairs.extent(0), rows_per_task), [&](Index task, const Call&) {
@@ -208,9 +211,10 @@ template <class S>
 void combine_rows(In<S, 2> pairs, In<S, 2> weight, const Routes& routes, View<S, 2> y,
                   const Call& call) {
   const Index width = y.extent(axis::channel), k = weight.extent(1), rows = weight.extent(0);
-  Expect{"combine_rows"}.shape("pairs", pairs, {routes.pairs(), width});
-  Expect{"combine_rows"}.shape("weight", weight, routes.place.shape());
-  Expect{"combine_rows"}.shape("weight", weight, {y.extent(0), k});
+  const Expect expect{"combine_rows"};
+  expect.shape("pairs", pairs, {routes.pairs(), width});
+  expect.shape("weight", weight, routes.place.shape());
+  expect.shape("weight", weight, {y.extent(0), k});
   if (y.empty()) return;
   const Index rows_per_task = std::max<Index>(numbers_per_task / width, 1);
   call.parallel_for(ceil_div(rows, rows_per_task), [&](Index task, const Call&) {

@@ -63,7 +63,7 @@ void scan_channels_of(const View<S, 3>& state, const View<S, 3>& h, Index cost, 
 /// What is the same for each token, as a view of all of them.
 template <class T, Index Rank>
 View<T, Rank + 1> each_token(const View<T, Rank>& view, Index tokens) {
-  View<T, Rank + 1> one = view.template insert<0>();
+  View<T, Rank + 1> one = view.insert(axis::time);
   Shape<Rank + 1> shape = one.shape(), strides = one.strides();
   shape[0] = tokens, strides[0] = 0;
   return {view.data(), shape, strides};
@@ -91,15 +91,16 @@ View<T, Rank + 1> each_token(const View<T, Rank>& view, Index tokens) {
 template <class S>
 void diagonal_scan(In<S, 2> a, In<S, 2> b, Out<S, 2> state, View<S, 2> h, const Call& call) {
   const Index T = h.extent(0), D = h.extent(1);
-  Expect{"diagonal_scan"}.rows("h", h, {T, D});
-  Expect{"diagonal_scan"}.rows("a", a, {T, D});
-  Expect{"diagonal_scan"}.rows("b", b, {T, D});
-  Expect{"diagonal_scan"}.rows("state", state, {state.extent(0), D});
+  const Expect expect{"diagonal_scan"};
+  expect.rows("h", h, {T, D});
+  expect.rows("a", a, {T, D});
+  expect.rows("b", b, {T, D});
+  expect.rows("state", state, {state.extent(0), D});
   if (h.empty()) return;
   using Numbers = detail::ScanNumbers<S, 1>;
   constexpr Index cost = 2;
   detail::scan_channels_of<1, S>(
-      state.template insert<1>(), h.template insert<1>(), cost, call,
+      state.insert(axis::channel), h.insert(axis::channel), cost, call,
       [&](const Unit&, Index token, Index first) {
         return [a = &a(token, first), b = &b(token, first)](Index i, auto lane_count,
                                                             const Numbers& last) {
@@ -122,10 +123,11 @@ void diagonal_scan(In<S, 1> a, In<S, 2> b, Out<S, 2> state, View<S, 2> h, const 
 template <class S>
 void diagonal_scan(In<S, 3> a, In<S, 3> b, Out<S, 3> state, View<S, 3> h, const Call& call) {
   const Index T = h.extent(0), N = h.extent(2);
-  Expect{"diagonal_scan"}.rows("h", h, {T, 2, N});
-  Expect{"diagonal_scan"}.rows("a", a, {T, 2, N});
-  Expect{"diagonal_scan"}.rows("b", b, {T, 2, N});
-  Expect{"diagonal_scan"}.rows("state", state, {state.extent(0), 2, N});
+  const Expect expect{"diagonal_scan"};
+  expect.rows("h", h, {T, 2, N});
+  expect.rows("a", a, {T, 2, N});
+  expect.rows("b", b, {T, 2, N});
+  expect.rows("state", state, {state.extent(0), 2, N});
   if (h.empty()) return;
   using Batch = simd::Batch<S>;
   using Numbers = detail::ScanNumbers<S, 2>;
@@ -162,19 +164,20 @@ template <class S>
 void rg_lru_scan(In<S, 2> x, In<S, 2> input_gate, In<S, 2> recurrent_gate, In<S, 1> rate,
                  In<Index, 1> past, Out<S, 2> state, View<S, 2> h, const Call& call) {
   const Index T = h.extent(0), D = h.extent(1), B = state.extent(0);
-  Expect{"rg_lru_scan"}.rows("h", h, {T, D});
-  Expect{"rg_lru_scan"}.rows("x", x, {T, D});
-  Expect{"rg_lru_scan"}.rows("input_gate", input_gate, {T, D});
-  Expect{"rg_lru_scan"}.rows("recurrent_gate", recurrent_gate, {T, D});
-  Expect{"rg_lru_scan"}.rows("rate", rate, {D});
-  Expect{"rg_lru_scan"}.rows("past", past, {B});
-  Expect{"rg_lru_scan"}.rows("state", state, {B, D});
+  const Expect expect{"rg_lru_scan"};
+  expect.rows("h", h, {T, D});
+  expect.rows("x", x, {T, D});
+  expect.rows("input_gate", input_gate, {T, D});
+  expect.rows("recurrent_gate", recurrent_gate, {T, D});
+  expect.rows("rate", rate, {D});
+  expect.rows("past", past, {B});
+  expect.rows("state", state, {B, D});
   if (h.empty()) return;
   using Batch = simd::Batch<S>;
   using Numbers = detail::ScanNumbers<S, 1>;
   constexpr Index cost = 32;  // about: four functions
   detail::scan_channels_of<1, S>(
-      state.template insert<1>(), h.template insert<1>(), cost, call,
+      state.insert(axis::channel), h.insert(axis::channel), cost, call,
       [&](const Unit& unit, Index token, Index first) {
         const bool starts = token == unit.segment.first && past[unit.row()] == 0;
         return [starts, x = &x(token, first), input_gate = &input_gate(token, first),

@@ -167,8 +167,7 @@ struct MixtureOfExpertsDefinition {
     }
     auto scratch = call.scratch<Scalar>();
     auto selection = scratch(logits.extent(0), logits.extent(1));  // [T, E]
-    elementwise(
-        call, [](auto l) { return simd::sigmoid(l); }, logits, logits);
+    elementwise(call, activation::sigmoid, logits, logits);
     elementwise(
         call, [](auto s, auto b) { return s + b; }, selection, logits,
         by_channel(w.correction_bias));
@@ -195,8 +194,7 @@ struct MixtureOfExpertsDefinition {
     project(hidden, {{w.shared_down_proj, y}}, call);
     if (!c.shared_gate) return;
     project(x, {{w.shared_expert_gate, openness}}, call);
-    elementwise(
-        call, [](auto l) { return simd::sigmoid(l); }, openness, openness);
+    elementwise(call, activation::sigmoid, openness, openness);
     elementwise(
         call, [](auto value, auto by) { return by * value; }, y, y,
         by_row(openness.at(axis::channel, 0)));

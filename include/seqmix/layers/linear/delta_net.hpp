@@ -103,7 +103,7 @@ struct DeltaNetDefinition {
     if (c.output_gate) {
       auto gate = scratch(T, c.n_heads, c.head_v);  // [T, H, V]
       project(x, {{w.g_proj, gate}}, call);
-      gated_rms_norm(o, gate, w.o_norm, c.norm_eps, call);
+      gated_rms_norm(o, gate, w.o_norm, c.norm_eps, activation::silu, call);
     } else {
       rms_norm(o, w.o_norm, c.norm_eps, o, call);
     }

@@ -140,7 +140,7 @@ struct GatedDeltaNetDefinition {
                ScalarDecay<Scalar>{decay}, inverse_sqrt(K), state.memory.view(), o, call);
     const auto z = part(projected, c.group_channels(), values);
     gated_rms_norm(o.split(axis::head, G, R), z.split(axis::channel, R, c.head_v), w.norm,
-                   c.norm_eps, call);
+                   c.norm_eps, activation::silu, call);
     project(o, {{w.out_proj, y}}, call);
   }
 };

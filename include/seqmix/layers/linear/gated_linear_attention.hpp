@@ -100,7 +100,7 @@ struct GatedLinearAttentionDefinition {
     linear_state(q, k, v, VectorDecay<Scalar>{g}, inverse_sqrt(c.head_k), state.memory.view(), o,
                  call);
     call.trace("o", o);
-    gated_rms_norm(o, gate, w.g_norm, c.norm_eps, call);
+    gated_rms_norm(o, gate, w.g_norm, c.norm_eps, activation::silu, call);
     project(o, {{w.o_proj, y}}, call);
   }
 };

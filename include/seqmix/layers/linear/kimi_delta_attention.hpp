@@ -122,7 +122,7 @@ struct KimiDeltaAttentionDefinition {
     delta_shares(beta, c.negative_eigenvalues ? 2 : 1, call);
     delta_rule(q, k, v, beta, VectorDecay<Scalar>{decay.split(axis::channel, c.n_heads, c.head_k)},
                inverse_sqrt(c.head_k), state.memory.view(), o, call);
-    sigmoid_gated_rms_norm(o, gate, w.o_norm, c.norm_eps, call);
+    gated_rms_norm(o, gate, w.o_norm, c.norm_eps, activation::sigmoid, call);
     project(o, {{w.o_proj, y}}, call);
   }
 };

@@ -177,7 +177,7 @@ struct RetentionDefinition {
     rope(k, frequencies, past, layout, call);
     linear_state(q, k, v, decay, inverse_sqrt(c.head_k), state.memory.view(), o, call);
     normalize(q, k, state, o, call);
-    gated_rms_norm(o, gate, norm, c.norm_eps, call);
+    gated_rms_norm(o, gate, norm, c.norm_eps, activation::silu, call);
     project(o, {{w.o_proj, y}}, call);
   }
 

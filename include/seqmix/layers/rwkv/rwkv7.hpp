@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "seqmix/kernels/memory/dplr.hpp"
+#include "seqmix/kernels/pointwise/activation.hpp"
 #include "seqmix/kernels/pointwise/norm.hpp"
 #include "seqmix/kernels/scan/wkv.hpp"
 #include "seqmix/layers/mixer.hpp"
@@ -194,7 +195,6 @@ struct Rwkv7Definition {
       mix_tokens(x, before, by_channel(flat(weight)), mixed, call);
       return mixed;
     };
-    const auto sigmoid = [](auto number) { return simd::sigmoid(number); };
     const auto log_decay = [slope = static_cast<Scalar>(-std::exp(-0.5))](auto raw) {
       return slope * simd::sigmoid(raw);
     };
@@ -209,12 +209,12 @@ struct Rwkv7Definition {
     project(mixed_by(w.x_g), {{gate_down, low_gate}}, call);
     elementwise(
         call, [](auto number) { return simd::tanh(number); }, low_decay, low_decay);
-    elementwise(call, sigmoid, low_gate, low_gate);
+    elementwise(call, activation::sigmoid, low_gate, low_gate);
     project(low_decay, {{decay_up, decay}}, call);
     project(low_rate, {{rate_up, rate}}, call);
     project(low_gate, {{gate_up, gate}}, call);
     elementwise(call, log_decay, decay, decay);
-    elementwise(call, sigmoid, rate, rate);
+    elementwise(call, activation::sigmoid, rate, rate);
     share_values(v.merge(axis::head), low_value, mixed, side.value_first, call);
     split_keys(k.merge(axis::head), rate.merge(axis::head), erased, call);
 

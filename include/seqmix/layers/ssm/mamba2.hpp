@@ -188,7 +188,8 @@ struct Mamba2Definition {
     } else {
       for (Index first = 0; first < c.inner(); first += width) {
         gated_rms_norm(o.slice(axis::channel, first, width), z.slice(axis::channel, first, width),
-                       w.norm.view().slice(axis::channel, first, width), c.norm_eps, call);
+                       w.norm.view().slice(axis::channel, first, width), c.norm_eps,
+                       activation::silu, call);
       }
     }
   }
