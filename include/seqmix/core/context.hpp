@@ -128,10 +128,7 @@ class Context {
     }
     for (auto& worker : workers_) worker->poison_ = poison_;
     executor_->run(count, [&](Index task, Index worker) {
-      if (worker < 0 || worker >= std::ssize(workers_)) {
-        throw Error("executor: worker " + std::to_string(worker) + ", expected one of " +
-                    std::to_string(workers_.size()) + " as it had when the context was made");
-      }
+      if (worker < 0 || worker >= std::ssize(workers_)) refuse_worker(worker);
       body(task, *workers_[static_cast<std::size_t>(worker)]);
     });
   }
@@ -171,6 +168,11 @@ class Context {
   }
 
  private:
+  [[noreturn]] SEQMIX_COLD void refuse_worker(Index worker) const {
+    throw Error("executor: worker " + std::to_string(worker) + ", expected one of " +
+                std::to_string(workers_.size()) + " as it had when the context was made");
+  }
+
   Arena arena_;
   Executor* executor_ = nullptr;
   std::vector<std::unique_ptr<Context>> workers_;

@@ -73,16 +73,22 @@ const OnlyWhere* unmet_condition(const Tags&... tags) {
                     ", which counts only where " + std::string(condition));
 }
 
-/// Throws where a field that nothing reads has another value than its default.
+/// Throws where a field that nothing reads, as `needed` is not null, has another value than its
+/// default.
+template <class Field>
+__attribute__((noinline)) void check_read(std::string_view layer, const FieldPath& path,
+                                          const Field& value, const Field& otherwise,
+                                          const OnlyWhere* needed) {
+  if (needed == nullptr || value == otherwise) return;
+  refuse_unread(layer, path, text_of_field(value), needed->condition);
+}
 template <class Config>
 void check_unread(std::string_view layer, const Config& config) {
-  const auto check = [&](const FieldPath& path, const auto& value, const auto& otherwise,
-                         const auto&... tags) {
-    const OnlyWhere* const needed = unmet_condition(tags...);
-    if (needed == nullptr || value == otherwise) return;
-    refuse_unread(layer, path, text_of_field(value), needed->condition);
-  };
-  visit_fields_of_both(config, Config{}, check);
+  visit_fields_of_both(
+      config, Config{},
+      [&](const FieldPath& path, const auto& value, const auto& otherwise, const auto&... tags) {
+        check_read(layer, path, value, otherwise, unmet_condition(tags...));
+      });
 }
 
 /// Whether `word` stands in `text` on its own, not as a part of a longer name.

@@ -50,6 +50,23 @@ inline void check_view(std::string_view layer, std::string_view which, const Sha
   }
 }
 
+[[noreturn]] SEQMIX_COLD inline void refuse_output(std::string_view layer, const Shape<3>& x,
+                                                   const Shape<3>& y) {
+  throw ShapeError(std::string(layer) + ": y has shape " + y.text() +
+                   ", expected the rows and tokens of x, " + x.text());
+}
+[[noreturn]] SEQMIX_COLD inline void refuse_overlap(std::string_view layer) {
+  throw ShapeError(std::string(layer) + ": x and y overlap; they must be one view or disjoint");
+}
+[[noreturn]] SEQMIX_COLD inline void refuse_weight(std::string_view layer, const Name& name,
+                                                   bool is_there, std::span<const Index> extents,
+                                                   std::span<const Index> expected) {
+  throw ShapeError(
+      std::string(layer) + ": weight " + name.text() +
+      (is_there ? " has shape " + text_of_extents(extents) : std::string(" is missing")) +
+      ", expected " + text_of_extents(expected));
+}
+
 /// No number of `which` belongs to two tokens.
 inline void check_output(std::string_view layer, std::string_view which, const Shape<3>& shape,
                          const Shape<3>& strides) {

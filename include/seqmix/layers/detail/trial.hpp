@@ -1,9 +1,13 @@
 #pragma once
 
 #include <algorithm>
+#include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "seqmix/core/call.hpp"
+#include "seqmix/core/tensor.hpp"
+#include "seqmix/layers/mixer.hpp"
 
 // How `prepare` finds out what the calls of a layer need.
 
@@ -33,6 +37,43 @@ class Trial {
 
   OneWorker executor_;
   Context context_;
+};
+
+/// What the verbs of a layer take: zeros for some tokens.
+template <class Layer>
+class TrialNumbers {
+ public:
+  using Scalar = typename Layer::Scalar;
+  using Side = typename Layer::Side;
+
+  TrialNumbers(const Layer& layer, Index tokens, Index source_tokens)
+      : layer_(layer),
+        x_({tokens, layer.d_in()}),
+        y_({tokens, layer.d_out()}),
+        source_({source_tokens, layer.d_source()}) {
+    Side::visit(side_, layer.config(),
+                [&]<class T>(std::string_view, View<T, 2>& view, Index width, auto&&...) {
+                  if constexpr (std::is_const_v<T>) {
+                    view = indices_.emplace_back(Shape<2>{tokens, width}).view();
+                  } else {
+                    view = values_.emplace_back(Shape<2>{tokens, width}).view();
+                  }
+                });
+  }
+
+  View<const Scalar, 2> x(Index count) const { return x_.view().slice(axis::time, 0, count); }
+  View<Scalar, 2> y(Index count) { return y_.view().slice(axis::time, 0, count); }
+  View<const Scalar, 2> source(Index count) const {
+    return source_.view().slice(axis::time, 0, count);
+  }
+  Side side(Index count) const { return tokens_of(layer_.definition(), side_, 0, count); }
+
+ private:
+  const Layer& layer_;
+  Tensor<Scalar, 2> x_, y_, source_;
+  std::vector<Tensor<Scalar, 2>> values_;
+  std::vector<Tensor<Index, 2>> indices_;
+  Side side_;
 };
 
 /// Calls `body(segments)` for the splits of at most `tokens` tokens into at most `rows` segments of

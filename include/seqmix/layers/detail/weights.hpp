@@ -83,13 +83,13 @@ Index count_parameters(const Weights& weights, const Config& config) {
   return count;
 }
 
-/// Packs a projection's weight as `storage` and the tags of its declaration say. Throws
-/// `ConfigError` with its name where a number of it does not fit.
+/// Packs a projection's weight as `storage`, but for its last `kept` rows. Throws `ConfigError`
+/// with its name where a number of it does not fit.
 template <class Weight>
-void pack_weight(std::string_view owner, const Name& name, Weight& weight, Storage storage,
-                 auto... tags) {
+__attribute__((noinline)) void pack_weight(std::string_view owner, const Name& name, Weight& weight,
+                                           Storage storage, Index kept = 0) {
   try {
-    weight.pack(storage, (Index{0} + ... + detail::kept_rows(tags)));
+    weight.pack(storage, kept);
   } catch (const ConfigError& error) {
     throw ConfigError(std::string(owner) + ": weight " + name.text() + ": " + error.what());
   }
