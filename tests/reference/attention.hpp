@@ -105,15 +105,15 @@ template <class S>
 void rotate(const Input<S>& in, std::vector<S>& heads, Index t) {
   const Index K = in.size("head_dim"), rotary = in.size("rotary_dim");
   const auto offset = static_cast<Index>(number_or(in, "rotary_offset", 0));
-  for (Index first = offset; first < static_cast<Index>(heads.size()); first += K) {
-    for (Index i = 0; i < rotary / 2; ++i) {
-      const auto [theta, factor] = rotary_pair(in, i);
-      const double angle = static_cast<double>(t) * theta;
-      const bool interleaved = in.flag("rope_interleaved");
+  const bool interleaved = in.flag("rope_interleaved");
+  for (Index i = 0; i < rotary / 2; ++i) {
+    const auto [theta, factor] = rotary_pair(in, i);
+    const double angle = static_cast<double>(t) * theta;
+    const S cosine = static_cast<S>(factor * std::cos(angle));
+    const S sine = static_cast<S>(factor * std::sin(angle));
+    for (Index first = offset; first < static_cast<Index>(heads.size()); first += K) {
       S& a = heads[static_cast<std::size_t>(first + (interleaved ? 2 * i : i))];
       S& b = heads[static_cast<std::size_t>(first + (interleaved ? 2 * i + 1 : i + rotary / 2))];
-      const S cosine = static_cast<S>(factor * std::cos(angle));
-      const S sine = static_cast<S>(factor * std::sin(angle));
       const S turned = a * cosine - b * sine;
       b = a * sine + b * cosine;
       a = turned;

@@ -383,6 +383,7 @@ TEST_CASE("sections and given positions say what does not fit", "[rope]") {
   CHECK_NOTHROW(make({3, 2, 3}, SectionOrder::chunked));
   CHECK_THROWS_AS(make({3, 2, 2}, SectionOrder::chunked), ConfigError);
   CHECK_THROWS_AS(make({}, SectionOrder::chunked), ConfigError);
+  CHECK_THROWS_AS(make({4, 1, 1, 1, 1}, SectionOrder::chunked), ConfigError);
   CHECK_THROWS_AS(make({-1, 9}, SectionOrder::chunked), ConfigError);
   CHECK_NOTHROW(make({3, 3, 2}, SectionOrder::interleaved));
   CHECK_THROWS_AS(make({3, 1, 4}, SectionOrder::interleaved), ConfigError);

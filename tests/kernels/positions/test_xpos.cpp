@@ -102,3 +102,27 @@ TEST_CASE("xpos overflows at no position", "[xpos]") {
                         Causal{}, PlainScore{1.0}, o.view(), TestCall(context, 1, 2));
   for (Index i = 0; i < o.size(); ++i) CHECK(std::isfinite(o.data()[i]));
 }
+
+TEST_CASE("xpos has the same bits wherever a call is cut at multiples of 64", "[xpos]") {
+  Context context;
+  const XPosDecay decay(2 * pairs, base);
+  const Index T = 300, before = 11;
+  const auto keys = random_tensor<float, 4>({1, G, before + T, K}, 1);
+  const auto values = random_tensor<float, 4>({1, G, before + T, K}, 2);
+  const auto q = random_tensor<float, 3>({T, H, K}, 3);
+  const auto attend = [&](const std::vector<Index>& cuts) {
+    Tensor<float, 3> o({T, H, K});
+    for (std::size_t i = 0; i + 1 < cuts.size(); ++i) {
+      const Index first = cuts[i], count = cuts[i + 1] - first;
+      Tensor<Index, 1> past({1});
+      past(0) = before + first;
+      xpos_attention<float>(q.view().slice(axis::time, first, count), keys.view(), values.view(),
+                            past, decay, RotaryLayout::half_split, 0, Causal{}, PlainScore{0.3},
+                            o.view().slice(axis::time, first, count), TestCall(context, 1, count));
+    }
+    return o;
+  };
+  const auto whole = attend({0, T});
+  CHECK(support::same_bits(attend({0, 64, T}).view(), whole.view()));
+  CHECK(support::same_bits(attend({0, 192, 256, T}).view(), whole.view()));
+}

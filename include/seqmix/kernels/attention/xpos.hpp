@@ -19,7 +19,7 @@ template <class S, class Mask, class Score>
 void xpos_attention(In<S, 3> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<Index, 1> past,
                     const XPosDecay& decay, RotaryLayout layout, Index offset, const Mask& mask,
                     const Score& score, View<S, 3> o, const Call& call) {
-  constexpr Index tile = 256;  // ζ_0^(-1 / 2) is 1.9
+  constexpr Index tile = 64;  // calls are cut at its multiples, so that a cut changes no centre
   const Index H = q.extent(axis::head), G = keys.extent(axis::head);
   const Index K = q.extent(axis::channel), pairs = decay.pairs();
   // Multiplies heads [N, heads, K] by the decay over `distance(i)`, a task a run of them.

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <string>
 #include <string_view>
 
@@ -52,32 +54,34 @@ void turn_head(S* head, RotaryLayout layout, const View<const S, 2>& turn,
 /// The cos and sin of positions, which cost little where one is near the last of its axis.
 class RotaryTurns {
  public:
-  /// `anchors` [axes, 2, pairs] and `anchored` [axes] are scratch.
-  RotaryTurns(const RotaryFrequencies& frequencies, View<double, 3> anchors,
-              View<Index, 1> anchored)
-      : frequencies_(frequencies), anchors_(anchors), anchored_(anchored) {
-    for (Index axis = 0; axis < anchored_.extent(0); ++axis) anchored_[axis] = 1;  // no multiple
+  /// `anchors` [axes, 2, pairs] is scratch.
+  RotaryTurns(const RotaryFrequencies& frequencies, double* anchors)
+      : frequencies_(frequencies), anchors_(anchors) {
+    anchored_.fill(1);  // no multiple of the interval
   }
 
   /// Writes the cos, then the sin of a position, [2, pairs].
-  void write(Index axis, Index position, const View<double, 2>& turn) const {
-    double *const cos = &turn(0, 0), *const sin = &turn(1, 0);
+  void write(Index axis, Index position, double* turn) {
+    const Index pairs = frequencies_.pairs();
+    double *const cos = turn, *const sin = turn + pairs;
     if (!frequencies_.wavelengths().empty()) {
       return frequencies_.write_periodic(position, cos, sin);
     }
     const Index anchor = position & -RotaryFrequencies::anchor_interval;
-    double *const anchor_cos = &anchors_(axis, 0, 0), *const anchor_sin = &anchors_(axis, 1, 0);
-    if (anchor != anchored_[axis]) {
+    double* const anchor_cos = anchors_ + 2 * axis * pairs;
+    double* const anchor_sin = anchor_cos + pairs;
+    Index& anchored = anchored_[static_cast<std::size_t>(axis)];
+    if (anchor != anchored) {
       frequencies_.write_anchor(anchor, anchor_cos, anchor_sin);
-      anchored_[axis] = anchor;
+      anchored = anchor;
     }
     frequencies_.write(anchor_cos, anchor_sin, position - anchor, cos, sin);
   }
 
  private:
   const RotaryFrequencies& frequencies_;
-  View<double, 3> anchors_;
-  View<Index, 1> anchored_;
+  double* anchors_;
+  std::array<Index, RotarySections::most_axes> anchored_;
 };
 
 /// Turns all heads of x; on each axis token t of a unit is at `position_of(unit, t, axis)`.
@@ -93,16 +97,18 @@ void turn_tokens(const View<S, 3>& x, const RotaryFrequencies& frequencies, Rota
   };
   for_each_unit(call, numbers_per_task, work_of, [&](const Unit& unit, const Call& worker) {
     const Index first = unit.segment.first, begin = unit.item * interval;
-    auto indices = worker.scratch<Index>();
     auto wide = worker.scratch<double>();
-    const RotaryTurns turns(frequencies, wide(axes, 2, pairs), indices(axes));
-    auto exact = wide(2, pairs), other = wide(2, pairs);  // cos, then sin
+    const auto rows = wide(2 * axes + (axes > 1 ? 4 : 2), pairs);  // cos, then sin of each
+    RotaryTurns turns(frequencies, &rows(0, 0));
+    const auto exact = rows.template slice<0>(2 * axes, 2);
     auto scratch = worker.scratch<S>();
-    auto turn = scratch(2, pairs), halves = scratch(2, pairs);
+    const auto narrow = scratch(4, pairs);
+    const auto turn = narrow.template slice<0>(0, 2), halves = narrow.template slice<0>(2, 2);
     for (Index t = begin; t < std::min(unit.tokens(), begin + interval); ++t) {
-      turns.write(0, position_of(unit, t, 0), exact);
+      turns.write(0, position_of(unit, t, 0), &exact(0, 0));
       for (Index axis = 1; axis < axes; ++axis) {
-        turns.write(axis, position_of(unit, t, axis), other);
+        const auto other = rows.template slice<0>(2 * axes + 2, 2);
+        turns.write(axis, position_of(unit, t, axis), &other(0, 0));
         for (Index n = 0; n < pairs; ++n) {
           if (sections.axis_of(n) == axis) exact(0, n) = other(0, n), exact(1, n) = other(1, n);
         }

@@ -24,11 +24,14 @@ constexpr std::array<std::string_view, 2> names_of(SectionOrder) {
 /// height and width. Wang et al. 2024, arXiv:2409.12191, section 2.1.
 class RotarySections {
  public:
+  static constexpr Index most_axes = 4;
+
   /// One axis, of any pairs.
   RotarySections() = default;
   /// `counts`: how many of the `pairs` each axis has.
   RotarySections(const std::vector<Index>& counts, SectionOrder order, Index pairs)
       : axes_(std::ssize(counts)), axis_of_(static_cast<std::size_t>(pairs)) {
+    require(axes_ <= most_axes, "a rotary position has at most 4 axes");
     Index total = 0;
     for (const Index count : counts) {
       require(count >= 0, "the sections of a rotary position must not be negative");
