@@ -31,7 +31,9 @@ bool is_model(const System& system) { return system.made_of.starts_with(models);
 
 bool has_fields(const Json& config, const Json& fields) {
   return std::all_of(fields.items().begin(), fields.items().end(), [&](const auto& field) {
-    return config.contains(field.key()) && config.at(field.key()) == field.value();
+    if (!config.contains(field.key())) return false;
+    const Json& value = config.at(field.key());
+    return field.value().is_object() ? has_fields(value, field.value()) : value == field.value();
   });
 }
 

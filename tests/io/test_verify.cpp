@@ -490,10 +490,11 @@ TEST_CASE("verify describes every layer") {
         "\n  weights.o_proj.weight             [24, 20]\n", "\n  memory  [B, 4, 16, 5]\n"}) {
     CHECK_THAT(gla.out, ContainsSubstring(line));
   }
-  CHECK_THAT(run({"--describe", "attention"}).out,
-             ContainsSubstring("one of none, linear, ntk, yarn, llama3\n") &&
-                 ContainsSubstring("; counts only where rotary_dim is positive\n") &&
-                 ContainsSubstring("keys      [B, 1, t, 16]"));
+  CHECK_THAT(
+      run({"--describe", "attention"}).out,
+      ContainsSubstring("one of none, linear, ntk, yarn, llama3, dynamic, longrope, table\n") &&
+          ContainsSubstring("; counts only where rotary_dim is positive\n") &&
+          ContainsSubstring("keys      [B, 1, t, 16]"));
   CHECK_THAT(run({"--describe", "cross_attention"}).out,
              ContainsSubstring("in.source  [B, S, 16]") &&
                  ContainsSubstring("keys           [B, 1, S, 16]"));
@@ -512,13 +513,13 @@ TEST_CASE("verify describes parts that are alike once") {
         "\n  layers.4.mixer.keys   "}) {
     CHECK_THAT(printed.out, ContainsSubstring(text));
   }
-  // The block, Mamba, attention, the feed-forward layer and experts.
+  // The block, Mamba, attention and its six parts, the feed-forward layer and experts.
   int tables = 0;
   for (auto at = printed.out.find("\nconfig of "); at != printed.out.npos;
        at = printed.out.find("\nconfig of ", at + 1)) {
     ++tables;
   }
-  CHECK(tables == 5);
+  CHECK(tables == 11);
   // A nested config is filled in where it says nothing, too.
   CHECK_THAT(run({"--describe", "jamba_block", R"({"layers.0": {"mixer": {"d_inner": 24}}})"}).out,
              ContainsSubstring("\n  weights.layers.0.mixer.D ") && ContainsSubstring("[24]") &&
