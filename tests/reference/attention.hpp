@@ -233,17 +233,29 @@ std::vector<S> project_outputs(const Input<S>& in, const std::vector<S>& x, std:
   return linear<S>(in.weight("o_proj.weight"), bias, o);
 }
 
-/// The score of head h for a query at t and a key at j.
+/// The score of head h for a query at t and a key at j, once its config has been read.
 template <class S>
-S attention_score(const Input<S>& in, const S* query, const S* key, Index h, Index t, Index j) {
-  const Index K = in.size("head_dim");
-  S score = 0;
-  for (Index i = 0; i < K; ++i) score += query[i] * key[i];
-  const double given = number_or(in, "score_scale", 0), cap = number_or(in, "soft_cap", 0);
-  const double scale = given > 0 ? given : 1 / std::sqrt(static_cast<double>(K));
-  score = score * static_cast<S>(scale) + static_cast<S>(distance_bias(in, h, t, j, scale));
-  return cap > 0 ? static_cast<S>(cap) * std::tanh(score / static_cast<S>(cap)) : score;
-}
+class AttentionScore {
+ public:
+  explicit AttentionScore(const Input<S>& in)
+      : K_(in.size("head_dim")),
+        scale_(number_or(in, "score_scale", 0)),
+        cap_(number_or(in, "soft_cap", 0)),
+        bias_(in, scale_ > 0 ? scale_ : 1 / std::sqrt(static_cast<double>(K_))) {}
+
+  S operator()(const S* query, const S* key, Index h, Index t, Index j) const {
+    S score = 0;
+    for (Index i = 0; i < K_; ++i) score += query[i] * key[i];
+    score = scale_ > 0 ? score * static_cast<S>(scale_) : score / std::sqrt(static_cast<S>(K_));
+    score += static_cast<S>(bias_(h, t, j));
+    return cap_ > 0 ? static_cast<S>(cap_) * std::tanh(score / static_cast<S>(cap_)) : score;
+  }
+
+ private:
+  Index K_;
+  double scale_, cap_;
+  ScoreBias<S> bias_;
+};
 
 /// Σ softmax(score) value over lists of scores and values, [K]. A last score without a value counts
 /// in the sum alone.
@@ -267,32 +279,40 @@ template <class S>
 void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& slot, Output<S>& out) {
   const Index T = in.T(), H = in.size("n_heads"), G = in.size("n_kv_heads");
   const Index K = in.size("head_dim"), V = value_width(in);
+  const bool has_sinks = in.flag("sink_logits");
+  const AttentionScore<S> score_of(in);
   std::vector<TokenHeads<S>> tokens;
   for (Index t = 0; t < T; ++t) tokens.emplace_back(in, token(in.x, b, t));
+  struct Key {
+    Index slot = -1;
+    std::vector<S> heads = {};
+  };
+  std::vector<Key> placed(tokens.size());  // as they were last seen: few ever change their slot
   for (Index t = 0; t < T; ++t) {
     std::vector<S> q = tokens[static_cast<std::size_t>(t)].q;
     place(in, "q_norm", q, slot(t, t)), grow_by_position(in, q, slot(t, t));
-    for (S& number : q) number *= temperature(in, t);
+    const S sharper = temperature(in, t);
+    for (S& number : q) number *= sharper;
     std::vector<Index> seen;
-    std::vector<std::vector<S>> keys;
     for (Index j = 0; j < T; ++j) {
       if (!sees(t, j)) continue;
       seen.push_back(j);
-      keys.push_back(tokens[static_cast<std::size_t>(j)].k);
-      place(in, "k_norm", keys.back(), slot(t, j));
-      grow_by_position(in, keys.back(), -slot(t, j));
+      Key& key = placed[static_cast<std::size_t>(j)];
+      if (key.slot == slot(t, j)) continue;
+      key = {slot(t, j), tokens[static_cast<std::size_t>(j)].k};
+      place(in, "k_norm", key.heads, key.slot), grow_by_position(in, key.heads, -key.slot);
     }
     std::vector<S> o;
     for (Index h = 0; h < H; ++h) {
       const Index g = h / (H / G);
       std::vector<S> score;
       std::vector<const S*> value;
-      for (std::size_t n = 0; n < seen.size(); ++n) {
-        score.push_back(
-            attention_score(in, q.data() + h * K, keys[n].data() + g * K, h, t, seen[n]));
-        value.push_back(tokens[static_cast<std::size_t>(seen[n])].v.data() + g * V);
+      for (const Index j : seen) {
+        const auto at = static_cast<std::size_t>(j);
+        score.push_back(score_of(q.data() + h * K, placed[at].heads.data() + g * K, h, t, j));
+        value.push_back(tokens[at].v.data() + g * V);
       }
-      if (in.flag("sink_logits")) score.push_back(in.weight("sinks")(h));
+      if (has_sinks) score.push_back(in.weight("sinks")(h));
       const std::vector<S> head = softmax_mean(score, value, V);
       o.insert(o.end(), head.begin(), head.end());
     }
@@ -518,6 +538,7 @@ template <class S>
 Output<S> cross_attention(const Input<S>& in) {
   const Index B = in.B(), T = in.T(), H = in.size("n_heads"), G = in.size("n_kv_heads");
   const Index K = in.size("head_dim");
+  const AttentionScore<S> score_of(in);
   const Array<S>& source = in.input("source");
   const Index length = source.shape[1];
   const auto map = [&](const std::string& name, const std::vector<S>& x) {
@@ -544,8 +565,7 @@ Output<S> cross_attention(const Input<S>& in) {
         std::vector<S> score;
         std::vector<const S*> value;
         for (Index s = 0; s < length; ++s) {
-          score.push_back(
-              attention_score(in, q.data() + h * K, &keys(b, h / (H / G), s, 0), h, 0, 0));
+          score.push_back(score_of(q.data() + h * K, &keys(b, h / (H / G), s, 0), h, 0, 0));
           value.push_back(&values(b, h / (H / G), s, 0));
         }
         const std::vector<S> head = softmax_mean(score, value, K);

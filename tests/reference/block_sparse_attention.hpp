@@ -59,6 +59,7 @@ Output<S> block_sparse_attention(const Input<S>& parts) {
   const Input<S> in = with_flat_config(parts);
   const Index T = in.T(), H = in.size("n_heads"), G = in.size("n_kv_heads");
   const Index K = in.size("head_dim"), V = value_width(in);
+  const AttentionScore<S> score_of(in);
   std::vector<Index> list;
   for (Index t = 0; t < T; ++t) list.push_back(t);
   const auto [keys, values] = cached(in, list);
@@ -76,14 +77,15 @@ Output<S> block_sparse_attention(const Input<S>& parts) {
     for (Index t = 0; t < T; ++t) {
       std::vector<S> q = TokenHeads<S>(in, token(in.x, b, t)).q, o;
       place(in, "q_norm", q, t);
-      for (S& number : q) number *= temperature(in, t);
+      const S sharper = temperature(in, t);
+      for (S& number : q) number *= sharper;
       for (Index h = 0; h < H; ++h) {
         const Index g = h / (H / G);
         std::vector<S> score;
         std::vector<const S*> value;
         for (Index j = 0; j <= t; ++j) {
           if (!seen[static_cast<std::size_t>((h * T + t) * T + j)]) continue;
-          score.push_back(attention_score(in, q.data() + h * K, &keys(b, g, j, 0), h, t, j));
+          score.push_back(score_of(q.data() + h * K, &keys(b, g, j, 0), h, t, j));
           value.push_back(&values(b, g, j, 0));
         }
         if (in.flag("sink_logits")) score.push_back(in.weight("sinks")(h));

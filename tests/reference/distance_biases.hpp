@@ -43,63 +43,83 @@ inline Index t5_row(Index distance, bool both, Index buckets, Index farthest) {
   return row + std::min(buckets - 1, exact + more);
 }
 
-/// What head h adds to the scaled score of a query at t and a key at j.
+/// What head h adds to the scaled score of a query at t and a key at j, once its config has been
+/// read.
 template <class S>
-double distance_bias(const Input<S>& in, Index h, Index t, Index j, double scale) {
-  const std::string kind = in.config.value("kind", std::string("none"));
-  if (kind == "none") return 0;
-  const Index H = in.size("n_heads");
-  const auto head = static_cast<double>(h + 1), far = static_cast<double>(std::abs(t - j));
-  const auto of_head = [&](const char* name) {
-    return std::max(static_cast<double>(in.weight(name)(h, 0, 0)), 0.01);
-  };
-  if (kind == "alibi") return -alibi_slope(h, H, in.number("alibi_bias_max")) * far;
-  if (kind == "falcon_alibi") {
-    const double slope = to_bfloat16(alibi_slope(h, H, 8));
-    return scale * to_bfloat16(slope * to_bfloat16(static_cast<double>(j)));
+class ScoreBias {
+ public:
+  ScoreBias(const Input<S>& in, double scale)
+      : in_(in), scale_(scale), kind_(in.config.value("kind", std::string("none"))) {
+    if (kind_ == "none") return;
+    heads_ = in.size("n_heads"), most_ = in.number("alibi_bias_max");
+    buckets_ = in.size("num_buckets"), farthest_ = in.size("max_distance");
+    both_ = in.flag("bidirectional");
   }
-  if (kind == "t5") {
-    const Index row =
-        t5_row(t - j, in.flag("bidirectional"), in.size("num_buckets"), in.size("max_distance"));
-    return static_cast<double>(in.weight("bias.relative_attention_bias.weight")(row, h));
+
+  double operator()(Index h, Index t, Index j) const {
+    if (kind_ == "none") return 0;
+    const auto far = static_cast<double>(std::abs(t - j));
+    if (kind_ == "alibi") return -alibi_slope(h, heads_, most_) * far;
+    if (kind_ == "falcon_alibi") {
+      const double slope = to_bfloat16(alibi_slope(h, heads_, 8));
+      return scale_ * to_bfloat16(slope * to_bfloat16(static_cast<double>(j)));
+    }
+    if (kind_ == "t5") {
+      const Index row = t5_row(t - j, both_, buckets_, farthest_);
+      return static_cast<double>(in_.weight("bias.relative_attention_bias.weight")(row, h));
+    }
+    if (kind_ == "relative") {
+      const Index row = std::min(std::max(j - t, -farthest_), farthest_) + farthest_;
+      return static_cast<double>(in_.weight("bias.relative_position_bias_table")(row, h));
+    }
+    if (kind_ == "kerple_log") {
+      return -of_head("bias.bias_p", h) * std::log(1 + of_head("bias.bias_a", h) * far);
+    }
+    if (kind_ == "kerple_power") {
+      return -of_head("bias.bias_a", h) * std::pow(far, std::min(of_head("bias.bias_p", h), 2.0));
+    }
+    if (kind_ == "sandwich") return sandwich(h, far);
+    if (kind_ == "fire") return fire(h, t, far);
+    const double log = std::log(far + 1);
+    return kind_ == "inverse_square" ? -2 * log : -log * log;
   }
-  if (kind == "relative") {
-    const Index most = in.size("max_distance");
-    const Index row = std::min(std::max(j - t, -most), most) + most;
-    return static_cast<double>(in.weight("bias.relative_position_bias_table")(row, h));
+
+ private:
+  double of_head(const char* name, Index h) const {
+    return std::max(static_cast<double>(in_.weight(name)(h, 0, 0)), 0.01);
   }
-  if (kind == "kerple_log") {
-    return -of_head("bias.bias_p") * std::log(1 + of_head("bias.bias_a") * far);
-  }
-  if (kind == "kerple_power") {
-    return -of_head("bias.bias_a") * std::pow(far, std::min(of_head("bias.bias_p"), 2.0));
-  }
-  if (kind == "sandwich") {
-    const Index width = in.size("sandwich_dim");
+  double sandwich(Index h, double far) const {
+    const Index width = in_.size("sandwich_dim");
     double sum = 0;
     for (Index n = 0; n < width; n += 2) {
-      sum +=
-          std::cos(far * std::pow(10000.0, -static_cast<double>(n) / static_cast<double>(width)));
+      const double power = static_cast<double>(n) / static_cast<double>(width);
+      sum += std::cos(far * std::pow(10000.0, -power));
     }
-    return (sum - static_cast<double>(width) / 2) * static_cast<double>(H) / (8 * head);
+    return (sum - static_cast<double>(width) / 2) * static_cast<double>(heads_) /
+           static_cast<double>(8 * (h + 1));
   }
-  if (kind == "fire") {
-    const double c = static_cast<double>(in.weight("bias.c")(0));
-    const double least = std::abs(static_cast<double>(in.weight("bias.L_multiplier")(0)) *
-                                  in.number("fire_initial_length"));
+  double fire(Index h, Index t, double far) const {
+    const auto c = static_cast<double>(in_.weight("bias.c")(0));
+    const double least = std::abs(static_cast<double>(in_.weight("bias.L_multiplier")(0)) *
+                                  in_.number("fire_initial_length"));
     const double whole = std::max(static_cast<double>(t), least);
     const double x = std::log(std::abs(c * far) + 1) /
-                     (std::log(std::abs(c * whole) + 1) + in.number("fire_eps"));
-    double sum = static_cast<double>(in.weight("bias.mlp.2.bias")(h));
-    for (Index u = 0; u < in.size("fire_width"); ++u) {
-      const double unit = static_cast<double>(in.weight("bias.mlp.0.weight")(u, 0)) * x +
-                          static_cast<double>(in.weight("bias.mlp.0.bias")(u));
-      sum += static_cast<double>(in.weight("bias.mlp.2.weight")(h, u)) * std::max(unit, 0.0);
+                     (std::log(std::abs(c * whole) + 1) + in_.number("fire_eps"));
+    auto sum = static_cast<double>(in_.weight("bias.mlp.2.bias")(h));
+    for (Index u = 0; u < in_.size("fire_width"); ++u) {
+      const double unit = static_cast<double>(in_.weight("bias.mlp.0.weight")(u, 0)) * x +
+                          static_cast<double>(in_.weight("bias.mlp.0.bias")(u));
+      sum += static_cast<double>(in_.weight("bias.mlp.2.weight")(h, u)) * std::max(unit, 0.0);
     }
     return sum;
   }
-  const double log = std::log(far + 1);
-  return kind == "inverse_square" ? -2 * log : -log * log;
-}
+
+  const Input<S>& in_;
+  double scale_;
+  std::string kind_;
+  Index heads_ = 0, buckets_ = 0, farthest_ = 0;
+  double most_ = 0;
+  bool both_ = false;
+};
 
 }  // namespace reference
