@@ -186,7 +186,7 @@ TEST_CASE("a field that nothing reads is refused with what it needs") {
            Case{"multi_head_latent_attention",
                 R"("kv_rank": 4, "nope_dim": 4, "rotary_dim": 2, "head_v": 4,
                    "mscale_all_dim": 1)",
-                "mscale_all_dim is 1, which counts only where rope_scaling is not none"},
+                "mscale_all_dim is 1, which counts only where rope_factor exceeds 1"},
            Case{"big_bird_attention", R"("n_blocks": 9)",
                 "n_blocks is 9, which counts only where n_random is positive"},
            Case{"block_sparse_attention", heads + R"(, "pattern": "local", "block": 8)",

@@ -69,7 +69,7 @@ TEMPLATE_TEST_CASE("biases of a config act alike in both forms", "[distance_bias
     INFO(to_string(config.kind));
     CHECK(error_of(config) == "");
     Index called = 0;
-    make_distance_biases(config, random_weights<S>(config, H), H, 1, [&](auto biases) {
+    make_distance_biases(config, random_weights<S>(config, H), H, 1, 1, [&](auto biases) {
       const OwnedBiases owned{std::move(biases)};
       Tensor<S, 3> parallel({T, H, K}), recurrent({T, H, K});
       const auto run = [&](Form form, const View<S, 3>& o) {
@@ -84,7 +84,7 @@ TEMPLATE_TEST_CASE("biases of a config act alike in both forms", "[distance_bias
     });
     CHECK(called == 1);
   }
-  make_distance_biases(DistanceBiasConfig{}, DistanceBiasWeights<S>{}, H, 1,
+  make_distance_biases(DistanceBiasConfig{}, DistanceBiasWeights<S>{}, H, 1, 1,
                        [](const auto&) { FAIL("there are no biases"); });
 }
 

@@ -30,6 +30,10 @@ std::vector<AttentionMember> make_members() {
   add("heads", "LayerNorm of projections", R"({"qk_norm": "projection", "qk_norm_kind": "layer"})");
   add("heads", "l2 norm after rotation",
       R"({"qk_norm": "head", "qk_norm_kind": "l2", "qk_norm_rotated": true})");
+  add("heads", "weightless LayerNorm after rotation",
+      R"({"qk_norm": "head", "qk_norm_kind": "layer", "qk_norm_weight": "none",
+          "qk_norm_rotated": true})");
+  add("heads", "l2 norm of projections", R"({"qk_norm": "projection", "qk_norm_kind": "l2"})");
   add("heads", "weightless norm", R"({"qk_norm": "head", "qk_norm_weight": "none"})");
   add("heads", "gate by head", R"({"output_gate": "head"})");
   add("heads", "gate by channel", R"({"output_gate": "channel"})");
@@ -41,6 +45,8 @@ std::vector<AttentionMember> make_members() {
       R"({"rotary_dim": 6, "rope_scaling": "yarn", "rope_factor": 4,
           "rope_original_length": 64})");
 
+  add("positions", "a table of angles",
+      R"({"rotary_dim": 4, "rope_scaling": "table", "rope_angles": [1.25, 0.125]})");
   add("positions", "LongRoPE",
       R"({"rotary_dim": 6, "rope_scaling": "longrope", "rope_factor": 4,
           "rope_original_length": 16, "rope_length": 64, "rope_short_factor": [1, 1, 1],
@@ -51,6 +57,11 @@ std::vector<AttentionMember> make_members() {
   add("positions", "resonance, behind an offset",
       R"({"rotary_dim": 4, "rotary_offset": 2, "rope_theta": 30, "rope_resonance": true})");
   add("positions", "xPos", R"({"rotary_dim": 6, "rope_closed": true, "rope_xpos": 32})");
+
+  add("positions", "dynamic NTK by call",
+      R"({"rotary_dim": 6, "rope_scaling": "dynamic", "rope_factor": 2,
+          "rope_original_length": 16, "rope_by_call": true})",
+      Of::bidirectional);
 
   add("bias", "ALiBi", R"({"kind": "alibi"})");
   add("bias", "ALiBi in bfloat16", R"({"kind": "falcon_alibi"})");

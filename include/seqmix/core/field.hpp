@@ -83,8 +83,8 @@ constexpr OnlyWhere only_where(bool holds, std::string_view condition) {
 }
 
 /// The key of a field in a flat file, where the fields of all parts stand side by side and another
-/// name says what is meant. One key may be that of several fields. An enumeration takes the flag
-/// that has the name of one of its values, too: true is that value.
+/// name says what is meant. One key may be that of several fields. One that is the name of an
+/// enumeration's value is a flag there: true is that value.
 struct FlatKey {
   std::string_view key;
 };

@@ -362,17 +362,19 @@ std::string_view flat_key_of(const FieldPath& path, const Tags&... tags) {
   return other == nullptr ? path.key() : other->key;
 }
 
-/// Sets a field from the value of a flat object at `key`.
+/// Sets a field from the value of a flat object at `key`. Where that is the name of one of an
+/// enumeration's values, it is a flag.
 template <class Field>
 void read_flat_field(const Json& value, std::string_view key, Field& member,
                      const std::string& layer) {
+  const std::string where = layer + ": " + std::string(key);
   if constexpr (std::is_enum_v<Field>) {
-    if (value.is_boolean()) {
-      if (value.get<bool>()) from_string(key, member);
+    if (std::ranges::find(names_of(member), key) != names_of(member).end()) {
+      if (field_from_json<bool>(value, where)) from_string(key, member);
       return;
     }
   }
-  member = field_from_json<Field>(value, layer + ": " + std::string(key));
+  member = field_from_json<Field>(value, where);
 }
 
 /// The same where the fields of all parts stand in one object. Fields of one key are one, which

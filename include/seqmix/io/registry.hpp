@@ -22,7 +22,7 @@ class Registry {
   /// Adds a layer under its definition's name.
   template <class Definition>
   void add() {
-    add<Definition>(Definition::traits, [](const typename Definition::Config&) {});
+    add<Definition>(Definition::traits, nullptr);
   }
   /// Adds it under the name of `traits`, which outlive all layers, of those of its configs that
   /// `rule` does not refuse.
@@ -123,7 +123,7 @@ class Registry {
                        using T = typename P::value_type;
                        parameter = Parameter<T, P::rank>(Tensor<T, P::rank>(shape));
                      });
-      return Mixer<Definition>(config, std::move(weights));
+      return AnyMixer<Scalar>(Mixer<Definition>(config, std::move(weights)), traits);
     }
     std::vector<Field> fields() const override {
       const Json defaults = write_config(Config{});

@@ -845,7 +845,8 @@ TEMPLATE_TEST_CASE("published scores", "[attention]", float, double) {
     const auto biased = [&](Index h, double product, Index distance) {
       return product - slopes[static_cast<std::size_t>(h)] * static_cast<double>(distance);
     };
-    check_forms(c, c.expected(causal, biased), Causal{}, Alibi{c.scale, slopes});
+    const LinearBiases biases(slopes);
+    check_forms(c, c.expected(causal, biased), Causal{}, DistanceBias(PlainScore{c.scale}, biases));
   }
 }
 
@@ -1055,7 +1056,7 @@ TEMPLATE_TEST_CASE("what a bias by distance fades out ends in zeros", "[attentio
   using S = TestType;
   // Values end after 30 tokens; 350 later their weights leave the range of numbers.
   const Index T = 500;
-  const double slopes[] = {std::is_same_v<S, float> ? 0.25 : 2};
+  const LinearBiases biases({std::is_same_v<S, float> ? 0.25 : 2});
   const Tensor<S, 3> q({T, 1, 4});
   const Tensor<S, 4> keys({1, 1, T, 4});
   Tensor<S, 4> values({1, 1, T, 5});
@@ -1065,7 +1066,7 @@ TEMPLATE_TEST_CASE("what a bias by distance fades out ends in zeros", "[attentio
   const Tensor<Index, 1> past({1});
   Context context;
   for (const Form form : {Form::parallel, Form::recurrent}) {
-    attention(q, keys, values, past, Causal{}, Alibi{1, slopes}, o.view(),
+    attention(q, keys, values, past, Causal{}, DistanceBias(PlainScore{}, biases), o.view(),
               TestCall(context, 1, T, form));
     Index subnormal = 0;
     for (Index i = 0; i < o.size(); ++i) {

@@ -44,7 +44,8 @@ struct Case {
   void attend(const View<S, 3>& queries, const SparsePatterns& patterns, const View<S, 3>& o,
               const Call& call) {
     attention(queries, keys, values, past, SparseMask{patterns}, PlainScore{0.4}, o, call);
-    strided_attention(queries, keys, values, past, patterns, 0.4, o, call);
+    const ComposedScore<S> score(0.4, {});
+    strided_attention<S>(queries, keys, values, past, patterns, score, o, call);
   }
   /// Row 1, then some of row 0.
   Tensor<S, 3> run_mixed(const SparsePatterns& patterns, Form form, Index of_row_0,

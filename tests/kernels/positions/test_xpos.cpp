@@ -70,17 +70,19 @@ TEMPLATE_TEST_CASE("xpos from any centre is what the paper has from the first to
   Context context;
   context.set_poison(true);
   const XPosDecay decay(2 * pairs, base);
-  const auto values = random_tensor<S, 4>({1, G, 400, K}, 3);
-  const auto keys = random_tensor<S, 4>({1, G, 400, K}, 2);
+  const auto values = random_tensor<S, 4>({1, G, 1500, K}, 3);
+  const auto keys = random_tensor<S, 4>({1, G, 1500, K}, 2);
+  const ComposedScore<S> score(1 / std::sqrt(double{K}), {});
   for (const auto layout : {RotaryLayout::half_split, RotaryLayout::interleaved}) {
-    for (const auto& [before, T] : {std::pair<Index, Index>{0, 300}, {77, 5}, {399, 1}}) {
+    for (const auto& [before, T] :
+         {std::pair<Index, Index>{0, 300}, {77, 5}, {511, 2}, {512, 70}, {1130, 300}, {1499, 1}}) {
       const auto q = random_tensor<S, 3>({T, H, K}, 1);
       Tensor<S, 3> o({T, H, K});
       Tensor<Index, 1> past({1});
       past(0) = before;
       const TestCall call(context, 1, T, T == 1 ? Form::recurrent : Form::parallel);
-      xpos_attention<S>(q, keys.view(), values.view(), past, decay, layout, offset, Causal{},
-                        PlainScore{1 / std::sqrt(double{K})}, o.view(), call);
+      xpos_attention<S>(q, keys.view(), values.view(), past, decay, layout, offset, score, o.view(),
+                        call);
       const auto expected = direct(q, keys, values, before, layout);
       CHECK(relative_error(o.view(), expected.view()) <
             8 * static_cast<double>(std::numeric_limits<S>::epsilon()));
@@ -99,7 +101,7 @@ TEST_CASE("xpos overflows at no position", "[xpos]") {
   Tensor<Index, 1> past({1});
   past(0) = seen - 2;
   xpos_attention<float>(q, keys.view(), values.view(), past, decay, RotaryLayout::half_split, 0,
-                        Causal{}, PlainScore{1.0}, o.view(), TestCall(context, 1, 2));
+                        ComposedScore<float>(1, {}), o.view(), TestCall(context, 1, 2));
   for (Index i = 0; i < o.size(); ++i) CHECK(std::isfinite(o.data()[i]));
 }
 
@@ -117,7 +119,7 @@ TEST_CASE("xpos has the same bits wherever a call is cut at multiples of 64", "[
       Tensor<Index, 1> past({1});
       past(0) = before + first;
       xpos_attention<float>(q.view().slice(axis::time, first, count), keys.view(), values.view(),
-                            past, decay, RotaryLayout::half_split, 0, Causal{}, PlainScore{0.3},
+                            past, decay, RotaryLayout::half_split, 0, ComposedScore<float>(0.3, {}),
                             o.view().slice(axis::time, first, count), TestCall(context, 1, count));
     }
     return o;

@@ -21,8 +21,8 @@ namespace {
 using Weights = AttentionWeights<double>;
 
 const AttentionConfig grouped{.d_model = 12,
-                                  .heads = {.n_heads = 4, .n_kv_heads = 2, .head_dim = 6},
-                                  .positions = {.rotary_dim = 6}};
+                              .heads = {.n_heads = 4, .n_kv_heads = 2, .head_dim = 6},
+                              .positions = {.rotary_dim = 6}};
 
 double difference(const Tensor<double, 3>& a, const Tensor<double, 3>& b) {
   return relative_error(a.view(), b.view());
@@ -124,7 +124,7 @@ TEST_CASE("the last token of a sequence sees in both directions what it sees beh
     if (alibi) config.bias.kind = DistanceBiasKind::alibi;
     const auto weights = random_weights<Weights>(config, 11);
     const auto x = random_tensor<double, 3>({2, 75, 12}, 12);
-    const auto both = forward(BidirectionalAttention<double>(config, weights), x);
+    const auto both = forward(BidirectionalAttention<double>({config}, weights), x);
     const auto causal = forward(Attention<double>(config, weights), x);
     CHECK(relative_error(both.view().slice<1>(74, 1), causal.view().slice<1>(74, 1)) < 1e-14);
     CHECK(relative_error(both.view().slice<1>(30, 1), causal.view().slice<1>(30, 1)) > 1e-3);
@@ -142,7 +142,7 @@ TEST_CASE("cross attention to its own input is bidirectional attention") {
   Tensor<double, 3> y(x.shape());
   Context context;
   cross.forward(x, x, y, context);
-  CHECK(difference(y, forward(BidirectionalAttention<double>(config, weights), x)) < 1e-14);
+  CHECK(difference(y, forward(BidirectionalAttention<double>({config}, weights), x)) < 1e-14);
 }
 
 TEST_CASE("slopes of linear biases are published ones") {

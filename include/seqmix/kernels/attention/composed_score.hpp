@@ -1,6 +1,5 @@
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <limits>
 #include <memory>
@@ -31,8 +30,6 @@ class ComposedScore final : public detail::ScorePolicy<S> {
   static auto map(Score score) {
     return std::make_shared<const detail::ScoreOf<S, Score>>(std::move(score));
   }
-  /// The same score without sinks.
-  ComposedScore without_sinks() const { return {scale_, maps_}; }
 
   double scale(detail::HeadOfRow) const override { return scale_; }
   double sink(detail::HeadOfRow of) const override {
@@ -59,12 +56,19 @@ template <class S>
 struct AnyScore {
   const detail::ScorePolicy<S>* policy;
   Index first_head = 0;  // of the score, for the first head of the call
+  bool has_sinks = true;
 
   AnyScore(const ComposedScore<S>& score) : policy(&score) {}
   /// The same for a call that has the heads from `head` on alone.
   AnyScore from_head(Index head) const {
     AnyScore result = *this;
     result.first_head += head;
+    return result;
+  }
+  /// The same for a part of the keys other than the first one: sinks count once.
+  AnyScore without_sinks() const {
+    AnyScore result = *this;
+    result.has_sinks = false;
     return result;
   }
 };
@@ -78,7 +82,10 @@ class ScoreOf<S, AnyScore<S>> final : public ScorePolicy<S> {
       : ScorePolicy<S>(any.policy->is_plain(), any.policy->is_biased()), any_(any) {}
 
   double scale(HeadOfRow of) const override { return any_.policy->scale(shifted(of)); }
-  double sink(HeadOfRow of) const override { return any_.policy->sink(shifted(of)); }
+  double sink(HeadOfRow of) const override {
+    if (!any_.has_sinks) return -std::numeric_limits<double>::infinity();
+    return any_.policy->sink(shifted(of));
+  }
   simd::Batch<S> score(HeadOfRow of, const PairBlock<S>& block) const override {
     return any_.policy->score(shifted(of), block);
   }

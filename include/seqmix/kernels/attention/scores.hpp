@@ -90,25 +90,16 @@ struct SoftCap {
   }
 };
 
-/// scale q · k - slope_h |i - j|: attention with linear biases. Press et al. 2021,
-/// arXiv:2108.12409.
-struct Alibi {
-  double scale = 1;
-  std::span<const double> slopes;  // [H]
-  double slope = 0;                // of one head
+/// cap · tanh(score / cap) of a score that is more than a scaled product.
+struct Capped {
+  double cap = 1;
+  static constexpr double scale = 1;
 
-  Alibi of(Index /*row*/, Index head) const {
-    return {scale, slopes, slopes[static_cast<std::size_t>(head)]};
-  }
+  Capped of(Index /*row*/, Index /*head*/) const { return *this; }
   template <class S>
-  simd::Batch<S> operator()(const simd::Batch<S>& products, const Pairs<S>& pairs) const {
-    return simd::fnma<S>(simd::Batch<S>(static_cast<S>(slope)),
-                         simd::abs<S>(pairs.query - pairs.key), products);
-  }
-  template <class S>
-  simd::Batch<S> bias(Index distance) const {
-    return -(simd::Batch<S>(static_cast<S>(slope)) *
-             simd::abs<S>(simd::counting_from<S>(distance)));
+  simd::Batch<S> operator()(const simd::Batch<S>& scores, const Pairs<S>& /*pairs*/) const {
+    const simd::Batch<S> bound(static_cast<S>(cap));
+    return bound * simd::tanh(scores * simd::Batch<S>(static_cast<S>(1 / cap)));
   }
 };
 
@@ -142,6 +133,14 @@ struct DistanceBias {
       return others(products, pairs) + own.of(pairs);
     };
   }
+};
+
+/// A bias as a score of its own, which others may follow.
+template <class Biases>
+struct OwnedBiases {
+  Biases biases;
+
+  auto of(Index row, Index head) const { return DistanceBias(PlainScore{}, biases).of(row, head); }
 };
 
 SEQMIX_END_NAMESPACE

@@ -4,30 +4,35 @@
 
 #include "seqmix/kernels/attention/attention.hpp"
 #include "seqmix/kernels/attention/caches.hpp"
+#include "seqmix/kernels/attention/composed_score.hpp"
+#include "seqmix/kernels/attention/masks.hpp"
 #include "seqmix/kernels/positions/xpos.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
-/// As `attention`, of queries and keys that are turned by `rope` and lose what `decay` says with
-/// distance; the pairs of a head begin at its number `offset`.
+inline constexpr Index xpos_tile = 64;  // calls are cut at its multiples: a cut changes no centre
+inline constexpr Index xpos_block = 512;
+
+/// As causal `attention`, of queries and keys that are turned by `rope` and lose what `decay` says
+/// with distance; the pairs of a head begin at its number `offset`.
 ///
 /// Each tile of queries has its first position as the centre: queries are multiplied by at most 1,
-/// earlier keys, of which each tile has a copy, too, and keys within the tile by little more. So
-/// nothing overflows at any length, and what underflows is nothing beside the rest of its score.
-template <class S, class Mask, class Score>
+/// copies of earlier keys, of which there are `xpos_block` at a time, too, and keys within the tile
+/// by little more. So nothing overflows at any length, what underflows is nothing beside the rest
+/// of its score, and no copy grows with the past.
+template <class S>
 void xpos_attention(In<S, 3> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<Index, 1> past,
-                    const XPosDecay& decay, RotaryLayout layout, Index offset, const Mask& mask,
-                    const Score& score, View<S, 3> o, const Call& call) {
-  constexpr Index tile = 64;  // calls are cut at its multiples, so that a cut changes no centre
+                    const XPosDecay& decay, RotaryLayout layout, Index offset, AnyScore<S> score,
+                    View<S, 3> o, const Call& call) {
   const Index H = q.extent(axis::head), G = keys.extent(axis::head);
-  const Index K = q.extent(axis::channel), pairs = decay.pairs();
+  const Index K = q.extent(axis::channel), V = o.extent(axis::channel), pairs = decay.pairs();
   // Multiplies heads [N, heads, K] by the decay over `distance(i)`, a task a run of them.
   const auto scale = [&](const auto& heads_of, Index count, Index heads, auto&& distance) {
-    call.parallel_for(ceil_div(count, tile), [&](Index task, const Call& worker) {
+    call.parallel_for(ceil_div(count, xpos_tile), [&](Index task, const Call& worker) {
       auto scratch = worker.scratch<S>();
       auto factors = scratch(pairs);
-      for (Index i = task * tile; i < std::min(count, (task + 1) * tile); ++i) {
+      for (Index i = task * xpos_tile; i < std::min(count, (task + 1) * xpos_tile); ++i) {
         decay.write(distance(i), factors.data());
         for (Index h = 0; h < heads; ++h) {
           scale_pairs<S>(factors.data(), pairs, layout, &heads_of(i, h)[offset]);
@@ -35,30 +40,51 @@ void xpos_attention(In<S, 3> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<Ind
       }
     });
   };
+  auto scratch = call.scratch<S>();
+  auto tile_q = scratch(xpos_tile, H, K);                   // [n, H, K], decayed
+  auto block_k = scratch(1, G, xpos_block + xpos_tile, K);  // [1, G, m, K], decayed
+  auto block_o = scratch(xpos_tile, H, V);                  // [n, H, V], of a block of keys
+  auto total = scratch(xpos_tile, H);                       // [n, H], log Σ exp(s)
+  auto block_total = scratch(xpos_tile, H);                 // [n, H]
+  Index centre = 0, begin = 0, before = 0;
+  // Attends to the keys of [begin, end) for `count` queries at `centre`.
+  const auto attend = [&](const Segment& segment, Index end, Index count, const View<S, 3>& to,
+                          const View<S, 2>& log_sum_exp) {
+    const auto of_block = [&](const auto& cache) {
+      return cache.slice(axis::row, segment.row, 1).slice(axis::slot, begin, end - begin);
+    };
+    const auto decayed = block_k.slice(axis::slot, 0, end - begin);
+    load_entries<S>(of_block(keys), decayed);
+    scale([&](Index j, Index g) { return decayed[0][g][j]; }, end - begin, G,
+          [&](Index j) { return centre - begin - j; });
+    before = centre - begin;
+    const Segment alone{0, 0, count, segment.form};
+    attention<S>(tile_q.slice(axis::time, 0, count), decayed, of_block(values),
+                 View<const Index, 1>(&before, {1}), Band{.last = end - begin},
+                 begin == 0 ? score : score.without_sinks(), to, call.with(Segments(&alone, 1)),
+                 log_sum_exp);
+  };
   for (const Segment& segment : call.segments()) {
-    const auto row = [&](const auto& view) { return view.slice(axis::row, segment.row, 1); };
-    for (Index first = 0; first < segment.count; first += tile) {
-      const Index count = std::min(segment.count - first, tile);
-      const Index centre = past[segment.row] + first, seen = centre + count;
+    for (Index first = 0; first < segment.count; first += xpos_tile) {
+      const Index count = std::min(segment.count - first, xpos_tile);
       const auto tokens = [&](const auto& view) {
         return view.slice(axis::time, segment.first + first, count);
       };
-      auto scratch = call.scratch<S>();
-      auto queries = scratch(count, H, K);  // [n, H, K]
-      // Of the capacity, so that steps take no more memory from one to the next.
-      const View<S, 4> decayed =
-          scratch(1, G, keys.extent(axis::slot), K).slice(axis::slot, 0, seen);  // [1, G, S, K]
-      auto indices = call.scratch<Index>();
-      auto before = indices(1);
-      before[0] = centre;
-      copy(tokens(q), queries);
-      load_entries<S>(row(keys).slice(axis::slot, 0, seen), decayed);
-      scale([&](Index i, Index h) { return queries[i][h]; }, count, H, [](Index i) { return i; });
-      scale([&](Index j, Index g) { return decayed[0][g][j]; }, seen, G,
-            [&](Index j) { return centre - j; });
-      const Segment alone{0, 0, count, segment.form};
-      attention<S>(queries, decayed, row(values).slice(axis::slot, 0, seen), before, mask, score,
-                   tokens(o), call.with(Segments(&alone, 1)));
+      const auto of_tile = [&](const auto& view) { return view.slice(axis::time, 0, count); };
+      centre = past[segment.row] + first;
+      copy(tokens(q), of_tile(tile_q));
+      scale([&](Index i, Index h) { return tile_q[i][h]; }, count, H, [](Index i) { return i; });
+      for (begin = 0; begin == 0 || begin < centre; begin += xpos_block) {
+        const bool last = centre - begin <= xpos_block;
+        const Index end = last ? centre + count : begin + xpos_block;
+        if (begin == 0) {
+          attend(segment, end, count, tokens(o), of_tile(total));
+        } else {
+          attend(segment, end, count, of_tile(block_o), of_tile(block_total));
+          merge_attention(of_tile(block_o), of_tile(block_total), tokens(o), of_tile(total));
+        }
+        if (last) break;
+      }
     }
   }
 }

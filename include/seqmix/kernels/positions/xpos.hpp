@@ -1,7 +1,7 @@
 #pragma once
 
 #include <cmath>
-#include <cstddef>
+#include <limits>
 #include <vector>
 
 #include "seqmix/core/error.hpp"
@@ -31,11 +31,12 @@ class XPosDecay {
 
   Index pairs() const { return std::ssize(logs_); }
 
-  /// Writes ζ_n^(distance / base), [pairs].
+  /// Writes ζ_n^(distance / base), [pairs]; 0 where that is no normal number.
   template <class S>
   void write(Index distance, S* factors) const {
     for (const double log : logs_) {
-      *factors++ = static_cast<S>(std::exp(static_cast<double>(distance) * log));
+      const auto factor = static_cast<S>(std::exp(static_cast<double>(distance) * log));
+      *factors++ = factor < std::numeric_limits<S>::min() ? S(0) : factor;
     }
   }
 

@@ -2,7 +2,6 @@
 
 #include <limits>
 #include <utility>
-#include <vector>
 
 #include "seqmix/core/cache.hpp"
 #include "seqmix/kernels/attention/attention.hpp"
@@ -92,6 +91,13 @@ struct AttentionConfig {
   }
   void check() const {
     check_parts();
+    require(store.max_rollback == 0 || sees.is_bounded(),
+            "store.max_rollback needs a bound on what is seen: sees.window or sees.chunk");
+    require(store.max_rollback == 0 || sees.n_sinks == 0,
+            "store.max_rollback needs sees.n_sinks to be 0");
+    require(sees.reach() + store.max_rollback <= largest_size,
+            "the tokens that sees.window, sees.dilation, sees.chunk, sees.chunks_back and "
+            "store.max_rollback keep must not exceed 2^30");
     require(positions.rope_xpos == 0 || !sees.is_bounded(),
             "positions.rope_xpos needs all of the past: sees.window and sees.chunk 0");
     positions.check_causal();
@@ -109,16 +115,11 @@ struct AttentionConfig {
     require(sees.dilation == 1 || bias.kind == DistanceBiasKind::none ||
                 bias.kind == DistanceBiasKind::alibi,
             "sees.dilation needs bias.kind none or alibi");
-    require(
-        sees.n_sinks == 0 || !heads.qk_norm_rotated || heads.qk_norm_weight == QkNormWeight::none,
-        "sees.n_sinks needs rotations last, or heads.qk_norm_weight none");
-    require(store.max_rollback == 0 || sees.is_bounded(),
-            "store.max_rollback needs a bound on what is seen: sees.window or sees.chunk");
-    require(store.max_rollback == 0 || sees.n_sinks == 0,
-            "store.max_rollback needs sees.n_sinks to be 0");
-    require(sees.reach() + store.max_rollback <= largest_size,
-            "the tokens that sees.window, sees.dilation, sees.chunk, sees.chunks_back and "
-            "store.max_rollback keep must not exceed 2^30");
+    const bool commutes =
+        heads.qk_norm_weight == QkNormWeight::none && heads.qk_norm_kind != QkNormKind::layer;
+    require(sees.n_sinks == 0 || !heads.qk_norm_rotated || commutes,
+            "sees.n_sinks needs rotations last, or a norm that they commute with: "
+            "heads.qk_norm_weight none, heads.qk_norm_kind rms or l2");
   }
   Index ring_rows() const { return round_up(sees.reach() + store.max_rollback, sees.dilation); }
 };
@@ -209,7 +210,7 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
   using Weights = AttentionWeights<Scalar>;
   static constexpr Traits traits{
       .name = "attention",
-      .title = "Softmax attention (MHA, GQA, MQA; RoPE, YaRN, ALiBi, QK-norm, soft-cap)",
+      .title = "Softmax attention (MHA, GQA, MQA; positions, biases, windows, norms, gates, sinks)",
       .paper = "Vaswani 2017, arXiv:1706.03762; Ainslie 2023, arXiv:2305.13245",
       .forward = "O(T D² + T² H K)",
       .step = "O(D² + t H K)",
@@ -248,12 +249,10 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
   using Parts::c;
   using Parts::score;
   using Parts::w;
-  ComposedScore<Scalar> score_of_keys;  // without the sinks' logits, which count once
 
   /// A dilated window counts distances in dilations.
   AttentionDefinition(Config config, Weights weights)
-      : Parts(config, std::move(weights), config.sees.dilation),
-        score_of_keys(score.without_sinks()) {}
+      : Parts(config, std::move(weights), config.sees.dilation) {}
 
   State make_state(Index batch, Index capacity, Memory memory) const {
     const auto of_rows = [&](Index rows, Index width) {
@@ -315,9 +314,9 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
     append<Scalar>(k, past, state.keys.view(), call);
     append<Scalar>(v, past, state.values.view(), call);
     if (c.positions.rope_xpos > 0) {
-      return xpos_attention(q, state.keys.view(), state.values.view(), past, this->decay,
-                            c.positions.layout(), c.positions.rotary_offset, Causal{},
-                            AnyScore<Scalar>(score), o, call);
+      return xpos_attention<Scalar>(q, state.keys.view(), state.values.view(), past, this->decay,
+                                    c.positions.layout(), c.positions.rotary_offset, score, o,
+                                    call);
     }
     attention(q, state.keys.view(), state.values.view(), past, Causal{}, AnyScore<Scalar>(score), o,
               call);
@@ -341,7 +340,7 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
     ring_attention(q, k, v, past, Band::window(window, n), AnyScore<Scalar>(score),
                    state.ring_keys.view(), state.ring_values.view(), o, call, total);
     attention(sink_q, state.sink_keys.view(), state.sink_values.view(), past, Band::leading(n),
-              AnyScore<Scalar>(score_of_keys), sink_o, call, sink_total);
+              AnyScore<Scalar>(score).without_sinks(), sink_o, call, sink_total);
     merge_attention(sink_o, sink_total, o, total);
   }
 };
@@ -354,9 +353,8 @@ SEQMIX_COMPILE_MIXER(AttentionDefinition);
 template <class Scalar = float>
 using SlidingWindowAttention = Attention<Scalar>;
 
-/// A bidirectional layer has no state, and no first tokens that all see.
+/// A bidirectional layer has no state, and no sinks.
 struct BidirectionalAttentionConfig : AttentionConfig {
-  BidirectionalAttentionConfig(AttentionConfig config = {}) : AttentionConfig(std::move(config)) {}
   void check() const {
     check_parts();
     require(sees.dilation == 1 && sees.n_sinks == 0,
@@ -374,7 +372,7 @@ struct BidirectionalAttentionConfig : AttentionConfig {
 /// It has `forward` alone: each output needs the whole sequence.
 /// forward: O(T D² + T² H K), with a window O(T D² + T W H K). State: none.
 /// Source: Devlin et al. 2018, arXiv:1810.04805, section 3; HF transformers BertSelfAttention,
-/// T5Attention (score_scale 1, without its position bias), ModernBertAttention.
+/// T5Attention (score_scale 1), ModernBertAttention.
 template <class S>
 struct BidirectionalAttentionDefinition : AttentionParts<S, BidirectionalAttentionConfig> {
   using Scalar = S;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <string>
 
 #include "seqmix/core/cache.hpp"
@@ -15,22 +16,22 @@ SEQMIX_BEGIN_NAMESPACE
 
 struct BlockSparseAttentionConfig {
   Index d_model = 0;
+  std::string pattern = "dense";  // of the heads in turn: names of `SparsePattern`, comma-separated
   HeadsConfig heads = {};
   PositionsConfig positions = {};
   DistanceBiasConfig bias = {};
   ScoresConfig scores = {};
-  std::string pattern = "dense";  // of the heads in turn: names of `SparsePattern`, comma-separated
-  Index block = 64;               // tokens of a block of fixed, big_bird and layout
-  Index span = 128;               // window of local, stride of strided, segment of fixed
-  Index prefix = 0;               // local: first keys that every query sees besides (Longformer)
-  Index n_verticals = 1;          // fixed: head h keeps group h mod n_verticals of each segment,
-  Index vertical_blocks = 1;      // groups of so many blocks counted from its end
-  Index n_global = 1;             // big_bird: first blocks that all see
-  Index n_local = 3;              // big_bird: last blocks, the query's own among them
-  Index n_random = 0;             // big_bird: draws among the blocks up to the query's own
-  Index seed = 0;                 // big_bird: of the draws
-  Index layout_heads = 0;         // layout: tables, heads.n_heads or 1 for all heads
-  Index layout_blocks = 0;        // layout: blocks that the tables cover; no stream is longer
+  Index block = 64;           // tokens of a block of fixed, big_bird and layout
+  Index span = 128;           // window of local, stride of strided, segment of fixed
+  Index prefix = 0;           // local: first keys that every query sees besides (Longformer)
+  Index n_verticals = 1;      // fixed: head h keeps group h mod n_verticals of each segment,
+  Index vertical_blocks = 1;  // groups of so many blocks counted from its end
+  Index n_global = 1;         // big_bird: first blocks that all see
+  Index n_local = 3;          // big_bird: last blocks, the query's own among them
+  Index n_random = 0;         // big_bird: draws among the blocks up to the query's own
+  Index seed = 0;             // big_bird: of the draws
+  Index layout_heads = 0;     // layout: tables, heads.n_heads or 1 for all heads
+  Index layout_blocks = 0;    // layout: blocks that the tables cover; no stream is longer
 
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("heads", self.heads);
@@ -160,8 +161,9 @@ struct BlockSparseAttentionDefinition
   }
 
   PositionLimit position_limit() const {
-    if (c.layout_blocks == 0) return Parts::position_limit();
-    return {c.layout_blocks * c.block, "layout_blocks * block"};
+    const PositionLimit parts = Parts::position_limit();
+    if (c.layout_blocks == 0) return parts;
+    return std::min(parts, PositionLimit{c.layout_blocks * c.block, "layout_blocks * block"});
   }
 
   State make_state(Index batch, Index capacity, Memory memory) const {

@@ -37,7 +37,7 @@ struct MultiHeadLatentAttentionConfig {
     field("rope_interleaved", self.rope_interleaved);
     RopeScalingConfig::visit(self.rope_scaling, field);
     field("mscale_all_dim", self.mscale_all_dim, at_least(0),
-          only_where(self.rope_scaling.kind != RopeScaling::none, "rope_scaling is not none"));
+          only_where(self.rope_scaling.factor > 1, "rope_factor exceeds 1"));
     field("norm_eps", self.norm_eps, at_least(0));
   }
   void check() const {

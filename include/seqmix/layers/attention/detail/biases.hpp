@@ -4,7 +4,6 @@
 #include <array>
 #include <limits>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "seqmix/core/named_enum.hpp"
@@ -51,6 +50,7 @@ constexpr std::array<std::string_view, 11> names_of(DistanceBiasKind) {
 /// Sources beside their formulas in kernels/positions/distance_biases.hpp.
 struct DistanceBiasConfig {
   using Kind = DistanceBiasKind;
+  static constexpr Index largest_table = Index{1} << 20;
 
   Kind kind = Kind::none;
   double alibi_bias_max = 8;
@@ -86,6 +86,8 @@ struct DistanceBiasConfig {
     require(kind != Kind::t5 || own >= 2, "num_buckets must be at least 2 a direction");
     require(kind != Kind::t5 || max_distance > own / 2,
             "max_distance must exceed half of the num_buckets of a direction");
+    require(max_distance <= largest_table && max_positions <= largest_table,
+            "max_distance and max_positions must not exceed 2^20");
     require(sandwich_dim % 2 == 0, "sandwich_dim must be even");
     require(kind != Kind::sandwich || max_positions > 0, "sandwich needs max_positions");
   }
@@ -127,14 +129,6 @@ struct DistanceBiasWeights {
       parameter("L_multiplier", self.length, {1}, init::uniform(0.5, 1.5));
     }
   }
-};
-
-/// A bias as a score of its own, which others may follow.
-template <class Biases>
-struct OwnedBiases {
-  Biases biases;
-
-  auto of(Index row, Index head) const { return DistanceBias(PlainScore{}, biases).of(row, head); }
 };
 
 /// Calls `body` with the biases of `n_heads` heads unless the kind is none. `score_scale` is that

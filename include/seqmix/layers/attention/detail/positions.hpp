@@ -27,11 +27,13 @@ struct PositionsConfig {
     field("rope_theta", self.rope_theta, is_positive);  // named by models without positions too
     field("rope_interleaved", self.rope_interleaved, rotated);
     RopeScalingConfig::visit(self.rope_scaling, field);
-    field("rope_xpos", self.rope_xpos, is_positive.or_zero(), rotated);
+    field("rope_xpos", self.rope_xpos, at_least(4).or_zero(), rotated);
   }
   void check() const {
     require(rotary_dim % 2 == 0, "rotary_dim must be even");
     rope_scaling.check(rope_theta, rotary_dim, true);
+    require(!rope_scaling.by_call || !rope_scaling.resonance,
+            "rope_resonance needs angles that are fixed: rope_length in place of rope_by_call");
   }
   /// What a layer asks for that continues a sequence.
   void check_causal() const { rope_scaling.check(rope_theta, rotary_dim); }
@@ -44,7 +46,8 @@ struct PositionsConfig {
 };
 
 /// Turns heads [T, H, K] to their positions by the angles of a layer, or where they follow the
-/// length of the call (`by_call`) by those of each segment.
+/// length of the call (`by_call`) by those of each segment, which are made anew: such a call
+/// allocates.
 template <class S>
 void rotate(const PositionsConfig& c, const RotaryFrequencies& frequencies, View<S, 3> heads,
             View<const Index, 1> past, const Call& call, PositionRule rule = {}) {

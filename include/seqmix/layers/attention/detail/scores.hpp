@@ -83,19 +83,6 @@ struct ScoresWeights {
   }
 };
 
-/// cap · tanh(score / cap) of a score that is more than a scaled product.
-struct Capped {
-  double cap = 1;
-  static constexpr double scale = 1;
-
-  Capped of(Index /*row*/, Index /*head*/) const { return *this; }
-  template <class S>
-  simd::Batch<S> operator()(const simd::Batch<S>& scores, const Pairs<S>& /*pairs*/) const {
-    const simd::Batch<S> bound(static_cast<S>(cap));
-    return bound * simd::tanh(scores * simd::Batch<S>(static_cast<S>(1 / cap)));
-  }
-};
-
 /// What the kernels ask for the scores of `heads`, whose biases follow `distance`, that between
 /// neighbours.
 template <class S>
