@@ -8,12 +8,13 @@ namespace reference {
 template <class S>
 Output<S> big_bird_attention(const Input<S>& in) {
   const Index block = in.size("block"), last = (in.T() - 1) / block, draws = in.size("n_random");
+  const Array<S>* const random = draws > 0 ? &in.weight("random_blocks") : nullptr;
   const auto weight = [&](Index h, Index i, Index j) {
     const Index of_query = i / block, of_key = j / block;
     const bool edge = of_query == 0 || of_query == last;
     int count = edge || of_key == 0 || of_key == last || std::abs(of_query - of_key) <= 1 ? 1 : 0;
     for (Index draw = 0; draw < draws && !edge; ++draw) {
-      if (static_cast<Index>(in.weight("random_blocks")(h, of_query - 1, draw)) == of_key) ++count;
+      if (static_cast<Index>((*random)(h, of_query - 1, draw)) == of_key) ++count;
     }
     return count;
   };

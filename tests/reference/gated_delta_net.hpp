@@ -21,6 +21,7 @@ Output<S> gated_delta_net(const Input<S>& in) {
     x.resize(static_cast<std::size_t>(K));
     return x;
   };
+  const Array<S>& taps = in.weight("conv1d.weight");
   for (Index b = 0; b < B; ++b) {
     for (Index t = 0; t < T; ++t) {
       const auto x = token(in.x, b, t);
@@ -35,10 +36,8 @@ Output<S> gated_delta_net(const Input<S>& in) {
                                             : 2 * G * K + g * R * V + i - 2 * K;
           const S now = row[static_cast<std::size_t>(g * group + i)];
           S sum = 0;
-          for (Index j = 0; j < W - 1; ++j) {
-            sum += in.weight("conv1d.weight")(channel, 0, j) * conv(b, j, g, i);
-          }
-          sum += in.weight("conv1d.weight")(channel, 0, W - 1) * now;
+          for (Index j = 0; j < W - 1; ++j) sum += taps(channel, 0, j) * conv(b, j, g, i);
+          sum += taps(channel, 0, W - 1) * now;
           for (Index j = 0; j + 1 < W - 1; ++j) conv(b, j, g, i) = conv(b, j + 1, g, i);
           if (W > 1) conv(b, W - 2, g, i) = now;
           return silu(sum);

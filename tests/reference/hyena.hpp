@@ -103,6 +103,7 @@ Output<S> hyena(const Input<S>& in) {
   }
 
   Output<S> out{in.x, {}};
+  const Array<S>& taps = in.weight("short_filter.weight");
   Array<S> conv({B, W - 1, width}), history({B, filters, T, D});
   Array<S> position({B});
   for (Index b = 0; b < B; ++b) {
@@ -113,11 +114,9 @@ Output<S> hyena(const Input<S>& in) {
       std::vector<S> u(static_cast<std::size_t>(width));
       for (Index d = 0; d < width; ++d) {
         S sum = in.weight("short_filter.bias")(d);
-        for (Index j = 0; j < W - 1; ++j) {
-          sum += in.weight("short_filter.weight")(d, 0, j) * conv(b, j, d);
-        }
+        for (Index j = 0; j < W - 1; ++j) sum += taps(d, 0, j) * conv(b, j, d);
         const S now = row[static_cast<std::size_t>(d)];
-        u[static_cast<std::size_t>(d)] = sum + in.weight("short_filter.weight")(d, 0, W - 1) * now;
+        u[static_cast<std::size_t>(d)] = sum + taps(d, 0, W - 1) * now;
         for (Index j = 0; j + 1 < W - 1; ++j) conv(b, j, d) = conv(b, j + 1, d);
         if (W > 1) conv(b, W - 2, d) = now;
       }

@@ -29,32 +29,31 @@ Output<S> encoder_attention(const Input<S>& in, auto&& weight, auto&& projection
           values[suffix].push_back(projected("value" + suffix, b, j));
         }
       }
+      const std::vector<std::vector<S>>&key = keys[suffix], &value = values[suffix];
       const std::vector<S> q = projected("query" + suffix, b, i);
       std::vector<S> o(static_cast<std::size_t>(D));
       for (Index h = 0; h < H; ++h) {
-        std::vector<S> score(static_cast<std::size_t>(T), -1 / S(0));
+        std::vector<S> score(static_cast<std::size_t>(T), -1 / S(0)), count(score.size());
         for (Index j = 0; j < T; ++j) {
-          if (weight(h, i, j) == 0) continue;
+          count[static_cast<std::size_t>(j)] = static_cast<S>(weight(h, i, j));
+          if (count[static_cast<std::size_t>(j)] == 0) continue;
           S dot = 0;
           for (Index n = 0; n < K; ++n) {
             const auto at = static_cast<std::size_t>(h * K + n);
-            dot += q[at] * keys[suffix][static_cast<std::size_t>(j)][at];
+            dot += q[at] * key[static_cast<std::size_t>(j)][at];
           }
           score[static_cast<std::size_t>(j)] = dot / std::sqrt(static_cast<S>(K));
         }
         const S largest = *std::max_element(score.begin(), score.end());
         S total = 0;
-        for (Index j = 0; j < T; ++j) {
-          const auto at = static_cast<std::size_t>(j);
-          score[at] = static_cast<S>(weight(h, i, j)) * std::exp(score[at] - largest);
-          total += score[at];
+        for (std::size_t j = 0; j < score.size(); ++j) {
+          score[j] = count[j] * std::exp(score[j] - largest);
+          total += score[j];
         }
         for (Index n = 0; n < K; ++n) {
           const auto at = static_cast<std::size_t>(h * K + n);
-          for (Index j = 0; j < T; ++j) {
-            const auto token_at = static_cast<std::size_t>(j);
-            if (weight(h, i, j) != 0)
-              o[at] += score[token_at] / total * values[suffix][token_at][at];
+          for (std::size_t j = 0; j < score.size(); ++j) {
+            if (count[j] != 0) o[at] += score[j] / total * value[j][at];
           }
         }
       }

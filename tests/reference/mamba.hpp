@@ -28,7 +28,10 @@ Output<S> mamba(const Input<S>& in) {
     return part;
   };
   Output<S> out{in.x, {}};
-  Array<S> conv({B, W - 1, D}), ssm({B, N, D});
+  Array<S> conv({B, W - 1, D}), ssm({B, N, D}), A = in.weight("A_log");
+  for (S& rate : A.numbers) rate = -std::exp(rate);
+  const Array<S>&taps = in.weight("conv1d.weight"), &skip = in.weight("D");
+  const Array<S>* const conv_bias = in.flag("conv_bias") ? &in.weight("conv1d.bias") : nullptr;
   for (Index b = 0; b < B; ++b) {
     for (Index t = 0; t < T; ++t) {
       const auto row =
@@ -36,10 +39,9 @@ Output<S> mamba(const Input<S>& in) {
       std::vector<S> x(static_cast<std::size_t>(D)), y(x.size());
       for (Index d = 0; d < D; ++d) {
         const S now = row[static_cast<std::size_t>(d)];
-        S sum = in.flag("conv_bias") ? in.weight("conv1d.bias")(d) : S(0);
-        for (Index j = 0; j < W - 1; ++j)
-          sum += in.weight("conv1d.weight")(d, 0, j) * conv(b, j, d);
-        sum += in.weight("conv1d.weight")(d, 0, W - 1) * now;
+        S sum = conv_bias != nullptr ? (*conv_bias)(d) : S(0);
+        for (Index j = 0; j < W - 1; ++j) sum += taps(d, 0, j) * conv(b, j, d);
+        sum += taps(d, 0, W - 1) * now;
         x[static_cast<std::size_t>(d)] = silu(sum);
         for (Index j = 0; j + 1 < W - 1; ++j) conv(b, j, d) = conv(b, j + 1, d);
         if (W > 1) conv(b, W - 2, d) = now;
@@ -55,11 +57,10 @@ Output<S> mamba(const Input<S>& in) {
         S sum = 0;
         for (Index n = 0; n < N; ++n) {
           S& cell = ssm(b, n, d);
-          cell = std::exp(-dt * std::exp(in.weight("A_log")(d, n))) * cell +
-                 dt * keys[static_cast<std::size_t>(n)] * x[at];
+          cell = std::exp(dt * A(d, n)) * cell + dt * keys[static_cast<std::size_t>(n)] * x[at];
           sum += cell * queries[static_cast<std::size_t>(n)];
         }
-        y[at] = (sum + in.weight("D")(d) * x[at]) * silu(row[static_cast<std::size_t>(D + d)]);
+        y[at] = (sum + skip(d) * x[at]) * silu(row[static_cast<std::size_t>(D + d)]);
       }
       set_token(out.y, b, t, linear<S>(in.weight("out_proj.weight"), bias("out_proj.bias"), y));
     }

@@ -19,6 +19,8 @@ Output<S> mamba2(const Input<S>& in) {
   const auto bias = [&](const char* name) { return in.flag("bias") ? &in.weight(name) : nullptr; };
   Output<S> out{in.x, {}};
   Array<S> conv({B, W - 1, channels}), ssm({B, H, N, P});
+  const Array<S>&taps = in.weight("conv1d.weight"), &skip = in.weight("D");
+  const Array<S>* const conv_bias = in.flag("conv_bias") ? &in.weight("conv1d.bias") : nullptr;
   for (Index b = 0; b < B; ++b) {
     for (Index t = 0; t < T; ++t) {
       const auto row =
@@ -27,10 +29,9 @@ Output<S> mamba2(const Input<S>& in) {
       std::vector<S> mixed(static_cast<std::size_t>(channels));
       for (Index d = 0; d < channels; ++d) {
         const S now = row[static_cast<std::size_t>(inner + d)];
-        S sum = in.flag("conv_bias") ? in.weight("conv1d.bias")(d) : S(0);
-        for (Index j = 0; j < W - 1; ++j)
-          sum += in.weight("conv1d.weight")(d, 0, j) * conv(b, j, d);
-        sum += in.weight("conv1d.weight")(d, 0, W - 1) * now;
+        S sum = conv_bias != nullptr ? (*conv_bias)(d) : S(0);
+        for (Index j = 0; j < W - 1; ++j) sum += taps(d, 0, j) * conv(b, j, d);
+        sum += taps(d, 0, W - 1) * now;
         mixed[static_cast<std::size_t>(d)] = silu(sum);
         for (Index j = 0; j + 1 < W - 1; ++j) conv(b, j, d) = conv(b, j + 1, d);
         if (W > 1) conv(b, W - 2, d) = now;
@@ -51,7 +52,7 @@ Output<S> mamba2(const Input<S>& in) {
             cell = decay * cell + dt * value * mixed[static_cast<std::size_t>(inner + g * N + n)];
             sum += cell * mixed[static_cast<std::size_t>(inner + (G + g) * N + n)];
           }
-          y[static_cast<std::size_t>(h * P + p)] = sum + in.weight("D")(h) * value;
+          y[static_cast<std::size_t>(h * P + p)] = sum + skip(h) * value;
         }
       }
       const auto gate = [&] {

@@ -18,11 +18,12 @@ Output<S> rg_lru(const Input<S>& in) {
   };
   const auto gate = [&](const std::string& name, const std::vector<S>& x) {
     std::vector<S> result(x.size());
+    const Array<S>& weight = in.weight("rg_lru." + name + "_weight");
+    const Array<S>& bias = in.weight("rg_lru." + name + "_bias");
     for (Index d = 0; d < D; ++d) {
-      S sum = in.weight("rg_lru." + name + "_bias")(d / P, d % P);
+      S sum = bias(d / P, d % P);
       for (Index i = 0; i < P; ++i) {
-        sum += x[static_cast<std::size_t>(d / P * P + i)] *
-               in.weight("rg_lru." + name + "_weight")(d / P, i, d % P);
+        sum += x[static_cast<std::size_t>(d / P * P + i)] * weight(d / P, i, d % P);
       }
       result[static_cast<std::size_t>(d)] = sigmoid(sum);
     }
@@ -30,6 +31,7 @@ Output<S> rg_lru(const Input<S>& in) {
   };
   Output<S> out{in.x, {}};
   Array<S> position({B}), conv({B, W - 1, D}), hidden({B, D});
+  const Array<S>& taps = in.weight("conv_1d.weight");
   for (Index b = 0; b < B; ++b) {
     position(b) = static_cast<S>(T);
     for (Index t = 0; t < T; ++t) {
@@ -40,9 +42,8 @@ Output<S> rg_lru(const Input<S>& in) {
       for (Index d = 0; d < D; ++d) {
         const S now = raw[static_cast<std::size_t>(d)];
         S sum = in.weight("conv_1d.bias")(d);
-        for (Index j = 0; j < W - 1; ++j)
-          sum += in.weight("conv_1d.weight")(d, 0, j) * conv(b, j, d);
-        x[static_cast<std::size_t>(d)] = sum + in.weight("conv_1d.weight")(d, 0, W - 1) * now;
+        for (Index j = 0; j < W - 1; ++j) sum += taps(d, 0, j) * conv(b, j, d);
+        x[static_cast<std::size_t>(d)] = sum + taps(d, 0, W - 1) * now;
         for (Index j = 0; j + 1 < W - 1; ++j) conv(b, j, d) = conv(b, j + 1, d);
         if (W > 1) conv(b, W - 2, d) = now;
       }

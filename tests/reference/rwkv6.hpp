@@ -18,6 +18,7 @@ Output<S> rwkv6(const Input<S>& in) {
   const auto ffn_k = numbers("ffn.time_maa_k"), ffn_r = numbers("ffn.time_maa_r");
   for (Index b = 0; b < B; ++b) {
     std::vector<S> past(channels), ffn_past(channels);
+    const Array<S>&maa_w2 = in.weight("att.time_maa_w2"), &bonus = in.weight("att.time_faaaa");
     for (Index t = 0; t < T; ++t) {
       const auto x = rwkv_enter(in, b, t);
       const auto normed = rwkv_layer_norm(in, "ln1", x);
@@ -30,7 +31,7 @@ Output<S> rwkv6(const Input<S>& in) {
         for (Index j = 0; j < R; ++j) {
           for (Index d = 0; d < D; ++d) {
             weight[static_cast<std::size_t>(d)] +=
-                low[static_cast<std::size_t>(i * R + j)] * in.weight("att.time_maa_w2")(i, j, d);
+                low[static_cast<std::size_t>(i * R + j)] * maa_w2(i, j, d);
           }
         }
         mixed.push_back(rwkv_mix(normed, past, weight));
@@ -51,7 +52,7 @@ Output<S> rwkv6(const Input<S>& in) {
             const auto value = static_cast<std::size_t>(h * N + j);
             S& cell = memory(b, h, i, j);
             const S written = k[key] * v[value];
-            o[value] += r[key] * (cell + in.weight("att.time_faaaa")(h, i) * written);
+            o[value] += r[key] * (cell + bonus(h, i) * written);
             cell = decay * cell + written;
           }
         }

@@ -48,9 +48,11 @@ Output<S> rwkv7(const Input<S>& in) {
       for (Index h = 0; h < H; ++h) {
         const auto at = [&](Index i) { return static_cast<std::size_t>(h * N + i); };
         const auto cell = [&](Index i, Index j) -> S& { return memory(b, h, i, j); };
-        std::vector<S> kappa(static_cast<std::size_t>(N));
+        std::vector<S> kappa(static_cast<std::size_t>(N)), decay(kappa.size());
         S square = 0, share = 0;
         for (Index i = 0; i < N; ++i) {
+          decay[static_cast<std::size_t>(i)] =
+              std::exp(static_cast<S>(-std::exp(-0.5)) * sigmoid(raw_decay[at(i)]));
           S& number = kappa[static_cast<std::size_t>(i)];
           number = k[at(i)] * in.weight("att.k_k").numbers[at(i)];
           square += number * number;
@@ -62,8 +64,7 @@ Output<S> rwkv7(const Input<S>& in) {
           S found = 0;
           for (Index i = 0; i < N; ++i) found += kappa[static_cast<std::size_t>(i)] * cell(i, j);
           for (Index i = 0; i < N; ++i) {
-            const S decay = std::exp(static_cast<S>(-std::exp(-0.5)) * sigmoid(raw_decay[at(i)]));
-            cell(i, j) = decay * cell(i, j) -
+            cell(i, j) = decay[static_cast<std::size_t>(i)] * cell(i, j) -
                          kappa[static_cast<std::size_t>(i)] * a[at(i)] * found +
                          k[at(i)] * v[at(j)];
             o[at(j)] += r[at(i)] * cell(i, j);

@@ -93,6 +93,7 @@ Output<S> s4(const Input<S>& in) {
       }
       output = dense_solve(rest, output);
     }
+    const S skip = in.weight("D")(0, d);
     for (Index b = 0; b < in.B(); ++b) {
       std::vector<std::complex<S>> x(size);
       for (Index t = 0; t < in.T(); ++t) {
@@ -105,7 +106,7 @@ Output<S> s4(const Input<S>& in) {
           sum += std::complex<S>(output[i][0]) * next[i];
         }
         x = next;
-        mixed(b, t, d) = sum.real() + in.weight("D")(0, d) * now;
+        mixed(b, t, d) = sum.real() + skip * now;
       }
       for (Index n = 0; n < N; ++n) {
         ssm(b, n, 0, d) = x[static_cast<std::size_t>(n)].real();

@@ -28,31 +28,36 @@ Output<S> s4d(const Input<S>& original) {
   in.weights.at("output_linear.0.weight").shape = {2 * D, D};  // one tap
   Output<S> out{in.x, {}};
   Array<S> ssm({in.B(), N, 2, D});
+  std::vector<std::complex<S>> decays, inputs, outputs;  // [D, N]
+  for (Index d = 0; d < D; ++d) {
+    const long double dt = std::exp(static_cast<long double>(in.weight("kernel.log_dt")(d)));
+    for (Index n = 0; n < N; ++n) {
+      const Exact A(-std::exp(static_cast<long double>(in.weight("kernel.log_A_real")(d, n))),
+                    static_cast<long double>(in.weight("kernel.A_imag")(d, n)));
+      Exact decay, input;
+      if (in.text("discretization") == "zoh") {
+        decay = std::exp(dt * A), input = (decay - 1.0L) / A;
+      } else {
+        decay = (1.0L + dt * A / 2.0L) / (1.0L - dt * A / 2.0L);
+        input = dt / (1.0L - dt * A / 2.0L);
+      }
+      decays.emplace_back(decay), inputs.emplace_back(input);
+      outputs.emplace_back(in.weight("kernel.C")(d, n, 0), in.weight("kernel.C")(d, n, 1));
+    }
+  }
   for (Index b = 0; b < in.B(); ++b) {
     for (Index t = 0; t < in.T(); ++t) {
       const auto u = token(in.x, b, t);
       std::vector<S> v(u.size());
       for (Index d = 0; d < D; ++d) {
         const S now = u[static_cast<std::size_t>(d)];
-        const long double dt = std::exp(static_cast<long double>(in.weight("kernel.log_dt")(d)));
         S sum = 0;
         for (Index n = 0; n < N; ++n) {
-          const Exact A(-std::exp(static_cast<long double>(in.weight("kernel.log_A_real")(d, n))),
-                        static_cast<long double>(in.weight("kernel.A_imag")(d, n)));
-          Exact decay, input;
-          if (in.text("discretization") == "zoh") {
-            decay = std::exp(dt * A), input = (decay - 1.0L) / A;
-          } else {
-            decay = (1.0L + dt * A / 2.0L) / (1.0L - dt * A / 2.0L);
-            input = dt / (1.0L - dt * A / 2.0L);
-          }
+          const auto at = static_cast<std::size_t>(d * N + n);
           S &re = ssm(b, n, 0, d), &im = ssm(b, n, 1, d);
-          const std::complex<S> x =
-              std::complex<S>(decay) * std::complex<S>(re, im) + std::complex<S>(input) * now;
+          const std::complex<S> x = decays[at] * std::complex<S>(re, im) + inputs[at] * now;
           re = x.real(), im = x.imag();
-          sum +=
-              (std::complex<S>(in.weight("kernel.C")(d, n, 0), in.weight("kernel.C")(d, n, 1)) * x)
-                  .real();
+          sum += (outputs[at] * x).real();
         }
         v[static_cast<std::size_t>(d)] = 2 * sum + in.weight("D")(d) * now;
       }

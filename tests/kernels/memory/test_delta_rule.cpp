@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
 #include <functional>
@@ -89,23 +90,30 @@ struct Problem {
 /// The recurrence as it is written, in R.
 template <class R, class S>
 Result<R> literal(const Problem<S>& p) {
+  std::vector<R> found(static_cast<std::size_t>(p.n.V));
   return support::recurrence<R>(p, [&](Index b, Index t, Index h, View<R, 2> memory, View<R, 1> o) {
     const Index g = h / (p.n.H / p.n.G);
-    for (Index j = 0; j < p.n.V; ++j) {
-      R found = 0, sum = 0;
-      for (Index i = 0; i < p.n.K; ++i) {
-        R& cell = memory(i, j);
-        cell *= std::exp(static_cast<R>(p.log_at(b, t, h, i)));
-        found += static_cast<R>(p.k(b, t, g, i)) * cell;
+    std::fill(found.begin(), found.end(), R(0));
+    for (Index i = 0; i < p.n.K; ++i) {
+      const R factor = std::exp(static_cast<R>(p.log_at(b, t, h, i)));
+      const R key = static_cast<R>(p.k(b, t, g, i));
+      R* const cells = &memory(i, 0);
+      for (std::size_t j = 0; j < found.size(); ++j) {
+        cells[j] *= factor, found[j] += key * cells[j];
       }
-      const R write = static_cast<R>(p.beta(b, t, h)) * (static_cast<R>(p.v(b, t, h, j)) - found);
-      for (Index i = 0; i < p.n.K; ++i) {
-        R& cell = memory(i, j);
-        cell += static_cast<R>(p.k(b, t, g, i)) * write;
-        sum += static_cast<R>(p.q(b, t, g, i)) * cell;
-      }
-      o[j] = static_cast<R>(p.scale) * sum;
     }
+    for (Index j = 0; j < p.n.V; ++j) {
+      R& write = found[static_cast<std::size_t>(j)];
+      write = static_cast<R>(p.beta(b, t, h)) * (static_cast<R>(p.v(b, t, h, j)) - write);
+    }
+    for (Index i = 0; i < p.n.K; ++i) {
+      const R key = static_cast<R>(p.k(b, t, g, i)), query = static_cast<R>(p.q(b, t, g, i));
+      R* const cells = &memory(i, 0);
+      for (std::size_t j = 0; j < found.size(); ++j) {
+        cells[j] += key * found[j], o.data()[j] += query * cells[j];
+      }
+    }
+    for (Index j = 0; j < p.n.V; ++j) o[j] *= static_cast<R>(p.scale);
   });
 }
 

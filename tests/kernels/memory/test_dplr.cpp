@@ -1,9 +1,11 @@
+#include <algorithm>
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
 #include <functional>
 #include <iterator>
 #include <limits>
+#include <vector>
 
 #include "seqmix/kernels/memory/dplr.hpp"
 #include "support/call.hpp"
@@ -77,18 +79,24 @@ struct Case {
   template <class R = double>
   Result<R> literal() const {
     const auto d = [](S x) { return static_cast<R>(x); };
+    std::vector<R> found(static_cast<std::size_t>(v.extent(3)));
     return support::recurrence<R>(
         *this, [&](Index row, Index t, Index h, View<R, 2> memory, View<R, 1> o) {
-          for (Index j = 0; j < v.extent(3); ++j) {
-            R found = 0, read = 0;
-            for (Index i = 0; i < k.extent(3); ++i) found += d(a(row, t, h, i)) * memory(i, j);
-            for (Index i = 0; i < k.extent(3); ++i) {
-              R& cell = memory(i, j);
-              cell = std::exp(d(g(row, t, h, i))) * cell + d(b(row, t, h, i)) * found +
-                     d(k(row, t, h, i)) * d(v(row, t, h, j));
-              read += d(r(row, t, h, i)) * cell;
+          std::fill(found.begin(), found.end(), R(0));
+          for (Index i = 0; i < k.extent(3); ++i) {
+            const R in = d(a(row, t, h, i));
+            const R* const cells = &memory(i, 0);
+            for (std::size_t j = 0; j < found.size(); ++j) found[j] += in * cells[j];
+          }
+          const S* const values = &v(row, t, h, 0);
+          for (Index i = 0; i < k.extent(3); ++i) {
+            const R decay = std::exp(d(g(row, t, h, i))), key = d(k(row, t, h, i));
+            const R out = d(b(row, t, h, i)), query = d(r(row, t, h, i));
+            R* const cells = &memory(i, 0);
+            for (std::size_t j = 0; j < found.size(); ++j) {
+              cells[j] = decay * cells[j] + out * found[j] + key * d(values[j]);
+              o.data()[j] += query * cells[j];
             }
-            o[j] = read;
           }
         });
   }
