@@ -369,7 +369,8 @@ void read_flat_field(const Json& value, std::string_view key, Field& member,
                      const std::string& layer) {
   const std::string where = layer + ": " + std::string(key);
   if constexpr (std::is_enum_v<Field>) {
-    if (std::ranges::find(names_of(member), key) != names_of(member).end()) {
+    const auto names = names_of(member);
+    if (std::ranges::find(names, key) != names.end()) {
       if (field_from_json<bool>(value, where)) from_string(key, member);
       return;
     }

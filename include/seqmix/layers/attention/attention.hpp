@@ -350,8 +350,11 @@ using Attention = Mixer<AttentionDefinition<Scalar>>;
 SEQMIX_COMPILE_MIXER(AttentionDefinition);
 
 /// `Attention` with a window.
+template <class Scalar>
+using SlidingWindowAttentionDefinition = AttentionDefinition<Scalar>;
 template <class Scalar = float>
 using SlidingWindowAttention = Attention<Scalar>;
+using SlidingWindowAttentionConfig = AttentionConfig;
 
 /// A bidirectional layer has no state, and no sinks.
 struct BidirectionalAttentionConfig : AttentionConfig {
