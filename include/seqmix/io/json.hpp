@@ -368,7 +368,7 @@ template <class Field>
 void read_flat_field(const Json& value, std::string_view key, Field& member,
                      const std::string& layer) {
   const std::string where = layer + ": " + std::string(key);
-  if constexpr (std::is_enum_v<Field>) {
+  if constexpr (NamedEnum<Field>) {
     const auto names = names_of(member);
     if (std::ranges::find(names, key) != names.end()) {
       if (field_from_json<bool>(value, where)) from_string(key, member);
