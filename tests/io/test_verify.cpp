@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "seqmix/io/verify.hpp"
+#include "support/error_of.hpp"
 #include "support/layers/registry.hpp"
 #include "support/random.hpp"
 #include "support/safetensors_builder.hpp"

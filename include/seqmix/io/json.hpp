@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "seqmix/core/named_enum.hpp"
 #include "seqmix/layers/detail/weights.hpp"
 
 namespace seqmix {

@@ -177,7 +177,7 @@ TEST_CASE("Longformer with a window over everything is bidirectional attention")
   const auto weights = random_weights<Definition::Weights>(config, 5);
   const auto dense = [&](const Projection<double>& query, const Projection<double>& key,
                          const Projection<double>& value) {
-    return forward(BidirectionalAttention<double>(encoder, as_dense(query, key, value)),
+    return forward(BidirectionalAttention<double>({encoder}, as_dense(query, key, value)),
                    x_of_encoder);
   };
   const auto local = forward(LongformerAttention<double>(config, weights), x_of_encoder);
@@ -193,7 +193,7 @@ TEST_CASE("BigBird of four blocks is bidirectional attention") {
   const auto weights = big_bird_weights(0, 0, [](Index) { return Index{0}; });
   const BigBirdAttentionConfig config{.d_model = 12, .n_heads = 3, .block = 21};
   const auto dense = forward(
-      BidirectionalAttention<double>(encoder, as_dense(weights.query, weights.key, weights.value)),
+      BidirectionalAttention<double>({encoder}, as_dense(weights.query, weights.key, weights.value)),
       x_of_encoder);
   CHECK(difference(forward(BigBirdAttention<double>(config, weights), x_of_encoder), dense) <
         1e-14);
@@ -217,7 +217,7 @@ TEST_CASE("a random block of BigBird that is listed again adds the log of its co
     copy(x_of_encoder.view()[b].slice<0>(42, 21), longer.view()[b].slice<0>(104, 21));
   }
   const auto expected = forward(
-      BidirectionalAttention<double>(encoder, as_dense(weights.query, weights.key, weights.value)),
+      BidirectionalAttention<double>({encoder}, as_dense(weights.query, weights.key, weights.value)),
       longer);
   CHECK(relative_error(y.view().slice<1>(21, 42), expected.view().slice<1>(21, 42)) < 1e-14);
   CHECK(relative_error(y.view().slice<1>(0, 21), expected.view().slice<1>(0, 21)) > 1e-2);
