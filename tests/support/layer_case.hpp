@@ -38,6 +38,11 @@ class SideValues {
   std::vector<seqmix::NamedView<S>> views_;
 };
 
+/// The name of the definition behind a layer's, which its run-time errors have.
+inline std::string definition_name(const std::string& layer) {
+  return layer == "sliding_window_attention" ? "attention" : layer;
+}
+
 /// One layer with one config and random weights: as the library makes it, and as its twin runs it.
 /// Weights and inputs are numbers of float, so that float and double layers have the same ones. Its
 /// verbs supply what the layer takes beside x: side values, and one source for all rows.

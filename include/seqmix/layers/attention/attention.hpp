@@ -258,22 +258,18 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
     const auto of_rows = [&](Index rows, Index width) {
       return Shape<4>{batch, c.heads.n_kv_heads, rows, width};
     };
-    const Index K = c.heads.head_dim, V = c.heads.head_v();
+    const Index K = c.heads.head_dim, V = c.heads.head_v(), n_sinks = c.sees.n_sinks;
+    const bool is_ring = c.sees.is_bounded();
+    const Index appended = is_ring ? 0 : capacity, rows = is_ring ? c.ring_rows() : 0;
     const Storage storage = memory.caches();
-    State state;
-    state.position = {batch, memory};
-    if (!c.sees.is_bounded()) {
-      state.keys = {of_rows(capacity, K), memory, storage};
-      state.values = {of_rows(capacity, V), memory, storage};
-      return state;
-    }
-    const Index rows = c.ring_rows(), reach = c.sees.reach();
-    state.is_ring = true;
-    state.ring_keys = {of_rows(rows, K), reach, memory, storage};
-    state.ring_values = {of_rows(rows, V), reach, memory, storage};
-    state.sink_keys = {of_rows(c.sees.n_sinks, K), memory, storage};
-    state.sink_values = {of_rows(c.sees.n_sinks, V), memory, storage};
-    return state;
+    return {.position = {batch, memory},
+            .keys = {of_rows(appended, K), memory, storage},
+            .values = {of_rows(appended, V), memory, storage},
+            .ring_keys = {of_rows(rows, K), c.sees.reach(), memory, storage},
+            .ring_values = {of_rows(rows, V), c.sees.reach(), memory, storage},
+            .sink_keys = {of_rows(n_sinks, K), memory, storage},
+            .sink_values = {of_rows(n_sinks, V), memory, storage},
+            .is_ring = is_ring};
   }
 
   void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
