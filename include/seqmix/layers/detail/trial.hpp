@@ -7,7 +7,6 @@
 
 #include "seqmix/core/call.hpp"
 #include "seqmix/core/tensor.hpp"
-#include "seqmix/layers/mixer.hpp"
 
 // How `prepare` finds out what the calls of a layer need.
 
