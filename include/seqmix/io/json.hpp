@@ -483,14 +483,12 @@ Field json_field(const Json& object, std::string_view key, std::string_view name
 /// that knows it.
 ///
 /// Throws `ConfigError`, and leaves the config as it was, on an unknown key, on a value of another
-/// type and on whatever `check_config` or `rule`, a check more, rejects. `name` stands for the
-/// object in errors.
+/// type and on whatever `check_config` rejects. `name` stands for the object in errors.
 template <class Config>
-void read_config(const Json& object, Config& config, std::string_view name,
-                 std::type_identity_t<void (*)(const Config&)> rule = nullptr) {
+void read_config(const Json& object, Config& config, std::string_view name) {
   Config result = config;
   detail::read_any(object, result, std::string(name));
-  check_config(name, result, rule);
+  check_config(name, result);
   config = std::move(result);
 }
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <concepts>
 #include <functional>
 #include <map>
 #include <memory>
@@ -22,14 +24,14 @@ class Registry {
   /// Adds a layer under its definition's name.
   template <class Definition>
   void add() {
-    add<Definition>(Definition::traits, nullptr);
+    add<Definition>(Definition::traits, {});
   }
-  /// Adds it under the name of `traits`, which outlive all layers, of those of its configs that
-  /// `rule` does not refuse.
+  /// Adds it under the name of `traits`, which outlive all layers, where it must have the `sizes`
+  /// ("sees.window") that may be zero otherwise.
   template <class Definition>
-  void add(const Traits& traits, void (*rule)(const typename Definition::Config&)) {
-    entries_.insert_or_assign(std::string(traits.name),
-                              std::make_shared<const EntryOf<Definition>>(traits, rule));
+  void add(const Traits& traits, std::vector<std::string> sizes) {
+    entries_.insert_or_assign(std::string(traits.name), std::make_shared<const EntryOf<Definition>>(
+                                                            traits, std::move(sizes)));
   }
 
   std::vector<std::string> names() const {
@@ -94,10 +96,10 @@ class Registry {
     using Config = typename Definition::Config;
     using Weights = typename Definition::Weights;
     using Entry::traits;
-    void (*rule)(const Config&);
+    std::vector<std::string> sizes;
 
-    EntryOf(const Traits& of_layer, void (*of_configs)(const Config&))
-        : Entry(of_layer), rule(of_configs) {}
+    EntryOf(const Traits& of_layer, std::vector<std::string> required)
+        : Entry(of_layer), sizes(std::move(required)) {}
 
     AnyMixer<Scalar> make(const Json& json, const StoredTensors& tensors, std::string_view prefix,
                           Options options) const override {
@@ -129,6 +131,9 @@ class Registry {
       const Json defaults = write_config(Config{});
       std::vector<Field> result;
       describe_config<Config>([&](FieldDescription field) {
+        if (std::ranges::find(sizes, field.name) != sizes.end()) {
+          field.required = true, field.legal = "at least 1";
+        }
         const Json* otherwise = &defaults;
         for (const std::string& key : field.keys) otherwise = &otherwise->at(key);
         const bool has_default = !field.required && !field.inherited;
@@ -140,7 +145,14 @@ class Registry {
    private:
     Config read(const Json& json) const {
       Config config;
-      read_config(json, config, traits.name, rule);
+      const std::string_view name = traits.name;
+      read_config(json, config, name);
+      visit_fields(config, [&]<class Value>(const FieldPath& path, const Value& value, auto&&...) {
+        if constexpr (std::same_as<Value, Index>) {
+          if (value > 0 || std::ranges::find(sizes, path.text()) == sizes.end()) return;
+          detail::check_size(name, path, value, 1, largest_size);
+        }
+      });
       return config;
     }
   };

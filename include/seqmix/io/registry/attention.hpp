@@ -11,10 +11,8 @@ SEQMIX_BEGIN_NAMESPACE
 template <class S>
 void register_attention(Registry<S>& registry) {
   registry.template add<AttentionDefinition<S>>();
-  registry.template add<AttentionDefinition<S>>(
-      AttentionDefinition<S>::sliding_window_traits, [](const AttentionConfig& config) {
-        require(config.sees.window > 0, "sees.window must be positive");
-      });
+  registry.template add<AttentionDefinition<S>>(AttentionDefinition<S>::sliding_window_traits,
+                                                {"sees.window"});
   registry.template add<BidirectionalAttentionDefinition<S>>();
   registry.template add<CrossAttentionDefinition<S>>();
 }

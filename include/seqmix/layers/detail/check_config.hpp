@@ -128,29 +128,24 @@ std::string values_of_fields(const Config& config, std::string_view sentence) {
 }  // namespace detail
 
 /// Throws `ConfigError` where a field of `config` has a value that it may not have, where the
-/// `check` of the config or of a part or a `rule` besides objects, or where a field is set that
-/// nothing reads; the text says the rule and the values that break it.
+/// `check` of the config or of a part objects, or where a field is set that nothing reads; the text
+/// says the rule and the values that break it.
 template <class Config>
-void check_config(std::string_view layer, const Config& config,
-                  std::type_identity_t<void (*)(const Config&)> rule = nullptr) {
+void check_config(std::string_view layer, const Config& config) {
   visit_fields(config, [&](const FieldPath& path, const auto& value, const auto&... tags) {
     detail::check_field(layer, path, value, tags...);
   });
-  const auto ask = [&](const FieldPath* path, const auto& part, auto&& check) {
-    try {
-      check(part);
-    } catch (const ConfigError& error) {
-      const std::string values = detail::values_of_fields(part, error.what());
-      throw ConfigError(std::string(layer) + ": " + (path == nullptr ? "" : path->text() + ": ") +
-                        error.what() + (values.empty() ? "" : "; " + values));
-    }
-  };
   visit_parts(config, [&](const FieldPath* path, const auto& part) {
     if constexpr (requires { part.check(); }) {
-      ask(path, part, [](const auto& asked) { asked.check(); });
+      try {
+        part.check();
+      } catch (const ConfigError& error) {
+        const std::string values = detail::values_of_fields(part, error.what());
+        throw ConfigError(std::string(layer) + ": " + (path == nullptr ? "" : path->text() + ": ") +
+                          error.what() + (values.empty() ? "" : "; " + values));
+      }
     }
   });
-  if (rule != nullptr) ask(nullptr, config, rule);
   detail::check_unread(layer, config);
 }
 
