@@ -41,8 +41,8 @@ Parameter<double, 2> identity(Index size) {
 }
 
 const AttentionConfig grouped{.d_model = 12,
-                                  .heads = {.n_heads = 4, .n_kv_heads = 2, .head_dim = 6},
-                                  .positions = {.rotary_dim = 6}};
+                              .heads = {.n_heads = 4, .n_kv_heads = 2, .head_dim = 6},
+                              .positions = {.rotary_dim = 6}};
 
 /// `grouped` with a pattern, and `attention`'s weights.
 struct Sparse {
@@ -81,12 +81,12 @@ AttentionWeights<double> as_dense(const Projection<double>& query, const Project
   return dense;
 }
 const AttentionConfig encoder{.d_model = 12,
-                                  .heads = {.n_heads = 3,
-                                            .n_kv_heads = 3,
-                                            .head_dim = 4,
-                                            .q_bias = true,
-                                            .k_bias = true,
-                                            .v_bias = true}};
+                              .heads = {.n_heads = 3,
+                                        .n_kv_heads = 3,
+                                        .head_dim = 4,
+                                        .q_bias = true,
+                                        .k_bias = true,
+                                        .v_bias = true}};
 const auto x_of_encoder = random_tensor<double, 3>({2, 83, 12}, 3);
 
 BigBirdAttentionDefinition<double>::Weights big_bird_weights(Index row_count, Index draws,
@@ -192,9 +192,9 @@ TEST_CASE("Longformer with a window over everything is bidirectional attention")
 TEST_CASE("BigBird of four blocks is bidirectional attention") {
   const auto weights = big_bird_weights(0, 0, [](Index) { return Index{0}; });
   const BigBirdAttentionConfig config{.d_model = 12, .n_heads = 3, .block = 21};
-  const auto dense = forward(
-      BidirectionalAttention<double>({encoder}, as_dense(weights.query, weights.key, weights.value)),
-      x_of_encoder);
+  const auto dense = forward(BidirectionalAttention<double>(
+                                 {encoder}, as_dense(weights.query, weights.key, weights.value)),
+                             x_of_encoder);
   CHECK(difference(forward(BigBirdAttention<double>(config, weights), x_of_encoder), dense) <
         1e-14);
   auto smaller = config;
@@ -216,9 +216,9 @@ TEST_CASE("a random block of BigBird that is listed again adds the log of its co
     copy(x_of_encoder.view()[b].slice<0>(42, 21), longer.view()[b].slice<0>(83, 21));
     copy(x_of_encoder.view()[b].slice<0>(42, 21), longer.view()[b].slice<0>(104, 21));
   }
-  const auto expected = forward(
-      BidirectionalAttention<double>({encoder}, as_dense(weights.query, weights.key, weights.value)),
-      longer);
+  const auto expected = forward(BidirectionalAttention<double>(
+                                    {encoder}, as_dense(weights.query, weights.key, weights.value)),
+                                longer);
   CHECK(relative_error(y.view().slice<1>(21, 42), expected.view().slice<1>(21, 42)) < 1e-14);
   CHECK(relative_error(y.view().slice<1>(0, 21), expected.view().slice<1>(0, 21)) > 1e-2);
 
