@@ -145,9 +145,10 @@ TEST_CASE("what a block does not take is refused with its full name") {
       "layers.0": {"mixer": {"d_inner": 4, "dt_rank": 1}, "channel": {"d_ff": 2}},
       "layers.1": {"mixer": {"head_dim": 2, "n_heads": 3, "n_kv_heads": 2},
                    "channel": {"d_ff": 3}}}})";
-  CHECK(refused<Nest>(nest) ==
-        "block: mixer.layers.1.mixer: n_heads must be a multiple of n_kv_heads; n_heads is 3, "
-        "n_kv_heads is 2");
+  CHECK(
+      refused<Nest>(nest) ==
+      "block: mixer.layers.1.mixer.heads: n_heads must be a multiple of n_kv_heads; n_heads is 3, "
+      "n_kv_heads is 2");
   MambaBlock kept = read<MambaBlock>(block_of(mamba));
   const Json before = write_config(kept);
   CHECK_THROWS_AS(read_config(parse_json(block_of("[]"), "text"), kept, "block"), ConfigError);
