@@ -8,6 +8,7 @@
 #include "seqmix/layers/attention/detail/biases.hpp"
 #include "support/call.hpp"
 #include "support/compare.hpp"
+#include "support/error_of.hpp"
 #include "support/random.hpp"
 
 using namespace seqmix;
@@ -18,12 +19,7 @@ namespace {
 using Kind = DistanceBiasKind;
 
 std::string error_of(const DistanceBiasConfig& config) {
-  try {
-    check_config("bias", config);
-  } catch (const ConfigError& error) {
-    return error.what();
-  }
-  return "";
+  return test::error_of<ConfigError>([&] { check_config("bias", config); });
 }
 
 std::vector<DistanceBiasConfig> all_kinds() {

@@ -423,11 +423,14 @@ void read_any(const Json& object, Config& config, const std::string& layer,
     if constexpr (PartConfig<Field>) has_parts = true, names_one |= object.contains(key);
   });
   if (!has_parts || names_one) return read_nested(object, config, layer, outer);
-  Json fields = object;
   if constexpr (requires { config.d_model; }) {
-    if (outer != nullptr && !fields.contains("d_model")) fields["d_model"] = config.d_model;
+    if (outer != nullptr && !object.contains("d_model")) {
+      Json fields = object;
+      fields["d_model"] = config.d_model;
+      return read_flat(fields, config, who);
+    }
   }
-  read_flat(fields, config, who);
+  read_flat(object, config, who);
 }
 
 }  // namespace detail

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "seqmix/kernels/attention/attention.hpp"
+#include "seqmix/kernels/attention/composed_score.hpp"
 #include "seqmix/kernels/attention/masks.hpp"
 #include "seqmix/kernels/attention/rings.hpp"
 #include "seqmix/kernels/attention/scores.hpp"
@@ -410,12 +411,14 @@ TEMPLATE_TEST_CASE("a sink is a key whose value is zero", "[attention]", float, 
     }
     return expected;
   };
-  check_forms(c, with_sinks(c.expected()), Causal{}, SinkLogits(PlainScore{c.scale}, sinks));
+  const ComposedScore<S> plain(c.scale, {}, sinks);
+  check_forms(c, with_sinks(c.expected()), Causal{}, AnyScore<S>(plain));
   // Of queries that see no key, too.
   const auto sees = [](Index, Index, Index i, Index j) { return j <= i && i >= 20; };
   const auto capped = [](Index, double product, Index) { return 2 * std::tanh(product / 2); };
-  check_forms(c, with_sinks(c.expected(sees, capped)), LateCausal{20},
-              SinkLogits(SoftCap(c.scale, 2), sinks));
+  const SoftCap cap(c.scale, 2);
+  const ComposedScore<S> with_cap(cap.scale, {ComposedScore<S>::map(cap)}, sinks);
+  check_forms(c, with_sinks(c.expected(sees, capped)), LateCausal{20}, AnyScore<S>(with_cap));
 }
 
 TEMPLATE_TEST_CASE("biases by distance", "[attention]", float, double) {
@@ -456,9 +459,10 @@ TEMPLATE_TEST_CASE("any bias by distance with any mask", "[attention]", float, d
     };
     check_forms(c, c.expected(causal, capped), Causal{}, DistanceBias(SoftCap(c.scale, 2), biases));
     const auto with_sinks = c.expected(causal, score);
+    const ComposedScore<S> and_sinks(c.scale, {ComposedScore<S>::map(biased)}, sinks);
     Context context;
     for (const Form form : {Form::parallel, Form::recurrent}) {
-      c.run(form, context, Causal{}, SinkLogits(biased, sinks));
+      c.run(form, context, Causal{}, AnyScore<S>(and_sinks));
       for (Index h = 0; h < 4; ++h) {
         const double sink = std::exp(sinks[static_cast<std::size_t>(h)]);
         const double sum = std::exp(with_sinks.log_sum_exp(140, h)) + sink;

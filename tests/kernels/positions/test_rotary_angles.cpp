@@ -41,7 +41,8 @@ std::vector<double> divided(std::vector<double> numbers, const std::vector<doubl
 std::string refusal(const RopeScalingConfig& scaling, Index rotary_dim = d,
                     bool forward_alone = false) {
   try {
-    scaling.check(base, rotary_dim, forward_alone);
+    scaling.check(base, rotary_dim);
+    if (!forward_alone) scaling.check_fixed();
   } catch (const ConfigError& error) {
     return error.what();
   }

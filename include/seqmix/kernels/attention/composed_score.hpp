@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstddef>
-#include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -12,7 +11,9 @@ namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
 /// A score that is made of others while the program runs: scale q · k goes through each of them in
-/// turn, so that what is combined costs the sum of its parts. The kernels take an `AnyScore` of it.
+/// turn, so that what is combined costs the sum of its parts. With logits of sinks softmax counts
+/// one more key a head, whose value is zero: o = Σ exp(s_j) v_j / (Σ exp(s_j) + exp(sink)). OpenAI
+/// 2025, arXiv:2508.10925; Miller 2023 (logits of 0). The kernels take an `AnyScore` of it.
 template <class S>
 class ComposedScore final : public detail::ScorePolicy<S> {
  public:
@@ -33,7 +34,7 @@ class ComposedScore final : public detail::ScorePolicy<S> {
 
   double scale(detail::HeadOfRow) const override { return scale_; }
   double sink(detail::HeadOfRow of) const override {
-    if (sinks_.empty()) return -std::numeric_limits<double>::infinity();
+    if (sinks_.empty()) return detail::ScorePolicy<S>::sink(of);
     return sinks_[static_cast<std::size_t>(of.head)];
   }
   simd::Batch<S> score(detail::HeadOfRow of, const detail::PairBlock<S>& block) const override {
@@ -83,8 +84,7 @@ class ScoreOf<S, AnyScore<S>> final : public ScorePolicy<S> {
 
   double scale(HeadOfRow of) const override { return any_.policy->scale(shifted(of)); }
   double sink(HeadOfRow of) const override {
-    if (!any_.has_sinks) return -std::numeric_limits<double>::infinity();
-    return any_.policy->sink(shifted(of));
+    return any_.has_sinks ? any_.policy->sink(shifted(of)) : ScorePolicy<S>::sink(of);
   }
   simd::Batch<S> score(HeadOfRow of, const PairBlock<S>& block) const override {
     return any_.policy->score(shifted(of), block);

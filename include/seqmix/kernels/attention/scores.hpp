@@ -1,7 +1,5 @@
 #pragma once
 
-#include <cstddef>
-#include <span>
 #include <utility>
 
 #include "seqmix/kernels/attention/pairs.hpp"
@@ -17,7 +15,8 @@ SEQMIX_BEGIN_NAMESPACE
 /// that a cap or a bias never makes a hidden key visible. It may have `bias<S>(distance)`, where
 /// scores are the scaled products plus biases by distance, those of distance, distance + 1, ...:
 /// then tiles of products are biased as they are computed. And `narrowed(Span queries, Span keys)
-/// const`, what maps the products of these positions and may be cheaper to ask.
+/// const`, what maps the products of these positions and may be cheaper to ask. Logits of sinks are
+/// a `ComposedScore`'s.
 struct PlainScore {
   double scale = 1;
 
@@ -29,53 +28,11 @@ struct PlainScore {
   }
 };
 
-/// Whether scores are the scaled products plus biases by distance.
-template <class Score, class S>
-concept BiasedScore = requires(const Score& score) {
-  score.template bias<S>(Index{});
-};
-template <class Score>
-concept NarrowedScore = requires(const Score& score) {
-  score.narrowed(Span{}, Span{});
-};
-
-/// Another score, and a logit of each head that softmax counts beside the keys, with a value of
-/// zero: o = Σ exp(s_j) v_j / (Σ exp(s_j) + exp(sink)). OpenAI 2025, arXiv:2508.10925; Miller 2023
-/// (logits of 0).
-template <class Score>
-struct SinkLogits {
-  Score score;
-  std::span<const double> logits;  // [H]
-  double sink = 0;                 // of one head
-  double scale = 1;
-
-  SinkLogits(Score others, std::span<const double> of_heads)
-      : score(std::move(others)), logits(of_heads) {}
-  SinkLogits of(Index row, Index head) const {
-    SinkLogits result(score.of(row, head), logits);
-    result.sink = logits[static_cast<std::size_t>(head)], result.scale = result.score.scale;
-    return result;
-  }
-  template <class S>
-  simd::Batch<S> operator()(const simd::Batch<S>& products, const Pairs<S>& pairs) const {
-    return score(products, pairs);
-  }
-  template <class S>
-  simd::Batch<S> bias(Index distance) const requires BiasedScore<Score, S> {
-    return score.template bias<S>(distance);
-  }
-  auto narrowed(Span queries, Span keys) const requires NarrowedScore<Score> {
-    return score.narrowed(queries, keys);
-  }
-};
-
 /// Whether a score is the scaled product itself.
 template <class Score>
 inline constexpr bool is_plain_score = false;
 template <>
 inline constexpr bool is_plain_score<PlainScore> = true;
-template <>
-inline constexpr bool is_plain_score<SinkLogits<PlainScore>> = true;
 
 /// cap · tanh(scale q · k / cap): scores whose size is bounded. Gemma team 2024, arXiv:2408.00118.
 struct SoftCap {

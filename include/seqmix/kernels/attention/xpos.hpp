@@ -11,7 +11,8 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
-inline constexpr Index xpos_tile = 64;  // calls are cut at its multiples: a cut changes no centre
+inline constexpr Index xpos_tile =
+    XPosDecay::run;  // calls are cut at its multiples: a cut changes no centre
 inline constexpr Index xpos_block = 512;
 
 /// As causal `attention`, of queries and keys that are turned by `rope` and lose what `decay` says
@@ -27,15 +28,18 @@ void xpos_attention(In<S, 3> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<Ind
                     View<S, 3> o, const Call& call) {
   const Index H = q.extent(axis::head), G = keys.extent(axis::head);
   const Index K = q.extent(axis::channel), V = o.extent(axis::channel), pairs = decay.pairs();
-  // Multiplies heads [N, heads, K] by the decay over `distance(i)`, a task a run of them.
+  // Multiplies heads [N, heads, K] by the decay over `distance(i)`, which rises or falls by one a
+  // token, a task a run of them.
   const auto scale = [&](const auto& heads_of, Index count, Index heads, auto&& distance) {
     call.parallel_for(ceil_div(count, xpos_tile), [&](Index task, const Call& worker) {
+      const Index first = task * xpos_tile, last = std::min(count, first + xpos_tile) - 1;
+      const Index least = std::min(distance(first), distance(last));
       auto scratch = worker.scratch<S>();
-      auto factors = scratch(pairs);
-      for (Index i = task * xpos_tile; i < std::min(count, (task + 1) * xpos_tile); ++i) {
-        decay.write(distance(i), factors.data());
+      auto factors = scratch(last - first + 1, pairs);
+      decay.write<S>(least, last - first + 1, factors);
+      for (Index i = first; i <= last; ++i) {
         for (Index h = 0; h < heads; ++h) {
-          scale_pairs<S>(factors.data(), pairs, layout, &heads_of(i, h)[offset]);
+          scale_pairs<S>(&factors(distance(i) - least, 0), pairs, layout, &heads_of(i, h)[offset]);
         }
       }
     });

@@ -235,9 +235,9 @@ class FireBiases {
     for (Index i = 0; i + 1 < pieces; ++i) {
       kinks(i) = static_cast<S>(bends[static_cast<std::size_t>(i)].at);
     }
+    // Next to zero; where a unit's bias is zero, its weight decides.
     std::vector<bool> active(static_cast<std::size_t>(W));
-    for (Index u = 0; u < W;
-         ++u) {  // next to zero: where a unit's bias is zero, its weight decides
+    for (Index u = 0; u < W; ++u) {
       const S at_zero = net.bias[u], weight = net.weight[u];
       active[static_cast<std::size_t>(u)] = at_zero != 0 ? at_zero > 0 : weight > 0;
     }

@@ -94,8 +94,7 @@ struct RopeScalingConfig {
     field("rope_closed", self.closed, powers);
     field("rope_resonance", self.resonance);
   }
-  /// `forward_alone`: whether the layer sees a sequence as a whole or not at all.
-  void check(double rope_theta, Index rotary_dim, bool forward_alone = false) const {
+  void check(double rope_theta, Index rotary_dim) const {
     require(rotary_dim > 0 || kind == RopeScaling::none,
             "rope_scaling needs rotary positions: rotary_dim");
     require(rotary_dim > 0 || !(closed || resonance),
@@ -111,14 +110,19 @@ struct RopeScalingConfig {
             "rope_mscale and rope_mscale_all_dim make a ratio: both are positive or neither");
     require(kind != RopeScaling::longrope || attention_factor > 0 || original_length > 1,
             "rope_scaling longrope needs a rope_original_length above 1");
-    require(!by_call || forward_alone,
-            "rope_by_call turns a token by other angles when more tokens follow: it is for layers "
-            "that have forward alone; rope_length fixes the angles");
+    require(!by_call || !resonance,
+            "rope_resonance needs angles that are fixed: rope_length in place of rope_by_call");
     if (kind == RopeScaling::longrope) {
       check_table("rope_short_factor", short_factor, rotary_dim);
       check_table("rope_long_factor", long_factor, rotary_dim);
     }
     if (kind == RopeScaling::table) check_table("rope_angles", angles, rotary_dim);
+  }
+  /// What a layer asks for that continues a sequence.
+  void check_fixed() const {
+    require(!by_call,
+            "rope_by_call turns a token by other angles when more tokens follow: it is for layers "
+            "that have forward alone; rope_length fixes the angles");
   }
   bool by_turns() const { return kind == RopeScaling::yarn || kind == RopeScaling::llama3; }
   bool by_length() const { return kind == RopeScaling::dynamic || kind == RopeScaling::longrope; }

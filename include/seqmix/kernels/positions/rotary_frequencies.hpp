@@ -58,20 +58,6 @@ class RotaryFrequencies {
   /// The wavelengths, [pairs], where all are whole; empty otherwise.
   const std::vector<double>& wavelengths() const { return wavelengths_; }
 
-  /// Rounds wavelengths 2π / θ_n to whole tokens, halves to even. Wang et al. 2024,
-  /// arXiv:2403.00071, eq. 6.
-  void round_wavelengths() {
-    for (double& angle : angles_) {
-      const double wavelength = std::nearbyint(2 * std::numbers::pi / angle);
-      require(
-          wavelength >= 1 && std::isfinite(wavelength),
-          "rope_resonance needs angles that are positive and whose wavelengths round to a token "
-          "at least");
-      angle = 2 * std::numbers::pi / wavelength;
-      wavelengths_.push_back(wavelength);
-    }
-  }
-
   /// Writes the cos and sin of position · θ_n times the amplitude, [pairs] each.
   void write_anchor(Index position, double* cos, double* sin) const {
     for (const double angle : angles_) {
@@ -103,6 +89,20 @@ class RotaryFrequencies {
   }
 
  private:
+  /// Rounds wavelengths 2π / θ_n to whole tokens, halves to even. Wang et al. 2024,
+  /// arXiv:2403.00071, eq. 6.
+  void round_wavelengths() {
+    for (double& angle : angles_) {
+      const double wavelength = std::nearbyint(2 * std::numbers::pi / angle);
+      require(
+          wavelength >= 1 && std::isfinite(wavelength),
+          "rope_resonance needs angles that are positive and whose wavelengths round to a token "
+          "at least");
+      angle = 2 * std::numbers::pi / wavelength;
+      wavelengths_.push_back(wavelength);
+    }
+  }
+
   static std::vector<double> by_rule(Index rotary_dim, auto&& angle) {
     require(rotary_dim >= 0 && rotary_dim % 2 == 0, "rotary_dim must be even and not negative");
     std::vector<double> angles;

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+
 #include "seqmix/core/call.hpp"
 #include "seqmix/kernels/pointwise/rows.hpp"
 
@@ -19,9 +21,7 @@ void scale_by_position(View<S, 3> x, In<Index, 1> past, auto&& factor, const Cal
     }
   }
   const auto heads = x.merge(axis::head);  // [T, H K]
-  elementwise(
-      call, [](auto number, auto by) { return number * by; }, heads, heads,
-      by_row(View<const S, 1>(factors)));
+  elementwise(call, std::multiplies(), heads, heads, by_row(View<const S, 1>(factors)));
 }
 
 SEQMIX_END_NAMESPACE

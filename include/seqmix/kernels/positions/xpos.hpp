@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
+#include <iterator>
 #include <limits>
 #include <vector>
 
@@ -19,6 +21,8 @@ SEQMIX_BEGIN_NAMESPACE
 /// centre, which scores do not see, and keys are kept without their factor: `xpos_attention`.
 class XPosDecay {
  public:
+  static constexpr Index run = 64;  // distances that one power is computed for
+
   XPosDecay() = default;
   /// `base`: tokens of a power of ζ; 512 in the paper.
   XPosDecay(Index rotary_dim, double base) {
@@ -26,22 +30,31 @@ class XPosDecay {
     const auto width = static_cast<double>(rotary_dim);
     for (Index n = 0; n < rotary_dim; n += 2) {
       logs_.push_back(std::log((static_cast<double>(n) / width + 0.4) / 1.4) / base);
+      for (Index r = 0; r < run; ++r) {
+        near_.push_back(std::exp(static_cast<double>(r) * logs_.back()));
+      }
     }
   }
 
   Index pairs() const { return std::ssize(logs_); }
 
-  /// Writes ζ_n^(distance / base), [pairs]; 0 where that is no normal number.
+  /// Writes ζ_n^((first + r) / base) for r < count <= run, [count, pairs]; 0 where that is no
+  /// normal number.
   template <class S>
-  void write(Index distance, S* factors) const {
-    for (const double log : logs_) {
-      const auto factor = static_cast<S>(std::exp(static_cast<double>(distance) * log));
-      *factors++ = factor < std::numeric_limits<S>::min() ? S(0) : factor;
+  void write(Index first, Index count, View<S, 2> factors) const {
+    for (Index n = 0; n < pairs(); ++n) {
+      const double far = std::exp(static_cast<double>(first) * logs_[static_cast<std::size_t>(n)]);
+      const double* near = &near_[static_cast<std::size_t>(n * run)];
+      for (Index r = 0; r < count; ++r) {
+        const auto factor = static_cast<S>(far * near[r]);
+        factors(r, n) = factor < std::numeric_limits<S>::min() ? S(0) : factor;
+      }
     }
   }
 
  private:
   std::vector<double> logs_;  // [pairs]
+  std::vector<double> near_;  // [pairs, run]
 };
 
 /// Multiplies pair n of the first numbers of a head by factors[n].

@@ -59,8 +59,7 @@ struct SeesConfig {
     return chunk > 0 ? (chunks_back + 1) * chunk : (window - 1) * dilation + 1;
   }
   Chunks chunks(bool causal) const {
-    const Index all = std::numeric_limits<Index>::max() / 4;
-    return {chunk, all_chunks_back ? all : chunks_back, chunks_ahead, causal};
+    return {chunk, all_chunks_back ? Band::unlimited : chunks_back, chunks_ahead, causal};
   }
 };
 
@@ -100,16 +99,13 @@ struct AttentionConfig {
             "store.max_rollback keep must not exceed 2^30");
     require(positions.rope_xpos == 0 || !sees.is_bounded(),
             "positions.rope_xpos needs all of the past: sees.window and sees.chunk 0");
-    positions.check_causal();
+    positions.rope_scaling.check_fixed();
     require(sees.prefix == 0 && sees.chunks_ahead == 0 && !sees.all_chunks_back,
             "sees.prefix, sees.chunks_ahead and sees.all_chunks_back need bidirectional attention");
   }
   /// What a bidirectional layer asks for, too.
   void check_parts() const {
-    require(positions.rotary_dim <= heads.head_dim,
-            "positions.rotary_dim must not exceed heads.head_dim");
-    require(positions.rotary_offset + positions.rotary_dim <= heads.head_dim,
-            "positions.rotary_offset and positions.rotary_dim must not exceed heads.head_dim");
+    positions.check_fits(heads.head_dim);
     require(sees.n_sinks == 0 || bias.kind == DistanceBiasKind::none,
             "sees.n_sinks needs rotary positions or none: bias.kind none");
     require(sees.dilation == 1 || bias.kind == DistanceBiasKind::none ||
@@ -138,7 +134,7 @@ struct AttentionWeights : HeadsWeights<Scalar>, ScoresWeights<Scalar> {
 };
 
 /// What the layers of softmax attention are before they see any token. A config has heads,
-/// positions and scores.
+/// positions, bias and scores.
 template <class Scalar, class Config, class Weights = AttentionWeights<Scalar>>
 struct AttentionParts {
   Config c;
@@ -157,7 +153,7 @@ struct AttentionParts {
 
   PositionLimit position_limit() const {
     if (c.bias.kind != DistanceBiasKind::sandwich) return {};
-    return {c.bias.most_positions(), "bias.max_positions"};
+    return {c.bias.max_positions, "bias.max_positions"};
   }
 
   /// Turns queries [T, H, K] to their positions, none of which counts beyond `last`, and sharpens
@@ -238,8 +234,11 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
 
     static void visit(auto& self, auto&& tensor) {
       tensor("position", self.position);
-      if (!self.is_ring) return void((tensor("keys", self.keys), tensor("values", self.values)));
-      tensor("keys", self.ring_keys), tensor("values", self.ring_values);
+      if (self.is_ring) {
+        tensor("keys", self.ring_keys), tensor("values", self.ring_values);
+      } else {
+        tensor("keys", self.keys), tensor("values", self.values);
+      }
       if (self.sink_keys.extent(2) == 0) return;
       tensor("sink_keys", self.sink_keys), tensor("sink_values", self.sink_values);
     }
@@ -323,11 +322,12 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
                          State& state, View<Scalar, 3> o, const Call& call) const {
     const View<const Index, 1> past = state.position.tokens;
     const Index n = c.sees.n_sinks, window = c.sees.window;
+    const Index T = q.extent(axis::time), H = c.heads.n_heads;
     auto scratch = call.scratch<Scalar>();
-    auto sink_q = scratch(q.extent(axis::time), q.extent(axis::head), q.extent(axis::channel));
-    auto sink_o = scratch(o.extent(axis::time), o.extent(axis::head), o.extent(axis::channel));
-    auto total = scratch(o.extent(axis::time), o.extent(axis::head));       // [T, H], log Σ exp(s)
-    auto sink_total = scratch(o.extent(axis::time), o.extent(axis::head));  // [T, H]
+    auto sink_q = scratch(T, H, c.heads.head_dim);  // [T, H, K]
+    auto sink_o = scratch(T, H, c.heads.head_v());  // [T, H, V]
+    auto total = scratch(T, H);                     // [T, H], log Σ exp(s)
+    auto sink_total = scratch(T, H);                // [T, H]
     copy(q, sink_q);
     this->place_queries(sink_q, past, call, n + window - 1);
     this->place_queries(q, past, call);

@@ -59,12 +59,9 @@ struct BlockSparseAttentionConfig {
     field("layout_blocks", self.layout_blocks, zero_is_legal);
   }
   void check() const {
-    require(positions.rotary_dim <= heads.head_dim,
-            "positions.rotary_dim must not exceed heads.head_dim");
-    require(positions.rotary_offset + positions.rotary_dim <= heads.head_dim,
-            "positions.rotary_offset and positions.rotary_dim must not exceed heads.head_dim");
+    positions.check_fits(heads.head_dim);
     require(positions.rope_xpos == 0, "positions.rope_xpos needs dense attention");
-    positions.check_causal();
+    positions.rope_scaling.check_fixed();
     require(std::ssize(sparse_patterns(pattern)) <= heads.n_heads,
             "pattern must not have more names than there are heads, heads.n_heads");
     require(!has(SparsePattern::strided) || bias.kind == DistanceBiasKind::none,

@@ -43,6 +43,7 @@ struct MultiHeadLatentAttentionConfig {
   void check() const {
     require(rotary_dim % 2 == 0, "rotary_dim must be even");
     rope_scaling.check(rope_theta, rotary_dim);
+    rope_scaling.check_fixed();
   }
   Index head_k() const { return nope_dim + rotary_dim; }
   double score_scale() const {

@@ -89,7 +89,7 @@ class ScorePolicy {
   bool is_biased() const { return biased_; }
   virtual double scale(HeadOfRow of) const = 0;
   /// A score that softmax counts beside those of the keys, with a value of zero; -infinity: none.
-  virtual double sink(HeadOfRow of) const = 0;
+  virtual double sink(HeadOfRow /*of*/) const { return -std::numeric_limits<double>::infinity(); }
   /// Makes scaled products scores. Returns the highest of each lane.
   virtual simd::Batch<S> score(HeadOfRow of, const PairBlock<S>& block) const = 0;
   /// Where scores are biased: writes the biases of the distances from `first` on, `count` of them
@@ -178,13 +178,6 @@ class ScoreOf final : public ScorePolicy<S> {
       : ScorePolicy<S>(is_plain_score<Score>, biased), score_(std::move(score)) {}
 
   double scale(HeadOfRow of) const override { return score_.of(of.row, of.head).scale; }
-  double sink(HeadOfRow of) const override {
-    if constexpr (requires { score_.of(of.row, of.head).sink; }) {
-      return score_.of(of.row, of.head).sink;
-    } else {
-      return -std::numeric_limits<double>::infinity();
-    }
-  }
   simd::Batch<S> score(HeadOfRow of, const PairBlock<S>& block) const override {
     const auto of_head = narrowed(score_.of(of.row, of.head), block.queries, block.keys);
     return rewrite(block,
@@ -207,7 +200,7 @@ class ScoreOf final : public ScorePolicy<S> {
   Score score_;
 };
 
-/// A mask and a score of a caller's own, or the erased ones that were made before.
+/// A mask and a score of a caller's own.
 template <class S, class Mask, class Score>
 struct PoliciesOf {
   MaskOf<S, Mask> mask;

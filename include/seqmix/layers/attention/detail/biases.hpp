@@ -4,6 +4,7 @@
 #include <array>
 #include <limits>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "seqmix/core/named_enum.hpp"
@@ -91,8 +92,6 @@ struct DistanceBiasConfig {
     require(sandwich_dim % 2 == 0, "sandwich_dim must be even");
     require(kind != Kind::sandwich || max_positions > 0, "sandwich needs max_positions");
   }
-  /// Tokens of a stream at most: a call that goes beyond is to be refused.
-  Index most_positions() const { return kind == Kind::sandwich ? max_positions : largest_size; }
 };
 
 template <class Scalar>
@@ -137,11 +136,6 @@ template <class S>
 void make_distance_biases(const DistanceBiasConfig& of, const DistanceBiasWeights<S>& w,
                           Index n_heads, double score_scale, Index distance, auto&& body) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
-  const auto slopes_of = [](Index heads, double most, Index unit) {
-    std::vector<double> slopes = alibi_slopes(heads, most);
-    for (double& slope : slopes) slope *= static_cast<double>(unit);
-    return slopes;
-  };
   // KERPLE's numbers are clamped where they are used.
   const auto clamped = [](const Parameter<S, 3>& numbers, double most) {
     std::vector<double> result;
@@ -153,8 +147,11 @@ void make_distance_biases(const DistanceBiasConfig& of, const DistanceBiasWeight
   switch (of.kind) {
     case DistanceBiasKind::none:
       return;
-    case DistanceBiasKind::alibi:
-      return body(LinearBiases(slopes_of(n_heads, of.alibi_bias_max, distance)));
+    case DistanceBiasKind::alibi: {
+      std::vector<double> slopes = alibi_slopes(n_heads, of.alibi_bias_max);
+      for (double& slope : slopes) slope *= static_cast<double>(distance);
+      return body(LinearBiases(std::move(slopes)));
+    }
     case DistanceBiasKind::falcon_alibi:
       return body(FalconBiases(alibi_slopes(n_heads), score_scale));
     case DistanceBiasKind::t5:

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <string_view>
 
 #include "seqmix/core/named_enum.hpp"
@@ -42,8 +43,9 @@ constexpr std::array<std::string_view, 3> names_of(OutputGate) {
 /// The heads of attention.
 ///
 ///   q, k, v = W_q x + b_q, ...,  each number within ±qkv_clip where that is positive
-///   q, k normalised as qk_norm says, before they are rotated by position or (qk_norm_rotated)
-///   after y = W_o (σ(W_g x) ⊙ o) + b_o,  without the gate where output_gate is none
+///   q, k normalised as qk_norm says, before their rotation by position or after (qk_norm_rotated)
+///
+///   y = W_o (σ(W_g x) ⊙ o) + b_o,  without the gate where output_gate is none
 ///
 /// Source: OLMo-2 (projection, rms), Qwen3 (head, rms), Cohere (head, layer, weights by head),
 /// Persimmon (head, layer with a bias), Llama-4 and HunYuan (after rotation), OLMo, DBRX and MPT
@@ -131,29 +133,24 @@ struct HeadsWeights {
 template <class S>
 void normalise_heads(const HeadsConfig& c, View<S, 3> heads, View<const S, 1> weight,
                      View<const S, 1> bias, const Call& call) {
-  const auto normalise = [&](auto rows, const View<const S, 1>& by, const View<const S, 1>& plus) {
-    switch (c.qk_norm_kind) {
-      case QkNormKind::rms:
-        return rms_norm(rows, by, c.qk_norm_eps, rows, call);
-      case QkNormKind::layer:
-        return layer_norm(rows, by, plus, c.qk_norm_eps, rows, call);
-      case QkNormKind::l2:
-        clamped_l2_norm(rows, c.qk_norm_eps, call);
-    }
-    if (by.data() == nullptr) return;
-    elementwise(
-        call, [](auto number, auto factor) { return number * factor; }, rows, rows, by_channel(by));
-  };
   const auto flat = heads.merge(axis::head);  // [T, H K]
-  if (c.qk_norm == QkNorm::projection) return normalise(flat, weight, bias);
-  if (c.qk_norm_weight != QkNormWeight::by_head) return normalise(heads, weight, bias);
-  normalise(heads, {}, {});
-  elementwise(
-      call, [](auto number, auto factor) { return number * factor; }, flat, flat,
-      by_channel(weight));
-  if (bias.data() == nullptr) return;
-  elementwise(
-      call, [](auto number, auto term) { return number + term; }, flat, flat, by_channel(bias));
+  const double eps = c.qk_norm_eps;
+  const bool whole = c.qk_norm == QkNorm::projection;
+  const bool by_head = c.qk_norm_weight == QkNormWeight::by_head;
+  const auto norm_by = [&](auto rows, const View<const S, 1>& by) {
+    if (c.qk_norm_kind == QkNormKind::rms) return rms_norm(rows, by, eps, rows, call);
+    clamped_l2_norm(rows, eps, call);
+    if (by.data() != nullptr) elementwise(call, std::multiplies(), rows, rows, by_channel(by));
+  };
+  if (c.qk_norm_kind == QkNormKind::layer) {
+    if (by_head) return group_norm(flat, weight, bias, c.head_dim, eps, flat, call);
+    return whole ? layer_norm(flat, weight, bias, eps, flat, call)
+                 : layer_norm(heads, weight, bias, eps, heads, call);
+  }
+  if (whole) return norm_by(flat, weight);
+  if (!by_head) return norm_by(heads, weight);
+  norm_by(heads, {});
+  elementwise(call, std::multiplies(), flat, flat, by_channel(weight));
 }
 template <class S>
 void normalise_queries(const HeadsConfig& c, const HeadsWeights<S>& w, View<S, 3> q,

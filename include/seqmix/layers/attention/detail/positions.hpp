@@ -31,12 +31,13 @@ struct PositionsConfig {
   }
   void check() const {
     require(rotary_dim % 2 == 0, "rotary_dim must be even");
-    rope_scaling.check(rope_theta, rotary_dim, true);
-    require(!rope_scaling.by_call || !rope_scaling.resonance,
-            "rope_resonance needs angles that are fixed: rope_length in place of rope_by_call");
+    rope_scaling.check(rope_theta, rotary_dim);
   }
-  /// What a layer asks for that continues a sequence.
-  void check_causal() const { rope_scaling.check(rope_theta, rotary_dim); }
+  /// What a layer asks for whose heads have so many numbers.
+  void check_fits(Index head_dim) const {
+    require(rotary_offset + rotary_dim <= head_dim,
+            "positions.rotary_offset and positions.rotary_dim must not exceed heads.head_dim");
+  }
 
   RotaryLayout layout() const {
     return rope_interleaved ? RotaryLayout::interleaved : RotaryLayout::half_split;

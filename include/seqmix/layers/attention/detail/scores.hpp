@@ -32,8 +32,7 @@ constexpr std::array<std::string_view, 3> names_of(Temperature) {
 /// The scores of attention.
 ///
 ///   s_tj = score_scale τ_t q_t · k_j + bias(t, j);  with soft_cap c: c tanh(s_tj / c)
-///   weights exp(s_tj) / (Σ_i exp(s_ti) + exp(sink_h)),  without the sink where sink_logits is
-///   false
+///   weights exp(s_tj) / (Σ_i exp(s_ti) + exp(sink_h)),  sinks only with sink_logits
 ///
 /// Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Gemma team 2024, arXiv:2408.00118 (cap);
 /// OpenAI 2025, arXiv:2508.10925 (sinks).
