@@ -90,15 +90,20 @@ struct FlatKey {
 };
 constexpr FlatKey flat_key(std::string_view key) { return {key}; }
 
+/// A field that is a list: its tags are of each number.
+template <class Field>
+concept FieldList =
+    std::same_as<Field, std::vector<double>> || std::same_as<Field, std::vector<Index>>;
+
 /// A value of a field as an error shows it.
 template <class Field>
 SEQMIX_COLD std::string text_of_field(const Field& value) {
   std::ostringstream text;
   if constexpr (std::is_enum_v<Field>) {
     text << to_string(value);
-  } else if constexpr (std::same_as<Field, std::vector<double>>) {
+  } else if constexpr (FieldList<Field>) {
     const char* before = "[";
-    for (const double number : value) text << before << number, before = ", ";
+    for (const auto number : value) text << before << number, before = ", ";
     text << (value.empty() ? "[]" : "]");
   } else {
     text << std::boolalpha << value;

@@ -269,12 +269,12 @@ Field field_from_json(const Json& value, const std::string& where) {
       if (text == "-Infinity") return -std::numeric_limits<double>::infinity();
     }
     fail("a number, \"Infinity\" or \"-Infinity\"");
-  } else if constexpr (std::same_as<Field, std::vector<double>>) {
+  } else if constexpr (FieldList<Field>) {
     if (!value.is_array()) fail("a list of numbers");
-    std::vector<double> numbers;
+    Field numbers;
     for (const Json& number : value) {
       const std::string name = where + "." + std::to_string(numbers.size());
-      numbers.push_back(field_from_json<double>(number, name));
+      numbers.push_back(field_from_json<typename Field::value_type>(number, name));
     }
     return numbers;
   } else {
@@ -291,7 +291,7 @@ Field field_from_json(const Json& value, const std::string& where) {
     } else {
       static_assert(std::same_as<Field, std::string>,
                     "a config holds Index, double, bool, std::string, enumerations and "
-                    "lists of double");
+                    "lists of double or Index");
       return text;
     }
   }
@@ -307,9 +307,9 @@ Json field_to_json(const Field& value, const std::string& where) {
     if (std::isnan(value)) throw ConfigError(where + " is NaN, which a config cannot hold");
     if (std::isinf(value)) return value > 0 ? "Infinity" : "-Infinity";
     return value;
-  } else if constexpr (std::same_as<Field, std::vector<double>>) {
+  } else if constexpr (FieldList<Field>) {
     Json list = Json::array();
-    for (const double number : value) {
+    for (const auto number : value) {
       list.push_back(field_to_json(number, where + "." + std::to_string(list.size())));
     }
     return list;

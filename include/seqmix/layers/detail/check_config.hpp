@@ -50,11 +50,10 @@ void check_field(std::string_view layer, const FieldPath& path, const Field& val
     static_assert((std::same_as<Tags, Range> || ...), "every floating field says its range");
     const Range& range = *find_tag<Range>(tags...);
     if (!range.has(value)) check_range(layer, path.text(), value, range);
-  } else if constexpr (std::same_as<Field, std::vector<double>>) {
-    static_assert((std::same_as<Tags, Range> || ...), "every floating field says its range");
+  } else if constexpr (FieldList<Field>) {
     for (std::size_t i = 0; i < value.size(); ++i) {
-      const std::string name = path.text() + "." + std::to_string(i);
-      check_range(layer, name, value[i], *find_tag<Range>(tags...));
+      const std::string key = std::to_string(i);
+      check_field(layer, FieldPath(key, &path), value[i], tags...);
     }
   }
 }

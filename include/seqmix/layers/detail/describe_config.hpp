@@ -44,9 +44,10 @@ FieldDescription describe_field(const FieldPath& path, const Field& value, const
     result.type = "number";
     result.legal = range.text();
     result.required = !range.has(value);
-  } else if constexpr (std::same_as<Field, std::vector<double>>) {
-    result.type = "numbers";
-    result.legal = "each " + find_tag<Range>(tags...)->text();
+  } else if constexpr (FieldList<Field>) {
+    const auto one = describe_field(path, typename Field::value_type(), tags...);
+    result.type = one.type + "s";
+    result.legal = "each " + one.legal;
   } else if constexpr (NamedEnum<Field>) {
     result.type = "one of";
     for (const std::string_view one : names_of(value)) {
