@@ -90,6 +90,16 @@ struct DecoderDefinition {
     }
   };
 
+  /// The mixer's.
+  struct Side {
+    using OfMixer = typename detail::SideOf<MixerPart>::type;
+    OfMixer mixer;
+
+    static void visit(auto& self, const Config& c, auto&& side) {
+      OfMixer::visit(self.mixer, c.mixer, side);
+    }
+  };
+
   Config c;
   Weights w;
   MixerPart mixer;
@@ -116,14 +126,15 @@ struct DecoderDefinition {
     return std::min(seqmix::position_limit(mixer), seqmix::position_limit(channel));
   }
 
-  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+  void run(View<const Scalar, 2> x, State& state, const Side& side, View<Scalar, 2> y,
+           const Call& call) const {
     auto scratch = call.scratch<Scalar>();
     auto normed = scratch(x.extent(axis::time), c.d_model);  // [T, D]
     auto mixed = scratch(x.extent(axis::time), c.d_model);   // [T, D]
     const auto add = [](auto a, auto b) { return a + b; };
 
     rms_norm(x, w.mixer_norm, c.norm_eps, normed, call);
-    seqmix::run(mixer, normed, state.mixer, mixed, call);
+    seqmix::run(mixer, normed, state.mixer, mixed, call, side.mixer);
     elementwise(call, add, y, x, mixed);
     if constexpr (has_channel) {
       rms_norm(y, w.channel_norm, c.norm_eps, normed, call);

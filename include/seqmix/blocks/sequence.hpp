@@ -72,6 +72,17 @@ struct SequenceDefinition {
     }
   };
 
+  struct Side {
+    std::tuple<typename detail::SideOf<FirstPart>::type, typename detail::SideOf<Parts>::type...>
+        parts;
+
+    static void visit(auto& self, const Config& c, auto&& side) {
+      for_each_part([&]<std::size_t i, class Part>() {
+        detail::SideOf<Part>::type::visit(std::get<i>(self.parts), std::get<i>(c.parts), side);
+      });
+    }
+  };
+
   Config c;
   Weights w;
   std::tuple<FirstPart, Parts...> parts;
@@ -98,10 +109,11 @@ struct SequenceDefinition {
         [](const auto&... part) { return std::min({seqmix::position_limit(part)...}); }, parts);
   }
 
-  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+  void run(View<const Scalar, 2> x, State& state, const Side& side, View<Scalar, 2> y,
+           const Call& call) const {
     for_each_part([&]<std::size_t i, class Part>() {
       seqmix::run(std::get<i>(parts), i == 0 ? x : View<const Scalar, 2>(y),
-                  std::get<i>(state.parts), y, call);
+                  std::get<i>(state.parts), y, call, std::get<i>(side.parts));
     });
   }
 

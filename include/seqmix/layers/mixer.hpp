@@ -248,7 +248,7 @@ Side tokens_of(const Definition& definition, Side side, Index first, Index count
 
 /// Continues `state` by x [T, D] as the segments of a call say and writes y, in blocks of time;
 /// nothing is checked. What a mixer does, and a composite with each of its parts.
-template <class Definition, class State, class Side = NoSide>
+template <class Definition, class State, class Side = typename detail::SideOf<Definition>::type>
 void run(const Definition& definition, View<const typename Definition::Scalar, 2> x, State& state,
          View<typename Definition::Scalar, 2> y, const Call& call, const Side& side = {}) {
   static_assert(detail::hooks_match_traits<Definition>,
