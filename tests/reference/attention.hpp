@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numbers>
 #include <utility>
 
@@ -100,14 +101,46 @@ std::pair<double, double> rotary_pair(const Input<S>& in, Index n) {
   return {theta, factor};
 }
 
-/// Rotates each head of one token to position t. Su et al. 2021, arXiv:2104.09864, eq. 34.
+/// Where a token is: on one axis, or on each of three.
+using Place = std::vector<Index>;
+
+/// Where token t of row b is turned to: where it stands in the stream, or where the positions say
+/// that come beside x.
 template <class S>
-void rotate(const Input<S>& in, std::vector<S>& heads, Index t) {
+Place place_of(const Input<S>& in, Index b, Index t) {
+  const auto given = static_cast<Index>(number_or(in, "given", 0));
+  if (given == 0) return {t};
+  Place place;
+  for (Index axis = 0; axis < given; ++axis) {
+    place.push_back(static_cast<Index>(in.input("positions")(b, t, axis)));
+  }
+  return place;
+}
+
+/// The axis that turns pair n: of three the first has the first pairs, the next the pairs behind
+/// them (Qwen2-VL); or axes 1 and 2 have the pairs 1, 4, 7, ... and 2, 5, 8, ..., as many as are
+/// theirs, the first one the others (Qwen3-VL).
+template <class S>
+std::size_t axis_of_pair(const Input<S>& in, Index n) {
+  const auto count = [&](std::size_t axis) {
+    return in.config.at("rope_sections").at(axis).template get<Index>();
+  };
+  if (in.text("rope_section_order") == "chunked") {
+    return n < count(0) ? 0 : n < count(0) + count(1) ? 1 : 2;
+  }
+  const auto axis = static_cast<std::size_t>(n % 3);
+  return axis > 0 && n / 3 < count(axis) ? axis : 0;
+}
+
+/// Rotates each head of one token to its place. Su et al. 2021, arXiv:2104.09864, eq. 34.
+template <class S>
+void rotate(const Input<S>& in, std::vector<S>& heads, const Place& at) {
   const Index K = in.size("head_dim"), rotary = in.size("rotary_dim");
   const auto offset = static_cast<Index>(number_or(in, "rotary_offset", 0));
   const bool interleaved = in.flag("rope_interleaved");
   for (Index i = 0; i < rotary / 2; ++i) {
     const auto [theta, factor] = rotary_pair(in, i);
+    const Index t = at.size() > 1 ? at[axis_of_pair(in, i)] : at[0];
     const double angle = static_cast<double>(t) * theta;
     const S cosine = static_cast<S>(factor * std::cos(angle));
     const S sine = static_cast<S>(factor * std::sin(angle));
@@ -198,10 +231,10 @@ struct TokenHeads {
   }
 };
 
-/// Rotates the heads of one token, "q_norm" or "k_norm", to position t.
+/// Rotates the heads of one token, "q_norm" or "k_norm", to its place.
 template <class S>
-void place(const Input<S>& in, const char* name, std::vector<S>& heads, Index t) {
-  rotate(in, heads, t);
+void place(const Input<S>& in, const char* name, std::vector<S>& heads, const Place& at) {
+  rotate(in, heads, at);
   if (in.flag("qk_norm_rotated")) TokenHeads<S>::normalise_if_asked(in, name, heads);
 }
 
@@ -273,10 +306,31 @@ std::vector<S> softmax_mean(std::vector<S> score, const std::vector<const S*>& v
   return o;
 }
 
-/// One row of attention: token t sees the tokens j with `sees(t, j)`, and of such a pair the query
-/// is rotated to `slot(t, t)`, the key to `slot(t, j)`.
+/// Where the two tokens of a pair are, and an angle by which all pairs of the query's numbers are
+/// turned besides.
+struct PlacesOfPair {
+  Place query, key;
+  double turn = 0;
+};
+
+/// Turns all pairs of a head by one angle.
 template <class S>
-void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& slot, Output<S>& out) {
+void turn_all_pairs(const Input<S>& in, S* head, double angle) {
+  const Index rotary = in.size("rotary_dim"), first = in.size("rotary_offset");
+  const bool interleaved = in.flag("rope_interleaved");
+  for (Index i = 0; i < rotary / 2; ++i) {
+    S& a = head[first + (interleaved ? 2 * i : i)];
+    S& b = head[first + (interleaved ? 2 * i + 1 : i + rotary / 2)];
+    const S x = a, y = b, cosine = static_cast<S>(std::cos(angle));
+    const S sine = static_cast<S>(std::sin(angle));
+    a = x * cosine - y * sine, b = x * sine + y * cosine;
+  }
+}
+
+/// One row of attention: token t sees the tokens j with `sees(t, j)`, and of such a pair query and
+/// key are rotated to `places(t, j)`.
+template <class S>
+void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& places, Output<S>& out) {
   const Index T = in.T(), H = in.size("n_heads"), G = in.size("n_kv_heads");
   const Index K = in.size("head_dim"), V = value_width(in);
   const bool has_sinks = in.flag("sink_logits");
@@ -284,32 +338,40 @@ void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& slot, Output
   std::vector<TokenHeads<S>> tokens;
   for (Index t = 0; t < T; ++t) tokens.emplace_back(in, token(in.x, b, t));
   struct Key {
-    Index slot = -1;
+    Place at = {};
     std::vector<S> heads = {};
   };
-  std::vector<Key> placed(tokens.size());  // as they were last seen: few ever change their slot
+  std::vector<Key> placed(tokens.size());  // as they were last seen: few ever change their place
   for (Index t = 0; t < T; ++t) {
-    std::vector<S> q = tokens[static_cast<std::size_t>(t)].q;
-    place(in, "q_norm", q, slot(t, t)), grow_by_position(in, q, slot(t, t));
     const S sharper = temperature(in, t);
-    for (S& number : q) number *= sharper;
+    std::map<std::pair<Place, double>, std::vector<S>> queries;
     std::vector<Index> seen;
+    std::vector<const S*> query;
     for (Index j = 0; j < T; ++j) {
       if (!sees(t, j)) continue;
-      seen.push_back(j);
+      const PlacesOfPair at = places(t, j);
+      std::vector<S>& q = queries[{at.query, at.turn}];
+      if (q.empty()) {
+        q = tokens[static_cast<std::size_t>(t)].q;
+        place(in, "q_norm", q, at.query), grow_by_position(in, q, at.query[0]);
+        for (Index h = 0; h < H && at.turn != 0; ++h) turn_all_pairs(in, q.data() + h * K, at.turn);
+        for (S& number : q) number *= sharper;
+      }
+      seen.push_back(j), query.push_back(q.data());
       Key& key = placed[static_cast<std::size_t>(j)];
-      if (key.slot == slot(t, j)) continue;
-      key = {slot(t, j), tokens[static_cast<std::size_t>(j)].k};
-      place(in, "k_norm", key.heads, key.slot), grow_by_position(in, key.heads, -key.slot);
+      if (key.at == at.key) continue;
+      key = {at.key, tokens[static_cast<std::size_t>(j)].k};
+      place(in, "k_norm", key.heads, key.at), grow_by_position(in, key.heads, -key.at[0]);
     }
     std::vector<S> o;
     for (Index h = 0; h < H; ++h) {
       const Index g = h / (H / G);
       std::vector<S> score;
       std::vector<const S*> value;
-      for (const Index j : seen) {
+      for (std::size_t n = 0; n < seen.size(); ++n) {
+        const Index j = seen[n];
         const auto at = static_cast<std::size_t>(j);
-        score.push_back(score_of(q.data() + h * K, placed[at].heads.data() + g * K, h, t, j));
+        score.push_back(score_of(query[n] + h * K, placed[at].heads.data() + g * K, h, t, j));
         value.push_back(tokens[at].v.data() + g * V);
       }
       if (has_sinks) score.push_back(in.weight("sinks")(h));
@@ -320,10 +382,20 @@ void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& slot, Output
   }
 }
 
-/// Keys [B, G, entries, K] and values [B, G, entries, V] of the tokens of `list`, keys rotated to
-/// their positions.
+/// The same where each token has its own place, whatever the pair.
 template <class S>
-std::pair<Array<S>, Array<S>> cached(const Input<S>& in, const std::vector<Index>& list) {
+void attention_row(const Input<S>& in, Index b, auto&& sees, Output<S>& out) {
+  const auto places = [&](Index t, Index j) {
+    return PlacesOfPair{place_of(in, b, t), place_of(in, b, j)};
+  };
+  attention_row(in, b, sees, places, out);
+}
+
+/// Keys [B, G, entries, K] and values [B, G, entries, V] of the tokens of `list`, keys rotated to
+/// `place_of_key(b, t)`.
+template <class S>
+std::pair<Array<S>, Array<S>> cached(const Input<S>& in, const std::vector<Index>& list,
+                                     auto&& place_of_key) {
   const Index B = in.B(), G = in.size("n_kv_heads"), K = in.size("head_dim"), V = value_width(in);
   const auto count = static_cast<Index>(list.size());
   Array<S> keys({B, G, count, K}), values({B, G, count, V});
@@ -332,7 +404,7 @@ std::pair<Array<S>, Array<S>> cached(const Input<S>& in, const std::vector<Index
       const Index t = list[static_cast<std::size_t>(n)];
       if (t < 0) continue;
       TokenHeads<S> heads(in, token(in.x, b, t));
-      place(in, "k_norm", heads.k, t);
+      place(in, "k_norm", heads.k, place_of_key(b, t));
       for (Index g = 0; g < G; ++g) {
         for (Index i = 0; i < K; ++i) {
           keys(b, g, n, i) = heads.k[static_cast<std::size_t>(g * K + i)];
@@ -344,6 +416,19 @@ std::pair<Array<S>, Array<S>> cached(const Input<S>& in, const std::vector<Index
     }
   }
   return {keys, values};
+}
+
+/// The same where each token has its own place.
+template <class S>
+std::pair<Array<S>, Array<S>> cached(const Input<S>& in, const std::vector<Index>& list) {
+  return cached(in, list, [&](Index b, Index t) { return place_of(in, b, t); });
+}
+/// The tokens that a ring of so many rows keeps.
+template <class S>
+std::vector<Index> tokens_of_ring(const Input<S>& in, Index rows) {
+  std::vector<Index> ring(static_cast<std::size_t>(std::min(in.T(), rows)));
+  for (Index t = 0; t < in.T(); ++t) ring[static_cast<std::size_t>(t % rows)] = t;
+  return ring;
 }
 
 template <class S>
@@ -366,23 +451,91 @@ Output<S> sliding_window_attention(const Input<S>& parts) {
   };
   const auto slot = [&](Index t, Index j) {
     const bool full = t >= sinks + W;
-    return sinks == 0 || !full || j < sinks ? j : sinks + j - (t - W + 1);
+    return !full || j < sinks ? j : sinks + j - (t - W + 1);
+  };
+  // Han et al. 2023, arXiv:2308.16137: no distance counts beyond W.
+  const bool clamped = text_or(in, "remap", "none") == "lm_infinite";
+  const auto slots = [&](Index t, Index j) {
+    if (clamped) return PlacesOfPair{{std::min(t - j, W)}, {0}};
+    return PlacesOfPair{{slot(t, t)}, {slot(t, j)}};
   };
   Output<S> out{in.x, {}};
-  for (Index b = 0; b < in.B(); ++b) attention_row(in, b, sees, slot, out);
+  for (Index b = 0; b < in.B(); ++b) {
+    if (sinks > 0) {
+      attention_row(in, b, sees, slots, out);
+    } else {
+      attention_row(in, b, sees, out);
+    }
+  }
 
   const Index seen = chunk > 0 ? (back + 1) * chunk : (W - 1) * step + 1;
   const Index reach = seen + in.size("max_rollback");
   const Index rows = (reach + step - 1) / step * step;
-  std::vector<Index> ring(static_cast<std::size_t>(std::min(T, rows)));
-  for (Index t = 0; t < T; ++t) ring[static_cast<std::size_t>(t % rows)] = t;
-  const auto [keys, values] = cached(in, ring);
+  const auto [keys, values] = cached(in, tokens_of_ring(in, rows));
   out.state = {{"position", all_at(in)}, {"keys", keys}, {"values", values}};
   if (sinks == 0) return out;
   std::vector<Index> first(static_cast<std::size_t>(sinks), -1);  // a token that is not there: 0
   for (Index t = 0; t < std::min(T, sinks); ++t) first[static_cast<std::size_t>(t)] = t;
-  const auto [sink_keys, sink_values] = cached(in, first);
+  const auto [sink_keys, sink_values] =
+      cached(in, first, [&](Index, Index t) { return Place{clamped ? 0 : t}; });
   out.state["sink_keys"] = sink_keys, out.state["sink_values"] = sink_values;
+  return out;
+}
+
+/// Jin et al. 2024, arXiv:2401.01325, section 3.2.
+template <class S>
+Output<S> self_extend(const Input<S>& in) {
+  const Index W = in.size("remap_window"), group = in.size("remap_group");
+  const auto places = [&](Index t, Index j) {
+    if (t - j < W) return PlacesOfPair{{t}, {j}};
+    return PlacesOfPair{{t / group + W - W / group}, {j / group}};
+  };
+  Output<S> out{in.x, {}};
+  std::vector<Index> list;
+  for (Index t = 0; t < in.T(); ++t) list.push_back(t);
+  for (Index b = 0; b < in.B(); ++b) {
+    attention_row(
+        in, b, [](Index t, Index j) { return j <= t; }, places, out);
+  }
+  const auto [keys, values] = cached(in, list, [&](Index, Index t) { return Place{t / group}; });
+  const auto [near_keys, near_values] = cached(in, tokens_of_ring(in, W + in.size("max_rollback")));
+  out.state = {{"position", all_at(in)},
+               {"keys", keys},
+               {"values", values},
+               {"near_keys", near_keys},
+               {"near_values", near_values}};
+  return out;
+}
+
+/// An et al. 2024, arXiv:2402.17463, section 3; with chunks that have angles Ma et al. 2024,
+/// arXiv:2406.09897.
+template <class S>
+Output<S> dual_chunk_attention(const Input<S>& in) {
+  const Index most = in.size("remap_chunk"), c = most - in.size("remap_local");
+  const bool angles = in.text("remap") == "rpe_3d";
+  const auto angle = [&](Index chunk) {
+    return std::pow(in.number("rope_theta"), -static_cast<double>(chunk));
+  };
+  const auto places = [&](Index t, Index j) {
+    const Index chunks = t / c - j / c, at = t % c;
+    const Index query = chunks == 0 ? at : std::min(chunks == 1 ? at + c : 2 * c - 1, most);
+    const double turn = angles && chunks > 1 ? angle(t / c - 1) - angle(j / c) : 0;
+    return PlacesOfPair{{query}, {j % c}, turn};
+  };
+  Output<S> out{in.x, {}};
+  std::vector<Index> list;
+  for (Index t = 0; t < in.T(); ++t) list.push_back(t);
+  for (Index b = 0; b < in.B(); ++b) {
+    attention_row(
+        in, b, [](Index t, Index j) { return j <= t; }, places, out);
+  }
+  auto [keys, values] = cached(in, list, [&](Index, Index t) { return Place{t % c}; });
+  for (Index b = 0; b < in.B() && angles; ++b) {
+    for (Index g = 0; g < in.size("n_kv_heads"); ++g) {
+      for (const Index t : list) turn_all_pairs(in, &keys(b, g, t, 0), angle(t / c));
+    }
+  }
+  out.state = {{"position", all_at(in)}, {"keys", keys}, {"values", values}};
   return out;
 }
 
@@ -391,10 +544,13 @@ template <class S>
 Output<S> attention(const Input<S>& parts) {
   const Input<S> in = with_flat_config(parts);
   if (in.size("window") > 0 || in.size("chunk") > 0) return sliding_window_attention(parts);
+  const std::string remap = text_or(in, "remap", "none");
+  if (remap == "self_extend") return self_extend(in);
+  if (remap == "dual_chunk" || remap == "rpe_3d") return dual_chunk_attention(in);
   Output<S> out{in.x, {}};
   for (Index b = 0; b < in.B(); ++b) {
     attention_row(
-        in, b, [](Index t, Index j) { return j <= t; }, [](Index, Index j) { return j; }, out);
+        in, b, [](Index t, Index j) { return j <= t; }, out);
   }
   std::vector<Index> list;
   for (Index t = 0; t < in.T(); ++t) list.push_back(t);
@@ -464,7 +620,32 @@ inline const std::vector<std::string> attention_configs{
         "rope_xpos": 512.0, "soft_cap": 4.0})",
     R"({"d_model": 10, "n_heads": 2, "n_kv_heads": 2, "head_dim": 6, "rotary_dim": 6,
         "rope_theta": 10000, "rope_interleaved": false, "qkv_bias": false,
-        "rope_scaling": "table", "rope_angles": [1.5, 0.125, 0.0]})"};
+        "rope_scaling": "table", "rope_angles": [1.5, 0.125, 0.0]})",
+    R"({"d_model": 10, "heads": {"n_heads": 2, "n_kv_heads": 1, "head_dim": 7},
+        "positions": {"rotary_dim": 6, "rope_interleaved": true, "given": 1}})",
+    R"({"d_model": 10, "heads": {"n_heads": 2, "head_dim": 12, "qk_norm": "head",
+        "qk_norm_rotated": true}, "positions": {"rotary_dim": 10, "rotary_offset": 1, "given": 3,
+        "rope_sections": [2, 1, 2]}, "sees": {"window": 9}})",
+    R"({"d_model": 10, "heads": {"n_heads": 2, "head_dim": 12}, "positions": {"rotary_dim": 12,
+        "given": 3, "rope_sections": [3, 2, 1], "rope_section_order": "interleaved",
+        "rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_length": 64}})",
+    R"({"d_model": 10, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "value_dim": 5},
+        "positions": {"rotary_dim": 6, "rope_theta": 100, "remap": "self_extend",
+        "remap_window": 12, "remap_group": 5}, "store": {"max_rollback": 3},
+        "scores": {"sink_logits": true}})",
+    R"({"d_model": 9, "heads": {"n_heads": 2, "head_dim": 8, "qk_norm": "head",
+        "qk_norm_rotated": true}, "positions": {"rotary_dim": 4, "rotary_offset": 3,
+        "remap": "self_extend", "remap_window": 70, "remap_group": 4}})",
+    R"({"d_model": 10, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "value_dim": 8},
+        "positions": {"rotary_dim": 6, "rope_theta": 100, "remap": "dual_chunk",
+        "remap_chunk": 20, "remap_local": 7}, "scores": {"sink_logits": true, "soft_cap": 3}})",
+    R"({"d_model": 9, "heads": {"n_heads": 2, "head_dim": 4}, "positions": {"rotary_dim": 4,
+        "rope_interleaved": true, "remap": "dual_chunk", "remap_chunk": 90, "remap_local": 10}})",
+    R"({"d_model": 10, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 8}, "positions":
+        {"rotary_dim": 6, "rotary_offset": 1, "rope_theta": 3, "rope_interleaved": true,
+        "remap": "rpe_3d", "remap_chunk": 20, "remap_local": 7}, "scores": {"sink_logits": true}})",
+    R"({"d_model": 9, "heads": {"n_heads": 2, "head_dim": 6}, "positions": {"rotary_dim": 6,
+        "rope_theta": 10000, "remap": "rpe_3d", "remap_chunk": 30}})"};
 
 inline const std::vector<std::string> sliding_window_attention_configs{
     R"({"d_model": 16, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rotary_dim": 8,
@@ -487,7 +668,12 @@ inline const std::vector<std::string> sliding_window_attention_configs{
         "window": 9, "dilation": 5, "n_sinks": 0, "max_rollback": 2})",
     R"({"d_model": 11, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "value_dim": 4},
         "positions": {"rotary_dim": 6}, "sees": {"window": 13, "n_sinks": 3},
-        "scores": {"sink_logits": true}})"};
+        "scores": {"sink_logits": true}})",
+    R"({"d_model": 10, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "value_dim": 4},
+        "positions": {"rotary_dim": 6, "remap": "lm_infinite"}, "sees": {"window": 13,
+        "n_sinks": 3}, "scores": {"sink_logits": true}})",
+    R"({"d_model": 9, "heads": {"n_heads": 2, "head_dim": 4}, "positions": {"rotary_dim": 4,
+        "remap": "lm_infinite"}, "sees": {"window": 5, "n_sinks": 80}})"};
 
 /// Vaswani et al. 2017, arXiv:1706.03762, eq. 1 without a mask, or within a window or chunks on
 /// both sides, or causal but for a prefix.
@@ -503,10 +689,7 @@ Output<S> bidirectional_attention(const Input<S>& parts) {
            (in.flag("all_chunks_back") || back <= in.size("chunks_back"));
   };
   Output<S> out{in.x, {}};
-  for (Index b = 0; b < in.B(); ++b) {
-    attention_row(
-        in, b, sees, [](Index, Index j) { return j; }, out);
-  }
+  for (Index b = 0; b < in.B(); ++b) attention_row(in, b, sees, out);
   return out;
 }
 
@@ -531,7 +714,10 @@ inline const std::vector<std::string> bidirectional_attention_configs{
     R"({"d_model": 9, "n_heads": 2, "n_kv_heads": 1, "head_dim": 6, "rotary_dim": 6,
         "rope_theta": 1000, "rope_interleaved": false, "qkv_bias": false,
         "rope_scaling": "dynamic", "rope_factor": 2.0, "rope_original_length": 5,
-        "rope_by_call": true})"};
+        "rope_by_call": true})",
+    R"({"d_model": 10, "heads": {"n_heads": 2, "n_kv_heads": 1, "head_dim": 8},
+        "positions": {"rotary_dim": 8, "given": 3, "rope_sections": [1, 2, 1]},
+        "sees": {"window": 13}})"};
 
 /// Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3.
 template <class S>

@@ -76,7 +76,7 @@ Output<S> block_sparse_attention(const Input<S>& parts) {
   for (Index b = 0; b < in.B(); ++b) {
     for (Index t = 0; t < T; ++t) {
       std::vector<S> q = TokenHeads<S>(in, token(in.x, b, t)).q, o;
-      place(in, "q_norm", q, t);
+      place(in, "q_norm", q, place_of(in, b, t));
       const S sharper = temperature(in, t);
       for (S& number : q) number *= sharper;
       for (Index h = 0; h < H; ++h) {
@@ -118,6 +118,8 @@ inline const std::vector<std::string> block_sparse_attention_configs{
         "layout_blocks": 9})",
     R"({"d_model": 8, "n_heads": 4, "n_kv_heads": 2, "head_dim": 4, "value_dim": 3,
         "rotary_dim": 0, "soft_cap": 2.0, "sink_logits": true, "output_gate": "head",
-        "pattern": "strided,fixed", "block": 4, "span": 8})"};
+        "pattern": "strided,fixed", "block": 4, "span": 8})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4}, "positions": {"rotary_dim": 4,
+        "given": 1}, "pattern": "local,strided", "span": 20})"};
 
 }  // namespace reference

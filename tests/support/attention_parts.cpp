@@ -19,6 +19,13 @@ std::vector<AttentionMember> make_members() {
     members.push_back({std::string(slot), std::string(name), std::move(json),
                        of != Of::bidirectional, of != Of::causal});
   };
+  // Of two parts: what else turns comes behind it.
+  members.push_back({"sees", "first tokens at a distance",
+                     parse_json(R"(
+      {"positions": {"rotary_dim": 6, "remap": "lm_infinite"},
+       "sees": {"window": 5, "n_sinks": 2}})",
+                                "LM-Infinite"),
+                     true, false});
   add("heads", "multi-query", R"({"n_kv_heads": 1})");
   add("heads", "biases", R"({"q_bias": true, "v_bias": true, "o_bias": true})");
   add("heads", "clip", R"({"qkv_clip": 0.5})");
@@ -56,6 +63,24 @@ std::vector<AttentionMember> make_members() {
           "rope_original_length": 16, "rope_length": 40})");
   add("positions", "resonance, behind an offset",
       R"({"rotary_dim": 4, "rotary_offset": 2, "rope_theta": 30, "rope_resonance": true})");
+  add("positions", "given", R"({"rotary_dim": 6, "given": 1})");
+  add("positions", "given on three axes",
+      R"({"rotary_dim": 6, "given": 3, "rope_sections": [1, 0, 2]})");
+  add("positions", "given on three axes in turn",
+      R"({"rotary_dim": 6, "given": 3, "rope_sections": [1, 1, 1],
+          "rope_section_order": "interleaved", "rope_interleaved": true})");
+  add("positions", "Self-Extend",
+      R"({"rotary_dim": 6, "rope_theta": 30, "remap": "self_extend", "remap_window": 5,
+          "remap_group": 3})",
+      Of::causal);
+  add("positions", "Dual Chunk",
+      R"({"rotary_dim": 6, "rope_theta": 30, "remap": "dual_chunk", "remap_chunk": 8,
+          "remap_local": 3})",
+      Of::causal);
+  add("positions", "3D-RPE",
+      R"({"rotary_dim": 6, "rope_theta": 3, "remap": "rpe_3d", "remap_chunk": 7,
+          "remap_local": 2})",
+      Of::causal);
   add("positions", "xPos", R"({"rotary_dim": 6, "rope_closed": true, "rope_xpos": 32})");
 
   add("positions", "dynamic NTK by call",

@@ -29,23 +29,43 @@ T side_value(Index i, Index width, auto&& token) {
   return static_cast<T>(token((7 * i + 3) % width) - token(i % width) / 2);
 }
 
+/// The same of a side value of indices below `bound`.
+Index side_index(Index i, Index width, Index bound, auto&& token) {
+  const auto most = static_cast<double>(std::min<Index>(bound, 90));
+  const double number = std::abs(side_value<double>(i, width, token));
+  return std::isfinite(number) ? static_cast<Index>(std::fmod(40 * number, most)) : 0;
+}
+
 }  // namespace
 
 template <class S>
 SideValues<S>::SideValues(const AnyMixer<S>& mixer, View<const S, 3> x) {
   const auto sides = mixer.sides();
-  names_.reserve(sides.size()), values_.reserve(sides.size()), views_.reserve(sides.size());
-  for (const auto& side : sides) {
-    auto& values = values_.emplace_back(Shape<2>{x.extent(0) * x.extent(1), side.width});
+  names_.reserve(sides.size()), views_.reserve(sides.size());
+  values_.reserve(sides.size()), indices_.reserve(sides.size());
+  const auto for_each_number = [&](const auto& side, auto&& body) {
     for (Index b = 0; b < x.extent(0); ++b) {
       for (Index t = 0; t < x.extent(1) && side.role == seqmix::SideRole::input; ++t) {
-        for (Index i = 0; i < side.width; ++i) {
-          values(b * x.extent(1) + t, i) =
-              side_value<S>(i, x.extent(2), [&](Index d) { return x(b, t, d); });
-        }
+        const auto token = [&, at = b](Index d) { return x(at, t, d); };
+        for (Index i = 0; i < side.width; ++i) body(b * x.extent(1) + t, i, token);
       }
     }
+  };
+  for (const auto& side : sides) {
     names_.push_back(side.name);
+    const Shape<2> shape{x.extent(0) * x.extent(1), side.width};
+    if (side.kind == seqmix::SideKind::indices) {
+      auto& indices = indices_.emplace_back(shape);
+      for_each_number(side, [&](Index t, Index i, auto&& token) {
+        indices(t, i) = side_index(i, x.extent(2), side.bound, token);
+      });
+      views_.push_back({names_.back(), View<const Index, 2>(indices.view())});
+      continue;
+    }
+    auto& values = values_.emplace_back(shape);
+    for_each_number(side, [&](Index t, Index i, auto&& token) {
+      values(t, i) = side_value<S>(i, x.extent(2), token);
+    });
     views_.push_back({names_.back(), values.view()});
   }
 }
@@ -102,9 +122,11 @@ Input<T> LayerCase<S>::input_of(const Tensor<S, 3>& x) const {
     for (Index b = 0; b < x.extent(0); ++b) {
       for (Index t = 0; t < x.extent(1); ++t) {
         for (Index i = 0; i < side.width; ++i) {
+          const auto numbers = [&](Index d) { return x(b, t, d); };
           // The numbers that the layer gets, hence rounded to S first.
-          values(b, t, i) =
-              static_cast<T>(side_value<S>(i, x.extent(2), [&](Index d) { return x(b, t, d); }));
+          values(b, t, i) = side.kind == seqmix::SideKind::indices
+                                ? static_cast<T>(side_index(i, x.extent(2), side.bound, numbers))
+                                : static_cast<T>(side_value<S>(i, x.extent(2), numbers));
         }
       }
     }

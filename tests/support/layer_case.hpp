@@ -34,7 +34,8 @@ class SideValues {
 
  private:
   std::vector<std::string> names_;
-  std::vector<Tensor<S, 2>> values_;  // [B T, W]
+  std::vector<Tensor<S, 2>> values_;       // [B T, W]
+  std::vector<Tensor<Index, 2>> indices_;  // [B T, W]
   std::vector<seqmix::NamedView<S>> views_;
 };
 

@@ -15,11 +15,12 @@ def everything(i, j):
 def attention_case(name, family, prefix, shape, fields, rope=True, interleaved=False,
                    qkv_bias=False, ours={}, unit_offset=False,
                    config_prefix=None, layer_type=None, by_cache_position=False, by_position=False,
-                   sees=None, **extra):
+                   sees=None, given=None, **extra):
     """One of the modules that take position embeddings from outside. `ours` are fields that the
     published config does not have; `unit_offset` says that norms multiply by 1 + weight;
     `layer_type` is what rotary embeddings ask for that have several settings; some modules ask for
-    positions besides; `sees(i, j)` says which keys a query sees. The module runs on all of x
+    positions besides; `sees(i, j)` says which keys a query sees; `given`, [B, T] or [3, B, T], where
+    tokens are, a side value of ours. The module runs on all of x
     first: angles that follow the longest call yet are those of x."""
     module_class, config_class, rotary_class = hugging_face(
         family, f"{prefix}Attention", f"{config_prefix or prefix}Config",
@@ -37,6 +38,8 @@ def attention_case(name, family, prefix, shape, fields, rope=True, interleaved=F
 
     def run(x):
         positions = torch.arange(x.shape[1])[None].expand(len(x), -1)
+        if given is not None:
+            positions = given[..., :x.shape[1]]
         mask = window_mask(x.shape[1], window) if window else causal_mask(x.shape[1])
         if sees:
             i = torch.arange(x.shape[1])
@@ -61,8 +64,13 @@ def attention_case(name, family, prefix, shape, fields, rope=True, interleaved=F
     if unit_offset:
         weights |= {name: weight + 1 for name, weight in weights.items() if "norm" in name}
         source += "; 1 is added to the weights of its norms here"
+    inputs = {}
+    if given is not None:
+        inputs["positions"] = given.movedim(0, -1) if given.ndim == 3 else given[..., None]
+        ours = {**ours, "given_positions": inputs["positions"].shape[-1]}
+        source += ", positions of our own"
     return Case(name, {**fields, "rope_interleaved": interleaved, "qkv_bias": qkv_bias, **ours},
-                source, shape, weights, run, causal=sees is None)
+                source, shape, weights, run, inputs, causal=sees is None)
 
 
 def scaled_llama_case(name, shape, fields, theirs, ours, **extra):

@@ -329,6 +329,24 @@ TEMPLATE_TEST_CASE("given positions turn as counted ones, backwards too", "[rope
   }
 }
 
+TEMPLATE_TEST_CASE("one angle turns all pairs", "[rope]", float, double) {
+  using S = TestType;
+  Context context;
+  context.set_poison(true);
+  const Index B = 2, T = 40, H = 2, K = 12;
+  const RotaryFrequencies alike(std::vector<double>(5, 0.3));
+  const auto x = random_tensor<S, 4>({B, T, H, K}, 6);
+  const TestCall call(context, B, T);
+  for (const auto layout : {RotaryLayout::half_split, RotaryLayout::interleaved}) {
+    auto expected = x, turned = x;
+    rope(flat(expected), alike, positions({4, 100}), layout, call);
+    rope_by_one_angle(flat(turned), 5, positions({4, 100}), layout, call,
+                      [](Index position) { return 0.3 * static_cast<double>(position); });
+    CHECK(support::relative_error(turned.view(), expected.view()) <
+          8 * static_cast<double>(std::numeric_limits<S>::epsilon()));
+  }
+}
+
 TEST_CASE("sections of positions are published ones", "[rope]") {
   // transformers 4.57.6 in float64: apply_multimodal_rotary_pos_emb of Qwen2-VL with sections
   // [3, 2, 3], Qwen3VLTextRotaryEmbedding with [4, 2, 2], rope_theta 1000, of sin(0.7 i), at

@@ -62,9 +62,10 @@ struct BlockMask {
 };
 
 /// A query of chunk i, `size` positions each, sees the keys of the chunks i - back to i + ahead,
-/// and of them those that it may see at all: with `causal`, none behind itself. Chunked attention
-/// with back = 0 (Llama-4), local attention that looks back (Parmar et al. 2018, arXiv:1802.05751),
-/// and without `causal` but with every chunk before block-causal attention (block diffusion).
+/// and of them those that it may see at all: with `causal`, none behind itself. Where ahead is
+/// negative, it is chunks before its own alone. Chunked attention with back = 0 (Llama-4), local
+/// attention that looks back (Parmar et al. 2018, arXiv:1802.05751), and without `causal` but with
+/// every chunk before block-causal attention (block diffusion).
 struct Chunks {
   Index size = 1, back = 0, ahead = 0;
   bool causal = true;
@@ -76,8 +77,9 @@ struct Chunks {
   }
   Span reach(Span queries) const {
     const Index first = queries.begin / size, last = (queries.end - 1) / size;
-    const Index behind = causal ? queries.end : (last + ahead + 1) * size;
-    return {std::max<Index>(first - back, 0) * size, behind};
+    const Index behind = (last + ahead + 1) * size;
+    return {std::max<Index>(first - back, 0) * size,
+            causal ? std::min(behind, queries.end) : behind};
   }
   Visibility visibility(Span queries, Span keys) const {
     return chunks().visibility(queries, keys, near());

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <string>
 #include <string_view>
@@ -152,7 +153,29 @@ void rope(View<S, 3> x, const RotaryFrequencies& frequencies, In<Index, 1> past,
                          });
 }
 
-/// The same where positions are given, [T, 1] over all tokens of the call, or [T, axes]: `sections`
+/// Turns these pairs of a token by one angle, `angle_of(position)`.
+template <class S>
+void rope_by_one_angle(View<S, 3> x, Index pairs, In<Index, 1> past, RotaryLayout layout,
+                       const Call& call, auto&& angle_of) {
+  detail::check_turned("rope_by_one_angle", x, pairs, call);
+  const Index H = x.extent(axis::head);
+  if (x.empty() || pairs == 0) return;
+  const auto work_of = [&](const Segment& segment) {
+    return SegmentWork{segment.count, 2 * pairs * H + detail::numbers_per_angle};
+  };
+  for_each_unit(call, numbers_per_task, work_of, [&](const Unit& unit, const Call& worker) {
+    auto scratch = worker.scratch<S>();
+    const auto rows = scratch(4, pairs);
+    const auto turn = rows.template slice<0>(0, 2), halves = rows.template slice<0>(2, 2);
+    const double angle = angle_of((past.data() == nullptr ? 0 : past[unit.row()]) + unit.item);
+    fill(turn[0], static_cast<S>(std::cos(angle))), fill(turn[1], static_cast<S>(std::sin(angle)));
+    for (Index h = 0; h < H; ++h) {
+      detail::turn_head<S>(&x(unit.segment.first + unit.item, h, 0), layout, turn, halves);
+    }
+  });
+}
+
+/// As `rope` where positions are given, [T, 1] over all tokens of the call, or [T, axes]: `sections`
 /// says which of several axes turns a pair.
 template <class S>
 void rope_at(View<S, 3> x, const RotaryFrequencies& frequencies, In<Index, 2> positions,

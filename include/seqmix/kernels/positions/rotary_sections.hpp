@@ -30,24 +30,25 @@ class RotarySections {
   RotarySections() = default;
   /// `counts`: how many of the `pairs` each axis has.
   RotarySections(const std::vector<Index>& counts, SectionOrder order, Index pairs)
-      : axes_(std::ssize(counts)), axis_of_(static_cast<std::size_t>(pairs)) {
-    require(axes_ <= most_axes, "a rotary position has at most 4 axes");
+      : axes_(std::ssize(counts)) {
+    require(axes_ <= most_axes, "rope_sections has at most 4 axes");
     Index total = 0;
     for (const Index count : counts) {
-      require(count >= 0, "the sections of a rotary position must not be negative");
+      require(count >= 0, "rope_sections must not be negative");
       total += count;
     }
     if (total != pairs || counts.empty()) {
-      throw ConfigError("the sections of a rotary position have " + std::to_string(total) +
-                        " pairs, expected " + std::to_string(pairs) + ", half of rotary_dim");
+      throw ConfigError("rope_sections has " + std::to_string(total) + " pairs, expected " +
+                        std::to_string(pairs) + ", half of rotary_dim");
     }
+    axis_of_.resize(static_cast<std::size_t>(pairs));
     Index next = 0;
     for (Index axis = 0; axis < axes_; ++axis) {
       const Index count = counts[static_cast<std::size_t>(axis)];
       if (order == SectionOrder::interleaved) {
         if (axis == 0) continue;  // has what the others leave
         require(count == 0 || axis + (count - 1) * axes_ < pairs,
-                "an interleaved section of a rotary position reaches beyond the last pair");
+                "an interleaved section of rope_sections reaches beyond the last pair");
       }
       for (Index i = 0; i < count; ++i) {
         const Index n = order == SectionOrder::interleaved ? axis + i * axes_ : next++;

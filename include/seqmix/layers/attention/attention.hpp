@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <limits>
 #include <utility>
 
@@ -90,16 +91,27 @@ struct AttentionConfig {
   }
   void check() const {
     check_parts();
-    require(store.max_rollback == 0 || sees.is_bounded(),
-            "store.max_rollback needs a bound on what is seen: sees.window or sees.chunk");
+    require(store.max_rollback == 0 || reach() > 0,
+            "store.max_rollback needs a bound on what is seen, sees.window or sees.chunk, or "
+            "positions.remap_window");
     require(store.max_rollback == 0 || sees.n_sinks == 0,
             "store.max_rollback needs sees.n_sinks to be 0");
-    require(sees.reach() + store.max_rollback <= largest_size,
-            "the tokens that sees.window, sees.dilation, sees.chunk, sees.chunks_back and "
-            "store.max_rollback keep must not exceed 2^30");
+    require(reach() + store.max_rollback <= largest_size,
+            "the tokens that sees.window, sees.dilation, sees.chunk, sees.chunks_back, "
+            "positions.remap_window and store.max_rollback keep must not exceed 2^30");
     require(positions.rope_xpos == 0 || !sees.is_bounded(),
             "positions.rope_xpos needs all of the past: sees.window and sees.chunk 0");
     positions.rope_scaling.check_fixed();
+    const Remap remap = positions.remap.kind;
+    require(remap == Remap::none || bias.kind == DistanceBiasKind::none,
+            "bias.kind needs positions.remap none");
+    require(remap == Remap::none || remap == Remap::lm_infinite || !sees.is_bounded(),
+            "positions.remap needs all of the past, sees.window and sees.chunk 0, unless it is "
+            "lm_infinite");
+    require(remap != Remap::rpe_3d || !heads.qk_norm_rotated,
+            "positions.remap rpe_3d needs rotations last: heads.qk_norm_rotated false");
+    require(remap != Remap::lm_infinite || sees.n_sinks > 0,
+            "positions.remap lm_infinite needs sees.window and sees.n_sinks");
     require(sees.prefix == 0 && sees.chunks_ahead == 0 && !sees.all_chunks_back,
             "sees.prefix, sees.chunks_ahead and sees.all_chunks_back need bidirectional attention");
   }
@@ -108,6 +120,10 @@ struct AttentionConfig {
     positions.check_fits(heads.head_dim);
     require(sees.n_sinks == 0 || bias.kind == DistanceBiasKind::none,
             "sees.n_sinks needs rotary positions or none: bias.kind none");
+    require(sees.n_sinks == 0 || positions.given == 0,
+            "sees.n_sinks needs positions.given to be 0");
+    require(positions.given == 0 || bias.kind == DistanceBiasKind::none,
+            "bias.kind needs positions.given to be 0");
     require(sees.dilation == 1 || bias.kind == DistanceBiasKind::none ||
                 bias.kind == DistanceBiasKind::alibi,
             "sees.dilation needs bias.kind none or alibi");
@@ -117,7 +133,9 @@ struct AttentionConfig {
             "sees.n_sinks needs rotations last, or a norm that they commute with: "
             "heads.qk_norm_weight none, heads.qk_norm_kind rms or l2");
   }
-  Index ring_rows() const { return round_up(sees.reach() + store.max_rollback, sees.dilation); }
+  /// Positions from a query back to the last key of a ring that it may see; 0: there is no ring.
+  Index reach() const { return sees.is_bounded() ? sees.reach() : positions.remap.window; }
+  Index ring_rows() const { return round_up(reach() + store.max_rollback, sees.dilation); }
 };
 
 template <class Scalar>
@@ -139,7 +157,7 @@ template <class Scalar, class Config, class Weights = AttentionWeights<Scalar>>
 struct AttentionParts {
   Config c;
   Weights w;
-  RotaryFrequencies frequencies;
+  Rotation rotate;
   XPosDecay decay;
   ComposedScore<Scalar> score;
 
@@ -147,7 +165,7 @@ struct AttentionParts {
   AttentionParts(Config config, Weights weights, Index distance = 1)
       : c(std::move(config)),
         w(std::move(weights)),
-        frequencies(c.positions.frequencies()),
+        rotate(c.positions),
         decay(c.positions.decay()),
         score(make_score<Scalar>(c.scores, w, c.bias, w.bias, c.heads, distance)) {}
 
@@ -156,18 +174,18 @@ struct AttentionParts {
     return {c.bias.max_positions, "bias.max_positions"};
   }
 
-  /// Turns queries [T, H, K] to their positions, none of which counts beyond `last`, and sharpens
-  /// them as the scores say.
-  void place_queries(View<Scalar, 3> q, View<const Index, 1> past, const Call& call,
-                     Index last = std::numeric_limits<Index>::max()) const {
-    rotate(c.positions, frequencies, q, past, call, {.last = last});
+  /// Turns queries [T, H, K] to where `rule` says and sharpens them as the scores say.
+  void place_queries(View<Scalar, 3> q, const TokenPlaces& at, const Call& call,
+                     const PositionRule& rule = {}) const {
+    rotate(q, at, call, rule);
     if (c.heads.qk_norm_rotated) normalise_queries(c.heads, w, q, call);
     if (c.scores.temperature == Temperature::none) return;
     const auto factor = [&](Index position) { return c.scores.temperature_at(position); };
-    scale_by_position(q, past, factor, call);
+    scale_by_position(q, at.past, factor, call);
   }
-  void place_keys(View<Scalar, 3> k, View<const Index, 1> past, const Call& call) const {
-    rotate(c.positions, frequencies, k, past, call);
+  void place_keys(View<Scalar, 3> k, const TokenPlaces& at, const Call& call,
+                  const PositionRule& rule = {}) const {
+    rotate(k, at, call, rule);
     if (c.heads.qk_norm_rotated) normalise_keys(c.heads, w, k, call);
   }
 };
@@ -190,6 +208,11 @@ struct AttentionParts {
 /// their position, and it is the query that is rotated a second time, to min(t, n + window - 1),
 /// for the sinks alone. A state with sinks cannot be rewound.
 ///
+/// Where positions are remapped, the keys of one softmax lie in bands, for each of which queries
+/// are turned once more. Keys are not: self_extend keeps them as far ones, and beside them a ring
+/// of those within its window as near ones; dual_chunk and rpe_3d keep them as their chunk sees
+/// them; lm_infinite keeps the first ones as they are.
+///
 /// forward: O(T D² + T² H K); step: O(D² + t H K). State: 2 t G K numbers a stream after t tokens.
 /// With a window W: T W and W in place of T² and t, and a ring of (W - 1) dilation + 1 +
 /// max_rollback tokens and the sinks.
@@ -204,6 +227,7 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
   using Scalar = S;
   using Config = AttentionConfig;
   using Weights = AttentionWeights<Scalar>;
+  using Side = GivenPositions;
   static constexpr Traits traits{
       .name = "attention",
       .title = "Softmax attention (MHA, GQA, MQA; positions, biases, windows, norms, gates, sinks)",
@@ -225,20 +249,19 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
     Position position;              // [B]
     Appended<Scalar, 4, 2> keys;    // [B, G, capacity, K], rotated
     Appended<Scalar, 4, 2> values;  // [B, G, capacity, V]
-    // In their place where there is a window:
+    // In their place where there is a window, or beside them where near keys are rotated otherwise:
     Ring<Scalar, 4, 2> ring_keys;    // [B, G, rows, K], rotated
     Ring<Scalar, 4, 2> ring_values;  // [B, G, rows, V]
     Cache<Scalar, 4> sink_keys;      // [B, G, n_sinks, K], rotated; only where there are sinks
     Cache<Scalar, 4> sink_values;    // [B, G, n_sinks, V]
-    bool is_ring = false;
+    bool keeps_all = true, has_ring = false;
 
     static void visit(auto& self, auto&& tensor) {
       tensor("position", self.position);
-      if (self.is_ring) {
-        tensor("keys", self.ring_keys), tensor("values", self.ring_values);
-      } else {
-        tensor("keys", self.keys), tensor("values", self.values);
-      }
+      if (self.keeps_all) tensor("keys", self.keys), tensor("values", self.values);
+      if (!self.has_ring) return;
+      tensor(self.keeps_all ? "near_keys" : "keys", self.ring_keys);
+      tensor(self.keeps_all ? "near_values" : "values", self.ring_values);
       if (self.sink_keys.extent(2) == 0) return;
       tensor("sink_keys", self.sink_keys), tensor("sink_values", self.sink_values);
     }
@@ -258,34 +281,36 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
       return Shape<4>{batch, c.heads.n_kv_heads, rows, width};
     };
     const Index K = c.heads.head_dim, V = c.heads.head_v(), n_sinks = c.sees.n_sinks;
-    const bool is_ring = c.sees.is_bounded();
-    const Index appended = is_ring ? 0 : capacity, rows = is_ring ? c.ring_rows() : 0;
+    const bool keeps_all = !c.sees.is_bounded(), has_ring = c.reach() > 0;
+    const Index appended = keeps_all ? capacity : 0, rows = has_ring ? c.ring_rows() : 0;
     const Storage storage = memory.caches();
     return {.position = {batch, memory},
             .keys = {of_rows(appended, K), memory, storage},
             .values = {of_rows(appended, V), memory, storage},
-            .ring_keys = {of_rows(rows, K), c.sees.reach(), memory, storage},
-            .ring_values = {of_rows(rows, V), c.sees.reach(), memory, storage},
+            .ring_keys = {of_rows(rows, K), c.reach(), memory, storage},
+            .ring_values = {of_rows(rows, V), c.reach(), memory, storage},
             .sink_keys = {of_rows(n_sinks, K), memory, storage},
             .sink_values = {of_rows(n_sinks, V), memory, storage},
-            .is_ring = is_ring};
+            .keeps_all = keeps_all,
+            .has_ring = has_ring};
   }
 
-  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+  void run(View<const Scalar, 2> x, State& state, const Side& side, View<Scalar, 2> y,
+           const Call& call) const {
     const Index T = x.extent(axis::time), K = c.heads.head_dim, V = c.heads.head_v();
     auto scratch = call.scratch<Scalar>();
     auto q = scratch(T, c.heads.n_heads, K);     // [T, H, K]
     auto k = scratch(T, c.heads.n_kv_heads, K);  // [T, G, K]
     auto v = scratch(T, c.heads.n_kv_heads, V);  // [T, G, V]
     auto o = scratch(T, c.heads.n_heads, V);     // [T, H, V]
-    const View<const Index, 1> past = state.position.tokens;
+    const TokenPlaces at{state.position.tokens, side.positions};
 
     project_heads(c.heads, w, x, q, k, v, call);
-    this->place_keys(k, past, call);
-    if (c.sees.n_sinks > 0) {
-      attend_with_sinks(q, k, v, state, o, call);
+    if (c.positions.remap.kind != Remap::none || c.sees.n_sinks > 0) {
+      attend_in_bands(q, k, v, at, state, o, call);
     } else {
-      this->place_queries(q, past, call);
+      this->place_keys(k, at, call);
+      this->place_queries(q, at, call);
       call.trace("q", q), call.trace("k", k), call.trace("v", v);
       attend(q, k, v, state, o, call);
     }
@@ -301,7 +326,7 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
       return ring_attention(q, k, v, past, c.sees.chunks(true), AnyScore<Scalar>(score),
                             state.ring_keys.view(), state.ring_values.view(), o, call);
     }
-    if (state.is_ring) {
+    if (state.has_ring) {
       return dilated_ring_attention(q, k, v, past, c.sees.window, c.sees.dilation,
                                     AnyScore<Scalar>(score), state.ring_keys.view(),
                                     state.ring_values.view(), o, call);
@@ -317,27 +342,90 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
               call);
   }
 
-  /// Queries have no position yet.
-  void attend_with_sinks(View<Scalar, 3> q, View<const Scalar, 3> k, View<const Scalar, 3> v,
-                         State& state, View<Scalar, 3> o, const Call& call) const {
-    const View<const Index, 1> past = state.position.tokens;
-    const Index n = c.sees.n_sinks, window = c.sees.window;
-    const Index T = q.extent(axis::time), H = c.heads.n_heads;
+  /// What the queries see in several stores, or in one that they are turned to in several ways:
+  /// bands of keys whose weights are merged. Queries and keys have no position yet.
+  void attend_in_bands(View<Scalar, 3> q, View<Scalar, 3> k, View<const Scalar, 3> v,
+                       const TokenPlaces& at, State& state, View<Scalar, 3> o,
+                       const Call& call) const {
+    const RemapConfig& remap = c.positions.remap;
+    const Index T = q.extent(axis::time), H = q.extent(axis::head);
+    const View<const Index, 1> past = at.past;
+    const AnyScore<Scalar> first_score(score), other_score = first_score.without_sinks();
     auto scratch = call.scratch<Scalar>();
-    auto sink_q = scratch(T, H, c.heads.head_dim);  // [T, H, K]
-    auto sink_o = scratch(T, H, c.heads.head_v());  // [T, H, V]
-    auto total = scratch(T, H);                     // [T, H], log Σ exp(s)
-    auto sink_total = scratch(T, H);                // [T, H]
-    copy(q, sink_q);
-    this->place_queries(sink_q, past, call, n + window - 1);
-    this->place_queries(q, past, call);
-    append_leading<Scalar>(k, past, state.sink_keys.view(), call);
-    append_leading<Scalar>(v, past, state.sink_values.view(), call);
-    ring_attention(q, k, v, past, Band::window(window, n), AnyScore<Scalar>(score),
-                   state.ring_keys.view(), state.ring_values.view(), o, call, total);
-    attention(sink_q, state.sink_keys.view(), state.sink_values.view(), past, Band::leading(n),
-              AnyScore<Scalar>(score).without_sinks(), sink_o, call, sink_total);
-    merge_attention(sink_o, sink_total, o, total);
+    auto other_q = scratch(T, H, q.extent(axis::channel));                     // [T, H, K]
+    auto other_k = scratch(T, k.extent(axis::head), k.extent(axis::channel));  // [T, G, K]
+    auto other_o = scratch(T, H, o.extent(axis::channel));                     // [T, H, V]
+    auto total = scratch(T, H), other_total = scratch(T, H);  // [T, H], log Σ exp(s)
+
+    // Queries of the first band, and of the last one: no band needs q behind that.
+    const auto turned_copy = [&](const PositionRule& rule) {
+      copy(q, other_q);
+      this->place_queries(other_q, at, call, rule);
+      return other_q;
+    };
+    const auto turned = [&](const PositionRule& rule) {
+      this->place_queries(q, at, call, rule);
+      return q;
+    };
+    // Whether some query of the call stands at `position` or beyond, where a band begins.
+    const auto reaches = [&](Index position) {
+      return std::ranges::any_of(call.segments(), [&](const Segment& segment) {
+        return past[segment.row] + segment.count > position;
+      });
+    };
+    const auto see_ring = [&](Index after) {
+      ring_attention(turned_copy({}), k, v, past, Band::window(c.reach(), after), first_score,
+                     state.ring_keys.view(), state.ring_values.view(), o, call, total);
+    };
+    const auto add = [&](View<const Scalar, 3> queries, auto keys, auto values, auto mask) {
+      attention(queries, keys, values, past, mask, other_score, other_o, call, other_total);
+      merge_attention(other_o, other_total, o, total);
+    };
+
+    if (remap.kind == Remap::self_extend) {
+      const Index W = remap.window, group = remap.group;
+      copy(k, other_k);
+      this->place_keys(other_k, at, call, {.divide = group});
+      append<Scalar>(other_k, past, state.keys.view(), call);
+      append<Scalar>(v, past, state.values.view(), call);
+      this->place_keys(k, at, call);
+      see_ring(0);
+      if (!reaches(W)) return;
+      add(turned({.divide = group, .shift = W - W / group}), state.keys.view(), state.values.view(),
+          Band{.ahead = -W});
+    } else if (remap.chunked()) {
+      const Index size = remap.chunk_tokens();
+      const auto by_chunk = [&](View<Scalar, 3> heads, Index before) {
+        if (remap.kind == Remap::rpe_3d) this->rotate.turn_by_chunk(heads, past, before, call);
+        return heads;
+      };
+      this->place_keys(k, at, call, {.modulo = size});
+      append<Scalar>(by_chunk(k, 0), past, state.keys.view(), call);
+      append<Scalar>(v, past, state.values.view(), call);
+      attention(by_chunk(turned_copy({.modulo = size}), 0), state.keys.view(), state.values.view(),
+                past, Chunks{size}, first_score, o, call, total);
+      if (!reaches(size)) return;
+      add(by_chunk(turned_copy({.modulo = size, .shift = size, .last = remap.chunk}), 1),
+          state.keys.view(), state.values.view(), Chunks{size, 1, -1});
+      if (!reaches(2 * size)) return;
+      add(by_chunk(turned({.modulo = 1, .shift = 2 * size - 1, .last = remap.chunk}), 1),
+          state.keys.view(), state.values.view(), Chunks{size, Band::unlimited, -2});
+    } else {
+      const Index n = c.sees.n_sinks, W = c.sees.window;
+      const bool clamped = remap.kind == Remap::lm_infinite;
+      if (clamped) {
+        copy(k, other_k);
+        this->place_keys(other_k, at, call, {.modulo = 1});
+      }
+      this->place_keys(k, at, call);
+      append_leading<Scalar>(clamped ? other_k : k, past, state.sink_keys.view(), call);
+      append_leading<Scalar>(v, past, state.sink_values.view(), call);
+      see_ring(clamped ? 0 : n);
+      if (clamped && !reaches(W)) return;
+      add(turned(clamped ? PositionRule{.modulo = 1, .shift = W} : PositionRule{.last = n + W - 1}),
+          state.sink_keys.view(), state.sink_values.view(),
+          clamped ? Band{.last = n, .ahead = -W} : Band::leading(n));
+    }
   }
 };
 
@@ -360,6 +448,7 @@ struct BidirectionalAttentionConfig : AttentionConfig {
             "sees.dilation and sees.n_sinks need causal attention");
     require(store.max_rollback == 0, "store.max_rollback needs a state");
     require(positions.rope_xpos == 0, "positions.rope_xpos needs causal attention");
+    require(positions.remap.kind == Remap::none, "positions.remap needs causal attention");
   }
 };
 
@@ -377,6 +466,7 @@ struct BidirectionalAttentionDefinition : AttentionParts<S, BidirectionalAttenti
   using Scalar = S;
   using Config = BidirectionalAttentionConfig;
   using Weights = AttentionWeights<Scalar>;
+  using Side = GivenPositions;
   static constexpr Traits traits{.name = "bidirectional_attention",
                                  .title = "Bidirectional attention",
                                  .paper = "Devlin 2018, arXiv:1810.04805",
@@ -391,7 +481,7 @@ struct BidirectionalAttentionDefinition : AttentionParts<S, BidirectionalAttenti
   using Parts::score;
   using Parts::w;
 
-  void run(View<const Scalar, 2> x, View<Scalar, 2> y, const Call& call) const {
+  void run(View<const Scalar, 2> x, const Side& side, View<Scalar, 2> y, const Call& call) const {
     const Index T = x.extent(axis::time), K = c.heads.head_dim, V = c.heads.head_v();
     auto scratch = call.scratch<Scalar>();
     auto q = scratch(T, c.heads.n_heads, K);     // [T, H, K]
@@ -400,8 +490,9 @@ struct BidirectionalAttentionDefinition : AttentionParts<S, BidirectionalAttenti
     auto o = scratch(T, c.heads.n_heads, V);     // [T, H, V]
 
     project_heads(c.heads, w, x, q, k, v, call);
-    this->place_queries(q, {}, call);
-    this->place_keys(k, {}, call);
+    const TokenPlaces at{{}, side.positions};
+    this->place_queries(q, at, call);
+    this->place_keys(k, at, call);
     const auto attend = [&](auto mask) {
       self_attention(q, k, v, mask, AnyScore<Scalar>(score), o, call);
     };

@@ -61,6 +61,9 @@ struct BlockSparseAttentionConfig {
   void check() const {
     positions.check_fits(heads.head_dim);
     require(positions.rope_xpos == 0, "positions.rope_xpos needs dense attention");
+    require(positions.remap.kind == Remap::none, "positions.remap needs dense attention");
+    require(positions.given == 0 || bias.kind == DistanceBiasKind::none,
+            "bias.kind needs positions.given to be 0");
     positions.rope_scaling.check_fixed();
     require(std::ssize(sparse_patterns(pattern)) <= heads.n_heads,
             "pattern must not have more names than there are heads, heads.n_heads");
@@ -116,6 +119,7 @@ struct BlockSparseAttentionDefinition
   using Scalar = S;
   using Config = BlockSparseAttentionConfig;
   using Weights = BlockSparseAttentionWeights<S>;
+  using Side = GivenPositions;
   using Parts = AttentionParts<S, Config, Weights>;
   static constexpr Traits traits{
       .name = "block_sparse_attention",
@@ -172,7 +176,8 @@ struct BlockSparseAttentionDefinition
             .values = {{batch, G, capacity, c.heads.head_v()}, memory, storage}};
   }
 
-  void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
+  void run(View<const Scalar, 2> x, State& state, const Side& side, View<Scalar, 2> y,
+           const Call& call) const {
     const Index T = x.extent(axis::time), K = c.heads.head_dim, V = c.heads.head_v();
     auto scratch = call.scratch<Scalar>();
     auto q = scratch(T, c.heads.n_heads, K);     // [T, H, K]
@@ -183,8 +188,9 @@ struct BlockSparseAttentionDefinition
     const AnyScore<Scalar> scores(score);
 
     project_heads(c.heads, w, x, q, k, v, call);
-    this->place_queries(q, past, call);
-    this->place_keys(k, past, call);
+    const TokenPlaces at{past, side.positions};
+    this->place_queries(q, at, call);
+    this->place_keys(k, at, call);
     append<Scalar>(k, past, state.keys.view(), call);
     append<Scalar>(v, past, state.values.view(), call);
     attention(q, state.keys.view(), state.values.view(), past, SparseMask{patterns}, scores, o,
