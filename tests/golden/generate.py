@@ -12,12 +12,16 @@
     git clone https://github.com/BlinkDL/RWKV-LM          # 524481d5099b38d9bc8ef1e89209161b86c8011b
     pip install --no-deps torchscale==0.3.0 xlstm==2.0.6 mlstm_kernels==2.0.6
     pip install --no-deps performer-pytorch==1.1.4 local-attention==1.11.2 \\
-        axial-positional-embedding hyper-connections
+        axial-positional-embedding hyper-connections entmax==1.3
     git clone https://github.com/idiap/fast-transformers # 2ad36b97e64cb93862937bd21fcc9568d989561f
     git clone https://github.com/OpenNLPLab/cosFormer    # 8e12da111e2a683ea875711e0bf5810c6b4e8f9f
     pip install jax==0.7.2 jaxlib==0.7.2 flax==0.12.0     # only what minimal-LRU imports
     git clone https://github.com/NicolasZucchet/minimal-LRU  # bbd71b1104c399ec0d13819527d791949e66f599
     git clone https://github.com/openai/sparse_attention  # c53f3bdbf6225be0582f0357072e82b13c69be7d
+    git clone https://github.com/lucidrains/FLASH-pytorch  # ef3bee782565e2e71815572186efdc2d8377fc6c
+    git clone https://github.com/apple/ml-sigmoid-attention  # 9273b493f234ccbb184cab1131010dd0e965d8ce
+    git clone https://github.com/shawntan/stickbreaking-attention
+                                      # 3147a3841b025a31d271fc8f873120ff6fa0461b
     git clone https://github.com/state-spaces/s4         # e757cef57d89e448c413de7325ed5601aceaac13
     python generate.py --repository safari=safari        # all layers
     python generate.py --layer attention                 # one

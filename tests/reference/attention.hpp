@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <numbers>
 #include <utility>
@@ -257,6 +258,15 @@ S temperature(const Input<S>& in, Index t) {
 /// y of what the heads of a token made.
 template <class S>
 std::vector<S> project_outputs(const Input<S>& in, const std::vector<S>& x, std::vector<S> o) {
+  if (in.text("output_norm") == "gated_rms") {
+    S square = 0;
+    for (const S number : o) square += number * number / static_cast<S>(o.size());
+    const S rms = std::sqrt(square + static_cast<S>(in.number("output_norm_eps")));
+    const Array<S>&weight = in.weight("o_norm.weight"), &gate = in.weight("o_norm.gate");
+    for (std::size_t i = 0; i < o.size(); ++i) {
+      o[i] = weight.numbers[i] * o[i] / rms * sigmoid(gate.numbers[i] * o[i]);
+    }
+  }
   if (const std::string gated = in.text("output_gate"); gated != "none") {
     const std::vector<S> gate = linear<S>(in.weight("g_proj.weight"), nullptr, x);
     const std::size_t numbers_per_gate = o.size() / gate.size();
@@ -306,6 +316,102 @@ std::vector<S> softmax_mean(std::vector<S> score, const std::vector<const S*>& v
   return o;
 }
 
+/// The weights of all scores of head h of the query at t, whose keys are at `seen`.
+template <class S>
+std::vector<S> row_weights(const Input<S>& in, Index h, Index t, const std::vector<Index>& seen,
+                           std::vector<S> score) {
+  const std::string kind = in.text("normaliser"), own_key = in.text("own_key");
+  const std::size_t n = score.size();
+  std::vector<S> weight(n);
+  if (kind == "layer_norm") {  // Richter & Wattenhofer 2020, arXiv:2005.09561
+    S mean = 0, square = 0;
+    for (const S s : score) mean += s / static_cast<S>(n);
+    for (const S s : score) square += (s - mean) * (s - mean) / static_cast<S>(n);
+    const S deviation = std::sqrt(square) + static_cast<S>(in.number("normaliser_eps"));
+    const S gain = in.weight("score_norm.gain")(h), bias = in.weight("score_norm.bias")(h);
+    for (std::size_t j = 0; j < n; ++j) weight[j] = gain * (score[j] - mean) / deviation + bias;
+    return weight;
+  }
+  if (kind == "sparsemax" || kind == "entmax15") {
+    // The threshold of the largest support that it leaves. Martins & Astudillo 2016,
+    // arXiv:1602.02068, algorithm 1; Peters et al. 2019, arXiv:1905.05702, algorithm 2.
+    const bool squared = kind == "entmax15";
+    if (squared) {
+      for (S& s : score) s /= 2;
+    }
+    std::vector<S> sorted = score;
+    std::sort(sorted.begin(), sorted.end(), std::greater<>());
+    S threshold = 0, sum = 0, squares = 0;
+    for (std::size_t k = 1; k <= n; ++k) {
+      const S s = sorted[k - 1] - sorted[0], count = static_cast<S>(k);
+      sum += s, squares += s * s;
+      const S mean = sum / count, rest = (1 - (squares - sum * mean)) / count;
+      const S next = squared ? mean - std::sqrt(std::max(rest, S(0))) : (sum - 1) / count;
+      if (next <= s) threshold = next + sorted[0];
+    }
+    for (std::size_t j = 0; j < n; ++j) {
+      const S above = std::max(score[j] - threshold, S(0));
+      weight[j] = squared ? above * above : above;
+    }
+    return weight;
+  }
+  // Tan et al. 2024, arXiv:2410.17980; Csordás et al. 2021, arXiv:2110.07732, eq. 7.
+  std::vector<std::size_t> nearest(n);
+  for (std::size_t j = 0; j < n; ++j) nearest[j] = j;
+  const auto far = [&](std::size_t j) {
+    return seen[j] > t ? 2 * (seen[j] - t) - 1 : 2 * (t - seen[j]);
+  };
+  std::sort(nearest.begin(), nearest.end(),
+            [&](std::size_t i, std::size_t j) { return far(i) < far(j); });
+  S left = 1, sum = 0;
+  std::size_t own = n;
+  for (const std::size_t j : nearest) {
+    if (seen[j] == t) own = j;
+    if (seen[j] == t && own_key != "seen") continue;
+    weight[j] = left * sigmoid(score[j]);
+    left *= sigmoid(-score[j]), sum += weight[j];
+  }
+  if (own_key == "remainder") weight[own] = left;
+  if (kind == "stick_breaking") return weight;
+  for (S& p : weight) p /= std::max(sum, S(1e-12));
+  return weight;
+}
+
+/// The weight of a pair of this score, whatever the others are. Zhang et al. 2021,
+/// arXiv:2104.07012; Hua et al. 2022, arXiv:2202.10447; Ramapuram et al. 2024, arXiv:2409.04431.
+template <class S>
+S pair_weight(const Input<S>& in, S score) {
+  const std::string kind = in.text("normaliser");
+  const Index given = in.size("normaliser_length");
+  const double length = given > 0 ? static_cast<double>(given) : 1;
+  if (kind == "sigmoid") {
+    return sigmoid(score + static_cast<S>(in.number("normaliser_bias") - std::log(length)));
+  }
+  const S positive = std::max(score, S(0)), part = positive / static_cast<S>(length);
+  return kind == "relu" ? positive : part * part;
+}
+
+/// What head h makes of the values, [K], of the keys at `seen` for the query at t.
+template <class S>
+std::vector<S> weighted_values(const Input<S>& in, Index h, Index t, const std::vector<Index>& seen,
+                               std::vector<S> score, const std::vector<const S*>& value, Index K) {
+  const std::string kind = in.text("normaliser");
+  if (kind == "softmax") {
+    if (in.flag("sink_logits")) score.push_back(in.weight("sinks")(h));
+    return softmax_mean(score, value, K);
+  }
+  if (kind == "sigmoid" || kind == "relu" || kind == "relu_squared") {
+    for (S& s : score) s = pair_weight(in, s);
+  } else {
+    score = row_weights(in, h, t, seen, score);
+  }
+  std::vector<S> o(static_cast<std::size_t>(K));
+  for (std::size_t j = 0; j < value.size(); ++j) {
+    for (Index i = 0; i < K; ++i) o[static_cast<std::size_t>(i)] += score[j] * value[j][i];
+  }
+  return o;
+}
+
 /// Where the two tokens of a pair are, and an angle by which all pairs of the query's numbers are
 /// turned besides.
 struct PlacesOfPair {
@@ -333,7 +439,6 @@ template <class S>
 void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& places, Output<S>& out) {
   const Index T = in.T(), H = in.size("n_heads"), G = in.size("n_kv_heads");
   const Index K = in.size("head_dim"), V = value_width(in);
-  const bool has_sinks = in.flag("sink_logits");
   const AttentionScore<S> score_of(in);
   std::vector<TokenHeads<S>> tokens;
   for (Index t = 0; t < T; ++t) tokens.emplace_back(in, token(in.x, b, t));
@@ -374,8 +479,7 @@ void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& places, Outp
         score.push_back(score_of(query[n] + h * K, placed[at].heads.data() + g * K, h, t, j));
         value.push_back(tokens[at].v.data() + g * V);
       }
-      if (has_sinks) score.push_back(in.weight("sinks")(h));
-      const std::vector<S> head = softmax_mean(score, value, V);
+      const std::vector<S> head = weighted_values(in, h, t, seen, score, value, V);
       o.insert(o.end(), head.begin(), head.end());
     }
     set_token(out.y, b, t, project_outputs(in, token(in.x, b, t), o));
@@ -645,7 +749,29 @@ inline const std::vector<std::string> attention_configs{
         {"rotary_dim": 6, "rotary_offset": 1, "rope_theta": 3, "rope_interleaved": true,
         "remap": "rpe_3d", "remap_chunk": 20, "remap_local": 7}, "scores": {"sink_logits": true}})",
     R"({"d_model": 9, "heads": {"n_heads": 2, "head_dim": 6}, "positions": {"rotary_dim": 6,
-        "rope_theta": 10000, "remap": "rpe_3d", "remap_chunk": 30}})"};
+        "rope_theta": 10000, "remap": "rpe_3d", "remap_chunk": 30}})",
+    R"({"d_model": 9, "heads": {"n_heads": 3, "n_kv_heads": 1, "head_dim": 5,
+        "output_norm": "gated_rms", "output_norm_eps": 0.01}, "positions": {"rotary_dim": 4},
+        "scores": {"normaliser": "relu"}})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "n_kv_heads": 2, "head_dim": 6, "value_dim": 21},
+        "bias": {"kind": "alibi"}, "scores": {"normaliser": "relu_squared",
+        "normaliser_length": 3, "score_scale": 1}})",
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6},
+        "positions": {"rotary_dim": 6}, "sees": {"window": 70}, "store": {"max_rollback": 2},
+        "scores": {"normaliser": "sigmoid", "normaliser_length": 64, "normaliser_bias": 0.5,
+        "soft_cap": 2.5}})",
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6},
+        "positions": {"rotary_dim": 6}, "scores": {"normaliser": "layer_norm",
+        "score_scale": 1}})",
+    R"({"d_model": 9, "heads": {"n_heads": 3, "n_kv_heads": 1, "head_dim": 5}, "bias":
+        {"kind": "alibi"}, "scores": {"normaliser": "sparsemax", "soft_cap": 4}})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "n_kv_heads": 2, "head_dim": 4, "value_dim": 19},
+        "positions": {"rotary_dim": 4}, "sees": {"window": 70}, "store": {"max_rollback": 2},
+        "scores": {"normaliser": "entmax15", "score_scale": 1.5}})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "n_kv_heads": 1, "head_dim": 6},
+        "scores": {"normaliser": "stick_breaking", "own_key": "remainder"}})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "n_kv_heads": 2, "head_dim": 5},
+        "sees": {"window": 9, "dilation": 3}, "scores": {"normaliser": "geometric"}})"};
 
 inline const std::vector<std::string> sliding_window_attention_configs{
     R"({"d_model": 16, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rotary_dim": 8,
@@ -717,7 +843,11 @@ inline const std::vector<std::string> bidirectional_attention_configs{
         "rope_by_call": true})",
     R"({"d_model": 10, "heads": {"n_heads": 2, "n_kv_heads": 1, "head_dim": 8},
         "positions": {"rotary_dim": 8, "given": 3, "rope_sections": [1, 2, 1]},
-        "sees": {"window": 13}})"};
+        "sees": {"window": 13}})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4}, "positions": {"rotary_dim": 4},
+        "scores": {"normaliser": "sigmoid", "normaliser_length": 30}})",
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 4},
+        "sees": {"window": 30}, "scores": {"normaliser": "geometric", "own_key": "hidden"}})"};
 
 /// Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3.
 template <class S>

@@ -44,6 +44,7 @@ std::vector<AttentionMember> make_members() {
   add("heads", "weightless norm", R"({"qk_norm": "head", "qk_norm_weight": "none"})");
   add("heads", "gate by head", R"({"output_gate": "head"})");
   add("heads", "gate by channel", R"({"output_gate": "channel"})");
+  add("heads", "gated norm of outputs", R"({"output_norm": "gated_rms"})");
 
   add("positions", "rotary", R"({"rotary_dim": 6})");
   add("positions", "rotary, partial and interleaved",
@@ -117,6 +118,18 @@ std::vector<AttentionMember> make_members() {
       R"({"temperature": "stepped", "temperature_rate": 0.6, "temperature_length": 9})");
   add("scores", "logarithmic temperature",
       R"({"temperature": "logarithmic", "temperature_length": 5})");
+  add("scores", "relu", R"({"normaliser": "relu"})");
+  add("scores", "relu squared", R"({"normaliser": "relu_squared", "normaliser_length": 6})");
+  add("scores", "sigmoid", R"({"normaliser": "sigmoid", "normaliser_length": 20})");
+  add("scores", "sigmoid with a bias", R"({"normaliser": "sigmoid", "normaliser_bias": -0.7})");
+  add("scores", "layer norm", R"({"normaliser": "layer_norm", "normaliser_eps": 0.01})");
+  add("scores", "sparsemax", R"({"normaliser": "sparsemax", "score_scale": 1.2})");
+  add("scores", "entmax", R"({"normaliser": "entmax15", "score_scale": 1.2})");
+  add("scores", "stick-breaking", R"({"normaliser": "stick_breaking"})", Of::causal);
+  add("scores", "stick-breaking, remainder",
+      R"({"normaliser": "stick_breaking", "own_key": "remainder"})", Of::causal);
+  add("scores", "geometric", R"({"normaliser": "geometric"})");
+  add("scores", "geometric, own key hidden", R"({"normaliser": "geometric", "own_key": "hidden"})");
 
   add("store", "rollback", R"({"max_rollback": 3})", Of::causal);
   return members;

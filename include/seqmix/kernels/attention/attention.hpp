@@ -6,6 +6,7 @@
 #include "seqmix/core/compiled.hpp"
 #include "seqmix/kernels/attention/detail/parallel.hpp"
 #include "seqmix/kernels/attention/detail/recurrent.hpp"
+#include "seqmix/kernels/attention/detail/whole_rows.hpp"
 #include "seqmix/kernels/attention/masks.hpp"
 #include "seqmix/kernels/attention/scores.hpp"
 
@@ -17,6 +18,9 @@ template <class S>
 void attend(const AttentionOperands<S>& operands, const Call& call) {
   operands.check(call);
   if (call.tokens() * operands.heads() == 0) return;
+  if (operands.policies.scores.weighting() == Weighting::by_row) {
+    return attend_by_rows(operands, call);
+  }
   attend_in_parallel(operands, call);
   attend_by_recurrence(operands, call);
 }
@@ -24,7 +28,7 @@ void attend(const AttentionOperands<S>& operands, const Call& call) {
 }  // namespace detail
 
 /// o = Σ softmax(score(scale q · k)) v over the visible keys, softmax online: no T x T numbers
-/// exist.
+/// exist. A score may have other weights than softmax's.
 ///
 ///   q [T, H, K], o [T, H, V]; keys [B, G, capacity, K], values [B, G, capacity, V]
 ///

@@ -2,10 +2,12 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "seqmix/kernels/attention/detail/policies.hpp"
+#include "seqmix/kernels/attention/normalisers.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -17,14 +19,21 @@ SEQMIX_BEGIN_NAMESPACE
 template <class S>
 class ComposedScore final : public detail::ScorePolicy<S> {
  public:
-  /// Maps of scaled products, whose own scales are not read; the logits of sinks, [H] or none.
+  /// Maps of scaled products, whose own scales are not read.
   using Maps = std::vector<std::shared_ptr<const detail::ScorePolicy<S>>>;
 
-  ComposedScore(double scale, Maps maps, std::vector<double> sinks = {})
-      : detail::ScorePolicy<S>(maps.empty(), maps.size() == 1 && maps[0]->is_biased()),
+  /// `sinks`: their logits, [H] or none. In place of softmax, `rows` makes weights of scores, or
+  /// the last map gives the weights themselves.
+  ComposedScore(double scale, Maps maps, std::vector<double> sinks = {},
+                std::optional<RowNormaliser> rows = {})
+      : detail::ScorePolicy<S>(maps.empty(), maps.size() == 1 && maps[0]->is_biased(),
+                               rows           ? detail::Weighting::by_row
+                               : maps.empty() ? detail::Weighting::softmax
+                                              : maps.back()->weighting()),
         scale_(scale),
         maps_(std::move(maps)),
-        sinks_(std::move(sinks)) {}
+        sinks_(std::move(sinks)),
+        rows_(std::move(rows)) {}
 
   /// `Score` as one of the maps.
   template <class Score>
@@ -45,11 +54,15 @@ class ComposedScore final : public detail::ScorePolicy<S> {
   void bias(detail::HeadOfRow of, Index first, Index count, S* to) const override {
     maps_[0]->bias(of, first, count, to);
   }
+  void weigh(detail::HeadOfRow of, const detail::ScoreRow<S>& row) const override {
+    rows_->weigh(of.head, row);
+  }
 
  private:
   double scale_;
   Maps maps_;
   std::vector<double> sinks_;
+  std::optional<RowNormaliser> rows_;
 };
 
 /// A score whose kind is known when the program runs alone; what it points to outlives the call.
@@ -80,7 +93,8 @@ template <class S>
 class ScoreOf<S, AnyScore<S>> final : public ScorePolicy<S> {
  public:
   explicit ScoreOf(AnyScore<S> any)
-      : ScorePolicy<S>(any.policy->is_plain(), any.policy->is_biased()), any_(any) {}
+      : ScorePolicy<S>(any.policy->is_plain(), any.policy->is_biased(), any.policy->weighting()),
+        any_(any) {}
 
   double scale(HeadOfRow of) const override { return any_.policy->scale(shifted(of)); }
   double sink(HeadOfRow of) const override {
@@ -91,6 +105,9 @@ class ScoreOf<S, AnyScore<S>> final : public ScorePolicy<S> {
   }
   void bias(HeadOfRow of, Index first, Index count, S* to) const override {
     any_.policy->bias(shifted(of), first, count, to);
+  }
+  void weigh(HeadOfRow of, const ScoreRow<S>& row) const override {
+    any_.policy->weigh(shifted(of), row);
   }
 
  private:

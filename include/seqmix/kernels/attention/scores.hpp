@@ -15,8 +15,9 @@ SEQMIX_BEGIN_NAMESPACE
 /// that a cap or a bias never makes a hidden key visible. It may have `bias<S>(distance)`, where
 /// scores are the scaled products plus biases by distance, those of distance, distance + 1, ...:
 /// then tiles of products are biased as they are computed. And `narrowed(Span queries, Span keys)
-/// const`, what maps the products of these positions and may be cheaper to ask. Logits of sinks are
-/// a `ComposedScore`'s.
+/// const`, what maps the products of these positions and may be cheaper to ask. Where its
+/// `is_weight` is true, what it gives are the weights of attention, and there is no softmax. Logits
+/// of sinks are a `ComposedScore`'s.
 struct PlainScore {
   double scale = 1;
 
@@ -27,6 +28,12 @@ struct PlainScore {
     return products;
   }
 };
+
+/// Whether what a score gives are weights.
+template <class Score>
+inline constexpr bool is_pair_weight = false;
+template <class Score>
+requires Score::is_weight inline constexpr bool is_pair_weight<Score> = true;
 
 /// Whether a score is the scaled product itself.
 template <class Score>

@@ -67,6 +67,25 @@ void gated_rms_norm(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, double e
       x, gate);
 }
 
+/// x = rms_norm(x) ⊙ σ(gate ⊙ x), a row its own gate. Zhang et al. 2021, arXiv:2104.07012, eq. 6.
+template <class S, Index Rank>
+void self_gated_rms_norm(View<S, Rank> x, In<S, 1> weight, In<S, 1> gate, double eps,
+                         const Call& call) {
+  const Index width = x.extent(axis::channel);
+  const Expect expect{"self_gated_rms_norm"};
+  expect.rows("weight", weight, {width}), expect.rows("gate", gate, {width});
+  for_each_row(
+      call,
+      [&](S* row) {
+        const S scale = detail::inverse_rms(row, width, eps);
+        const auto norm = [scale](auto v, auto w, auto g) {
+          return v * scale * w * activation::sigmoid(g * v);
+        };
+        simd::map<S>(width, row, norm, row, weight.data(), gate.data());
+      },
+      x);
+}
+
 /// x = rms_norm(x ⊙ silu(gate)), the gate first, each `group` numbers of a row on their own.
 template <class S, Index Rank>
 void rms_norm_of_gated(View<S, Rank> x, In<S, Rank> gate, In<S, 1> weight, Index group, double eps,

@@ -101,6 +101,8 @@ struct AttentionConfig {
             "positions.remap_window and store.max_rollback keep must not exceed 2^30");
     require(positions.rope_xpos == 0 || !sees.is_bounded(),
             "positions.rope_xpos needs all of the past: sees.window and sees.chunk 0");
+    require(positions.rope_xpos == 0 || scores.normaliser == Normaliser::softmax,
+            "positions.rope_xpos needs scores.normaliser softmax");
     positions.rope_scaling.check_fixed();
     const Remap remap = positions.remap.kind;
     require(remap == Remap::none || bias.kind == DistanceBiasKind::none,
@@ -132,6 +134,10 @@ struct AttentionConfig {
     require(sees.n_sinks == 0 || !heads.qk_norm_rotated || commutes,
             "sees.n_sinks needs rotations last, or a norm that they commute with: "
             "heads.qk_norm_weight none, heads.qk_norm_kind rms or l2");
+    require(sees.n_sinks == 0 || scores.normaliser == Normaliser::softmax,
+            "sees.n_sinks needs scores.normaliser softmax");
+    require(positions.remap.kind == Remap::none || scores.normaliser == Normaliser::softmax,
+            "positions.remap needs scores.normaliser softmax");
   }
   /// Positions from a query back to the last key of a ring that it may see; 0: there is no ring.
   Index reach() const { return sees.is_bounded() ? sees.reach() : positions.remap.window; }
@@ -190,15 +196,16 @@ struct AttentionParts {
   }
 };
 
-/// Causal softmax attention with grouped key/value heads, made of parts: see `HeadsConfig`,
+/// Causal attention with grouped key/value heads, made of parts: see `HeadsConfig`,
 /// `PositionsConfig`, `DistanceBiasConfig`, `SeesConfig`, `ScoresConfig` and `StoreConfig`.
 ///
 ///   q_t, k_t, v_t of x_t in heads, q and k turned by position (RoPE)
 ///   s_tj of `ScoresConfig`; with rope_xpos what the pairs of q_t · k_j add, each times
 ///         ζ_n^((t - j) / rope_xpos)
-///   o_t = Σ softmax_j(s_tj) v_j  over the keys j <= t that the query sees: all; or
-///         j = t, t - dilation, ..., t - (window - 1) dilation; or j / chunk >= t / chunk -
-///         chunks_back; head h reads head h / (H / G)
+///   o_t = Σ_j p_tj v_j,  weights p_t = softmax(s_t) or those of another `Normaliser`, over the
+///         keys j <= t that the query sees: all; or j = t, t - dilation, ...,
+///         t - (window - 1) dilation; or j / chunk >= t / chunk - chunks_back; head h reads head
+///         h / (H / G)
 ///   y_t = W_o o_t
 ///
 /// Where a window ends the past, the memory does not grow with the stream. With n_sinks = n > 0 the
@@ -449,6 +456,8 @@ struct BidirectionalAttentionConfig : AttentionConfig {
     require(store.max_rollback == 0, "store.max_rollback needs a state");
     require(positions.rope_xpos == 0, "positions.rope_xpos needs causal attention");
     require(positions.remap.kind == Remap::none, "positions.remap needs causal attention");
+    require(scores.normaliser != Normaliser::stick_breaking,
+            "scores.normaliser stick_breaking needs causal attention");
   }
 };
 

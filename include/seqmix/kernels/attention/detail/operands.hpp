@@ -174,7 +174,11 @@ struct AttentionOperands {
       expect.rows("v", fresh_values, {T, G, head_v()});
     }
     expect.rows("o", o, {T, H, head_v()});
-    if (log_sum_exp.data() != nullptr) expect.shape("log_sum_exp", log_sum_exp, {T, H});
+    if (log_sum_exp.data() != nullptr) {
+      expect.shape("log_sum_exp", log_sum_exp, {T, H});
+      require(policies.scores.weighting() == Weighting::softmax,
+              "attention: log_sum_exp needs softmax");
+    }
     if (!has_caches() || H == 0) return;
     for (const Segment& segment : call.segments()) {
       const SegmentQueries of = queries_of(segment);

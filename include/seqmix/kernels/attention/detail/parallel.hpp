@@ -56,7 +56,8 @@ struct QueryPanel {
     products.set_queries(number, from, static_cast<S>(policies.scores.scale(head)));
     const Index padded = round_up(queries.size(), lanes * Products::strip_registers);
     for (Index e = 0; e < o.extent(0); ++e) std::fill_n(&o(e, 0), padded, S(0));
-    fill(reference, minus_infinity<S>), fill(sum, S(0));
+    const bool weights = policies.scores.weighting() != Weighting::softmax;  // divided by nothing
+    fill(reference, weights ? S(0) : minus_infinity<S>), fill(sum, weights ? S(1) : S(0));
   }
 
   /// Takes in the keys of the positions in `tile` and their `values` [size, V].
@@ -66,7 +67,9 @@ struct QueryPanel {
     if (strips.empty()) return;
     multiply_keys(tile, strips);
     const bool whole = strips[0].begin == 0 && strips[0].end == panel_registers;
-    if (strips.size() == 1 && whole && !strips[0].partial) {
+    if (policies.scores.weighting() != Weighting::softmax) {
+      for (Index r = 0; r < registers(); ++r) take_weights(r, tile, strips);
+    } else if (strips.size() == 1 && whole && !strips[0].partial) {
       update<panel_registers>(0, tile, strips);
     } else {
       for (Index r = 0; r < registers(); ++r) update<1>(r, tile, strips);
@@ -226,6 +229,22 @@ struct QueryPanel {
     for (Index i = 0; i < Count; ++i) {
       simd::store<S>(&sum[(r + i) * lanes], total[i]);
       if (moved) scale_sums(r + i, correction[i]);
+    }
+  }
+
+  /// The same where scores are weights.
+  __attribute__((noinline)) void take_weights(Index r, Span tile,
+                                              std::span<const Strip> strips) const {
+    for (const Strip& strip : strips) {
+      if (r < strip.begin || r >= strip.end) continue;
+      ask_policies(r, tile, strip);
+      const auto columns = products.columns_of(r);
+      const auto weight = [&](Index key) {
+        return key < strip.last ? weight_of<S>(simd::load<S>(columns.score(key, 0))) : Batch(S(0));
+      };
+      for (Index key = strip.first; key < round_up(strip.last, Products::key_group); key += 2) {
+        columns.set_weights(key, 0, weight(key), weight(key + 1));
+      }
     }
   }
 

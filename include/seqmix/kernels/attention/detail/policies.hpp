@@ -77,16 +77,31 @@ class MaskPolicy {
   ~MaskPolicy() = default;
 };
 
+/// What makes weights of scores: softmax; nothing, as each is its pair's weight already; something
+/// that asks for all scores of a query, `ScorePolicy::weigh`.
+enum class Weighting { softmax, by_pair, by_row };
+
+/// The scores of a query, in whole registers: -infinity of keys that it does not see. `own`: that
+/// of the key at its position, which may lie outside. `spare`: as many numbers, of any value.
+template <class S>
+struct ScoreRow {
+  S* scores;
+  Index size, own;
+  S* spare;
+};
+
 /// A score, in the same way. Scores and masks are apart, so that each costs what it costs and no
 /// pair of them is compiled.
 template <class S>
 class ScorePolicy {
  public:
   /// `plain`: scores are the scaled products. `biased`: the same plus biases by distance.
-  explicit ScorePolicy(bool plain, bool biased = false) : plain_(plain), biased_(biased) {}
+  explicit ScorePolicy(bool plain, bool biased = false, Weighting weighting = Weighting::softmax)
+      : plain_(plain), biased_(biased), weighting_(weighting) {}
 
   bool is_plain() const { return plain_; }
   bool is_biased() const { return biased_; }
+  Weighting weighting() const { return weighting_; }
   virtual double scale(HeadOfRow of) const = 0;
   /// A score that softmax counts beside those of the keys, with a value of zero; -infinity: none.
   virtual double sink(HeadOfRow /*of*/) const { return -std::numeric_limits<double>::infinity(); }
@@ -95,13 +110,22 @@ class ScorePolicy {
   /// Where scores are biased: writes the biases of the distances from `first` on, `count` of them
   /// and what fills their last register.
   virtual void bias(HeadOfRow /*of*/, Index /*first*/, Index /*count*/, S* /*to*/) const {}
+  /// Makes scores weights, 0 of keys that are not seen.
+  virtual void weigh(HeadOfRow /*of*/, const ScoreRow<S>& /*row*/) const {}
 
  protected:
   ~ScorePolicy() = default;
 
  private:
   bool plain_, biased_;
+  Weighting weighting_;
 };
+
+/// The weights of scores that are weights already: 0 of hidden pairs, whose scores are -infinity.
+template <class S>
+SEQMIX_ALWAYS_INLINE simd::Batch<S> weight_of(const simd::Batch<S>& score) {
+  return simd::select<S>(score == simd::Batch<S>(minus_infinity<S>), simd::Batch<S>(S(0)), score);
+}
 
 /// The mask and the score of a call.
 template <class S>
@@ -175,7 +199,7 @@ template <class S, class Score>
 class ScoreOf final : public ScorePolicy<S> {
  public:
   explicit ScoreOf(Score score)
-      : ScorePolicy<S>(is_plain_score<Score>, biased), score_(std::move(score)) {}
+      : ScorePolicy<S>(is_plain_score<Score>, biased, weighting), score_(std::move(score)) {}
 
   double scale(HeadOfRow of) const override { return score_.of(of.row, of.head).scale; }
   simd::Batch<S> score(HeadOfRow of, const PairBlock<S>& block) const override {
@@ -196,6 +220,8 @@ class ScoreOf final : public ScorePolicy<S> {
   static constexpr bool biased = requires(const Score& score) {
     score.of(Index{}, Index{}).template bias<S>(Index{});
   };
+  static constexpr Weighting weighting =
+      is_pair_weight<Score> ? Weighting::by_pair : Weighting::softmax;
 
   Score score_;
 };

@@ -239,6 +239,44 @@ __attribute__((noinline)) void add_rows(const View<const S, 2>& p,
   for (; column < width; column += lanes) add(narrow, column, std::min(lanes, width - column));
 }
 
+/// The pairs of a query at `position` and the keys of a tile, whole registers of them.
+template <class S>
+PairBlock<S> pairs_of_query(Index position, Span tile, S* numbers) {
+  constexpr Index lanes = simd::lanes<S>;
+  return {.queries = {position, position + 1},
+          .keys = tile,
+          .first = {tile.begin, simd::broadcast(static_cast<S>(position - tile.begin)),
+                    simd::counting_from<S>(0), position - tile.begin, -1},
+          .step = lanes,
+          .numbers = numbers,
+          .stride = lanes,
+          .count = ceil_div(tile.size(), lanes)};
+}
+
+/// Calls `add(queries, keys, last)` for what `queries` see of a tile of `keys`, those that see all
+/// of it together, by ascending queries: `look(r)` is the visibility of the tile to query r, whose
+/// row of `visible` is then 1 or 0 where that is partial.
+template <class S>
+void for_each_seen(Index queries, Index keys, const View<S, 2>& visible, auto&& look, auto&& add) {
+  Span together;
+  for (Index r = 0; r < queries; ++r) {
+    const Visibility visibility = look(r);
+    if (visibility == Visibility::all) {
+      together.end = r + 1;
+      continue;
+    }
+    add(together, Span{0, keys}, false);
+    together = {r + 1, r + 1};
+    if (visibility == Visibility::none) continue;
+    // A hidden value is not even multiplied by zero: an infinite or NaN one stays unseen.
+    for (Index begin = 0, end = 0; begin < keys; begin = end + 1) {
+      for (end = begin; end < keys && visible(r, end) != 0;) ++end;
+      add(Span{r, r + 1}, Span{begin, end}, false);
+    }
+  }
+  add(together, Span{0, keys}, true);
+}
+
 /// One token of the query heads of a group on its way through the tiles of their keys: the
 /// recurrent form. Lanes are keys, then value channels.
 template <class S>
@@ -275,33 +313,23 @@ struct QueryToken {
   void visit(Span tile, const Tile& keys, const Tile& values, const Ahead& next) const {
     keys.visit([&](const auto& rows) { dot_rows<S>(q, rows, Ahead(values), p); });
     load_scales(keys, scales[0]), load_scales(values, scales[1]);
-    const auto add = [&](Span of_heads, Span of_keys, const Ahead& ahead) {
+    const auto look = [&](Index r) {
+      const Visibility visibility = visibility_of(r, tile);
+      if (visibility != Visibility::none) {
+        weigh(r, tile, visibility == Visibility::partial, keys, values);
+      }
+      return visibility;
+    };
+    const auto add = [&](Span of_heads, Span of_keys, bool last) {
       if (of_heads.size() == 0 || of_keys.size() == 0) return;
       values.slice(axis::row, of_keys.begin, of_keys.size()).visit([&](const auto& rows) {
         add_rows<S>(p.slice(axis::row, of_heads.begin, of_heads.size())
                         .slice(axis::channel, of_keys.begin, of_keys.size()),
-                    rows, ahead, o.slice(axis::row, of_heads.begin, of_heads.size()));
+                    rows, last ? next : Ahead{},
+                    o.slice(axis::row, of_heads.begin, of_heads.size()));
       });
     };
-    Span together;  // heads that see the whole tile
-    for (Index r = 0; r < heads(); ++r) {
-      const Visibility visibility = visibility_of(r, tile);
-      if (visibility != Visibility::none)
-        weigh(r, tile, visibility == Visibility::partial, keys, values);
-      if (visibility == Visibility::all) {
-        together.end = r + 1;
-        continue;
-      }
-      add(together, {0, tile.size()}, {});
-      together = {r + 1, r + 1};
-      if (visibility == Visibility::none) continue;
-      // A hidden value is not even multiplied by zero: an infinite or NaN one stays unseen.
-      for (Index begin = 0, end = 0; begin < tile.size(); begin = end + 1) {
-        for (end = begin; end < tile.size() && visible(r, end) != 0;) ++end;
-        add({r, r + 1}, {begin, end}, {});
-      }
-    }
-    add(together, {0, tile.size()}, next);
+    for_each_seen<S>(heads(), tile.size(), visible, look, add);
   }
 
   /// Whether some head may see something of a tile.
@@ -318,16 +346,8 @@ struct QueryToken {
   Visibility visibility_of(Index r, Span tile) const {
     return policies.mask.visibility(head(r), {position, position + 1}, tile);
   }
-  /// The pairs of this token and the keys of a tile, whole registers of them.
   PairBlock<S> pairs(Span tile, S* numbers) const {
-    return {.queries = {position, position + 1},
-            .keys = tile,
-            .first = {tile.begin, simd::broadcast(static_cast<S>(position - tile.begin)),
-                      simd::counting_from<S>(0), position - tile.begin, -1},
-            .step = lanes,
-            .numbers = numbers,
-            .stride = lanes,
-            .count = ceil_div(tile.size(), lanes)};
+    return pairs_of_query(position, tile, numbers);
   }
   static void load_scales(const Tile& entries, const View<S, 1>& to) {
     if (entries.storage() != Storage::int8) return;
@@ -352,6 +372,13 @@ struct QueryToken {
     if (partial) policies.mask.show(head(r), pairs(tile, &visible(r, 0)));
     const bool plain = policies.scores.is_plain();
     if (partial || !plain) policies.score(head(r), pairs(tile, weights), plain, partial);
+    if (policies.scores.weighting() != Weighting::softmax) {
+      simd::map<S>(
+          tile.size(), weights, [](const Batch& score) { return weight_of<S>(score); }, weights);
+      scale_products(values, scales[1], weights);
+      maximum[r] = S(0);
+      return;
+    }
     Batch tile_maximum(minus_infinity<S>);
     for (Index i = 0; i < tile.size(); i += lanes) {
       const auto there = simd::counting_from<S>(i) < simd::broadcast(static_cast<S>(tile.size()));
@@ -483,6 +510,7 @@ class KeySpanWave {
       const auto sink =
           static_cast<S>(operands_.policies.scores.sink(span.of.of_head(span.group * heads_ + r)));
       if (sink > minus_infinity<S>) whole.take_in(sink);
+      if (operands_.policies.scores.weighting() != Weighting::softmax) whole.sum = S(1);
       const S log_sum_exp = whole.finish();
       if (operands_.log_sum_exp.data() != nullptr) {
         heads_of(operands_.log_sum_exp, span)[r] = log_sum_exp;

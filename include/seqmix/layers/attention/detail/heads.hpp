@@ -40,12 +40,19 @@ constexpr std::array<std::string_view, 3> names_of(OutputGate) {
   return {"none", "head", "channel"};
 }
 
+/// What the outputs of all heads of a token, o [H V], become together: themselves, or
+///   gated_rms  w ⊙ o / rms(o) ⊙ σ(g ⊙ o),  rms(o)² = mean(o²) + output_norm_eps. Zhang et al.
+///   2021,
+///              arXiv:2104.07012, eq. 6; bzhangGo/zero, modules/rela.py
+enum class OutputNorm { none, gated_rms };
+constexpr std::array<std::string_view, 2> names_of(OutputNorm) { return {"none", "gated_rms"}; }
+
 /// The heads of attention.
 ///
 ///   q, k, v = W_q x + b_q, ...,  each number within ±qkv_clip where that is positive
 ///   q, k normalised as qk_norm says, before their rotation by position or after (qk_norm_rotated)
 ///
-///   y = W_o (σ(W_g x) ⊙ o) + b_o,  without the gate where output_gate is none
+///   y = W_o (σ(W_g x) ⊙ output_norm(o)) + b_o,  without the gate where output_gate is none
 ///
 /// Source: OLMo-2 (projection, rms), Qwen3 (head, rms), Cohere (head, layer, weights by head),
 /// Persimmon (head, layer with a bias), Llama-4 and HunYuan (after rotation), OLMo, DBRX and MPT
@@ -64,6 +71,8 @@ struct HeadsConfig {
   bool qk_norm_rotated = false;  // whether it comes after the rotation
   double qk_norm_eps = 1e-6;
   OutputGate output_gate = OutputGate::none;
+  OutputNorm output_norm = OutputNorm::none;
+  double output_norm_eps = 1e-8;
 
   static void visit(auto& self, auto&& field) {
     const auto normed = only_where(self.qk_norm != QkNorm::none, "qk_norm is not none");
@@ -80,7 +89,9 @@ struct HeadsConfig {
           only_where(self.qk_norm_kind == QkNormKind::layer, "qk_norm_kind is layer"));
     field("qk_norm_rotated", self.qk_norm_rotated, normed);
     field("qk_norm_eps", self.qk_norm_eps, at_least(0), normed);
-    field("output_gate", self.output_gate);
+    field("output_gate", self.output_gate), field("output_norm", self.output_norm);
+    field("output_norm_eps", self.output_norm_eps, at_least(0),
+          only_where(self.output_norm != OutputNorm::none, "output_norm is not none"));
   }
   void check() const {
     require(n_heads % n_kv_heads == 0, "n_heads must be a multiple of n_kv_heads");
@@ -100,7 +111,7 @@ struct HeadsConfig {
 template <class Scalar>
 struct HeadsWeights {
   Projection<Scalar> q_proj, k_proj, v_proj, g_proj, o_proj;
-  Parameter<Scalar, 1> q_norm, k_norm, q_norm_bias, k_norm_bias;
+  Parameter<Scalar, 1> q_norm, k_norm, q_norm_bias, k_norm_bias, o_norm, o_norm_gate;
 
   static void visit(auto& self, const HeadsConfig& c, Index d_model, auto&& parameter) {
     const Index queries = c.n_heads * c.head_dim, keys = c.n_kv_heads * c.head_dim;
@@ -123,6 +134,10 @@ struct HeadsWeights {
     if (c.output_gate != OutputGate::none) {
       const bool by_head = c.output_gate == OutputGate::head;
       parameter("g_proj.weight", self.g_proj.weight, {by_head ? c.n_heads : outputs, d_model});
+    }
+    if (c.output_norm != OutputNorm::none) {
+      parameter("o_norm.weight", self.o_norm, {outputs}, init::ones);
+      parameter("o_norm.gate", self.o_norm_gate, {outputs}, init::uniform(-1, 1));
     }
     parameter("o_proj.weight", self.o_proj.weight, {d_model, outputs});
     if (c.o_bias) parameter("o_proj.bias", self.o_proj.bias, {d_model}, init::zeros);
@@ -187,6 +202,9 @@ template <class S>
 void project_outputs(const HeadsConfig& c, const HeadsWeights<S>& w, View<const S, 2> x,
                      View<S, 3> o, View<S, 2> y, const Call& call) {
   const auto gated = [](auto number, auto by) { return number * simd::sigmoid(by); };
+  if (c.output_norm == OutputNorm::gated_rms) {
+    self_gated_rms_norm<S>(o.merge(axis::head), w.o_norm, w.o_norm_gate, c.output_norm_eps, call);
+  }
   auto scratch = call.scratch<S>();
   if (c.output_gate == OutputGate::channel) {
     auto gate = scratch(o.extent(axis::time), c.n_heads, c.head_v());  // [T, H, V]

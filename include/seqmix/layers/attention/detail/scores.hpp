@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <optional>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "seqmix/core/named_enum.hpp"
 #include "seqmix/kernels/attention/composed_score.hpp"
+#include "seqmix/kernels/attention/normalisers.hpp"
 #include "seqmix/kernels/attention/scores.hpp"
 #include "seqmix/layers/attention/detail/biases.hpp"
 #include "seqmix/layers/attention/detail/heads.hpp"
@@ -29,10 +31,32 @@ constexpr std::array<std::string_view, 3> names_of(Temperature) {
   return {"none", "stepped", "logarithmic"};
 }
 
-/// The scores of attention.
+/// What makes weights of scores, with n = normaliser_length where it is positive:
+///   softmax       exp(s_tj) / (Σ_i exp(s_ti) + exp(sink_h)),  without the sink where sink_logits
+///                 is false
+///   sigmoid       σ(s_tj + normaliser_bias - ln n). Ramapuram et al. 2024, arXiv:2409.04431
+///   relu          max(s_tj, 0). Zhang et al. 2021, arXiv:2104.07012 (ReLA, with `output_norm`)
+///   relu_squared  max(s_tj / n, 0)². Hua et al. 2022, arXiv:2202.10447 (GAU, FLASH)
+/// and the kinds of `RowNormaliser`, which ask for all scores of a query: its memory is O(T).
+enum class Normaliser {
+  softmax,
+  sigmoid,
+  relu,
+  relu_squared,
+  layer_norm,
+  sparsemax,
+  entmax15,
+  stick_breaking,
+  geometric
+};
+constexpr std::array<std::string_view, 9> names_of(Normaliser) {
+  return {"softmax",   "sigmoid",  "relu",           "relu_squared", "layer_norm",
+          "sparsemax", "entmax15", "stick_breaking", "geometric"};
+}
+
+/// The scores of attention, which its normaliser makes weights.
 ///
 ///   s_tj = score_scale τ_t q_t · k_j + bias(t, j);  with soft_cap c: c tanh(s_tj / c)
-///   weights exp(s_tj) / (Σ_i exp(s_ti) + exp(sink_h)),  sinks only with sink_logits
 ///
 /// Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Gemma team 2024, arXiv:2408.00118 (cap);
 /// OpenAI 2025, arXiv:2508.10925 (sinks).
@@ -44,6 +68,11 @@ struct ScoresConfig {
   double temperature_rate = 0.1;
   Index temperature_length = 0;
   Index temperature_offset = 0;
+  Normaliser normaliser = Normaliser::softmax;
+  Index normaliser_length = 0;  // tokens that a query is to see as in training; 0: any
+  double normaliser_bias = 0;   // of every score
+  double normaliser_eps = 1e-3;
+  OwnKey own_key = OwnKey::seen;
 
   static void visit(auto& self, auto&& field) {
     field("score_scale", self.score_scale, is_positive.or_zero());
@@ -55,8 +84,25 @@ struct ScoresConfig {
     field("temperature_length", self.temperature_length, zero_is_legal,
           only_where(self.temperature != Temperature::none, "temperature is not none"));
     field("temperature_offset", self.temperature_offset, zero_is_legal, stepped);
+    const bool sigmoid = self.normaliser == Normaliser::sigmoid;
+    field("normaliser", self.normaliser);
+    field("normaliser_length", self.normaliser_length, zero_is_legal,
+          only_where(sigmoid || self.normaliser == Normaliser::relu_squared,
+                     "normaliser is sigmoid or relu_squared"));
+    field("normaliser_bias", self.normaliser_bias, is_finite,
+          only_where(sigmoid, "normaliser is sigmoid"));
+    field("normaliser_eps", self.normaliser_eps, at_least(0),
+          only_where(self.normaliser == Normaliser::layer_norm, "normaliser is layer_norm"));
+    field("own_key", self.own_key,
+          only_where(self.normaliser == Normaliser::stick_breaking ||
+                         self.normaliser == Normaliser::geometric,
+                     "normaliser is stick_breaking or geometric"));
   }
   void check() const {
+    require(!sink_logits || normaliser == Normaliser::softmax,
+            "sink_logits needs normaliser softmax");
+    require(own_key != OwnKey::remainder || normaliser == Normaliser::stick_breaking,
+            "own_key remainder needs normaliser stick_breaking");
     require(temperature != Temperature::stepped || temperature_length > 0,
             "temperature stepped needs a positive temperature_length");
     require(temperature != Temperature::logarithmic || temperature_length > 1,
@@ -75,12 +121,54 @@ struct ScoresConfig {
 
 template <class Scalar>
 struct ScoresWeights {
-  Parameter<Scalar, 1> sinks;  // [H]
+  Parameter<Scalar, 1> sinks, score_gain, score_bias;  // [H]
 
   static void visit(auto& self, const ScoresConfig& c, Index n_heads, auto&& parameter) {
     if (c.sink_logits) parameter("sinks", self.sinks, {n_heads}, init::uniform(-1, 1));
+    if (c.normaliser != Normaliser::layer_norm) return;
+    parameter("score_norm.gain", self.score_gain, {n_heads}, init::ones);
+    parameter("score_norm.bias", self.score_bias, {n_heads}, init::zeros);
   }
 };
+
+/// What weighs pairs as `c` says, whose normaliser looks at one score at a time.
+inline PairWeight pair_weight(const ScoresConfig& c) {
+  const auto length = static_cast<double>(std::max<Index>(c.normaliser_length, 1));
+  switch (c.normaliser) {
+    case Normaliser::sigmoid:
+      return {PairWeight::Kind::sigmoid, c.normaliser_bias - std::log(length)};
+    case Normaliser::relu_squared:
+      return {PairWeight::Kind::relu_squared, 0, 1 / length};
+    default:
+      return {PairWeight::Kind::relu};
+  }
+}
+
+/// What weighs rows as `c` says, if its normaliser asks for all scores of a query.
+template <class S>
+std::optional<RowNormaliser> row_normaliser(const ScoresConfig& c, const ScoresWeights<S>& w) {
+  using Kind = RowNormaliser::Kind;
+  const auto numbers = [](const Parameter<S, 1>& weight) {
+    std::vector<double> result;
+    for (Index h = 0; h < weight.extent(0); ++h) result.push_back(weight(h));
+    return result;
+  };
+  switch (c.normaliser) {
+    case Normaliser::layer_norm:
+      return RowNormaliser{Kind::layer_norm, OwnKey::seen, numbers(w.score_gain),
+                           numbers(w.score_bias), c.normaliser_eps};
+    case Normaliser::sparsemax:
+      return RowNormaliser{Kind::sparsemax};
+    case Normaliser::entmax15:
+      return RowNormaliser{Kind::entmax15};
+    case Normaliser::stick_breaking:
+      return RowNormaliser{Kind::stick_breaking, c.own_key};
+    case Normaliser::geometric:
+      return RowNormaliser{Kind::geometric, c.own_key};
+    default:
+      return {};
+  }
+}
 
 /// What the kernels ask for the scores of `heads`, whose biases follow `distance`, that between
 /// neighbours.
@@ -101,11 +189,13 @@ ComposedScore<S> make_score(const ScoresConfig& c, const ScoresWeights<S>& w,
   } else if (c.soft_cap > 0) {
     maps.push_back(Score::map(Capped{c.soft_cap}));
   }
+  auto rows = row_normaliser(c, w);
+  if (c.normaliser != Normaliser::softmax && !rows) maps.push_back(Score::map(pair_weight(c)));
   std::vector<double> sinks;
   if (c.sink_logits) {
     for (Index h = 0; h < heads.n_heads; ++h) sinks.push_back(w.sinks(h));
   }
-  return {scale, std::move(maps), std::move(sinks)};
+  return {scale, std::move(maps), std::move(sinks), std::move(rows)};
 }
 
 SEQMIX_END_NAMESPACE
