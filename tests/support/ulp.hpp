@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <type_traits>
@@ -22,7 +23,7 @@ double ulp_error(S value, Wide<S> exact) {
     return std::isnan(value) && std::isnan(exact) ? 0 : std::numeric_limits<double>::infinity();
   }
   const W past = std::ldexp(W(1), Limits::max_exponent);
-  const auto bounded = [past](W v) { return std::fmax(-past, std::fmin(v, past)); };
+  const auto bounded = [past](W v) { return std::clamp(v, -past, past); };
   const W expected = bounded(exact), difference = std::fabs(bounded(value) - expected);
   if (std::fabs(expected) < Limits::min() && value == 0) return 0;
   const int exponent = expected == 0 ? Limits::min_exponent - 1 : std::ilogb(expected);
