@@ -1,15 +1,18 @@
-// Writes the tables that are made of the registry, the golden files and tests/systems.tsv between
-// their marks in Markdown files, or holds the files against them: catalogue [--check] FILE...
+// Writes the tables that are made of the registry, the golden files, tests/systems.tsv and the
+// members of attention between their marks in Markdown files, or holds the files against them:
+// catalogue [--check] FILE...
 
 #include <exception>
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <map>
 #include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "support/attention_parts.hpp"
 #include "support/layers/registry.hpp"
 #include "support/published.hpp"
 #include "support/systems.hpp"
@@ -55,6 +58,70 @@ std::string systems_table() {
   return text.str();
 }
 
+/// What the slots of attention may hold.
+std::string members_table() {
+  std::ostringstream text;
+  text << "| slot | member | of a config | layers |\n|---|---|---|---|\n";
+  for (const support::AttentionMember& member : support::attention_members()) {
+    const bool both = member.causal && member.bidirectional;
+    text << "| " << member.slot << " | " << member.name << " | `" << member.config.dump() << "` | "
+         << (both            ? "both"
+             : member.causal ? "`attention`"
+                             : "`bidirectional_attention`")
+         << " |\n";
+  }
+  return text.str();
+}
+
+/// The rule that `layer` breaks with these members; empty where it has them.
+std::string broken_rule(const std::string& layer, const support::AttentionMember& one,
+                        const support::AttentionMember& other) {
+  try {
+    support::registry<double>().complete_config(layer, support::attention_config({&one, &other}));
+    return {};
+  } catch (const seqmix::ConfigError& error) {
+    const std::string text = error.what();
+    const auto begin = layer.size() + 2;  // behind "layer: "
+    return text.substr(begin, text.find("; ") - begin);
+  }
+}
+
+/// Which pairs of members are refused, and why.
+std::string exclusions_table() {
+  using Names = std::vector<std::string>;
+  const auto list = [](const Names& names) {
+    std::string text;
+    for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+    return text;
+  };
+  std::ostringstream text;
+  text << "| layer | rule | refused |\n|---|---|---|\n";
+  for (const std::string layer : {"attention", "bidirectional_attention"}) {
+    Names rules;                                       // in order of their first pair
+    std::map<std::string, std::map<Names, Names>> of;  // the first members of the same others
+    for (const support::AttentionMember& one : support::attention_members()) {
+      std::map<std::string, Names> others;
+      for (const support::AttentionMember& other : support::attention_members()) {
+        if (&other <= &one || !support::fit(layer, {&one, &other})) continue;
+        const std::string rule = broken_rule(layer, one, other);
+        if (rule.empty()) continue;
+        if (!of.contains(rule) && !others.contains(rule)) rules.push_back(rule);
+        others[rule].push_back(other.name);
+      }
+      for (const auto& [rule, names] : others) of[rule][names].push_back(one.name);
+    }
+    for (const std::string& rule : rules) {
+      text << "| `" << layer << "` | " << rule << " |";
+      for (const auto& [others, ones] : of[rule]) {
+        text << (&others == &of[rule].begin()->first ? " " : "; ") << list(ones) << " × "
+             << list(others);
+      }
+      text << " |\n";
+    }
+  }
+  return text.str();
+}
+
 std::string read(const std::string& path) {
   std::ifstream file(path);
   return {std::istreambuf_iterator<char>(file), {}};
@@ -64,7 +131,9 @@ std::string read(const std::string& path) {
 /// made today.
 std::string with_tables(std::string text, const std::string& path) {
   const std::pair<const char*, std::string (*)()> tables[] = {{"catalogue", layers_table},
-                                                              {"systems", systems_table}};
+                                                              {"systems", systems_table},
+                                                              {"members", members_table},
+                                                              {"exclusions", exclusions_table}};
   bool any = false;
   for (const auto& [name, table] : tables) {
     const std::string open = std::string("<!-- ") + name + " -->\n";

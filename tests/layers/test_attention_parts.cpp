@@ -27,16 +27,6 @@ std::string text_of(const Members& members) {
   return text;
 }
 
-/// Members of different slots that `layer` has.
-bool fit(const std::string& layer, const Members& members) {
-  for (const AttentionMember* one : members) {
-    if (!(layer == "attention" ? one->causal : one->bidirectional)) return false;
-    const auto same_slot = [&](const AttentionMember* other) { return other->slot == one->slot; };
-    if (std::ranges::count_if(members, same_slot) > 1) return false;
-  }
-  return true;
-}
-
 /// Whether the combination works; one that does not says why.
 bool works(const reference::Twin& twin, const Members& members, unsigned seed) {
   INFO(twin.layer << ": " << text_of(members));
@@ -80,7 +70,7 @@ TEST_CASE("every pair of members of attention works or says why not") {
     int working = 0, refused = 0;
     for (const AttentionMember& one : support::attention_members()) {
       for (const AttentionMember& other : support::attention_members()) {
-        if (&other <= &one || !fit(layer, {&one, &other})) continue;
+        if (&other <= &one || !support::fit(layer, {&one, &other})) continue;
         (works(twin_of(layer), {&one, &other}, 1) ? working : refused)++;
       }
     }
@@ -97,7 +87,7 @@ TEST_CASE("random triples of members of attention work or say why not") {
     const std::string layer = random() % 3 > 0 ? "attention" : "bidirectional_attention";
     Members three;
     for (int i = 0; i < 3; ++i) three.push_back(&members[random() % members.size()]);
-    if (!fit(layer, three)) continue;
+    if (!support::fit(layer, three)) continue;
     std::ranges::sort(three);  // as they are listed
     working += works(twin_of(layer), three, trial++) ? 1 : 0;
   }

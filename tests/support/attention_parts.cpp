@@ -1,5 +1,6 @@
 #include "support/attention_parts.hpp"
 
+#include <algorithm>
 #include <string_view>
 
 namespace support {
@@ -140,6 +141,15 @@ std::vector<AttentionMember> make_members() {
 const std::vector<AttentionMember>& attention_members() {
   static const std::vector<AttentionMember> members = make_members();
   return members;
+}
+
+bool fit(const std::string& layer, const std::vector<const AttentionMember*>& members) {
+  for (const AttentionMember* one : members) {
+    if (!(layer == "attention" ? one->causal : one->bidirectional)) return false;
+    const auto same_slot = [&](const AttentionMember* other) { return other->slot == one->slot; };
+    if (std::ranges::count_if(members, same_slot) > 1) return false;
+  }
+  return true;
 }
 
 Json attention_config(const std::vector<const AttentionMember*>& members) {

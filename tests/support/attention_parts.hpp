@@ -17,6 +17,9 @@ struct AttentionMember {
 
 const std::vector<AttentionMember>& attention_members();
 
+/// Whether `layer` has all of these members and each is of a slot of its own.
+bool fit(const std::string& layer, const std::vector<const AttentionMember*>& members);
+
 /// A small layer with these members.
 seqmix::Json attention_config(const std::vector<const AttentionMember*>& members);
 
