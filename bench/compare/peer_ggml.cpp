@@ -150,6 +150,9 @@ class Graph final : public Work {
   }
   Node attention(long T, long tokens, ggml_type type) {
     const long window = std::stol(request_.text("window", "0"));
+    const std::string score = request_.text("score", "");
+    if (score == "sink_logits") throw std::runtime_error("ggml has no " + score);
+    const bool biased = score == "alibi";
     const Node q = heads("q", T, size("H")), k = heads("k", tokens, size("G"), type),
                v = heads("v", tokens, size("G"), type);
     Node mask = nullptr;
@@ -158,14 +161,16 @@ class Graph final : public Work {
         for (long i = 0; i < T; ++i) {
           for (long j = 0; j < tokens; ++j) {
             const bool seen = j <= i && (window == 0 || i - j < window);
+            const float shown = biased ? static_cast<float>(j - i) : 0;  // times the slope
             values[static_cast<std::size_t>(i * tokens + j)] =
-                seen ? 0 : -std::numeric_limits<float>::infinity();
+                seen ? shown : -std::numeric_limits<float>::infinity();
           }
         }
       });
     }
     const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(size("K"))));
-    return ggml_flash_attn_ext(context_.get(), q, k, v, mask, scale, 0, 0);
+    return ggml_flash_attn_ext(context_.get(), q, k, v, mask, scale, biased ? 8 : 0,
+                               score == "soft_cap" ? 30 : 0);
   }
   Node memory(const std::string& op) {
     ggml_context* const c = context_.get();

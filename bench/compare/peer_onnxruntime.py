@@ -87,6 +87,8 @@ def grouped(case, tokens, past):
 
 
 def attention(case):
+    if case.text("score"):
+        raise NotImplementedError("plain scores alone")
     if case.text("window"):
         return grouped(case, case["T"], 0)
     H, K = case["H"], case["K"]

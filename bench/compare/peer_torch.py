@@ -43,8 +43,9 @@ def qkv(case):
     return [heads(case, name, case["T"], count, case["K"]).to(dtype) for name, count in sizes]
 
 
-def flex(q, k, v, visible, block=128):
-    """Attention under a mask: compiled by blocks, or eager with the mask as numbers."""
+def flex(q, k, v, visible, block=128, score=None):
+    """Attention under a mask: compiled by blocks, or eager with the mask as numbers. `score` maps
+    scores as flex_attention asks for it."""
     T = q.shape[2]
     if COMPILE:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -53,7 +54,9 @@ def flex(q, k, v, visible, block=128):
             lambda b, h, i, j: visible(i, j), 1, 1, T, T, device="cpu", BLOCK_SIZE=block
         )
         function = torch.compile(flex_attention, dynamic=False)
-        return lambda: function(q, k, v, block_mask=mask)
+        return lambda: function(q, k, v, block_mask=mask, score_mod=score)
+    if score is not None:
+        raise NotImplementedError("eager scores are T x T numbers")
     i = torch.arange(T)
     mask = visible(i[:, None], i[None])
     return lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -64,6 +67,16 @@ def attention(case):
     window = int(case.text("window", "0"))
     if window:
         return flex(q, k, v, lambda i, j: (i >= j) & (i - j < window)), tokens_first
+    score = case.text("score")
+    if score == "sink_logits":
+        raise NotImplementedError("no logits of sinks")
+    if score == "alibi":
+        slopes = 2.0 ** (-8 * torch.arange(1, case["H"] + 1) / case["H"])
+        bias = lambda s, b, h, i, j: s - slopes[h] * (i - j)
+        return flex(q, k, v, lambda i, j: i >= j, score=bias), tokens_first
+    if score == "soft_cap":
+        cap = lambda s, b, h, i, j: 30 * torch.tanh(s / 30)
+        return flex(q, k, v, lambda i, j: i >= j, score=cap), tokens_first
     return lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True), tokens_first
 
 
@@ -328,7 +341,8 @@ COMPILED = {
 
 def prepare(case):
     op = case.text("op")
-    if COMPILE and op not in COMPILED and not case.text("window"):
+    flexible = case.text("window") or case.text("score")
+    if COMPILE and op not in COMPILED and not flexible:
         raise NotImplementedError("nothing to compile")
     if op not in globals():
         raise NotImplementedError(op)

@@ -17,9 +17,10 @@ def silu(x):
     return x / (1 + np.exp(-x))
 
 
-def attend(q, k, v, positions, visible):
+def attend(q, k, v, positions, visible, score="plain"):
     """Queries [n, H, K] at `positions` over all keys [L, G, K]; visible(i, keys) says which."""
     n, H, K = q.shape
+    slopes = 2.0 ** (-8 * (np.arange(H) + 1) / H)
     G = k.shape[1]
     out = np.empty_like(q)
     for row, position in enumerate(positions):
@@ -27,7 +28,13 @@ def attend(q, k, v, positions, visible):
         for h in range(H):
             g = h // (H // G)
             scores = k[mask, g] @ q[row, h] / np.sqrt(K)
-            out[row, h] = softmax(scores) @ v[mask, g]
+            if score == "alibi":
+                scores -= slopes[h] * (position - np.arange(len(k))[mask])
+            if score == "soft_cap":
+                scores = 30 * np.tanh(scores / 30)
+            if score == "sink_logits":  # of h / 2, with a value of zero
+                scores = np.append(scores, h / 2)
+            out[row, h] = softmax(scores)[: mask.sum()] @ v[mask, g]
     return out
 
 
@@ -39,7 +46,7 @@ def attention(case, q, k, v):
     window = case.get("window", len(q))
     rows = np.linspace(0, len(q) - 1, min(len(q), SAMPLED_QUERIES)).astype(int)
     seen = lambda i, j: (j <= i) & (i - j < window)
-    return rows, attend(q[rows], k, v, rows, seen)
+    return rows, attend(q[rows], k, v, rows, seen, case.get("score", "plain"))
 
 
 def block_attention(case, q, k, v, layout):

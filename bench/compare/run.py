@@ -37,7 +37,7 @@ NOT_ASKED = ("goal", "relative_to", "factor")  # what a contestant need not know
 def name_of(case: dict) -> str:
     words = [case["op"]]
     for key, value in case.items():
-        if key in ("precision", "cache", "form"):
+        if key in ("precision", "cache", "form", "mask", "score"):
             words.append(value)
         elif key == "threads":
             words.append(f"{value} threads")
