@@ -83,10 +83,14 @@ constexpr OnlyWhere only_where(bool holds, std::string_view condition) {
 }
 
 /// The key of a field in a flat file, where the fields of all parts stand side by side and another
-/// name says what is meant. One key may be that of several fields. One that is the name of an
-/// enumeration's value is a flag there: true is that value.
+/// name says what is meant. One key may be that of several fields; `or_own`: the field's own one
+/// speaks for it alone. One that is the name of an enumeration's value is a flag there: true is
+/// that value.
 struct FlatKey {
   std::string_view key;
+  bool own = false;
+
+  constexpr FlatKey or_own() const { return {key, true}; }
 };
 constexpr FlatKey flat_key(std::string_view key) { return {key}; }
 

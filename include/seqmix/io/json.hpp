@@ -390,10 +390,14 @@ void read_flat(const Json& object, Config& config, const std::string& layer) {
   };
   Config::visit(config, [&](std::string_view key, const auto&...) { add_known(key); });
   visit_fields(config, [&]<class Field>(const FieldPath& path, Field& member, const auto&... tags) {
-    const std::string_view key = flat_key_of(path, tags...);
-    add_known(key);
-    const auto found = object.find(key);
-    if (found != object.end()) read_flat_field(*found, key, member, layer);
+    const FlatKey* const other = find_tag<FlatKey>(tags...);
+    const auto read_key = [&](std::string_view key) {
+      add_known(key);
+      const auto found = object.find(key);
+      if (found != object.end()) read_flat_field(*found, key, member, layer);
+    };
+    read_key(flat_key_of(path, tags...));
+    if (other != nullptr && other->own) read_key(path.key());
   });
   check_keys(object, known, layer);
 

@@ -25,6 +25,7 @@ struct PositionRule {
   Index shift = 0;
   Index last = std::numeric_limits<Index>::max();
 
+  constexpr bool operator==(const PositionRule&) const = default;
   constexpr Index operator()(Index position) const {
     if (divide > 1) position = floor_div(position, divide);
     if (modulo > 0) position -= floor_div(position, modulo) * modulo;

@@ -1,8 +1,12 @@
 #pragma once
 
 #include <algorithm>
-#include <limits>
+#include <initializer_list>
+#include <string>
+#include <string_view>
 #include <utility>
+#include <variant>
+#include <vector>
 
 #include "seqmix/core/cache.hpp"
 #include "seqmix/kernels/attention/attention.hpp"
@@ -73,6 +77,71 @@ struct StoreConfig {
   }
 };
 
+/// Something that not everything goes with.
+struct Demand {
+  bool made;
+  std::string_view field;           // that makes it
+  std::string_view otherwise = {};  // what the field is where it does not
+
+  /// Throws if it is made where there is no `what`.
+  void needs(std::string_view what) const {
+    if (made) throw ConfigError(std::string(field).append(" needs ").append(what));
+  }
+  void excludes(std::initializer_list<Demand> others) const {
+    for (const Demand& other : others) {
+      if (other.made) needs(other.otherwise);
+    }
+  }
+};
+
+/// What the parts of attention demand of each other. A layer may lack some of them.
+struct AttentionDemands {
+  HeadsConfig heads;
+  ScoresConfig scores;
+  PositionsConfig positions = {};
+  DistanceBiasConfig bias = {};
+  SeesConfig sees = {};
+  StoreConfig store = {};
+
+  bool commutes =
+      heads.qk_norm_weight == QkNormWeight::none && heads.qk_norm_kind != QkNormKind::layer;
+  Demand late_norm{heads.qk_norm_rotated, "heads.qk_norm_rotated",
+                   "rotations last: heads.qk_norm_rotated false"};
+  Demand fixed_norm{heads.qk_norm_rotated && !commutes, "heads.qk_norm_rotated",
+                    "rotations last, or a norm that they commute with: heads.qk_norm_weight none, "
+                    "heads.qk_norm_kind rms or l2"};
+  Demand normaliser{scores.normaliser != Normaliser::softmax, "scores.normaliser",
+                    "scores.normaliser softmax"};
+  Demand ordered_normaliser{
+      scores.normaliser == Normaliser::stick_breaking || scores.normaliser == Normaliser::geometric,
+      "scores.normaliser stick_breaking or geometric"};
+  Demand temperature{scores.temperature != Temperature::none, "scores.temperature"};
+  Demand given{positions.given > 0, "positions.given", "positions.given to be 0"};
+  Demand xpos{positions.rope_xpos > 0, "positions.rope_xpos"};
+  Demand remap{positions.remap.kind != Remap::none, "positions.remap", "positions.remap none"};
+  Demand remap_of_all{remap.made && positions.remap.kind != Remap::lm_infinite,
+                      "positions.remap other than lm_infinite"};
+  Demand turned_chunks{positions.remap.kind == Remap::rpe_3d, "positions.remap rpe_3d"};
+  Demand biases{bias.kind != DistanceBiasKind::none, "bias.kind", "bias.kind none"};
+  Demand uneven_biases{biases.made && bias.kind != DistanceBiasKind::alibi, "bias.kind",
+                       "bias.kind none or alibi"};
+  Demand bound{sees.is_bounded(), "sees", "all of the past: sees.window and sees.chunk 0"};
+  Demand dilation{sees.dilation > 1, "sees.dilation"};
+  Demand sinks{sees.n_sinks > 0, "sees.n_sinks", "sees.n_sinks to be 0"};
+  Demand rollback{store.max_rollback > 0, "store.max_rollback"};
+
+  void check() const {
+    sinks.excludes({biases, given, normaliser, fixed_norm});
+    rollback.excludes({sinks});
+    dilation.excludes({uneven_biases});
+    biases.excludes({given, remap});
+    xpos.excludes({bound, normaliser});
+    remap.excludes({normaliser});
+    remap_of_all.excludes({bound});
+    turned_chunks.excludes({late_norm});
+  }
+};
+
 /// Attention is made of parts: heads, positions, the keys that a query sees, scores, and a store of
 /// the past. A flat file, which names no part, has the fields of all of them side by side.
 struct AttentionConfig {
@@ -94,25 +163,11 @@ struct AttentionConfig {
     require(store.max_rollback == 0 || reach() > 0,
             "store.max_rollback needs a bound on what is seen, sees.window or sees.chunk, or "
             "positions.remap_window");
-    require(store.max_rollback == 0 || sees.n_sinks == 0,
-            "store.max_rollback needs sees.n_sinks to be 0");
     require(reach() + store.max_rollback <= largest_size,
             "the tokens that sees.window, sees.dilation, sees.chunk, sees.chunks_back, "
             "positions.remap_window and store.max_rollback keep must not exceed 2^30");
-    require(positions.rope_xpos == 0 || !sees.is_bounded(),
-            "positions.rope_xpos needs all of the past: sees.window and sees.chunk 0");
-    require(positions.rope_xpos == 0 || scores.normaliser == Normaliser::softmax,
-            "positions.rope_xpos needs scores.normaliser softmax");
     positions.rope_scaling.check_fixed();
-    const Remap remap = positions.remap.kind;
-    require(remap == Remap::none || bias.kind == DistanceBiasKind::none,
-            "bias.kind needs positions.remap none");
-    require(remap == Remap::none || remap == Remap::lm_infinite || !sees.is_bounded(),
-            "positions.remap needs all of the past, sees.window and sees.chunk 0, unless it is "
-            "lm_infinite");
-    require(remap != Remap::rpe_3d || !heads.qk_norm_rotated,
-            "positions.remap rpe_3d needs rotations last: heads.qk_norm_rotated false");
-    require(remap != Remap::lm_infinite || sees.n_sinks > 0,
+    require(positions.remap.kind != Remap::lm_infinite || sees.n_sinks > 0,
             "positions.remap lm_infinite needs sees.window and sees.n_sinks");
     require(sees.prefix == 0 && sees.chunks_ahead == 0 && !sees.all_chunks_back,
             "sees.prefix, sees.chunks_ahead and sees.all_chunks_back need bidirectional attention");
@@ -120,25 +175,9 @@ struct AttentionConfig {
   /// What a bidirectional layer asks for, too.
   void check_parts() const {
     positions.check_fits(heads.head_dim);
-    require(sees.n_sinks == 0 || bias.kind == DistanceBiasKind::none,
-            "sees.n_sinks needs rotary positions or none: bias.kind none");
-    require(sees.n_sinks == 0 || positions.given == 0,
-            "sees.n_sinks needs positions.given to be 0");
-    require(positions.given == 0 || bias.kind == DistanceBiasKind::none,
-            "bias.kind needs positions.given to be 0");
-    require(sees.dilation == 1 || bias.kind == DistanceBiasKind::none ||
-                bias.kind == DistanceBiasKind::alibi,
-            "sees.dilation needs bias.kind none or alibi");
-    const bool commutes =
-        heads.qk_norm_weight == QkNormWeight::none && heads.qk_norm_kind != QkNormKind::layer;
-    require(sees.n_sinks == 0 || !heads.qk_norm_rotated || commutes,
-            "sees.n_sinks needs rotations last, or a norm that they commute with: "
-            "heads.qk_norm_weight none, heads.qk_norm_kind rms or l2");
-    require(sees.n_sinks == 0 || scores.normaliser == Normaliser::softmax,
-            "sees.n_sinks needs scores.normaliser softmax");
-    require(positions.remap.kind == Remap::none || scores.normaliser == Normaliser::softmax,
-            "positions.remap needs scores.normaliser softmax");
+    demands().check();
   }
+  AttentionDemands demands() const { return {heads, scores, positions, bias, sees, store}; }
   /// Positions from a query back to the last key of a ring that it may see; 0: there is no ring.
   Index reach() const { return sees.is_bounded() ? sees.reach() : positions.remap.window; }
   Index ring_rows() const { return round_up(reach() + store.max_rollback, sees.dilation); }
@@ -150,7 +189,7 @@ struct AttentionWeights : HeadsWeights<Scalar>, ScoresWeights<Scalar> {
 
   /// `c` has the parts that have weights.
   static void visit(auto& self, const auto& c, auto&& parameter) {
-    HeadsWeights<Scalar>::visit(self, c.heads, c.d_model, parameter);
+    HeadsWeights<Scalar>::visit(self, c.heads, c.d_model, c.d_model, parameter);
     ScoresWeights<Scalar>::visit(self, c.scores, c.heads.n_heads, parameter);
     DistanceBiasWeights<Scalar>::visit(self.bias, c.bias, c.heads.n_heads,
                                        Prefixed("bias", parameter));
@@ -180,6 +219,26 @@ struct AttentionParts {
     return {c.bias.max_positions, "bias.max_positions"};
   }
 
+  /// y of what `attend(q, k, v, o)` makes of the heads of x, which have no position yet.
+  void run_heads(View<const Scalar, 2> x, View<Scalar, 2> y, const Call& call,
+                 auto&& attend) const {
+    const Index T = x.extent(axis::time), K = c.heads.head_dim, V = c.heads.head_v();
+    auto scratch = call.scratch<Scalar>();
+    auto q = scratch(T, c.heads.n_heads, K);     // [T, H, K]
+    auto k = scratch(T, c.heads.n_kv_heads, K);  // [T, G, K]
+    auto v = scratch(T, c.heads.n_kv_heads, V);  // [T, G, V]
+    auto o = scratch(T, c.heads.n_heads, V);     // [T, H, V]
+    project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}}, call);
+    finish_queries<Scalar>(c.heads, w, q, call), finish_keys<Scalar>(c.heads, w, k, v, call);
+    attend(q, k, v, o);
+    call.trace("o", o);
+    project_outputs(c.heads, w, x, o, y, call);
+  }
+
+  /// Turns queries and keys to where their tokens are.
+  void place(View<Scalar, 3> q, View<Scalar, 3> k, const TokenPlaces& at, const Call& call) const {
+    place_queries(q, at, call), place_keys(k, at, call);
+  }
   /// Turns queries [T, H, K] to where `rule` says and sharpens them as the scores say.
   void place_queries(View<Scalar, 3> q, const TokenPlaces& at, const Call& call,
                      const PositionRule& rule = {}) const {
@@ -278,10 +337,12 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
   using Parts::c;
   using Parts::score;
   using Parts::w;
+  std::vector<KeyBand> bands;  // where a query sees keys from several positions
 
   /// A dilated window counts distances in dilations.
   AttentionDefinition(Config config, Weights weights)
-      : Parts(config, std::move(weights), config.sees.dilation) {}
+      : Parts(config, std::move(weights), config.sees.dilation),
+        bands(bands_of(c.positions.remap, c.sees.window, c.sees.n_sinks)) {}
 
   State make_state(Index batch, Index capacity, Memory memory) const {
     const auto of_rows = [&](Index rows, Index width) {
@@ -304,25 +365,13 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
 
   void run(View<const Scalar, 2> x, State& state, const Side& side, View<Scalar, 2> y,
            const Call& call) const {
-    const Index T = x.extent(axis::time), K = c.heads.head_dim, V = c.heads.head_v();
-    auto scratch = call.scratch<Scalar>();
-    auto q = scratch(T, c.heads.n_heads, K);     // [T, H, K]
-    auto k = scratch(T, c.heads.n_kv_heads, K);  // [T, G, K]
-    auto v = scratch(T, c.heads.n_kv_heads, V);  // [T, G, V]
-    auto o = scratch(T, c.heads.n_heads, V);     // [T, H, V]
     const TokenPlaces at{state.position.tokens, side.positions};
-
-    project_heads(c.heads, w, x, q, k, v, call);
-    if (c.positions.remap.kind != Remap::none || c.sees.n_sinks > 0) {
-      attend_in_bands(q, k, v, at, state, o, call);
-    } else {
-      this->place_keys(k, at, call);
-      this->place_queries(q, at, call);
+    this->run_heads(x, y, call, [&](const auto& q, const auto& k, const auto& v, const auto& o) {
+      if (!bands.empty()) return attend_in_bands(q, k, v, at, state, o, call);
+      this->place(q, k, at, call);
       call.trace("q", q), call.trace("k", k), call.trace("v", v);
       attend(q, k, v, state, o, call);
-    }
-    call.trace("o", o);
-    project_outputs(c.heads, w, x, o, y, call);
+    });
   }
 
  private:
@@ -349,90 +398,68 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
               call);
   }
 
-  /// What the queries see in several stores, or in one that they are turned to in several ways:
-  /// bands of keys whose weights are merged. Queries and keys have no position yet.
+  /// Bands of keys whose weights are merged. Queries and keys have no position yet.
   void attend_in_bands(View<Scalar, 3> q, View<Scalar, 3> k, View<const Scalar, 3> v,
                        const TokenPlaces& at, State& state, View<Scalar, 3> o,
                        const Call& call) const {
-    const RemapConfig& remap = c.positions.remap;
-    const Index T = q.extent(axis::time), H = q.extent(axis::head);
+    const KeyBand &near = bands.front(), &far = bands.back();
+    const bool leading = far.store == BandStore::leading;
+    const auto keys = leading ? state.sink_keys.view() : state.keys.view();
+    const auto values = leading ? state.sink_values.view() : state.values.view();
     const View<const Index, 1> past = at.past;
-    const AnyScore<Scalar> first_score(score), other_score = first_score.without_sinks();
+    const AnyScore<Scalar> scores(score);
     auto scratch = call.scratch<Scalar>();
-    auto other_q = scratch(T, H, q.extent(axis::channel));                     // [T, H, K]
-    auto other_k = scratch(T, k.extent(axis::head), k.extent(axis::channel));  // [T, G, K]
-    auto other_o = scratch(T, H, o.extent(axis::channel));                     // [T, H, V]
-    auto total = scratch(T, H), other_total = scratch(T, H);  // [T, H], log Σ exp(s)
+    const Index T = q.extent(axis::time), H = c.heads.n_heads;
+    auto other_q = scratch(T, H, c.heads.head_dim);                   // [T, H, K]
+    auto other_k = scratch(T, c.heads.n_kv_heads, c.heads.head_dim);  // [T, G, K]
+    auto other_o = scratch(T, H, c.heads.head_v());                   // [T, H, V]
+    auto total = scratch(T, H), other_total = scratch(T, H);          // [T, H], log Σ exp(s)
 
-    // Queries of the first band, and of the last one: no band needs q behind that.
-    const auto turned_copy = [&](const PositionRule& rule) {
-      copy(q, other_q);
-      this->place_queries(other_q, at, call, rule);
-      return other_q;
-    };
-    const auto turned = [&](const PositionRule& rule) {
-      this->place_queries(q, at, call, rule);
-      return q;
-    };
-    // Whether some query of the call stands at `position` or beyond, where a band begins.
-    const auto reaches = [&](Index position) {
-      return std::ranges::any_of(call.segments(), [&](const Segment& segment) {
-        return past[segment.row] + segment.count > position;
-      });
-    };
-    const auto see_ring = [&](Index after) {
-      ring_attention(turned_copy({}), k, v, past, Band::window(c.reach(), after), first_score,
-                     state.ring_keys.view(), state.ring_values.view(), o, call, total);
-    };
-    const auto add = [&](View<const Scalar, 3> queries, auto keys, auto values, auto mask) {
-      attention(queries, keys, values, past, mask, other_score, other_o, call, other_total);
-      merge_attention(other_o, other_total, o, total);
-    };
-
-    if (remap.kind == Remap::self_extend) {
-      const Index W = remap.window, group = remap.group;
+    if (far.key != near.key) {
       copy(k, other_k);
-      this->place_keys(other_k, at, call, {.divide = group});
-      append<Scalar>(other_k, past, state.keys.view(), call);
-      append<Scalar>(v, past, state.values.view(), call);
-      this->place_keys(k, at, call);
-      see_ring(0);
-      if (!reaches(W)) return;
-      add(turned({.divide = group, .shift = W - W / group}), state.keys.view(), state.values.view(),
-          Band{.ahead = -W});
-    } else if (remap.chunked()) {
-      const Index size = remap.chunk_tokens();
-      const auto by_chunk = [&](View<Scalar, 3> heads, Index before) {
-        if (remap.kind == Remap::rpe_3d) this->rotate.turn_by_chunk(heads, past, before, call);
-        return heads;
-      };
-      this->place_keys(k, at, call, {.modulo = size});
-      append<Scalar>(by_chunk(k, 0), past, state.keys.view(), call);
-      append<Scalar>(v, past, state.values.view(), call);
-      attention(by_chunk(turned_copy({.modulo = size}), 0), state.keys.view(), state.values.view(),
-                past, Chunks{size}, first_score, o, call, total);
-      if (!reaches(size)) return;
-      add(by_chunk(turned_copy({.modulo = size, .shift = size, .last = remap.chunk}), 1),
-          state.keys.view(), state.values.view(), Chunks{size, 1, -1});
-      if (!reaches(2 * size)) return;
-      add(by_chunk(turned({.modulo = 1, .shift = 2 * size - 1, .last = remap.chunk}), 1),
-          state.keys.view(), state.values.view(), Chunks{size, Band::unlimited, -2});
-    } else {
-      const Index n = c.sees.n_sinks, W = c.sees.window;
-      const bool clamped = remap.kind == Remap::lm_infinite;
-      if (clamped) {
-        copy(k, other_k);
-        this->place_keys(other_k, at, call, {.modulo = 1});
-      }
-      this->place_keys(k, at, call);
-      append_leading<Scalar>(clamped ? other_k : k, past, state.sink_keys.view(), call);
-      append_leading<Scalar>(v, past, state.sink_values.view(), call);
-      see_ring(clamped ? 0 : n);
-      if (clamped && !reaches(W)) return;
-      add(turned(clamped ? PositionRule{.modulo = 1, .shift = W} : PositionRule{.last = n + W - 1}),
-          state.sink_keys.view(), state.sink_values.view(),
-          clamped ? Band{.last = n, .ahead = -W} : Band::leading(n));
+      this->place_keys(other_k, at, call, far.key);
     }
+    this->place_keys(k, at, call, near.key);
+    this->rotate.turn_by_chunk(k, past, 0, call);
+    const auto kept = far.key != near.key ? other_k : k;
+    if (leading) {
+      append_leading<Scalar>(kept, past, keys, call), append_leading<Scalar>(v, past, values, call);
+    } else {
+      append<Scalar>(kept, past, keys, call), append<Scalar>(v, past, values, call);
+    }
+
+    const auto attend_to = [&](const KeyBand& band, const auto& mask, View<Scalar, 3> to,
+                               View<Scalar, 2> log_sum_exp) {
+      const bool last = &band == &far;
+      const auto queries = last ? q : other_q;
+      if (!last) copy(q, queries);
+      this->place_queries(queries, at, call, band.query);
+      this->rotate.turn_by_chunk(queries, past, band.chunks_before, call);
+      if (band.store == BandStore::ring) {
+        return ring_attention(queries, k, v, past, mask, scores, state.ring_keys.view(),
+                              state.ring_values.view(), to, call, log_sum_exp);
+      }
+      const bool first = &band == &near;
+      attention(queries, keys, values, past, mask, first ? scores : scores.without_sinks(), to,
+                call, log_sum_exp);
+    };
+    for (const KeyBand& band : bands) {
+      if (!reaches(band.begin, past, call)) return;
+      std::visit(
+          [&](const auto& mask) {
+            if (&band == &near) return attend_to(band, mask, o, total);
+            attend_to(band, mask, other_o, other_total);
+            merge_attention(other_o, other_total, o, total);
+          },
+          band.keys);
+    }
+  }
+
+  /// Whether some query of the call stands at `position` or beyond.
+  static bool reaches(Index position, View<const Index, 1> past, const Call& call) {
+    return std::ranges::any_of(call.segments(), [&](const Segment& segment) {
+      return past[segment.row] + segment.count > position;
+    });
   }
 };
 
@@ -450,12 +477,11 @@ using SlidingWindowAttentionConfig = AttentionConfig;
 /// A bidirectional layer has no state, and no sinks.
 struct BidirectionalAttentionConfig : AttentionConfig {
   void check() const {
+    const AttentionDemands all = demands();
+    for (const Demand& one : {all.dilation, all.sinks, all.rollback, all.xpos, all.remap}) {
+      one.needs("causal attention");
+    }
     check_parts();
-    require(sees.dilation == 1 && sees.n_sinks == 0,
-            "sees.dilation and sees.n_sinks need causal attention");
-    require(store.max_rollback == 0, "store.max_rollback needs a state");
-    require(positions.rope_xpos == 0, "positions.rope_xpos needs causal attention");
-    require(positions.remap.kind == Remap::none, "positions.remap needs causal attention");
     require(scores.normaliser != Normaliser::stick_breaking,
             "scores.normaliser stick_breaking needs causal attention");
   }
@@ -491,29 +517,16 @@ struct BidirectionalAttentionDefinition : AttentionParts<S, BidirectionalAttenti
   using Parts::w;
 
   void run(View<const Scalar, 2> x, const Side& side, View<Scalar, 2> y, const Call& call) const {
-    const Index T = x.extent(axis::time), K = c.heads.head_dim, V = c.heads.head_v();
-    auto scratch = call.scratch<Scalar>();
-    auto q = scratch(T, c.heads.n_heads, K);     // [T, H, K]
-    auto k = scratch(T, c.heads.n_kv_heads, K);  // [T, G, K]
-    auto v = scratch(T, c.heads.n_kv_heads, V);  // [T, G, V]
-    auto o = scratch(T, c.heads.n_heads, V);     // [T, H, V]
-
-    project_heads(c.heads, w, x, q, k, v, call);
-    const TokenPlaces at{{}, side.positions};
-    this->place_queries(q, at, call);
-    this->place_keys(k, at, call);
-    const auto attend = [&](auto mask) {
-      self_attention(q, k, v, mask, AnyScore<Scalar>(score), o, call);
-    };
     const Index near = c.sees.window - 1;
-    if (c.sees.chunk > 0) {
-      attend(c.sees.chunks(false));
-    } else if (c.sees.prefix > 0) {
-      attend(Prefix{c.sees.prefix});
-    } else {
+    this->run_heads(x, y, call, [&](const auto& q, const auto& k, const auto& v, const auto& o) {
+      this->place(q, k, {{}, side.positions}, call);
+      const auto attend = [&](auto mask) {
+        self_attention(q, k, v, mask, AnyScore<Scalar>(score), o, call);
+      };
+      if (c.sees.chunk > 0) return attend(c.sees.chunks(false));
+      if (c.sees.prefix > 0) return attend(Prefix{c.sees.prefix});
       attend(c.sees.window > 0 ? Band{.back = near, .ahead = near} : Band::everything());
-    }
-    project_outputs(c.heads, w, x, o, y, call);
+    });
   }
 };
 

@@ -60,15 +60,13 @@ struct BlockSparseAttentionConfig {
   }
   void check() const {
     positions.check_fits(heads.head_dim);
-    require(positions.rope_xpos == 0, "positions.rope_xpos needs dense attention");
-    require(positions.remap.kind == Remap::none, "positions.remap needs dense attention");
-    require(positions.given == 0 || bias.kind == DistanceBiasKind::none,
-            "bias.kind needs positions.given to be 0");
+    const AttentionDemands demands{heads, scores, positions, bias};
+    demands.xpos.needs("dense attention"), demands.remap.needs("dense attention");
+    if (has(SparsePattern::strided)) demands.biases.needs("a pattern that is not strided");
+    demands.check();
     positions.rope_scaling.check_fixed();
     require(std::ssize(sparse_patterns(pattern)) <= heads.n_heads,
             "pattern must not have more names than there are heads, heads.n_heads");
-    require(!has(SparsePattern::strided) || bias.kind == DistanceBiasKind::none,
-            "bias.kind needs a pattern that is not strided");
     if (has(SparsePattern::fixed)) {
       require(span % block == 0, "span must be a multiple of block where a pattern is fixed");
       require(n_verticals * vertical_blocks <= span / block,
@@ -178,25 +176,16 @@ struct BlockSparseAttentionDefinition
 
   void run(View<const Scalar, 2> x, State& state, const Side& side, View<Scalar, 2> y,
            const Call& call) const {
-    const Index T = x.extent(axis::time), K = c.heads.head_dim, V = c.heads.head_v();
-    auto scratch = call.scratch<Scalar>();
-    auto q = scratch(T, c.heads.n_heads, K);     // [T, H, K]
-    auto k = scratch(T, c.heads.n_kv_heads, K);  // [T, G, K]
-    auto v = scratch(T, c.heads.n_kv_heads, V);  // [T, G, V]
-    auto o = scratch(T, c.heads.n_heads, V);     // [T, H, V]
     const View<const Index, 1> past = state.position.tokens;
     const AnyScore<Scalar> scores(score);
-
-    project_heads(c.heads, w, x, q, k, v, call);
-    const TokenPlaces at{past, side.positions};
-    this->place_queries(q, at, call);
-    this->place_keys(k, at, call);
-    append<Scalar>(k, past, state.keys.view(), call);
-    append<Scalar>(v, past, state.values.view(), call);
-    attention(q, state.keys.view(), state.values.view(), past, SparseMask{patterns}, scores, o,
-              call);
-    strided_attention(q, state.keys.view(), state.values.view(), past, patterns, scores, o, call);
-    project_outputs(c.heads, w, x, o, y, call);
+    this->run_heads(x, y, call, [&](const auto& q, const auto& k, const auto& v, const auto& o) {
+      this->place(q, k, {past, side.positions}, call);
+      append<Scalar>(k, past, state.keys.view(), call);
+      append<Scalar>(v, past, state.values.view(), call);
+      attention(q, state.keys.view(), state.values.view(), past, SparseMask{patterns}, scores, o,
+                call);
+      strided_attention(q, state.keys.view(), state.values.view(), past, patterns, scores, o, call);
+    });
   }
 
  private:

@@ -78,9 +78,9 @@ struct HeadsConfig {
     const auto normed = only_where(self.qk_norm != QkNorm::none, "qk_norm is not none");
     field("n_heads", self.n_heads), field("n_kv_heads", self.n_kv_heads);
     field("head_dim", self.head_dim), field("value_dim", self.value_dim, zero_is_legal);
-    field("q_bias", self.q_bias, flat_key("qkv_bias"));
-    field("k_bias", self.k_bias, flat_key("qkv_bias"));
-    field("v_bias", self.v_bias, flat_key("qkv_bias"));
+    field("q_bias", self.q_bias, flat_key("qkv_bias").or_own());
+    field("k_bias", self.k_bias, flat_key("qkv_bias").or_own());
+    field("v_bias", self.v_bias, flat_key("qkv_bias").or_own());
     field("o_bias", self.o_bias);
     field("qkv_clip", self.qkv_clip, is_positive.or_zero());
     field("qk_norm", self.qk_norm), field("qk_norm_kind", self.qk_norm_kind, normed);
@@ -113,12 +113,14 @@ struct HeadsWeights {
   Projection<Scalar> q_proj, k_proj, v_proj, g_proj, o_proj;
   Parameter<Scalar, 1> q_norm, k_norm, q_norm_bias, k_norm_bias, o_norm, o_norm_gate;
 
-  static void visit(auto& self, const HeadsConfig& c, Index d_model, auto&& parameter) {
+  /// `d_source`: numbers of what keys and values are made of.
+  static void visit(auto& self, const HeadsConfig& c, Index d_model, Index d_source,
+                    auto&& parameter) {
     const Index queries = c.n_heads * c.head_dim, keys = c.n_kv_heads * c.head_dim;
     const Index values = c.n_kv_heads * c.head_v(), outputs = c.n_heads * c.head_v();
     parameter("q_proj.weight", self.q_proj.weight, {queries, d_model});
-    parameter("k_proj.weight", self.k_proj.weight, {keys, d_model});
-    parameter("v_proj.weight", self.v_proj.weight, {values, d_model});
+    parameter("k_proj.weight", self.k_proj.weight, {keys, d_source});
+    parameter("v_proj.weight", self.v_proj.weight, {values, d_source});
     if (c.q_bias) parameter("q_proj.bias", self.q_proj.bias, {queries}, init::zeros);
     if (c.k_bias) parameter("k_proj.bias", self.k_proj.bias, {keys}, init::zeros);
     if (c.v_bias) parameter("v_proj.bias", self.v_proj.bias, {values}, init::zeros);
@@ -182,19 +184,28 @@ void normalise_keys(const HeadsConfig& c, const HeadsWeights<S>& w, View<S, 3> k
   }
 }
 
-/// q [T, H, K], k [T, G, K] and v [T, G, V] of x, normalised if that comes before the rotation.
+/// Bounds the numbers of what was projected.
 template <class S>
-void project_heads(const HeadsConfig& c, const HeadsWeights<S>& w, View<const S, 2> x, View<S, 3> q,
-                   View<S, 3> k, View<S, 3> v, const Call& call) {
-  project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}}, call);
-  if (c.qkv_clip > 0) {
-    const auto clip = [bound = static_cast<S>(c.qkv_clip)](auto number) {
-      return simd::min(simd::max(number, -bound), bound);
-    };
-    for (View<S, 3> heads : {q, k, v}) elementwise(call, clip, heads, heads);
-  }
-  if (c.qk_norm_rotated) return;
-  normalise_queries(c, w, q, call), normalise_keys(c, w, k, call);
+void clip_heads(const HeadsConfig& c, View<S, 3> heads, const Call& call) {
+  if (c.qkv_clip == 0) return;
+  const auto clip = [bound = static_cast<S>(c.qkv_clip)](auto number) {
+    return simd::min(simd::max(number, -bound), bound);
+  };
+  elementwise(call, clip, heads, heads);
+}
+/// Makes projections of x queries [T, H, K], normalised if that comes before the rotation.
+template <class S>
+void finish_queries(const HeadsConfig& c, const HeadsWeights<S>& w, View<S, 3> q,
+                    const Call& call) {
+  clip_heads(c, q, call);
+  if (!c.qk_norm_rotated) normalise_queries(c, w, q, call);
+}
+/// The same of keys [T, G, K] and values [T, G, V].
+template <class S>
+void finish_keys(const HeadsConfig& c, const HeadsWeights<S>& w, View<S, 3> k, View<S, 3> v,
+                 const Call& call) {
+  clip_heads(c, k, call), clip_heads(c, v, call);
+  if (!c.qk_norm_rotated) normalise_keys(c, w, k, call);
 }
 
 /// y of x and of what attention made, o [T, H, V], which changes.

@@ -124,10 +124,11 @@ class Rotation {
   }
 
   /// Turns all pairs of heads [T, H, K] by the angle of the chunk that lies so many `before` that
-  /// of their token.
+  /// of their token, where chunks have angles.
   template <class S>
   void turn_by_chunk(View<S, 3> heads, View<const Index, 1> past, Index before,
                      const Call& call) const {
+    if (c_.remap.kind != Remap::rpe_3d) return;
     const Index pairs = c_.rotary_dim / 2, size = c_.remap.chunk_tokens();
     const auto angle_of = [&](Index position) {
       return std::pow(c_.rope_theta, static_cast<double>(before - position / size));
