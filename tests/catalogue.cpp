@@ -63,12 +63,12 @@ std::string members_table() {
   std::ostringstream text;
   text << "| slot | member | of a config | layers |\n|---|---|---|---|\n";
   for (const support::AttentionMember& member : support::attention_members()) {
-    const bool both = member.causal && member.bidirectional;
-    text << "| " << member.slot << " | " << member.name << " | `" << member.config.dump() << "` | "
-         << (both            ? "both"
-             : member.causal ? "`attention`"
-                             : "`bidirectional_attention`")
-         << " |\n";
+    text << "| " << member.slot << " | " << member.name << " | `" << member.config.dump() << "` | ";
+    const char* before = "";
+    for (const std::string& layer : support::layers_of_parts) {
+      if (member.is_of(layer)) text << before << "`" << layer << "`", before = ", ";
+    }
+    text << " |\n";
   }
   return text.str();
 }
@@ -77,7 +77,8 @@ std::string members_table() {
 std::string broken_rule(const std::string& layer, const support::AttentionMember& one,
                         const support::AttentionMember& other) {
   try {
-    support::registry<double>().complete_config(layer, support::attention_config({&one, &other}));
+    support::registry<double>().complete_config(layer,
+                                                support::attention_config(layer, {&one, &other}));
     return {};
   } catch (const seqmix::ConfigError& error) {
     const std::string text = error.what();
@@ -96,7 +97,7 @@ std::string exclusions_table() {
   };
   std::ostringstream text;
   text << "| layer | rule | refused |\n|---|---|---|\n";
-  for (const std::string layer : {"attention", "bidirectional_attention"}) {
+  for (const std::string& layer : support::layers_of_parts) {
     Names rules;                                       // in order of their first pair
     std::map<std::string, std::map<Names, Names>> of;  // the first members of the same others
     for (const support::AttentionMember& one : support::attention_members()) {

@@ -37,13 +37,10 @@ using State = typename CrossAttention<S>::State;
 
 template <class S>
 CrossAttention<S> layer_of(Storage caches = Storage::native) {
-  const seqmix::CrossAttentionConfig config{.d_model = 9,
-                                            .d_source = 5,
-                                            .n_heads = 4,
-                                            .n_kv_heads = 2,
-                                            .head_dim = 6,
-                                            .v_bias = true,
-                                            .o_bias = true};
+  const seqmix::CrossAttentionConfig config{
+      .d_model = 9,
+      .d_source = 5,
+      .heads = {.n_heads = 4, .n_kv_heads = 2, .head_dim = 6, .v_bias = true, .o_bias = true}};
   unsigned seed = 1;
   auto weights = seqmix::make_weights<typename CrossAttention<S>::Weights>(
       config, [&]<class Shape>(const auto&, Shape shape) {

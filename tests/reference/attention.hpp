@@ -213,19 +213,21 @@ template <class S>
 struct TokenHeads {
   std::vector<S> q, k, v;
 
-  TokenHeads(const Input<S>& in, const std::vector<S>& x) {
-    const auto map = [&](const std::string& name) {
-      const bool biased = in.flag((name + "_bias").c_str());
-      const Array<S>* const bias = biased ? &in.weight(name + "_proj.bias") : nullptr;
-      std::vector<S> numbers = linear<S>(in.weight(name + "_proj.weight"), bias, x);
-      if (const S bound = static_cast<S>(in.number("qkv_clip")); bound > 0) {
-        for (S& number : numbers) number = std::min(std::max(number, -bound), bound);
-      }
-      return numbers;
-    };
-    q = map("q"), k = map("k"), v = map("v");
-    if (in.flag("qk_norm_rotated")) return;
-    normalise_if_asked(in, "q_norm", q), normalise_if_asked(in, "k_norm", k);
+  TokenHeads(const Input<S>& in, const std::vector<S>& x)
+      : q(of(in, "q", x)), k(of(in, "k", x)), v(of(in, "v", x)) {}
+
+  /// One of the three.
+  static std::vector<S> of(const Input<S>& in, const std::string& name, const std::vector<S>& x) {
+    const bool biased = in.flag((name + "_bias").c_str());
+    const Array<S>* const bias = biased ? &in.weight(name + "_proj.bias") : nullptr;
+    std::vector<S> numbers = linear<S>(in.weight(name + "_proj.weight"), bias, x);
+    if (const S bound = static_cast<S>(in.number("qkv_clip")); bound > 0) {
+      for (S& number : numbers) number = std::min(std::max(number, -bound), bound);
+    }
+    if (name != "v" && !in.flag("qk_norm_rotated")) {
+      normalise_if_asked(in, (name + "_norm").c_str(), numbers);
+    }
+    return numbers;
   }
   static void normalise_if_asked(const Input<S>& in, const char* name, std::vector<S>& x) {
     if (in.text("qk_norm") != "none") normalise<S>(in, name, x);
@@ -851,43 +853,41 @@ inline const std::vector<std::string> bidirectional_attention_configs{
 
 /// Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3.
 template <class S>
-Output<S> cross_attention(const Input<S>& in) {
+Output<S> cross_attention(const Input<S>& parts) {
+  const Input<S> in = with_flat_config(parts);
   const Index B = in.B(), T = in.T(), H = in.size("n_heads"), G = in.size("n_kv_heads");
-  const Index K = in.size("head_dim");
+  const Index K = in.size("head_dim"), V = value_width(in);
   const AttentionScore<S> score_of(in);
   const Array<S>& source = in.input("source");
   const Index length = source.shape[1];
-  const auto map = [&](const std::string& name, const std::vector<S>& x) {
-    const bool biased = in.flag((name + "_bias").c_str());
-    return linear<S>(in.weight(name + "_proj.weight"),
-                     biased ? &in.weight(name + "_proj.bias") : nullptr, x);
-  };
   Output<S> out{in.x, {}};
-  Array<S> keys({B, G, length, K}), values({B, G, length, K});
+  Array<S> keys({B, G, length, K}), values({B, G, length, V});
+  std::vector<Index> seen;
+  for (Index s = 0; s < length; ++s) seen.push_back(s);
   for (Index b = 0; b < B; ++b) {
-    for (Index s = 0; s < length; ++s) {
-      const auto k = map("k", token(source, b, s)), v = map("v", token(source, b, s));
+    for (const Index s : seen) {
+      const auto k = TokenHeads<S>::of(in, "k", token(source, b, s));
+      const auto v = TokenHeads<S>::of(in, "v", token(source, b, s));
       for (Index g = 0; g < G; ++g) {
-        for (Index i = 0; i < K; ++i) {
-          keys(b, g, s, i) = k[static_cast<std::size_t>(g * K + i)];
-          values(b, g, s, i) = v[static_cast<std::size_t>(g * K + i)];
-        }
+        std::copy_n(k.data() + g * K, K, &keys(b, g, s, 0));
+        std::copy_n(v.data() + g * V, V, &values(b, g, s, 0));
       }
     }
     for (Index t = 0; t < T; ++t) {
-      const auto q = map("q", token(in.x, b, t));
+      const auto x = token(in.x, b, t);
+      const auto q = TokenHeads<S>::of(in, "q", x);
       std::vector<S> o;
       for (Index h = 0; h < H; ++h) {
         std::vector<S> score;
         std::vector<const S*> value;
-        for (Index s = 0; s < length; ++s) {
+        for (const Index s : seen) {
           score.push_back(score_of(q.data() + h * K, &keys(b, h / (H / G), s, 0), h, 0, 0));
           value.push_back(&values(b, h / (H / G), s, 0));
         }
-        const std::vector<S> head = softmax_mean(score, value, K);
+        const std::vector<S> head = weighted_values(in, h, 0, seen, score, value, V);
         o.insert(o.end(), head.begin(), head.end());
       }
-      set_token(out.y, b, t, map("o", o));
+      set_token(out.y, b, t, project_outputs(in, x, o));
     }
   }
   Array<S> lengths({B});
@@ -903,6 +903,11 @@ inline const std::vector<std::string> cross_attention_configs{
     R"({"d_model": 9, "d_source": 13, "n_heads": 6, "n_kv_heads": 2, "head_dim": 7,
         "q_bias": false, "k_bias": true, "v_bias": false, "o_bias": false, "score_scale": 0})",
     R"({"d_model": 5, "d_source": 3, "n_heads": 2, "n_kv_heads": 1, "head_dim": 35,
-        "q_bias": false, "k_bias": false, "v_bias": false, "o_bias": false, "score_scale": 0.3})"};
+        "q_bias": false, "k_bias": false, "v_bias": false, "o_bias": false, "score_scale": 0.3})",
+    R"({"d_model": 8, "d_source": 6, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 5,
+        "value_dim": 3, "qk_norm": "head", "qk_norm_kind": "layer", "qk_norm_bias": true,
+        "output_gate": "head"}, "scores": {"soft_cap": 2.0, "sink_logits": true}})",
+    R"({"d_model": 7, "d_source": 9, "heads": {"n_heads": 2, "head_dim": 6, "qkv_clip": 0.5,
+        "output_norm": "gated_rms"}, "scores": {"normaliser": "entmax15"}})"};
 
 }  // namespace reference

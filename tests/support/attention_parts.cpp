@@ -143,17 +143,22 @@ const std::vector<AttentionMember>& attention_members() {
   return members;
 }
 
-bool fit(const std::string& layer, const std::vector<const AttentionMember*>& members) {
-  for (const AttentionMember* one : members) {
-    if (!(layer == "attention" ? one->causal : one->bidirectional)) return false;
-    const auto same_slot = [&](const AttentionMember* other) { return other->slot == one->slot; };
-    if (std::ranges::count_if(members, same_slot) > 1) return false;
-  }
-  return true;
+bool AttentionMember::is_of(const std::string& layer) const {
+  if (layer == "cross_attention") return slot == "heads" || slot == "scores";
+  return layer == "attention" ? causal : bidirectional;
 }
 
-Json attention_config(const std::vector<const AttentionMember*>& members) {
+bool fit(const std::string& layer, const std::vector<const AttentionMember*>& members) {
+  return std::ranges::all_of(members, [&](const AttentionMember* one) {
+    const auto same_slot = [&](const AttentionMember* other) { return other->slot == one->slot; };
+    return one->is_of(layer) && std::ranges::count_if(members, same_slot) == 1;
+  });
+}
+
+Json attention_config(const std::string& layer,
+                      const std::vector<const AttentionMember*>& members) {
   Json config = {{"d_model", 10}, {"heads", {{"n_heads", 4}, {"n_kv_heads", 2}, {"head_dim", 6}}}};
+  if (layer == "cross_attention") config["d_source"] = 7;
   for (const AttentionMember* member : members) config.merge_patch(member->config);
   return config;
 }

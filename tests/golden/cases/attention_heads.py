@@ -95,3 +95,24 @@ def attention__heads(arguments):
 
 def bidirectional_attention__window(arguments):
     yield modern_bert_case("modernbert-local", (2, 70), 24, 4, reach=9)
+
+
+def mllama_cross_case(name, shape, d_model, n_heads, n_kv_heads, source_length):
+    module_class, config_class = hugging_face("mllama", "MllamaTextCrossAttention",
+                                              "MllamaTextConfig")
+    config = config_class(hidden_size=d_model, num_attention_heads=n_heads,
+                          num_key_value_heads=n_kv_heads, rms_norm_eps=0.01,
+                          attn_implementation="eager")
+    module = randomise(module_class(config, layer_idx=0))
+    read = torch.randn(shape[0], source_length, d_model)
+    fields = dict(d_model=d_model, d_source=d_model,
+                  heads=dict(n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=d_model // n_heads,
+                             qk_norm="head", qk_norm_eps=0.01))
+    return Case(name, fields, published(module_class) + ", eager, cross_attention_states given",
+                shape, weights_of(module), lambda x: (module(x, read)[0], {}),
+                inputs=dict(source=read))
+
+
+def cross_attention__heads(arguments):
+    yield mllama_cross_case("mllama-norm", (2, 37), 30, 6, 3, 21)
+    yield mllama_cross_case("mllama-norm-long", (1, 131), 28, 4, 1, 140)

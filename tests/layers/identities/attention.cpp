@@ -135,9 +135,8 @@ TEST_CASE("cross attention to its own input is bidirectional attention") {
   AttentionConfig config = grouped;
   config.positions.rotary_dim = 0;
   const auto weights = random_weights<Weights>(config, 13);
-  const CrossAttention<double> cross(
-      {.d_model = 12, .d_source = 12, .n_heads = 4, .n_kv_heads = 2, .head_dim = 6},
-      {weights.q_proj, weights.k_proj, weights.v_proj, weights.o_proj});
+  const CrossAttention<double> cross({.d_model = 12, .d_source = 12, .heads = config.heads},
+                                     {weights, weights});
   const auto x = random_tensor<double, 3>({2, 75, 12}, 14);
   Tensor<double, 3> y(x.shape());
   Context context;

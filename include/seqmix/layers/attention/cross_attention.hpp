@@ -1,48 +1,45 @@
 #pragma once
 
+#include <utility>
+
 #include "seqmix/kernels/attention/attention.hpp"
 #include "seqmix/kernels/attention/caches.hpp"
 #include "seqmix/kernels/attention/masks.hpp"
-#include "seqmix/kernels/attention/scores.hpp"
-#include "seqmix/layers/mixer.hpp"
-#include "seqmix/layers/projection.hpp"
+#include "seqmix/layers/attention/attention.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
+/// The parts of attention that ask for no positions.
 struct CrossAttentionConfig {
   Index d_model = 0;
   Index d_source = 0;  // width of the sequence that is read
-  Index n_heads = 1;
-  Index n_kv_heads = 1;  // n_heads: multi-head; 1: multi-query; between: grouped-query
-  Index head_dim = 0;
-  bool q_bias = false, k_bias = false, v_bias = false, o_bias = false;
-  double score_scale = 0;  // of q · k; 0: head_dim^-1/2
+  HeadsConfig heads = {};
+  ScoresConfig scores = {};
 
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("d_source", self.d_source);
-    field("n_heads", self.n_heads), field("n_kv_heads", self.n_kv_heads);
-    field("head_dim", self.head_dim);
-    field("q_bias", self.q_bias), field("k_bias", self.k_bias);
-    field("v_bias", self.v_bias), field("o_bias", self.o_bias);
-    field("score_scale", self.score_scale, is_positive.or_zero());
+    field("heads", self.heads), field("scores", self.scores);
   }
   void check() const {
-    require(n_heads % n_kv_heads == 0, "n_heads must be a multiple of n_kv_heads");
+    const AttentionDemands all{heads, scores};
+    for (const Demand& one : {all.late_norm, all.temperature, all.ordered_normaliser}) {
+      one.needs("positions, which cross attention has none of");
+    }
   }
 };
 
 /// Softmax attention over another sequence, of each row its own: a decoder's look at what the
 /// encoder made. Neither sequence has positions. A row that reads nothing gets o = 0.
 ///
-///   k_s, v_s = W_k source_s, W_v source_s,   once, in `read`
-///   o_t = Σ_s softmax_s(score_scale W_q x_t · k_s) v_s,   query head h reads head h / (H / G)
-///   y_t = W_o o_t
+///   k_s, v_s of source_s in heads,   once, in `read`
+///   o_t = Σ_s p_ts v_s,  p_t of the scores of q_t · k_s;  query head h reads head h / (H / G)
+///   y_t = W_o o_t, gated by x_t where the heads say so
 ///
 /// read: O(S D' G K); forward: O(T D² + T S H K); step: O(D² + S H K).
-/// State: 2 S G K numbers a row, which no token changes.
+/// State: S G (K + V) numbers a row, which no token changes.
 /// Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3; HF transformers WhisperAttention,
-/// BartAttention, T5Attention (score_scale 1).
+/// BartAttention, T5Attention (score_scale 1), MllamaTextCrossAttention (norms of heads).
 template <class S>
 struct CrossAttentionDefinition {
   using Scalar = S;
@@ -52,28 +49,19 @@ struct CrossAttentionDefinition {
                                  .paper = "Vaswani 2017, arXiv:1706.03762",
                                  .forward = "O(T D² + T S H K)",
                                  .step = "O(D² + S H K)",
-                                 .state = "2 S G K",
+                           .state = "2 S G K",
                                  .has_source = true};
 
-  struct Weights {
-    Projection<Scalar> q_proj, k_proj, v_proj, o_proj;
-
+  struct Weights : HeadsWeights<Scalar>, ScoresWeights<Scalar> {
     static void visit(auto& self, const Config& c, auto&& parameter) {
-      const Index queries = c.n_heads * c.head_dim, keys = c.n_kv_heads * c.head_dim;
-      parameter("q_proj.weight", self.q_proj.weight, {queries, c.d_model});
-      parameter("k_proj.weight", self.k_proj.weight, {keys, c.d_source});
-      parameter("v_proj.weight", self.v_proj.weight, {keys, c.d_source});
-      parameter("o_proj.weight", self.o_proj.weight, {c.d_model, queries});
-      if (c.q_bias) parameter("q_proj.bias", self.q_proj.bias, {queries}, init::zeros);
-      if (c.k_bias) parameter("k_proj.bias", self.k_proj.bias, {keys}, init::zeros);
-      if (c.v_bias) parameter("v_proj.bias", self.v_proj.bias, {keys}, init::zeros);
-      if (c.o_bias) parameter("o_proj.bias", self.o_proj.bias, {c.d_model}, init::zeros);
+      HeadsWeights<Scalar>::visit(self, c.heads, c.d_model, c.d_source, parameter);
+      ScoresWeights<Scalar>::visit(self, c.scores, c.heads.n_heads, parameter);
     }
   };
 
   struct State {
     Source<Scalar, 4, 2> keys;    // [B, G, capacity, K]
-    Source<Scalar, 4, 2> values;  // [B, G, capacity, K]
+    Source<Scalar, 4, 2> values;  // [B, G, capacity, V]
 
     static void visit(auto& self, auto&& tensor) {
       tensor("keys", self.keys), tensor("values", self.values);
@@ -82,35 +70,43 @@ struct CrossAttentionDefinition {
 
   Config c;
   Weights w;
+  ComposedScore<Scalar> score;
+
+  CrossAttentionDefinition(Config config, Weights weights)
+      : c(std::move(config)),
+        w(std::move(weights)),
+        score(make_score<Scalar>(c.scores, w, {}, {}, c.heads, 1)) {}
 
   State make_state(Index batch, Index capacity, Memory memory) const {
-    const Shape<4> cache{batch, c.n_kv_heads, capacity, c.head_dim};
+    const Index G = c.heads.n_kv_heads;
     const Storage storage = memory.caches();
-    return {.keys = {cache, memory, storage}, .values = {cache, memory, storage}};
+    return {.keys = {{batch, G, capacity, c.heads.head_dim}, memory, storage},
+            .values = {{batch, G, capacity, c.heads.head_v()}, memory, storage}};
   }
 
   void read(View<const Scalar, 2> source, State& state, const Call& call) const {
-    const Index length = source.extent(axis::time);
+    const Index length = source.extent(axis::time), G = c.heads.n_kv_heads;
     auto scratch = call.scratch<Scalar>();
-    auto k = scratch(length, c.n_kv_heads, c.head_dim);  // [S, G, K]
-    auto v = scratch(length, c.n_kv_heads, c.head_dim);  // [S, G, K]
+    auto k = scratch(length, G, c.heads.head_dim);  // [S, G, K]
+    auto v = scratch(length, G, c.heads.head_v());  // [S, G, V]
     project(source, {{w.k_proj, k}, {w.v_proj, v}}, call);
+    finish_keys<Scalar>(c.heads, w, k, v, call);
     append<Scalar>(k, state.keys.length, state.keys.view(), call);
     append<Scalar>(v, state.values.length, state.values.view(), call);
   }
 
   void run(View<const Scalar, 2> x, State& state, View<Scalar, 2> y, const Call& call) const {
-    const Index T = x.extent(axis::time);
+    const Index T = x.extent(axis::time), H = c.heads.n_heads;
     auto scratch = call.scratch<Scalar>();
-    auto q = scratch(T, c.n_heads, c.head_dim);  // [T, H, K]
-    auto o = scratch(T, c.n_heads, c.head_dim);  // [T, H, K]
+    auto q = scratch(T, H, c.heads.head_dim);  // [T, H, K]
+    auto o = scratch(T, H, c.heads.head_v());  // [T, H, V]
     const Index no_position = 0;
     const View<const Index, 1> past(&no_position, state.keys.length.shape(), {0});
-    const double scale = c.score_scale > 0 ? c.score_scale : inverse_sqrt(c.head_dim);
     project(x, {{w.q_proj, q}}, call);
+    finish_queries<Scalar>(c.heads, w, q, call);
     attention(q, state.keys.view(), state.values.view(), past, Lengths{state.keys.length},
-              PlainScore{scale}, o, call);
-    project(o, {{w.o_proj, y}}, call);
+              AnyScore<Scalar>(score), o, call);
+    project_outputs<Scalar>(c.heads, w, x, o, y, call);
   }
 };
 
