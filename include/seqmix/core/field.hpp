@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <concepts>
+#include <initializer_list>
 #include <limits>
 #include <sstream>
 #include <string>
@@ -9,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "seqmix/core/error.hpp"
 #include "seqmix/core/numeric.hpp"
 
 // What the fields of a config may hold; what its parts are, see `PartConfig`. A config says it
@@ -81,6 +83,23 @@ struct OnlyWhere {
 constexpr OnlyWhere only_where(bool holds, std::string_view condition) {
   return {holds, condition};
 }
+
+/// Something that a config asks for and not everything goes with.
+struct Demand {
+  bool made;
+  std::string_view field;           // that makes it
+  std::string_view otherwise = {};  // what the field is where it does not
+
+  /// Throws if it is made where there is no `what`.
+  void needs(std::string_view what) const {
+    if (made) throw ConfigError(std::string(field).append(" needs ").append(what));
+  }
+  void excludes(std::initializer_list<Demand> others) const {
+    for (const Demand& other : others) {
+      if (other.made) needs(other.otherwise);
+    }
+  }
+};
 
 /// The key of a field in a flat file, where the fields of all parts stand side by side and another
 /// name says what is meant. One key may be that of several fields; `or_own`: the field's own one

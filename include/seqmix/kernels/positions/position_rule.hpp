@@ -10,15 +10,7 @@ SEQMIX_BEGIN_NAMESPACE
 
 /// To which position a token is turned that stands at p: min(⌊p / divide⌋ mod modulo + shift,
 /// last). Where queries and keys follow rules of their own, scores see other distances than p_q -
-/// p_k:
-///
-///   Self-Extend, beyond the window W of groups of g   q {g, 0, W - ⌊W / g⌋}   k {g}
-///   Dual Chunk, chunks of c                           k {1, c}
-///     q of the same chunk {1, c}, the next {1, c, c, size}, later ones {1, 1, 2c - 1, size}
-///   LM-Infinite, of the first tokens                  q {1, 0, 0, L}          k {1, 1}
-///
-/// Jin et al. 2024, arXiv:2401.01325; An et al. 2024, arXiv:2402.17463; Han et al. 2023,
-/// arXiv:2308.16137.
+/// p_k: see `KeyBand`.
 struct PositionRule {
   Index divide = 1;
   Index modulo = 0;  // 0: none

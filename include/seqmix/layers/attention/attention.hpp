@@ -15,7 +15,6 @@
 #include "seqmix/kernels/attention/masks.hpp"
 #include "seqmix/kernels/attention/rings.hpp"
 #include "seqmix/kernels/attention/xpos.hpp"
-#include "seqmix/kernels/positions/temperature.hpp"
 #include "seqmix/layers/attention/detail/biases.hpp"
 #include "seqmix/layers/attention/detail/heads.hpp"
 #include "seqmix/layers/attention/detail/positions.hpp"
@@ -74,23 +73,6 @@ struct StoreConfig {
 
   static void visit(auto& self, auto&& field) {
     field("max_rollback", self.max_rollback, zero_is_legal);
-  }
-};
-
-/// Something that not everything goes with.
-struct Demand {
-  bool made;
-  std::string_view field;           // that makes it
-  std::string_view otherwise = {};  // what the field is where it does not
-
-  /// Throws if it is made where there is no `what`.
-  void needs(std::string_view what) const {
-    if (made) throw ConfigError(std::string(field).append(" needs ").append(what));
-  }
-  void excludes(std::initializer_list<Demand> others) const {
-    for (const Demand& other : others) {
-      if (other.made) needs(other.otherwise);
-    }
   }
 };
 
@@ -229,7 +211,9 @@ struct AttentionParts {
     auto v = scratch(T, c.heads.n_kv_heads, V);  // [T, G, V]
     auto o = scratch(T, c.heads.n_heads, V);     // [T, H, V]
     project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}}, call);
-    finish_queries<Scalar>(c.heads, w, q, call), finish_keys<Scalar>(c.heads, w, k, v, call);
+    finish_heads(c.heads, q, w.q_norm, w.q_norm_bias, call);
+    finish_heads(c.heads, k, w.k_norm, w.k_norm_bias, call);
+    clip_heads(c.heads, v, call);
     attend(q, k, v, o);
     call.trace("o", o);
     project_outputs(c.heads, w, x, o, y, call);
@@ -243,15 +227,13 @@ struct AttentionParts {
   void place_queries(View<Scalar, 3> q, const TokenPlaces& at, const Call& call,
                      const PositionRule& rule = {}) const {
     rotate(q, at, call, rule);
-    if (c.heads.qk_norm_rotated) normalise_queries(c.heads, w, q, call);
-    if (c.scores.temperature == Temperature::none) return;
-    const auto factor = [&](Index position) { return c.scores.temperature_at(position); };
-    scale_by_position(q, at.past, factor, call);
+    if (c.heads.qk_norm_rotated) normalise_heads(c.heads, q, w.q_norm, w.q_norm_bias, call);
+    sharpen_queries<Scalar>(c.scores, q, at.past, call);
   }
   void place_keys(View<Scalar, 3> k, const TokenPlaces& at, const Call& call,
                   const PositionRule& rule = {}) const {
     rotate(k, at, call, rule);
-    if (c.heads.qk_norm_rotated) normalise_keys(c.heads, w, k, call);
+    if (c.heads.qk_norm_rotated) normalise_heads(c.heads, k, w.k_norm, w.k_norm_bias, call);
   }
 };
 
@@ -444,7 +426,10 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
                 call, log_sum_exp);
     };
     for (const KeyBand& band : bands) {
-      if (!reaches(band.begin, past, call)) return;
+      const auto reaches = [&](const Segment& segment) {
+        return past[segment.row] + segment.count > band.begin;
+      };
+      if (std::ranges::none_of(call.segments(), reaches)) return;
       std::visit(
           [&](const auto& mask) {
             if (&band == &near) return attend_to(band, mask, o, total);
@@ -453,13 +438,6 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
           },
           band.keys);
     }
-  }
-
-  /// Whether some query of the call stands at `position` or beyond.
-  static bool reaches(Index position, View<const Index, 1> past, const Call& call) {
-    return std::ranges::any_of(call.segments(), [&](const Segment& segment) {
-      return past[segment.row] + segment.count > position;
-    });
   }
 };
 

@@ -49,7 +49,7 @@ struct CrossAttentionDefinition {
                                  .paper = "Vaswani 2017, arXiv:1706.03762",
                                  .forward = "O(T D² + T S H K)",
                                  .step = "O(D² + S H K)",
-                           .state = "2 S G K",
+                                 .state = "2 S G K",
                                  .has_source = true};
 
   struct Weights : HeadsWeights<Scalar>, ScoresWeights<Scalar> {
@@ -90,7 +90,7 @@ struct CrossAttentionDefinition {
     auto k = scratch(length, G, c.heads.head_dim);  // [S, G, K]
     auto v = scratch(length, G, c.heads.head_v());  // [S, G, V]
     project(source, {{w.k_proj, k}, {w.v_proj, v}}, call);
-    finish_keys<Scalar>(c.heads, w, k, v, call);
+    finish_heads(c.heads, k, w.k_norm, w.k_norm_bias, call), clip_heads(c.heads, v, call);
     append<Scalar>(k, state.keys.length, state.keys.view(), call);
     append<Scalar>(v, state.values.length, state.values.view(), call);
   }
@@ -103,7 +103,7 @@ struct CrossAttentionDefinition {
     const Index no_position = 0;
     const View<const Index, 1> past(&no_position, state.keys.length.shape(), {0});
     project(x, {{w.q_proj, q}}, call);
-    finish_queries<Scalar>(c.heads, w, q, call);
+    finish_heads(c.heads, q, w.q_norm, w.q_norm_bias, call);
     attention(q, state.keys.view(), state.values.view(), past, Lengths{state.keys.length},
               AnyScore<Scalar>(score), o, call);
     project_outputs<Scalar>(c.heads, w, x, o, y, call);

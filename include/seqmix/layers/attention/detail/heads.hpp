@@ -117,7 +117,7 @@ struct HeadsWeights {
   static void visit(auto& self, const HeadsConfig& c, Index d_model, Index d_source,
                     auto&& parameter) {
     const Index queries = c.n_heads * c.head_dim, keys = c.n_kv_heads * c.head_dim;
-    const Index values = c.n_kv_heads * c.head_v(), outputs = c.n_heads * c.head_v();
+    const Index values = c.n_kv_heads * c.head_v();
     parameter("q_proj.weight", self.q_proj.weight, {queries, d_model});
     parameter("k_proj.weight", self.k_proj.weight, {keys, d_source});
     parameter("v_proj.weight", self.v_proj.weight, {values, d_source});
@@ -133,6 +133,11 @@ struct HeadsWeights {
         parameter("k_norm.bias", self.k_norm_bias, {of_k}, init::zeros);
       }
     }
+    visit_outputs(self, c, d_model, parameter);
+  }
+  /// What `project_outputs` reads.
+  static void visit_outputs(auto& self, const HeadsConfig& c, Index d_model, auto&& parameter) {
+    const Index outputs = c.n_heads * c.head_v();
     if (c.output_gate != OutputGate::none) {
       const bool by_head = c.output_gate == OutputGate::head;
       parameter("g_proj.weight", self.g_proj.weight, {by_head ? c.n_heads : outputs, d_model});
@@ -146,10 +151,12 @@ struct HeadsWeights {
   }
 };
 
-/// Normalises queries [T, H, K] or keys [T, G, K] by their weight and bias, which may be empty.
+/// Normalises queries [T, H, K] or keys [T, G, K], if there is a norm, by their weight and bias,
+/// which may be empty.
 template <class S>
-void normalise_heads(const HeadsConfig& c, View<S, 3> heads, View<const S, 1> weight,
-                     View<const S, 1> bias, const Call& call) {
+void normalise_heads(const HeadsConfig& c, View<S, 3> heads, In<S, 1> weight, In<S, 1> bias,
+                     const Call& call) {
+  if (c.qk_norm == QkNorm::none) return;
   const auto flat = heads.merge(axis::head);  // [T, H K]
   const double eps = c.qk_norm_eps;
   const bool whole = c.qk_norm == QkNorm::projection;
@@ -169,20 +176,6 @@ void normalise_heads(const HeadsConfig& c, View<S, 3> heads, View<const S, 1> we
   norm_by(heads, {});
   elementwise(call, std::multiplies(), flat, flat, by_channel(weight));
 }
-template <class S>
-void normalise_queries(const HeadsConfig& c, const HeadsWeights<S>& w, View<S, 3> q,
-                       const Call& call) {
-  if (c.qk_norm != QkNorm::none) {
-    normalise_heads(c, q, w.q_norm.view(), w.q_norm_bias.view(), call);
-  }
-}
-template <class S>
-void normalise_keys(const HeadsConfig& c, const HeadsWeights<S>& w, View<S, 3> k,
-                    const Call& call) {
-  if (c.qk_norm != QkNorm::none) {
-    normalise_heads(c, k, w.k_norm.view(), w.k_norm_bias.view(), call);
-  }
-}
 
 /// Bounds the numbers of what was projected.
 template <class S>
@@ -193,19 +186,12 @@ void clip_heads(const HeadsConfig& c, View<S, 3> heads, const Call& call) {
   };
   elementwise(call, clip, heads, heads);
 }
-/// Makes projections of x queries [T, H, K], normalised if that comes before the rotation.
+/// The same of queries or keys, which are normalised then if that comes before the rotation.
 template <class S>
-void finish_queries(const HeadsConfig& c, const HeadsWeights<S>& w, View<S, 3> q,
-                    const Call& call) {
-  clip_heads(c, q, call);
-  if (!c.qk_norm_rotated) normalise_queries(c, w, q, call);
-}
-/// The same of keys [T, G, K] and values [T, G, V].
-template <class S>
-void finish_keys(const HeadsConfig& c, const HeadsWeights<S>& w, View<S, 3> k, View<S, 3> v,
-                 const Call& call) {
-  clip_heads(c, k, call), clip_heads(c, v, call);
-  if (!c.qk_norm_rotated) normalise_keys(c, w, k, call);
+void finish_heads(const HeadsConfig& c, View<S, 3> heads, In<S, 1> weight, In<S, 1> bias,
+                  const Call& call) {
+  clip_heads(c, heads, call);
+  if (!c.qk_norm_rotated) normalise_heads(c, heads, weight, bias, call);
 }
 
 /// y of x and of what attention made, o [T, H, V], which changes.

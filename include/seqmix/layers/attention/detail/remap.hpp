@@ -2,15 +2,12 @@
 
 #include <array>
 #include <string_view>
-#include <variant>
 #include <vector>
 
 #include "seqmix/core/field.hpp"
 #include "seqmix/core/named_enum.hpp"
 #include "seqmix/core/numeric.hpp"
-#include "seqmix/kernels/attention/block_masks.hpp"
-#include "seqmix/kernels/attention/masks.hpp"
-#include "seqmix/kernels/positions/position_rule.hpp"
+#include "seqmix/kernels/attention/key_bands.hpp"
 
 // Rotary positions that depend on the pair of query and key: bands of keys, in each of which both
 // follow rules of their own.
@@ -67,51 +64,13 @@ struct RemapConfig {
   Index chunk_tokens() const { return chunk - local; }
 };
 
-/// Where a layer keeps the keys of a band: in the ring of the last ones, among all of them, or as
-/// the first ones of the stream.
-enum class BandStore { ring, all, leading };
-
-/// Keys that a query sees all from one position of its own.
-struct KeyBand {
-  BandStore store;
-  PositionRule query, key;          // where both are turned to
-  std::variant<Band, Chunks> keys;  // which they are
-  Index begin = 0;                  // the first position of a query that sees one of them
-  Index chunks_before = 0;          // rpe_3d: from its own chunk to that whose angle turns a query
-};
-
-/// The bands of one softmax, those that begin later behind; none where one rule is for all keys.
-/// The nearest keys are in the first one, and what is no ring has one rule for keys, the last
-/// one's. A window without a remap has bands for its first `n_sinks` tokens alone.
+/// The bands of one softmax; none where one rule is for all keys. A window without a remap has them
+/// for its first `n_sinks` tokens.
 inline std::vector<KeyBand> bands_of(const RemapConfig& c, Index window, Index n_sinks) {
-  const Index group = c.group, size = c.chunk_tokens();
-  switch (c.kind) {
-    case Remap::self_extend: {
-      const PositionRule far{.divide = group, .shift = c.window - c.window / group};
-      return {{BandStore::ring, {}, {}, Band::window(c.window)},
-              {BandStore::all, far, {.divide = group}, Band{.ahead = -c.window}, c.window}};
-    }
-    case Remap::dual_chunk:
-    case Remap::rpe_3d: {
-      const PositionRule own{.modulo = size};
-      const PositionRule next{.modulo = size, .shift = size, .last = c.chunk};
-      const PositionRule later{.modulo = 1, .shift = 2 * size - 1, .last = c.chunk};
-      return {{BandStore::all, own, own, Chunks{size}},
-              {BandStore::all, next, own, Chunks{size, 1, -1}, size, 1},
-              {BandStore::all, later, own, Chunks{size, Band::unlimited, -2}, 2 * size, 1}};
-    }
-    case Remap::lm_infinite:
-      return {{BandStore::ring, {}, {}, Band::window(window)},
-              {BandStore::leading,
-               {.modulo = 1, .shift = window},
-               {.modulo = 1},
-               Band{.last = n_sinks, .ahead = -window},
-               window}};
-    default:
-      if (n_sinks == 0) return {};
-      return {{BandStore::ring, {}, {}, Band::window(window, n_sinks)},
-              {BandStore::leading, {.last = n_sinks + window - 1}, {}, Band::leading(n_sinks)}};
-  }
+  if (c.kind == Remap::self_extend) return self_extend_bands(c.window, c.group);
+  if (c.chunked()) return dual_chunk_bands(c.chunk, c.chunk_tokens());
+  if (c.kind == Remap::lm_infinite) return lm_infinite_bands(window, n_sinks);
+  return n_sinks > 0 ? sink_bands(window, n_sinks) : std::vector<KeyBand>{};
 }
 
 SEQMIX_END_NAMESPACE

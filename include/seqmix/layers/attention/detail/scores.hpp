@@ -12,6 +12,7 @@
 #include "seqmix/kernels/attention/composed_score.hpp"
 #include "seqmix/kernels/attention/normalisers.hpp"
 #include "seqmix/kernels/attention/scores.hpp"
+#include "seqmix/kernels/positions/temperature.hpp"
 #include "seqmix/layers/attention/detail/biases.hpp"
 #include "seqmix/layers/attention/detail/heads.hpp"
 #include "seqmix/layers/mixer.hpp"
@@ -168,6 +169,15 @@ std::optional<RowNormaliser> row_normaliser(const ScoresConfig& c, const ScoresW
     default:
       return {};
   }
+}
+
+/// Multiplies queries [T, H, K], of which `past` tokens are behind, by their temperature.
+template <class S>
+void sharpen_queries(const ScoresConfig& c, View<S, 3> q, View<const Index, 1> past,
+                     const Call& call) {
+  if (c.temperature == Temperature::none) return;
+  const auto factor = [&](Index position) { return c.temperature_at(position); };
+  scale_by_position(q, past, factor, call);
 }
 
 /// What the kernels ask for the scores of `heads`, whose biases follow `distance`, that between
