@@ -36,5 +36,22 @@ int main(int argc, char** argv) {
            .longest = 4096,
            .flops = [pair](double T) { return (T + 1500) * 4 * 1024 * 1024 + T * 1500 * pair; },
            .step_numbers = [](double) { return 2 * 1024 * 1024 + 2 * 1500 * 1024; }},
+          {.layer = "gated_attention_unit",
+           .config = R"({"d_model": 1024, "head_k": 128, "head_v": 2048,
+                     "normaliser_length": 2048})",
+           .longest = 8192,
+           .positions = {128, 2048, 8192},
+           .flops =
+               [](double T) {
+                 return 2 * T * 1024 * (3 * 2048 + 128) + T * (T + 1) / 2 * 2 * (2048 + 128);
+               },
+           .step_numbers =
+               [](double t) { return 1024 * (3 * 2048 + 128) + (t + 1) * (2048 + 128); }},
+          {.layer = "bidirectional_gated_attention_unit",
+           .config = R"({"d_model": 1024, "head_k": 128, "head_v": 2048})",
+           .longest = 4096,
+           .flops =
+               [](double T) { return 2 * T * 1024 * (3 * 2048 + 128) + T * T * 2 * (2048 + 128); },
+           .step_numbers = {}},
       });
 }

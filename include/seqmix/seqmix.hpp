@@ -14,6 +14,7 @@
 #include "seqmix/layers/attention/big_bird_attention.hpp"
 #include "seqmix/layers/attention/block_sparse_attention.hpp"
 #include "seqmix/layers/attention/cross_attention.hpp"
+#include "seqmix/layers/attention/gated_attention_unit.hpp"
 #include "seqmix/layers/attention/longformer_attention.hpp"
 #include "seqmix/layers/attention/multi_head_latent_attention.hpp"
 #include "seqmix/layers/channel/feed_forward.hpp"

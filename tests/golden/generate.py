@@ -12,7 +12,7 @@
     git clone https://github.com/BlinkDL/RWKV-LM          # 524481d5099b38d9bc8ef1e89209161b86c8011b
     pip install --no-deps torchscale==0.3.0 xlstm==2.0.6 mlstm_kernels==2.0.6
     pip install --no-deps performer-pytorch==1.1.4 local-attention==1.11.2 \\
-        axial-positional-embedding hyper-connections entmax==1.3
+        axial-positional-embedding hyper-connections entmax==1.3 rotary-embedding-torch==0.9.1
     git clone https://github.com/idiap/fast-transformers # 2ad36b97e64cb93862937bd21fcc9568d989561f
     git clone https://github.com/OpenNLPLab/cosFormer    # 8e12da111e2a683ea875711e0bf5810c6b4e8f9f
     pip install jax==0.7.2 jaxlib==0.7.2 flax==0.12.0     # only what minimal-LRU imports

@@ -420,6 +420,8 @@ TEST_CASE("a config that no layer can have is refused with the rule and the valu
       {"multi_head_latent_attention", "rotary_dim", 3, "rotary_dim must be even"},
       {"longformer_attention", "window", 7, "window must be even; window is 7"},
       {"big_bird_attention", "n_heads", 5, "d_model must be a multiple of n_heads; d_model is 16"},
+      {"gated_attention_unit", "normaliser_length", 0, "normaliser_length must be positive"},
+      {"gated_attention_unit", "num_buckets", 1, "num_buckets must be at least 2 a direction"},
       {"gated_delta_net", "n_key_heads", 3, "n_heads must be a multiple of n_key_heads"},
       {"retention", "rotary_dim", 3, "rotary_dim must be even"},
       {"mamba2", "n_groups", 5, "n_heads must be a multiple of n_groups"},

@@ -4,6 +4,7 @@
 #include "reference/blocks.hpp"
 #include "reference/delta_net.hpp"
 #include "reference/feed_forward.hpp"
+#include "reference/gated_attention_unit.hpp"
 #include "reference/gated_delta_net.hpp"
 #include "reference/gated_linear_attention.hpp"
 #include "reference/hgrn2.hpp"
@@ -34,6 +35,8 @@ const std::vector<Twin>& twins() {
       {"attention", attention_configs, attention<double>, attention<float>},
       {"bidirectional_attention", bidirectional_attention_configs, bidirectional_attention<double>,
        bidirectional_attention<float>},
+      {"bidirectional_gated_attention_unit", bidirectional_gated_attention_unit_configs,
+       bidirectional_gated_attention_unit<double>, bidirectional_gated_attention_unit<float>},
       {"big_bird_attention", big_bird_attention_configs, big_bird_attention<double>,
        big_bird_attention<float>},
       {"block_sparse_attention", block_sparse_attention_configs, block_sparse_attention<double>,
@@ -41,6 +44,8 @@ const std::vector<Twin>& twins() {
       {"cross_attention", cross_attention_configs, cross_attention<double>, cross_attention<float>},
       {"delta_net", delta_net_configs, delta_net<double>, delta_net<float>},
       {"feed_forward", feed_forward_configs, feed_forward<double>, feed_forward<float>},
+      {"gated_attention_unit", gated_attention_unit_configs, gated_attention_unit<double>,
+       gated_attention_unit<float>},
       {"gated_delta_net", gated_delta_net_configs, gated_delta_net<double>, gated_delta_net<float>},
       {"gated_linear_attention", gated_linear_attention_configs, gated_linear_attention<double>,
        gated_linear_attention<float>},

@@ -60,7 +60,6 @@ def gau_case(arguments, name, shape, causal):
     """The activation and the bias of positions of GAU, for several heads. Its length is that of x,
     whatever the call's."""
     sys.path.insert(0, str(arguments.repository("FLASH-pytorch")))
-    sys.modules.setdefault("rotary_embedding_torch", types.SimpleNamespace(RotaryEmbedding=None))
     from flash_pytorch.flash_pytorch import ReLUSquared, T5RelativePositionBias
     buckets = 32 if causal else 16
     module = T5RelativePositionBias(scale=3.0, causal=causal, num_buckets=buckets,

@@ -3,6 +3,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
 #include <limits>
+#include <numbers>
 #include <optional>
 #include <string>
 #include <vector>
@@ -46,7 +47,10 @@ struct Member {
         const double positive = pair->factor * std::max(s, 0.0);
         s = pair->kind == Pair::sigmoid ? sigmoid(s + pair->shift)
             : pair->kind == Pair::relu  ? std::max(s, 0.0)
-                                        : positive * positive;
+            : pair->kind == Pair::laplace
+                ? std::erfc((std::sqrt(0.5) - pair->factor * s) * std::sqrt(2 * std::numbers::pi)) /
+                      2
+                : positive * positive;
       }
       return scores;
     }
@@ -99,6 +103,7 @@ std::vector<Member> members() {
   return {pair("sigmoid", {Pair::sigmoid, -0.5}),
           pair("relu", {Pair::relu}),
           pair("relu_squared", {Pair::relu_squared, 0, 0.25}),
+          pair("laplace", {Pair::laplace, 0, 0.25}),
           row("layer_norm", {Row::layer_norm, OwnKey::seen, {1, 0.5, -2, 3}, {0, 1, 0.5, 0}, 0.01}),
           row("sparsemax", {Row::sparsemax}),
           row("entmax15", {Row::entmax15}),

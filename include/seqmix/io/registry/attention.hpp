@@ -4,6 +4,7 @@
 #include "seqmix/io/registry.hpp"
 #include "seqmix/layers/attention/attention.hpp"
 #include "seqmix/layers/attention/cross_attention.hpp"
+#include "seqmix/layers/attention/gated_attention_unit.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -15,6 +16,8 @@ void register_attention(Registry<S>& registry) {
                                                 {"sees.window"});
   registry.template add<BidirectionalAttentionDefinition<S>>();
   registry.template add<CrossAttentionDefinition<S>>();
+  registry.template add<GatedAttentionUnitDefinition<S>>();
+  registry.template add<BidirectionalGatedAttentionUnitDefinition<S>>();
 }
 
 #define SEQMIX_REGISTER_ATTENTION(S) void register_attention(Registry<S>&)

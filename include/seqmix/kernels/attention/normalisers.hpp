@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <numbers>
 #include <string_view>
 #include <vector>
 
@@ -25,9 +26,11 @@ SEQMIX_BEGIN_NAMESPACE
 ///   sigmoid       σ(s + shift)
 ///   relu          max(s, 0)
 ///   relu_squared  max(factor s, 0)²
+///   laplace       Φ((factor s - √½) √(4π)), Φ the normal distribution. Ma et al. 2022,
+///                 arXiv:2209.10655, eq. 16: near max(s, 0)² with slopes and values in bounds
 /// As the last map of a `ComposedScore`.
 struct PairWeight {
-  enum class Kind { sigmoid, relu, relu_squared };
+  enum class Kind { sigmoid, relu, relu_squared, laplace };
   static constexpr bool is_weight = true;
 
   Kind kind = Kind::relu;
@@ -40,6 +43,12 @@ struct PairWeight {
     using Batch = simd::Batch<S>;
     if (kind == Kind::sigmoid) return simd::sigmoid(scores + Batch(static_cast<S>(shift)));
     const Batch zero(S(0));
+    if (kind == Kind::laplace) {
+      constexpr double mean = 1 / std::numbers::sqrt2, half_slope = 2.506628274631000502;  // √(2π)
+      const Batch offset(static_cast<S>(-mean * half_slope)), half(S(0.5));
+      const Batch rise(static_cast<S>(factor * half_slope));
+      return simd::fma<S>(simd::erf(simd::fma<S>(scores, rise, offset)), half, half);
+    }
     const Batch positive = simd::select<S>(scores < zero, zero, scores);  // NaN stays NaN
     if (kind == Kind::relu) return positive;
     const Batch scaled = positive * Batch(static_cast<S>(factor));
