@@ -10,6 +10,7 @@
 #include "seqmix/blocks/sequence.hpp"
 #include "seqmix/fwd.hpp"
 #include "seqmix/layers/any_mixer.hpp"
+#include "seqmix/layers/attention/aaren.hpp"
 #include "seqmix/layers/attention/attention.hpp"
 #include "seqmix/layers/attention/big_bird_attention.hpp"
 #include "seqmix/layers/attention/block_sparse_attention.hpp"

@@ -1,3 +1,4 @@
+#include "reference/aaren.hpp"
 #include "reference/attention.hpp"
 #include "reference/big_bird_attention.hpp"
 #include "reference/block_sparse_attention.hpp"
@@ -32,6 +33,7 @@ namespace reference {
 
 const std::vector<Twin>& twins() {
   static const std::vector<Twin> all{
+      {"aaren", aaren_configs, aaren<double>, aaren<float>},
       {"attention", attention_configs, attention<double>, attention<float>},
       {"bidirectional_attention", bidirectional_attention_configs, bidirectional_attention<double>,
        bidirectional_attention<float>},

@@ -1,7 +1,8 @@
-"""The gated attention unit."""
+"""The gated attention unit, mixed chunk attention (FLASH) and Aaren."""
 
 import sys
 
+import numpy as np
 from cases import biases
 from common import *
 
@@ -67,3 +68,51 @@ def bidirectional_gated_attention_unit(arguments):
     yield gau_case(arguments, "scale-norm-odd", (2, 37), False, (13, 5, 26), norm="scale",
                    residual=False)
     yield gau_case(arguments, "laplace", (2, 70), False, (12, 16, 24), laplace=True)
+
+
+def aaren_case(name, shape, sizes, bias=False, score_scale=None):
+    """Feng et al. 2024, arXiv:2405.13956: section 3.2's scan of (m, u, w) by Hillis and Steele."""
+    D, H, K, V = sizes
+    weights = {"query": 2 * torch.randn(H, K), "k_proj.weight": torch.randn(H * K, D) / math.sqrt(D),
+               "v_proj.weight": 1.2 * torch.randn(H * V, D) / math.sqrt(D),
+               "o_proj.weight": 1.2 * torch.randn(D, H * V) / math.sqrt(H * V)}
+    if bias:
+        weights |= {"v_proj.bias": torch.randn(H * V), "o_proj.bias": torch.randn(D)}
+    q, w_k, w_v, w_o = (weight.numpy() for weight in list(weights.values())[:4])
+    b_v, b_o = (weights[one].numpy() if bias else 0 for one in ("v_proj.bias", "o_proj.bias"))
+
+    def combine(a, b):
+        m = np.maximum(a[0], b[0])
+        of_a, of_b = np.exp(a[0] - m), np.exp(b[0] - m)
+        return (m, a[1] * of_a + b[1] * of_b,
+                a[2] * of_a[..., None] + b[2] * of_b[..., None])
+
+    def run(x):
+        x = x.numpy()
+        B, T, _ = x.shape
+        k = (x @ w_k.T).reshape(B, T, H, K)
+        v = (x @ w_v.T + b_v).reshape(B, T, H, V)
+        s = np.einsum("bthk,hk->bth", k, q) * (score_scale or K**-0.5)
+        sums = (s, np.ones_like(s), v)
+        step = 1
+        while step < T:
+            joined = combine([part[:, :-step] for part in sums], [part[:, step:] for part in sums])
+            sums = [np.concatenate((part[:, :step], more), 1) for part, more in zip(sums, joined)]
+            step *= 2
+        m, u, w = sums
+        y = (w / u[..., None]).reshape(B, T, H * V) @ w_o.T + b_o
+        last = [torch.from_numpy(part[:, -1].copy()) for part in (w, u, m)]
+        return torch.from_numpy(y), dict(zip(("numerator", "denominator", "maximum"), last))
+
+    config = dict(d_model=D, n_heads=H, head_k=K, head_v=V, bias=bias)
+    if score_scale:
+        config["score_scale"] = score_scale
+    return Case(name, config,
+                "own numpy form of Feng et al. 2024, arXiv:2405.13956, section 3.2; the query of a "
+                "head is what a projection makes of the learned token",
+                shape, weights, run)
+
+
+def aaren(arguments):
+    yield aaren_case("long", (1, 131), (16, 2, 8, 8))
+    yield aaren_case("bias-odd", (2, 37), (13, 3, 5, 7), bias=True, score_scale=1.3)

@@ -2,6 +2,7 @@
 
 #include "seqmix/core/compiled.hpp"
 #include "seqmix/io/registry.hpp"
+#include "seqmix/layers/attention/aaren.hpp"
 #include "seqmix/layers/attention/attention.hpp"
 #include "seqmix/layers/attention/cross_attention.hpp"
 #include "seqmix/layers/attention/gated_attention_unit.hpp"
@@ -16,6 +17,7 @@ void register_attention(Registry<S>& registry) {
                                                 {"sees.window"});
   registry.template add<BidirectionalAttentionDefinition<S>>();
   registry.template add<CrossAttentionDefinition<S>>();
+  registry.template add<AarenDefinition<S>>();
   registry.template add<GatedAttentionUnitDefinition<S>>();
   registry.template add<BidirectionalGatedAttentionUnitDefinition<S>>();
 }
