@@ -9,7 +9,7 @@ template <class S>
 Output<S> big_bird_attention(const Input<S>& in) {
   const Index block = in.size("block"), last = (in.T() - 1) / block, draws = in.size("n_random");
   const Array<S>* const random = draws > 0 ? &in.weight("random_blocks") : nullptr;
-  const auto weight = [&](Index h, Index i, Index j) {
+  const auto weight = [&](Index, Index h, Index i, Index j) {
     const Index of_query = i / block, of_key = j / block;
     const bool edge = of_query == 0 || of_query == last;
     int count = edge || of_key == 0 || of_key == last || std::abs(of_query - of_key) <= 1 ? 1 : 0;
@@ -18,7 +18,7 @@ Output<S> big_bird_attention(const Input<S>& in) {
     }
     return count;
   };
-  return encoder_attention(in, weight, [](Index) { return std::string(); });
+  return encoder_attention(in, weight, [](Index, Index) { return std::string(); });
 }
 
 inline const std::vector<std::string> big_bird_attention_configs{

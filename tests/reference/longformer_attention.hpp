@@ -8,8 +8,8 @@
 
 namespace reference {
 
-/// Softmax attention of all tokens at once: `weight(h, i, j)` says how often query i counts key j,
-/// `projection(i)` what stands behind the names of the projections that query i uses.
+/// Softmax attention of all tokens at once: `weight(b, h, i, j)` says how often query i counts key
+/// j, `projection(b, i)` what stands behind the names of the projections that query i uses.
 template <class S>
 Output<S> encoder_attention(const Input<S>& in, auto&& weight, auto&& projection) {
   const Index B = in.B(), T = in.T(), H = in.size("n_heads"), D = in.size("d_model"), K = D / H;
@@ -22,7 +22,7 @@ Output<S> encoder_attention(const Input<S>& in, auto&& weight, auto&& projection
   for (Index b = 0; b < B; ++b) {
     std::map<std::string, std::vector<std::vector<S>>> keys, values;  // of each suffix and token
     for (Index i = 0; i < T; ++i) {
-      const std::string suffix = projection(i);
+      const std::string suffix = projection(b, i);
       if (keys.count(suffix) == 0) {
         for (Index j = 0; j < T; ++j) {
           keys[suffix].push_back(projected("key" + suffix, b, j));
@@ -35,7 +35,7 @@ Output<S> encoder_attention(const Input<S>& in, auto&& weight, auto&& projection
       for (Index h = 0; h < H; ++h) {
         std::vector<S> score(static_cast<std::size_t>(T), -1 / S(0)), count(score.size());
         for (Index j = 0; j < T; ++j) {
-          count[static_cast<std::size_t>(j)] = static_cast<S>(weight(h, i, j));
+          count[static_cast<std::size_t>(j)] = static_cast<S>(weight(b, h, i, j));
           if (count[static_cast<std::size_t>(j)] == 0) continue;
           S dot = 0;
           for (Index n = 0; n < K; ++n) {
@@ -66,17 +66,21 @@ Output<S> encoder_attention(const Input<S>& in, auto&& weight, auto&& projection
 /// Beltagy et al. 2020, arXiv:2004.05150, section 3.1.
 template <class S>
 Output<S> longformer_attention(const Input<S>& in) {
-  const Index globals = in.size("n_global"), half = in.size("window") / 2;
-  const auto weight = [&](Index, Index i, Index j) {
-    return i < globals || j < globals || std::abs(i - j) <= half ? 1 : 0;
+  const Index first = in.size("n_global"), half = in.size("window") / 2;
+  const auto global = [&](Index b, Index i) {
+    return i < first || (in.flag("global_mask") && in.input("global_attention_mask")(b, i, 0) > 0);
   };
-  return encoder_attention(in, weight,
-                           [&](Index i) { return std::string(i < globals ? "_global" : ""); });
+  const auto weight = [&](Index b, Index, Index i, Index j) {
+    return global(b, i) || global(b, j) || std::abs(i - j) <= half ? 1 : 0;
+  };
+  return encoder_attention(
+      in, weight, [&](Index b, Index i) { return std::string(global(b, i) ? "_global" : ""); });
 }
 
 inline const std::vector<std::string> longformer_attention_configs{
     R"({"d_model": 16, "n_heads": 2, "window": 12, "n_global": 0})",
     R"({"d_model": 21, "n_heads": 3, "window": 70, "n_global": 5})",
-    R"({"d_model": 10, "n_heads": 1, "window": 2, "n_global": 66})"};
+    R"({"d_model": 10, "n_heads": 1, "window": 2, "n_global": 66})",
+    R"({"d_model": 12, "n_heads": 2, "window": 10, "n_global": 1, "global_mask": true})"};
 
 }  // namespace reference

@@ -7,6 +7,8 @@
 #include "seqmix/core/call.hpp"
 #include "seqmix/core/parameter.hpp"
 #include "seqmix/kernels/product/matmul.hpp"
+#include "seqmix/layers/detail/name.hpp"
+#include "seqmix/layers/initializer.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -102,6 +104,14 @@ struct Projection {
   ProjectionWeight<Scalar> weight;  // [out, in]
   Parameter<Scalar, 1> bias;        // [out], or empty
 };
+
+/// Names a projection of `width` numbers to as many to a visitor of weights.
+void visit_linear(const Name& name, auto& projection, Index width, bool has_bias,
+                  auto&& parameter) {
+  const Prefixed of_projection(name, parameter);
+  of_projection("weight", projection.weight, {width, width});
+  if (has_bias) of_projection("bias", projection.bias, {width}, init::zeros);
+}
 
 /// One output of `project`: [T, out], or a head split [T, H, K] of it.
 template <class Scalar>

@@ -156,7 +156,7 @@ def longformer_attention(arguments):
     module_class, config_class = hugging_face("longformer", "LongformerSelfAttention",
                                               "LongformerConfig")
 
-    def case(name, shape, d_model, n_heads, window, n_global):
+    def case(name, shape, d_model, n_heads, window, n_global, marks=()):
         config = config_class(hidden_size=d_model, num_attention_heads=n_heads,
                               attention_window=[window], num_hidden_layers=1)
         module = randomise(module_class(config, layer_id=0))
@@ -166,18 +166,29 @@ def longformer_attention(arguments):
             padded = torch.nn.functional.pad(x, (0, 0, 0, -length % window))
             mask = torch.zeros(padded.shape[:2])
             mask[:, :n_global], mask[:, length:] = 10000.0, -10000.0
+            for row, token in marks:
+                mask[row, token] = 10000.0
             return (module(padded, attention_mask=mask, is_index_masked=mask < 0,
                            is_index_global_attn=mask > 0,
-                           is_global_attn=n_global > 0)[0][:, :length], {})
+                           is_global_attn=bool((mask > 0).any()))[0][:, :length], {})
 
         source = published(module_class) + ("; padded to a multiple of the window with masked "
                                             "tokens, as LongformerModel does")
-        return Case(name, dict(d_model=d_model, n_heads=n_heads, window=window, n_global=n_global),
-                    source, shape, weights_of(module), run, causal=False)
+        config = dict(d_model=d_model, n_heads=n_heads, window=window, n_global=n_global)
+        inputs = {}
+        if marks:
+            config["global_mask"] = True
+            inputs["global_attention_mask"] = torch.zeros(*shape, 1, dtype=torch.int64)
+            for row, token in marks:
+                inputs["global_attention_mask"][row, token] = 1
+        return Case(name, config, source, shape, weights_of(module), run, causal=False,
+                    inputs=inputs)
 
     yield case("global-long", (2, 143), 18, 3, 16, 3)
     yield case("local-odd", (2, 47), 21, 3, 6, 0)
     yield case("wide-window", (1, 131), 20, 2, 60, 1)
+    yield case("global-anywhere", (2, 139), 18, 3, 16, 1,
+               [(0, 30), (0, 31), (0, 77), (1, 5), (1, 64), (1, 138)])
 
 
 def big_bird_attention(arguments):

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <limits>
+#include <span>
 
+#include "seqmix/core/segment.hpp"
 #include "seqmix/core/view.hpp"
 #include "seqmix/kernels/attention/pairs.hpp"
 #include "seqmix/simd/math.hpp"
@@ -75,19 +77,19 @@ struct Lengths {
   Band of(Index row, Index /*head*/) const { return Band::everything(of_rows[row]); }
 };
 
-/// A query at i sees the keys j <= i + ahead that lie in its window, j >= i - back, or among the
-/// first `prefix`.
+/// A query at i sees the keys j <= i that lie in its window, j >= i - back, or among the first
+/// `prefix`.
 struct WindowAndPrefix {
-  Index back = 0, ahead = 0, prefix = 0;
+  Index back = 0, prefix = 0;
 
   WindowAndPrefix of(Index /*row*/, Index /*head*/) const { return *this; }
   Span reach(Span queries) const {
-    return {prefix > 0 ? 0 : std::max<Index>(queries.begin - back, 0), queries.end + ahead};
+    return {prefix > 0 ? 0 : std::max<Index>(queries.begin - back, 0), queries.end};
   }
   Visibility visibility(Span queries, Span keys) const {
     const bool passed = keys.begin >= prefix && keys.end + back <= queries.begin;
-    if (passed || keys.begin >= queries.end + ahead) return Visibility::none;
-    const bool all = keys.end <= queries.begin + ahead + 1 &&
+    if (passed || keys.begin >= queries.end) return Visibility::none;
+    const bool all = keys.end <= queries.begin + 1 &&
                      (keys.end <= prefix || keys.begin + back + 1 >= queries.end);
     return all ? Visibility::all : Visibility::partial;
   }
@@ -95,11 +97,79 @@ struct WindowAndPrefix {
   simd::Mask<S> allows(const Pairs<S>& pairs) const {
     using Batch = simd::Batch<S>;
     const Batch distance = pairs.query - pairs.key;
-    return distance >= Batch(static_cast<S>(-ahead)) &&
-           (distance <= Batch(static_cast<S>(back)) ||
-            pairs.key < Batch(static_cast<S>(prefix - pairs.origin)));
+    return distance >= Batch(S(0)) && (distance <= Batch(static_cast<S>(back)) ||
+                                       pairs.key < Batch(static_cast<S>(prefix - pairs.origin)));
   }
 };
+
+/// A query at i sees the keys of [i - back, i + ahead] and those of runs of positions, which lie
+/// apart and in order.
+struct WindowAndRuns {
+  Index back = 0, ahead = 0;
+  std::span<const Span> runs;   // of all segments behind each other, then of one
+  Segments segments = {};       // of the call
+  const Index* ends = nullptr;  // of each segment: the runs up to its last one
+
+  WindowAndRuns of(Index row, Index /*head*/) const {
+    const auto i = std::ranges::find(segments, row, &Segment::row) - segments.begin();
+    const Index first = i == 0 ? 0 : ends[i - 1];
+    return with(
+        runs.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(ends[i] - first)));
+  }
+  /// The runs that meet `keys`.
+  WindowAndRuns narrowed(Span /*queries*/, Span keys) const {
+    const auto first = std::ranges::upper_bound(runs, keys.begin, {}, &Span::end);
+    return with({first, std::ranges::lower_bound(first, runs.end(), keys.end, {}, &Span::begin)});
+  }
+  Span near(Span queries) const { return {queries.begin - back, queries.end + ahead}; }
+  Span reach(Span queries) const {
+    const Span window = near(queries);
+    const Index first = runs.empty() ? window.begin : std::min(runs.front().begin, window.begin);
+    return {std::max<Index>(first, 0),
+            runs.empty() ? window.end : std::max(runs.back().end, window.end)};
+  }
+  Visibility visibility(Span queries, Span keys) const {
+    const auto met = narrowed(queries, keys).runs;
+    const Span window = near(queries);
+    const bool far = keys.begin >= window.end || keys.end <= window.begin;
+    if (far && met.empty()) return Visibility::none;
+    const bool all =
+        (keys.end <= queries.begin + ahead + 1 && keys.begin + back + 1 >= queries.end) ||
+        (met.size() == 1 && met[0].begin <= keys.begin && met[0].end >= keys.end);
+    return all ? Visibility::all : Visibility::partial;
+  }
+  template <class S>
+  simd::Mask<S> allows(const Pairs<S>& pairs) const {
+    using Batch = simd::Batch<S>;
+    const auto number = [](Index value) { return Batch(static_cast<S>(value)); };
+    const Batch distance = pairs.query - pairs.key;
+    auto seen = distance >= number(-ahead) && distance <= number(back);
+    for (const Span& run : runs) {
+      seen = seen || (pairs.key >= number(run.begin - pairs.origin) &&
+                      pairs.key < number(run.end - pairs.origin));
+    }
+    return seen;
+  }
+
+ private:
+  WindowAndRuns with(std::span<const Span> own) const { return {back, ahead, own}; }
+};
+
+/// Writes the runs of neighbours among those tokens t of each segment for which
+/// `chosen(segment, t)`, and where the runs of each segment end. Returns how many tokens they are.
+Index find_runs(Segments segments, auto&& chosen, Span* runs, Index* ends) {
+  Index n = 0, tokens = 0;
+  for (const Segment& segment : segments) {
+    const Index before = n;
+    for (Index t = 0; t < segment.count; ++t) {
+      if (!chosen(segment, t)) continue;
+      if (n == before || runs[n - 1].end < t) runs[n++] = {t, t};
+      runs[n - 1].end = t + 1, ++tokens;
+    }
+    *ends++ = n;
+  }
+  return tokens;
+}
 
 /// A query sees the keys up to its own and the first `count`, which see each other. Liu et al.
 /// 2018, arXiv:1801.10198; Raffel et al. 2019, arXiv:1910.10683, figure 4.

@@ -5,6 +5,7 @@
 #include "seqmix/kernels/attention/attention.hpp"
 #include "seqmix/kernels/attention/block_masks.hpp"
 #include "seqmix/kernels/attention/scores.hpp"
+#include "seqmix/layers/detail/check_table.hpp"
 #include "seqmix/layers/mixer.hpp"
 #include "seqmix/layers/projection.hpp"
 
@@ -63,13 +64,9 @@ struct BigBirdAttentionDefinition {
     Parameter<Index, 3> random_blocks;  // [H, n_blocks - 2, n_random]
 
     static void visit(auto& self, const Config& c, auto&& parameter) {
-      const auto linear = [&](auto weight, auto bias, auto& projection) {
-        parameter(weight, projection.weight, {c.d_model, c.d_model});
-        if (c.bias) parameter(bias, projection.bias, {c.d_model}, init::zeros);
-      };
-      linear("query.weight", "query.bias", self.query);
-      linear("key.weight", "key.bias", self.key);
-      linear("value.weight", "value.bias", self.value);
+      visit_linear("query", self.query, c.d_model, c.bias, parameter);
+      visit_linear("key", self.key, c.d_model, c.bias, parameter);
+      visit_linear("value", self.value, c.d_model, c.bias, parameter);
       if (c.n_random == 0) return;
       parameter("random_blocks", self.random_blocks, {c.n_heads, c.n_blocks - 2, c.n_random},
                 init::choices(c.n_blocks));
@@ -81,7 +78,11 @@ struct BigBirdAttentionDefinition {
 
   BigBirdAttentionDefinition(Config config, Weights weights)
       : c(std::move(config)), w(std::move(weights)) {
-    check_random_blocks();
+    const Index n = c.n_blocks;
+    check_table(traits.name, "random_blocks", w.random_blocks, [n](Index, Index, Index block) {
+      const bool exists = block >= 0 && block < n;
+      return exists ? std::string() : "a block, 0 to " + std::to_string(n - 1);
+    });
   }
 
   /// `random_blocks` has no rows for later blocks.
@@ -112,23 +113,6 @@ struct BigBirdAttentionDefinition {
       merge_attention(random_o, random_total, o, total);
     }
     copy(o.merge(axis::head), y);
-  }
-
- private:
-  void check_random_blocks() const {
-    if (c.n_random == 0) return;
-    for (Index h = 0; h < c.n_heads; ++h) {
-      for (Index row = 0; row < c.n_blocks - 2; ++row) {
-        for (Index draw = 0; draw < c.n_random; ++draw) {
-          const Index value = w.random_blocks(h, row, draw);
-          if (value >= 0 && value < c.n_blocks) continue;
-          throw ConfigError(std::string(traits.name) + ": random_blocks(" + std::to_string(h) +
-                            ", " + std::to_string(row) + ", " + std::to_string(draw) + ") is " +
-                            std::to_string(value) + ", expected a block, 0 to " +
-                            std::to_string(c.n_blocks - 1));
-        }
-      }
-    }
   }
 };
 

@@ -10,6 +10,7 @@
 #include "seqmix/kernels/attention/selection.hpp"
 #include "seqmix/kernels/attention/strided.hpp"
 #include "seqmix/layers/attention/attention.hpp"
+#include "seqmix/layers/detail/check_table.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -156,7 +157,10 @@ struct BlockSparseAttentionDefinition
                  c.n_random,
                  c.seed,
                  w.layout} {
-    check_layout();
+    check_table(traits.name, "layout", w.layout, [](Index i, Index j, Index seen) {
+      if (j > i && seen != 0) return "0: a block sees no later one";
+      return seen == 0 || seen == 1 ? "" : "0 or 1";
+    });
   }
 
   PositionLimit position_limit() const {
@@ -186,22 +190,6 @@ struct BlockSparseAttentionDefinition
                 call);
       strided_attention(q, state.keys.view(), state.values.view(), past, patterns, scores, o, call);
     });
-  }
-
- private:
-  void check_layout() const {
-    for (Index h = 0; h < c.layout_heads; ++h) {
-      for (Index i = 0; i < c.layout_blocks; ++i) {
-        for (Index j = 0; j < c.layout_blocks; ++j) {
-          const Index value = w.layout(h, i, j);
-          if (value == 0 || (value == 1 && j <= i)) continue;
-          throw ConfigError(
-              std::string(traits.name) + ": layout(" + std::to_string(h) + ", " +
-              std::to_string(i) + ", " + std::to_string(j) + ") is " + std::to_string(value) +
-              (j > i ? ", expected 0: a block sees no later one" : ", expected 0 or 1"));
-        }
-      }
-    }
   }
 };
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <algorithm>
+#include <span>
 
 #include "seqmix/kernels/attention/attention.hpp"
 #include "seqmix/kernels/attention/masks.hpp"
@@ -14,12 +14,14 @@ SEQMIX_BEGIN_NAMESPACE
 struct LongformerAttentionConfig {
   Index d_model = 0;
   Index n_heads = 1;
-  Index window = 0;    // neighbours that a token sees, half of them on each side
-  Index n_global = 0;  // first tokens, which see and are seen by all
+  Index window = 0;          // neighbours that a token sees, half of them on each side
+  Index n_global = 0;        // first tokens, which see and are seen by all
+  bool global_mask = false;  // whether others are marked by 1 beside x
 
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("n_heads", self.n_heads);
     field("window", self.window), field("n_global", self.n_global, zero_is_legal);
+    field("global_mask", self.global_mask);
   }
   void check() const {
     require(d_model % n_heads == 0, "d_model must be a multiple of n_heads");
@@ -28,12 +30,12 @@ struct LongformerAttentionConfig {
   Index head_dim() const { return d_model / n_heads; }
 };
 
-/// Longformer's self-attention: each token sees its neighbours and the global tokens, which are the
-/// first ones; a global token sees all, by projections of its own.
+/// Longformer's self-attention: each token sees its neighbours and the global tokens, the set G of
+/// the first ones and those that are marked; a global token sees all, by projections of its own.
 ///
 ///   q, k, v = W_q x + b_q, ...;  q', k', v' = W'_q x + b'_q, ... where the query is global
-///   y_i = Σ softmax_j(K^{-1/2} q_i · k_j) v_j     over j < n_global and |i - j| <= window / 2
-///   y_i = Σ softmax_j(K^{-1/2} q'_i · k'_j) v'_j  over all j, for i < n_global
+///   y_i = Σ softmax_j(K^{-1/2} q_i · k_j) v_j     over j in G and |i - j| <= window / 2
+///   y_i = Σ softmax_j(K^{-1/2} q'_i · k'_j) v'_j  over all j, for i in G
 ///
 /// It has `forward` alone: an output needs the tokens behind it. Decoders have the pattern local of
 /// `block_sparse_attention` with a prefix. The output projection is a layer of its own.
@@ -55,26 +57,39 @@ struct LongformerAttentionDefinition {
     Projection<Scalar> query, key, value, query_global, key_global, value_global;
 
     static void visit(auto& self, const Config& c, auto&& parameter) {
-      const auto linear = [&](auto weight, auto bias, auto& projection) {
-        parameter(weight, projection.weight, {c.d_model, c.d_model});
-        parameter(bias, projection.bias, {c.d_model}, init::zeros);
-      };
-      linear("query.weight", "query.bias", self.query);
-      linear("key.weight", "key.bias", self.key);
-      linear("value.weight", "value.bias", self.value);
-      linear("query_global.weight", "query_global.bias", self.query_global);
-      linear("key_global.weight", "key_global.bias", self.key_global);
-      linear("value_global.weight", "value_global.bias", self.value_global);
+      visit_linear("query", self.query, c.d_model, true, parameter);
+      visit_linear("key", self.key, c.d_model, true, parameter);
+      visit_linear("value", self.value, c.d_model, true, parameter);
+      visit_linear("query_global", self.query_global, c.d_model, true, parameter);
+      visit_linear("key_global", self.key_global, c.d_model, true, parameter);
+      visit_linear("value_global", self.value_global, c.d_model, true, parameter);
+    }
+  };
+
+  struct Side {
+    View<const Index, 2> global_attention_mask;  // [T, 1]
+
+    static void visit(auto& self, const Config& c, auto&& side) {
+      if (!c.global_mask) return;
+      side("global_attention_mask", self.global_attention_mask, 1, SideRole::input, 2);
     }
   };
 
   Config c;
   Weights w;
 
-  void run(View<const Scalar, 2> x, View<Scalar, 2> y, const Call& call) const {
+  void run(View<const Scalar, 2> x, const Side& side, View<Scalar, 2> y, const Call& call) const {
     const Index T = x.extent(axis::time), D = c.d_model, H = c.n_heads, K = c.head_dim();
-    Index globals = 0;  // of all segments
-    for (const Segment& segment : call.segments()) globals += globals_of(segment);
+    const Segments segments = call.segments();
+    auto of_spans = call.scratch<Span>();
+    auto of_indices = call.scratch<Index>();
+    Span* const runs = of_spans(T).data();  // of global tokens, their positions
+    Index* const ends = of_indices(std::ssize(segments)).data();
+    const auto is_global = [&](const Segment& segment, Index t) {
+      return t < c.n_global ||
+             (c.global_mask && side.global_attention_mask(segment.first + t, 0) > 0);
+    };
+    const Index globals = find_runs(segments, is_global, runs, ends);
     auto scratch = call.scratch<Scalar>();
     auto q = scratch(T, H, K);               // [T, H, K]
     auto k = scratch(T, H, K);               // [T, H, K]
@@ -85,33 +100,37 @@ struct LongformerAttentionDefinition {
     const PlainScore score{inverse_sqrt(K)};
 
     project(x, {{w.query, q}, {w.key, k}, {w.value, v}}, call);
-    self_attention(q, k, v, WindowAndPrefix{c.window / 2, c.window / 2, c.n_global}, score, o, call,
-                   {}, {c.n_global, T});
+    const Index all = segments.empty() ? 0 : ends[segments.size() - 1];
+    self_attention(
+        q, k, v,
+        WindowAndRuns{
+            c.window / 2, c.window / 2, {runs, static_cast<std::size_t>(all)}, segments, ends},
+        score, o, call, {}, {c.n_global, T});
     if (globals > 0) {
-      for_each_global_run(call, [&](Index from, Index to, Index count) {
-        copy(x.slice(axis::time, from, count), global_x.slice(axis::time, to, count));
+      const auto for_each_run = [&](auto&& body) {
+        Index number = 0, i = 0;
+        for (std::size_t s = 0; s < segments.size(); ++s) {
+          for (; i < ends[s]; ++i) body(segments[s], runs[i], number), number += runs[i].size();
+        }
+      };
+      for_each_run([&](const Segment& of, Span run, Index number) {
+        copy(x.slice(axis::time, of.first + run.begin, run.size()),
+             global_x.slice(axis::time, number, run.size()));
       });
       project(global_x, {{w.query_global, global_q}}, call);
-      for_each_global_run(call, [&](Index from, Index to, Index count) {
-        copy(global_q.slice(axis::time, to, count), q.slice(axis::time, from, count));
-      });
       project(x, {{w.key_global, k}, {w.value_global, v}}, call);
-      self_attention(q, k, v, Band::everything(), score, o, call, {}, {0, c.n_global});
+      for_each_run([&](const Segment& of, Span run, Index number) {
+        const auto own = [&](const auto& view) {
+          return view.slice(axis::time, of.first, of.count);
+        };
+        const Segment alone{of.row, 0, of.count, of.form};
+        copy(global_q.slice(axis::time, number, run.size()),
+             own(q).slice(axis::time, run.begin, run.size()));
+        self_attention(own(q), own(k), own(v), Band::everything(), score, own(o),
+                       call.with(Segments(&alone, 1)), {}, run);
+      });
     }
     copy(o.merge(axis::head), y);
-  }
-
- private:
-  Index globals_of(const Segment& segment) const { return std::min(c.n_global, segment.count); }
-
-  /// Calls `body(token, number, count)` for the global tokens of each segment, from `token` on in
-  /// the call and from `number` on among all of them.
-  void for_each_global_run(const Call& call, auto&& body) const {
-    Index number = 0;
-    for (const Segment& segment : call.segments()) {
-      body(segment.first, number, globals_of(segment));
-      number += globals_of(segment);
-    }
   }
 };
 
