@@ -260,7 +260,7 @@ S temperature(const Input<S>& in, Index t) {
 /// y of what the heads of a token made.
 template <class S>
 std::vector<S> project_outputs(const Input<S>& in, const std::vector<S>& x, std::vector<S> o) {
-  if (in.text("output_norm") == "gated_rms") {
+  if (text_or(in, "output_norm", "none") == "gated_rms") {
     S square = 0;
     for (const S number : o) square += number * number / static_cast<S>(o.size());
     const S rms = std::sqrt(square + static_cast<S>(in.number("output_norm_eps")));
@@ -274,7 +274,7 @@ std::vector<S> project_outputs(const Input<S>& in, const std::vector<S>& x, std:
     const std::size_t numbers_per_gate = o.size() / gate.size();
     for (std::size_t i = 0; i < o.size(); ++i) o[i] /= 1 + std::exp(-gate[i / numbers_per_gate]);
   }
-  const Array<S>* const bias = in.flag("o_bias") ? &in.weight("o_proj.bias") : nullptr;
+  const Array<S>* const bias = flag_or(in, "o_bias", false) ? &in.weight("o_proj.bias") : nullptr;
   return linear<S>(in.weight("o_proj.weight"), bias, o);
 }
 

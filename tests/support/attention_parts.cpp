@@ -145,6 +145,9 @@ const std::vector<AttentionMember>& attention_members() {
 
 bool AttentionMember::is_of(const std::string& layer) const {
   if (layer == "cross_attention") return slot == "heads" || slot == "scores";
+  if (layer == "multi_head_latent_attention") {
+    return causal && (slot == "positions" || slot == "scores");
+  }
   return layer == "attention" ? causal : bidirectional;
 }
 
@@ -157,7 +160,13 @@ bool fit(const std::string& layer, const std::vector<const AttentionMember*>& me
 
 Json attention_config(const std::string& layer,
                       const std::vector<const AttentionMember*>& members) {
-  Json config = {{"d_model", 10}, {"heads", {{"n_heads", 4}, {"n_kv_heads", 2}, {"head_dim", 6}}}};
+  Json config = {{"d_model", 10}};
+  if (layer == "multi_head_latent_attention") {
+    config.update(
+        {{"n_heads", 4}, {"kv_rank", 9}, {"nope_dim", 5}, {"shared_dim", 6}, {"head_v", 5}});
+  } else {
+    config["heads"] = {{"n_heads", 4}, {"n_kv_heads", 2}, {"head_dim", 6}};
+  }
   if (layer == "cross_attention") config["d_source"] = 7;
   for (const AttentionMember* member : members) config.merge_patch(member->config);
   return config;

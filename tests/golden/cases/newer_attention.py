@@ -51,3 +51,46 @@ def attention__newer_heads(arguments):
                                               original_max_position_embeddings=24),
                          ours=dict(temperature="stepped", temperature_rate=0.6,
                                    temperature_length=24))
+
+
+def latent_case(name, family, prefix, shape, sizes, ours, rotated=True, by_position=False,
+                **settings):
+    """`sizes`: d_model, n_heads, q_rank, kv_rank, nope_dim, numbers of the shared key, head_v."""
+    d_model, n_heads, q_rank, kv_rank, nope_dim, shared, head_v = sizes
+    module_class, config_class = hugging_face(family, f"{prefix}Attention", f"{prefix}Config")
+    config = config_class(hidden_size=d_model, num_attention_heads=n_heads,
+                          num_key_value_heads=n_heads, q_lora_rank=q_rank or None,
+                          kv_lora_rank=kv_rank, qk_nope_head_dim=nope_dim,
+                          qk_rope_head_dim=shared, v_head_dim=head_v, max_position_embeddings=256,
+                          attn_implementation="eager", **settings)
+    module = randomise(module_class(config, layer_idx=0))
+    rope = hugging_face(family, f"{prefix}RotaryEmbedding")[0](config) if rotated else None
+
+    def run(x):
+        positions = torch.arange(x.shape[1])[None].expand(len(x), -1)
+        given = dict(position_embeddings=rope(x, positions)) if rotated else {}
+        if by_position:
+            given["position_ids"] = positions
+        return module(x, attention_mask=causal_mask(x.shape[1]), **given)[0], {}
+
+    ours = dict(d_model=d_model, n_heads=n_heads, q_rank=q_rank, kv_rank=kv_rank,
+                nope_dim=nope_dim, head_v=head_v) | ours
+    return Case(name, ours, published(module_class) + ", eager, explicit causal mask", shape,
+                weights_of(module), run)
+
+
+def multi_head_latent_attention__newer(arguments):
+    yield latent_case("kimi-linear-unturned", "kimi_linear", "KimiLinear", (2, 70),
+                      (18, 3, 0, 16, 8, 4, 6), dict(shared_dim=4, positions={}), rotated=False)
+    yield latent_case("ling3-gate-by-head", "bailing_hybrid", "BailingHybrid", (1, 131),
+                      (20, 4, 12, 15, 7, 6, 5),
+                      dict(positions=dict(rotary_dim=6), output_gate="head"), **rotary(10000.0))
+    yield latent_case("mistral4-temperature", "mistral4", "Mistral4", (2, 70),
+                      (18, 3, 11, 14, 6, 4, 8),
+                      dict(positions=dict(rotary_dim=4),
+                           scores=dict(temperature="stepped", temperature_rate=0.6,
+                                       temperature_length=24)),
+                      by_position=True, head_dim=4,
+                      rope_parameters=dict(rope_type="default", rope_theta=10000.0,
+                                           llama_4_scaling_beta=0.6,
+                                           original_max_position_embeddings=24))

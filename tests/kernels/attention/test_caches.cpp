@@ -253,6 +253,7 @@ TEMPLATE_TEST_CASE("latent attention reads a narrow cache in each of its ways", 
   const Index T = 5, H = 3, K = 8, V = 12, rank = 20, rotary = 6, before = 70;
   const auto weight = random_tensor<S, 3>({H, K + V, rank}, 4);
   const LatentHeads<S> heads(weight, K);
+  const ComposedScore<S> score(0.1, {});
   const auto q = random_tensor<S, 4>({2, T, H, K + rotary}, 1);
   Tensor<Index, 1> past({2});
   past[0] = before, past[1] = 3;
@@ -266,11 +267,11 @@ TEMPLATE_TEST_CASE("latent attention reads a narrow cache in each of its ways", 
     Tensor<S, 3> o({2 * T, H, V}), expected(o.shape());
     for (const Algorithm algorithm : {Algorithm::chunked, Algorithm::recurrent}) {
       const Call call = parallel->with(algorithm);
-      latent_attention<S>(flat(q), plain, past, heads, 0.1, expected.view(), call);
-      latent_attention<S>(flat(q), cache.view(), past, heads, 0.1, o.view(), call);
+      latent_attention<S>(flat(q), plain, past, heads, score, expected.view(), call);
+      latent_attention<S>(flat(q), cache.view(), past, heads, score, o.view(), call);
       CHECK(same_bits(o.view(), expected.view()));
     }
-    latent_attention<S>(flat(q), cache.view(), past, heads, 0.1, o.view(), recurrent);
+    latent_attention<S>(flat(q), cache.view(), past, heads, score, o.view(), recurrent);
     CHECK(support::relative_error(o.view(), expected.view()) <= 4 * tolerance<S>);
   }
 }

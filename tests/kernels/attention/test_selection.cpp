@@ -230,21 +230,22 @@ TEMPLATE_TEST_CASE("latent attention is attention with expanded keys and values"
   Tensor<S, 3> expected({B * T, H, V}), o({B * T, H, V});
   attention(flat(q), keys, values, past, Causal{}, PlainScore{0.2}, expected.view(), parallel);
   const LatentHeads<S> heads(weight, K);
+  const ComposedScore<S> score(0.2, {});
   const double bound = std::is_same_v<S, float> ? 1e-5 : 1e-13;
   for (const Algorithm algorithm :
        {Algorithm::automatic, Algorithm::chunked, Algorithm::recurrent}) {
     fill(o.view(), std::numeric_limits<S>::quiet_NaN());
-    latent_attention(flat(q), cache, past, heads, 0.2, o.view(), parallel->with(algorithm));
+    latent_attention(flat(q), cache, past, heads, score, o.view(), parallel->with(algorithm));
     CHECK(relative_error(o.view(), expected.view()) < bound);
   }
   fill(o.view(), std::numeric_limits<S>::quiet_NaN());
-  latent_attention(flat(q), cache, past, heads, 0.2, o.view(), recurrent);
+  latent_attention(flat(q), cache, past, heads, score, o.view(), recurrent);
   CHECK(relative_error(o.view(), expected.view()) < bound);
 
   past[0] = cache.extent(2);
-  CHECK_THROWS_AS(latent_attention(flat(q), cache, past, heads, 0.2, o.view(), recurrent),
+  CHECK_THROWS_AS(latent_attention(flat(q), cache, past, heads, score, o.view(), recurrent),
                   CapacityError);
-  CHECK_THROWS_AS(latent_attention(flat(q), keys, past, heads, 0.2, o.view(), recurrent),
+  CHECK_THROWS_AS(latent_attention(flat(q), keys, past, heads, score, o.view(), recurrent),
                   ShapeError);
 }
 
@@ -252,6 +253,7 @@ TEMPLATE_TEST_CASE("segments of latent attention choose their ways alone", "", f
   using S = TestType;
   constexpr Index rank = 32, rotary = 4, V = 4, capacity = 150;
   const LatentHeads<S> heads(random_tensor<S, 3>({H, K + V, rank}, 7), K);
+  const ComposedScore<S> score(0.2, {});
   constexpr Form parallel = Form::parallel, recurrent = Form::recurrent;
   // From 6 tokens on the latents are expanded.
   for (const std::vector<Segment>& segments :
@@ -277,12 +279,12 @@ TEMPLATE_TEST_CASE("segments of latent attention choose their ways alone", "", f
         const auto own_q = own(q.view());
         const auto own_o = own(alone.view());
         segment.first = 0;
-        latent_attention(own_q, cache.view(), past, heads, 0.2, own_o,
+        latent_attention(own_q, cache.view(), past, heads, score, own_o,
                          Call(serial, Segments(&segment, 1)));
       }
       for (Context* const context : {&serial, &threads}) {
         fill(o.view(), S(0));
-        latent_attention(q, cache.view(), past, heads, 0.2, o.view(), Call(*context, segments));
+        latent_attention(q, cache.view(), past, heads, score, o.view(), Call(*context, segments));
         CHECK(same_bits(o.view(), alone.view()));
       }
     }

@@ -238,8 +238,8 @@ TEST_CASE("absorbed and expanded latent attention agree") {
                                               .q_rank = 9,
                                               .kv_rank = 20,
                                               .nope_dim = 6,
-                                              .rotary_dim = 4,
-                                              .head_v = 5};
+                                              .head_v = 5,
+                                              .positions = {.rotary_dim = 4}};
   using Definition = MultiHeadLatentAttentionDefinition<double>;
   const MultiHeadLatentAttention<double> layer(config,
                                                random_weights<Definition::Weights>(config, 6));
@@ -253,7 +253,7 @@ TEST_CASE("a latent of full width without positions is multi-head attention") {
   // W_kva and the norm's weight leave x as it is up to its length, which all tokens here share.
   const Index D = 8, H = 2, K = 4;
   MultiHeadLatentAttentionConfig config{
-      .d_model = D, .n_heads = H, .kv_rank = D, .nope_dim = K, .rotary_dim = 2, .head_v = K};
+      .d_model = D, .n_heads = H, .kv_rank = D, .nope_dim = K, .shared_dim = 2, .head_v = K};
   config.norm_eps = 0;
   auto x = random_tensor<double, 3>({1, 40, D}, 7);
   for (Index t = 0; t < 40; ++t) {
@@ -273,13 +273,13 @@ TEST_CASE("a latent of full width without positions is multi-head attention") {
     copy(pairs.view().slice<0>(h * 2 * K, K), keys.view().slice<0>(h * K, K));
     copy(pairs.view().slice<0>(h * 2 * K + K, K), values.view().slice<0>(h * K, K));
   }
-  weights.q_proj.weight = Parameter<double, 2>(q);
+  weights.heads.q_proj.weight = Parameter<double, 2>(q);
   weights.kv_a_proj.weight = Parameter<double, 2>(down);
   weights.kv_a_layernorm = Parameter<double, 1>(ones);
   weights.kv_b_proj.weight = Parameter<double, 2>(pairs);
-  weights.o_proj.weight = identity(D);
+  weights.heads.o_proj.weight = identity(D);
   AttentionConfig dense{.d_model = D, .heads = {.n_heads = H, .n_kv_heads = H, .head_dim = K}};
-  dense.scores.score_scale = config.score_scale();
+  dense.scores = config.scaled_scores();
   AttentionWeights<double> plain;
   plain.q_proj.weight = Parameter<double, 2>(queries);
   plain.k_proj.weight = Parameter<double, 2>(keys);

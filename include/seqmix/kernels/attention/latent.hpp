@@ -1,13 +1,14 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "seqmix/core/expect.hpp"
 #include "seqmix/kernels/attention/attention.hpp"
 #include "seqmix/kernels/attention/caches.hpp"
+#include "seqmix/kernels/attention/composed_score.hpp"
 #include "seqmix/kernels/attention/masks.hpp"
-#include "seqmix/kernels/attention/scores.hpp"
 #include "seqmix/kernels/product/matmul.hpp"
 
 namespace seqmix {
@@ -54,8 +55,9 @@ bool expands_latents(const LatentHeads<S>& heads, const Segment& segment, Algori
 /// own.
 template <class S>
 void attend_expanded(const View<const S, 3>& q, const CacheView<const S, 4>& cache,
-                     const View<const Index, 1>& past, const LatentHeads<S>& heads, double scale,
-                     const View<S, 3>& o, const Call& call, auto&& chosen) {
+                     const View<const Index, 1>& past, const LatentHeads<S>& heads,
+                     const AnyScore<S>& score, const View<S, 3>& o, const Call& call,
+                     auto&& chosen) {
   const Index rank = heads.rank(), K = heads.head_k(), V = heads.head_v();
   const Index rotary = q.extent(axis::channel) - K;
   const auto cached = [&](const Segment& segment) {  // [1, P + T, r + rotary]
@@ -77,7 +79,7 @@ void attend_expanded(const View<const S, 3>& q, const CacheView<const S, 4>& cac
       return view.slice(axis::time, segment.first, segment.count).slice(axis::head, h, 1);
     };
     attention<S>(of_head(q), keys, values, past.slice(axis::row, segment.row, 1), Causal{},
-                 PlainScore{scale}, of_head(o), worker.with(Segments(&alone, 1)));
+                 score.from_head(h), of_head(o), worker.with(Segments(&alone, 1)));
   };
   const auto work_of = [&](const Segment& segment) {
     if (!chosen(segment)) return SegmentWork{};
@@ -106,8 +108,8 @@ void attend_expanded(const View<const S, 3>& q, const CacheView<const S, 4>& cac
 /// sum.
 template <class S>
 void attend_absorbed(const View<const S, 3>& q, const CacheView<const S, 4>& cache,
-                     const View<const Index, 1>& past, const LatentHeads<S>& heads, double scale,
-                     const View<S, 3>& o, const Call& call) {
+                     const View<const Index, 1>& past, const LatentHeads<S>& heads,
+                     const AnyScore<S>& score, const View<S, 3>& o, const Call& call) {
   const Index T = q.extent(axis::time), H = heads.size();
   const Index rank = heads.rank(), K = heads.head_k(), rotary = q.extent(axis::channel) - K;
   auto scratch = call.scratch<S>();
@@ -124,8 +126,8 @@ void attend_absorbed(const View<const S, 3>& q, const CacheView<const S, 4>& cac
               to.slice(axis::channel, 0, rank), worker);
     copy(from.slice(axis::channel, K, rotary), to.slice(axis::channel, rank, rotary));
   });
-  attention<S>(queries, cache, cache.slice(axis::channel, 0, rank), past, Causal{},
-               PlainScore{scale}, sums, call);
+  attention<S>(queries, cache, cache.slice(axis::channel, 0, rank), past, Causal{}, score, sums,
+               call);
   for_each_head([&](Index h, std::size_t index, const Call& worker) {
     matmul<S>(sums.at(axis::head, h), heads.values[index], o.at(axis::head, h), worker);
   });
@@ -177,7 +179,7 @@ void for_chosen_segments(const View<const S, 3>& q, const View<S, 3>& o, const C
 
 }  // namespace detail
 
-/// o_h = Σ softmax(scale (q_h · k_h + qr_h · kr)) v_h over the keys up to the query's own, where
+/// o_h = Σ softmax(score(q_h · k_h + qr_h · kr)) v_h over the keys up to the query's own, where
 /// keys and values are maps of the cached latents c.
 ///
 ///   q [T, H, K + rotary], each head q_h then qr_h; o [T, H, V]
@@ -189,7 +191,8 @@ void for_chosen_segments(const View<const S, 3>& q, const View<S, 3>& o, const C
 /// form: chunked expands, recurrent absorbs. DeepSeek-AI 2024, arXiv:2405.04434, eq. 9-19.
 template <class S>
 void latent_attention(In<S, 3> q, CacheIn<S, 4> cache, In<Index, 1> past,
-                      const LatentHeads<S>& heads, double scale, View<S, 3> o, const Call& call) {
+                      const LatentHeads<S>& heads, std::type_identity_t<AnyScore<S>> score,
+                      View<S, 3> o, const Call& call) {
   const Index T = call.tokens(), H = heads.size(), B = cache.extent(axis::row);
   const Index capacity = cache.extent(axis::slot);
   const Index rotary = q.extent(axis::channel) - (H == 0 ? 0 : heads.head_k());
@@ -210,9 +213,9 @@ void latent_attention(In<S, 3> q, CacheIn<S, 4> cache, In<Index, 1> past,
   };
   const auto absorbs = [&](const Segment& segment) { return !expands(segment); };
   detail::for_chosen_segments<S>(q, o, call, absorbs, [&](auto own_q, auto own_o, const Call& own) {
-    detail::attend_absorbed<S>(own_q, cache, past, heads, scale, own_o, own);
+    detail::attend_absorbed<S>(own_q, cache, past, heads, score, own_o, own);
   });
-  detail::attend_expanded<S>(q, cache, past, heads, scale, o, call, expands);
+  detail::attend_expanded<S>(q, cache, past, heads, score, o, call, expands);
 }
 
 SEQMIX_END_NAMESPACE

@@ -102,10 +102,9 @@ struct WindowAndPrefix {
   }
 };
 
-/// A query at i sees the keys of [i - back, i + ahead] and those of runs of positions, which lie
-/// apart and in order.
+/// A query sees the keys of a window and those of runs of positions, which lie apart and in order.
 struct WindowAndRuns {
-  Index back = 0, ahead = 0;
+  Band window;
   std::span<const Span> runs;   // of all segments behind each other, then of one
   Segments segments = {};       // of the call
   const Index* ends = nullptr;  // of each segment: the runs up to its last one
@@ -113,46 +112,38 @@ struct WindowAndRuns {
   WindowAndRuns of(Index row, Index /*head*/) const {
     const auto i = std::ranges::find(segments, row, &Segment::row) - segments.begin();
     const Index first = i == 0 ? 0 : ends[i - 1];
-    return with(
-        runs.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(ends[i] - first)));
+    return {window, runs.subspan(static_cast<std::size_t>(first),
+                                 static_cast<std::size_t>(ends[i] - first))};
   }
   /// The runs that meet `keys`.
   WindowAndRuns narrowed(Span /*queries*/, Span keys) const {
     const auto first = std::ranges::upper_bound(runs, keys.begin, {}, &Span::end);
-    return with({first, std::ranges::lower_bound(first, runs.end(), keys.end, {}, &Span::begin)});
+    return {window,
+            {first, std::ranges::lower_bound(first, runs.end(), keys.end, {}, &Span::begin)}};
   }
-  Span near(Span queries) const { return {queries.begin - back, queries.end + ahead}; }
   Span reach(Span queries) const {
-    const Span window = near(queries);
-    const Index first = runs.empty() ? window.begin : std::min(runs.front().begin, window.begin);
-    return {std::max<Index>(first, 0),
-            runs.empty() ? window.end : std::max(runs.back().end, window.end)};
+    const Span near = window.reach(queries);
+    if (runs.empty()) return near;
+    return {std::min(runs.front().begin, near.begin), std::max(runs.back().end, near.end)};
   }
   Visibility visibility(Span queries, Span keys) const {
+    const Visibility near = window.visibility(queries, keys);
     const auto met = narrowed(queries, keys).runs;
-    const Span window = near(queries);
-    const bool far = keys.begin >= window.end || keys.end <= window.begin;
-    if (far && met.empty()) return Visibility::none;
-    const bool all =
-        (keys.end <= queries.begin + ahead + 1 && keys.begin + back + 1 >= queries.end) ||
-        (met.size() == 1 && met[0].begin <= keys.begin && met[0].end >= keys.end);
+    if (near == Visibility::all || met.empty()) return near;
+    const bool all = met.front().begin <= keys.begin && met.front().end >= keys.end;
     return all ? Visibility::all : Visibility::partial;
   }
   template <class S>
   simd::Mask<S> allows(const Pairs<S>& pairs) const {
-    using Batch = simd::Batch<S>;
-    const auto number = [](Index value) { return Batch(static_cast<S>(value)); };
-    const Batch distance = pairs.query - pairs.key;
-    auto seen = distance >= number(-ahead) && distance <= number(back);
+    const auto number = [&](Index position) {
+      return simd::Batch<S>(static_cast<S>(position - pairs.origin));
+    };
+    auto seen = window.allows(pairs);
     for (const Span& run : runs) {
-      seen = seen || (pairs.key >= number(run.begin - pairs.origin) &&
-                      pairs.key < number(run.end - pairs.origin));
+      seen = seen || (pairs.key >= number(run.begin) && pairs.key < number(run.end));
     }
     return seen;
   }
-
- private:
-  WindowAndRuns with(std::span<const Span> own) const { return {back, ahead, own}; }
 };
 
 /// Writes the runs of neighbours among those tokens t of each segment for which

@@ -100,12 +100,10 @@ struct LongformerAttentionDefinition {
     const PlainScore score{inverse_sqrt(K)};
 
     project(x, {{w.query, q}, {w.key, k}, {w.value, v}}, call);
-    const Index all = segments.empty() ? 0 : ends[segments.size() - 1];
-    self_attention(
-        q, k, v,
-        WindowAndRuns{
-            c.window / 2, c.window / 2, {runs, static_cast<std::size_t>(all)}, segments, ends},
-        score, o, call, {}, {c.n_global, T});
+    const auto all = static_cast<std::size_t>(segments.empty() ? 0 : ends[segments.size() - 1]);
+    const Band window{.back = c.window / 2, .ahead = c.window / 2};
+    self_attention(q, k, v, WindowAndRuns{window, {runs, all}, segments, ends}, score, o, call, {},
+                   {c.n_global, T});
     if (globals > 0) {
       const auto for_each_run = [&](auto&& body) {
         Index number = 0, i = 0;
