@@ -23,6 +23,11 @@
     git clone https://github.com/shawntan/stickbreaking-attention
                                       # 3147a3841b025a31d271fc8f873120ff6fa0461b
     git clone https://github.com/state-spaces/s4         # e757cef57d89e448c413de7325ed5601aceaac13
+    git clone https://github.com/microsoft/unilm         # 768a3c873f598bb9b4d4dfb9267b099e35f8fe56
+    git clone https://github.com/facebookresearch/PhysicsLM4  # 75806965208c55e9f7f2e2363d3793d2da75d2e4
+    pip install --no-deps labml==0.5.3 labml-nn==0.5.1 labml-helpers==0.4.89
+    git clone https://github.com/AntNLP/nope_head_scale  # 51e0a82aeb8afc6d3dcc92f4e29be16ec2a63804
+    pip install --no-deps VN-transformer==0.1.0 flash-cosine-sim-attention==0.2.2
     python generate.py --repository safari=safari        # all layers
     python generate.py --layer attention                 # one
 

@@ -293,6 +293,22 @@ TEST_CASE("fields that need each other are refused with both") {
                 "rope_scaling yarn needs a rope_theta above 1; rope_theta is 1"},
            Case{"linear_attention", R"("head_k": 4, "head_v": 4, "feature_map": "relu", "eps": 0)",
                 "eps must be positive where all features may be 0: relu, cosformer; eps is 0"},
+           Case{"attention", R"("head_dim": 4, "n_heads": 3, "difference": true)",
+                "merge.kind difference needs pairs of heads: an even heads.n_heads; heads.n_heads "
+                "is 3"},
+           Case{"attention",
+                R"("head_dim": 4, "n_heads": 4, "n_kv_heads": 4, "n_key_heads": 1,
+                   "n_value_heads": 2)",
+                "n_key_heads and n_value_heads exclude each other"},
+           Case{"attention", R"("head_dim": 4, "values_are_keys": true, "value_dim": 3)",
+                "values_are_keys needs value_dim, n_key_heads and n_value_heads to be 0"},
+           Case{"attention", R"("head_dim": 4, "values_are_keys": true, "conv_kernel": 3)",
+                "values_are_keys needs conv_kernel to be 0"},
+           Case{"bidirectional_attention", R"("head_dim": 4, "conv_kernel": 3)",
+                "heads.conv_kernel needs causal attention; heads.conv_kernel is 3"},
+           Case{"sliding_window_attention",
+                R"("head_dim": 4, "window": 8, "conv_kernel": 3, "max_rollback": 3)",
+                "store.max_rollback needs heads.conv_kernel to be 0"},
            Case{"sliding_window_attention", R"("head_dim": 4, "window": 536870912, "dilation": 4)",
                 "the tokens that sees.window, sees.dilation, sees.chunk, sees.chunks_back, "
                 "positions.remap_window and store.max_rollback keep must not exceed 2^30; "

@@ -26,12 +26,17 @@ std::string text_or(const Input<S>& in, const char* field, const char* otherwise
   return in.config.value(field, std::string(otherwise));
 }
 
-/// The same input with the fields of all parts of the config side by side.
+/// The same input with the fields of all parts of the config side by side, and the kind of its
+/// merge under that name.
 template <class S>
 Input<S> with_flat_config(const Input<S>& in) {
   Input<S> result = in;
   for (const auto& [key, value] : in.config.items()) {
-    if (value.is_object()) result.config.erase(key), result.config.update(value);
+    if (!value.is_object()) continue;
+    result.config.erase(key);
+    for (const auto& [name, field] : value.items()) {
+      result.config[key == "merge" && name == "kind" ? "merge" : name] = field;
+    }
   }
   return result;
 }
@@ -180,6 +185,20 @@ Index value_width(const Input<S>& in) {
   return V > 0 ? V : in.size("head_dim");
 }
 
+/// Heads of keys and of values, and those of both that query head h reads.
+template <class S>
+struct HeadCounts {
+  Index H, G, keys, values;
+
+  explicit HeadCounts(const Input<S>& in)
+      : H(in.size("n_heads")),
+        G(in.size("n_kv_heads")),
+        keys(in.size("n_key_heads") > 0 ? in.size("n_key_heads") : G),
+        values(in.size("n_value_heads") > 0 ? in.size("n_value_heads") : G) {}
+  Index key_of(Index h) const { return h / (H / G) % keys; }
+  Index value_of(Index h) const { return h / (H / G) % values; }
+};
+
 /// Normalises queries or keys, `x` of one token: RMSNorm, LayerNorm or their length, each head or
 /// all of them.
 template <class S>
@@ -213,10 +232,20 @@ template <class S>
 struct TokenHeads {
   std::vector<S> q, k, v;
 
-  TokenHeads(const Input<S>& in, const std::vector<S>& x)
-      : q(of(in, "q", x)), k(of(in, "k", x)), v(of(in, "v", x)) {}
-
-  /// One of the three.
+  TokenHeads(const Input<S>& in, Index b, Index t)
+      : TokenHeads(in, convolved(in, b, t, "q"), convolved(in, b, t, "k"),
+                   in.flag("values_are_keys") ? std::vector<S>() : convolved(in, b, t, "v")) {}
+  /// Of what was projected; v is empty where values are keys.
+  TokenHeads(const Input<S>& in, std::vector<S> queries, std::vector<S> keys, std::vector<S> values)
+      : q(std::move(queries)), k(std::move(keys)), v(values.empty() ? k : std::move(values)) {
+    if (in.flag("value_norm")) normalise_values(in);
+    if (in.flag("qk_norm_rotated")) return;
+    normalise_if_asked(in, "q_norm", q), normalise_if_asked(in, "k_norm", k);
+  }
+  static void normalise_if_asked(const Input<S>& in, const char* name, std::vector<S>& x) {
+    if (in.text("qk_norm") != "none") normalise<S>(in, name, x);
+  }
+  /// "q", "k" or "v" of x before any convolution.
   static std::vector<S> of(const Input<S>& in, const std::string& name, const std::vector<S>& x) {
     const bool biased = in.flag((name + "_bias").c_str());
     const Array<S>* const bias = biased ? &in.weight(name + "_proj.bias") : nullptr;
@@ -224,13 +253,41 @@ struct TokenHeads {
     if (const S bound = static_cast<S>(in.number("qkv_clip")); bound > 0) {
       for (S& number : numbers) number = std::min(std::max(number, -bound), bound);
     }
-    if (name != "v" && !in.flag("qk_norm_rotated")) {
-      normalise_if_asked(in, (name + "_norm").c_str(), numbers);
-    }
     return numbers;
   }
-  static void normalise_if_asked(const Input<S>& in, const char* name, std::vector<S>& x) {
-    if (in.text("qk_norm") != "none") normalise<S>(in, name, x);
+  /// The same of token t, zeros before the first one.
+  static std::vector<S> projected(const Input<S>& in, Index b, Index t, const std::string& name) {
+    if (t >= 0) return of(in, name, token(in.x, b, t));
+    return std::vector<S>(static_cast<std::size_t>(in.weight(name + "_proj.weight").shape[0]));
+  }
+
+ private:
+  /// So et al. 2021, arXiv:2109.08668, section 4.
+  static std::vector<S> convolved(const Input<S>& in, Index b, Index t, const std::string& name) {
+    const Index taps = in.size("conv_kernel");
+    std::vector<S> numbers = projected(in, b, t, name);
+    if (taps == 0) return numbers;
+    const Array<S>& weight = in.weight(name + "_conv1d.weight");
+    std::vector<S> sums(numbers.size());
+    if (in.flag("conv_bias")) sums = in.weight(name + "_conv1d.bias").numbers;
+    for (Index back = 0; back < taps && back <= t; ++back) {
+      if (back > 0) numbers = projected(in, b, t - back, name);
+      for (std::size_t i = 0; i < numbers.size(); ++i) {
+        sums[i] += weight(static_cast<Index>(i), 0, taps - 1 - back) * numbers[i];
+      }
+    }
+    for (S& sum : sums) sum = in.flag("conv_silu") ? silu(sum) : sum;
+    return sums;
+  }
+  void normalise_values(const Input<S>& in) {
+    const auto width = static_cast<std::size_t>(value_width(in));
+    for (std::size_t first = 0; first < v.size(); first += width) {
+      S square = 0;
+      for (std::size_t i = 0; i < width; ++i) square += v[first + i] * v[first + i];
+      const S mean = square / static_cast<S>(width);
+      const S length = std::sqrt(mean + static_cast<S>(in.number("value_norm_eps")));
+      for (std::size_t i = 0; i < width; ++i) v[first + i] /= length;
+    }
   }
 };
 
@@ -257,9 +314,50 @@ S temperature(const Input<S>& in, Index t) {
   return static_cast<S>(1 + rate * std::log(1.0 + static_cast<double>(steps)));
 }
 
+/// What the first and second half of the outputs of all heads become together. Ye et al. 2024,
+/// arXiv:2410.05258, eq. 1-3.
+template <class S>
+std::vector<S> difference_of_halves(const Input<S>& in, const std::vector<S>& o) {
+  const auto exp_of_product = [&](const char* a, const char* b) {
+    S product = 0;
+    for (Index i = 0; i < in.size("head_dim"); ++i) product += in.weight(a)(i) * in.weight(b)(i);
+    return std::exp(product);
+  };
+  const S start = static_cast<S>(in.number("lambda_init"));
+  const S lambda =
+      exp_of_product("lambda_q1", "lambda_k1") - exp_of_product("lambda_q2", "lambda_k2") + start;
+  const std::size_t n = o.size() / 2, width = static_cast<std::size_t>(value_width(in));
+  std::vector<S> result(n);
+  for (std::size_t i = 0; i < n; ++i) result[i] = o[i] - lambda * o[n + i];
+  for (std::size_t first = 0; first < n; first += width) {
+    S square = 0;
+    for (std::size_t i = 0; i < width; ++i) square += result[first + i] * result[first + i];
+    const S rms =
+        std::sqrt(square / static_cast<S>(width) + static_cast<S>(in.number("sub_norm_eps")));
+    for (std::size_t i = 0; i < width; ++i) {
+      result[first + i] *= (1 - start) / rms;
+      if (in.flag("sub_norm_weight")) result[first + i] *= in.weight("subln.weight").numbers[i];
+    }
+  }
+  return result;
+}
+
+/// Multiplies the queries of one token, which are turned, by their temperature and by the scales of
+/// their heads.
+template <class S>
+void sharpen(const Input<S>& in, Index t, std::vector<S>& q) {
+  const S sharper = temperature(in, t);
+  const auto count = static_cast<Index>(q.size()), K = count / in.size("n_heads");
+  for (Index i = 0; i < count; ++i) {
+    q[static_cast<std::size_t>(i)] *=
+        in.flag("head_scale") ? sharper * in.weight("scale_param")(i / K) : sharper;
+  }
+}
+
 /// y of what the heads of a token made.
 template <class S>
 std::vector<S> project_outputs(const Input<S>& in, const std::vector<S>& x, std::vector<S> o) {
+  if (text_or(in, "merge", "one") == "difference") o = difference_of_halves(in, o);
   if (text_or(in, "output_norm", "none") == "gated_rms") {
     S square = 0;
     for (const S number : o) square += number * number / static_cast<S>(o.size());
@@ -285,6 +383,7 @@ class AttentionScore {
   explicit AttentionScore(const Input<S>& in)
       : K_(in.size("head_dim")),
         scale_(number_or(in, "score_scale", 0)),
+        divisor_(number_or(in, "score_divisor", 1)),
         cap_(number_or(in, "soft_cap", 0)),
         bias_(in, scale_ > 0 ? scale_ : 1 / std::sqrt(static_cast<double>(K_))) {}
 
@@ -292,13 +391,13 @@ class AttentionScore {
     S score = 0;
     for (Index i = 0; i < K_; ++i) score += query[i] * key[i];
     score = scale_ > 0 ? score * static_cast<S>(scale_) : score / std::sqrt(static_cast<S>(K_));
-    score += static_cast<S>(bias_(h, t, j));
+    score = (score + static_cast<S>(bias_(h, t, j))) / static_cast<S>(divisor_);
     return cap_ > 0 ? static_cast<S>(cap_) * std::tanh(score / static_cast<S>(cap_)) : score;
   }
 
  private:
   Index K_;
-  double scale_, cap_;
+  double scale_, divisor_, cap_;
   ScoreBias<S> bias_;
 };
 
@@ -439,18 +538,17 @@ void turn_all_pairs(const Input<S>& in, S* head, double angle) {
 /// key are rotated to `places(t, j)`.
 template <class S>
 void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& places, Output<S>& out) {
-  const Index T = in.T(), H = in.size("n_heads"), G = in.size("n_kv_heads");
-  const Index K = in.size("head_dim"), V = value_width(in);
+  const HeadCounts<S> of_heads(in);
+  const Index T = in.T(), H = of_heads.H, K = in.size("head_dim"), V = value_width(in);
   const AttentionScore<S> score_of(in);
   std::vector<TokenHeads<S>> tokens;
-  for (Index t = 0; t < T; ++t) tokens.emplace_back(in, token(in.x, b, t));
+  for (Index t = 0; t < T; ++t) tokens.emplace_back(in, b, t);
   struct Key {
     Place at = {};
     std::vector<S> heads = {};
   };
   std::vector<Key> placed(tokens.size());  // as they were last seen: few ever change their place
   for (Index t = 0; t < T; ++t) {
-    const S sharper = temperature(in, t);
     std::map<std::pair<Place, double>, std::vector<S>> queries;
     std::vector<Index> seen;
     std::vector<const S*> query;
@@ -462,7 +560,7 @@ void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& places, Outp
         q = tokens[static_cast<std::size_t>(t)].q;
         place(in, "q_norm", q, at.query), grow_by_position(in, q, at.query[0]);
         for (Index h = 0; h < H && at.turn != 0; ++h) turn_all_pairs(in, q.data() + h * K, at.turn);
-        for (S& number : q) number *= sharper;
+        sharpen(in, t, q);
       }
       seen.push_back(j), query.push_back(q.data());
       Key& key = placed[static_cast<std::size_t>(j)];
@@ -472,14 +570,15 @@ void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& places, Outp
     }
     std::vector<S> o;
     for (Index h = 0; h < H; ++h) {
-      const Index g = h / (H / G);
+      const Index key_head = of_heads.key_of(h), value_head = of_heads.value_of(h);
       std::vector<S> score;
       std::vector<const S*> value;
       for (std::size_t n = 0; n < seen.size(); ++n) {
         const Index j = seen[n];
         const auto at = static_cast<std::size_t>(j);
-        score.push_back(score_of(query[n] + h * K, placed[at].heads.data() + g * K, h, t, j));
-        value.push_back(tokens[at].v.data() + g * V);
+        score.push_back(
+            score_of(query[n] + h * K, placed[at].heads.data() + key_head * K, h, t, j));
+        value.push_back(tokens[at].v.data() + value_head * V);
       }
       const std::vector<S> head = weighted_values(in, h, t, seen, score, value, V);
       o.insert(o.end(), head.begin(), head.end());
@@ -497,24 +596,27 @@ void attention_row(const Input<S>& in, Index b, auto&& sees, Output<S>& out) {
   attention_row(in, b, sees, places, out);
 }
 
-/// Keys [B, G, entries, K] and values [B, G, entries, V] of the tokens of `list`, keys rotated to
-/// `place_of_key(b, t)`.
+/// Keys [B, key heads, entries, K] and values [B, value heads, entries, V] of the tokens of `list`,
+/// keys rotated to `place_of_key(b, t)`.
 template <class S>
 std::pair<Array<S>, Array<S>> cached(const Input<S>& in, const std::vector<Index>& list,
                                      auto&& place_of_key) {
-  const Index B = in.B(), G = in.size("n_kv_heads"), K = in.size("head_dim"), V = value_width(in);
+  const HeadCounts<S> of_heads(in);
+  const Index B = in.B(), K = in.size("head_dim"), V = value_width(in);
   const auto count = static_cast<Index>(list.size());
-  Array<S> keys({B, G, count, K}), values({B, G, count, V});
+  Array<S> keys({B, of_heads.keys, count, K}), values({B, of_heads.values, count, V});
   for (Index b = 0; b < B; ++b) {
     for (Index n = 0; n < count; ++n) {
       const Index t = list[static_cast<std::size_t>(n)];
       if (t < 0) continue;
-      TokenHeads<S> heads(in, token(in.x, b, t));
+      TokenHeads<S> heads(in, b, t);
       place(in, "k_norm", heads.k, place_of_key(b, t));
-      for (Index g = 0; g < G; ++g) {
+      for (Index g = 0; g < of_heads.keys; ++g) {
         for (Index i = 0; i < K; ++i) {
           keys(b, g, n, i) = heads.k[static_cast<std::size_t>(g * K + i)];
         }
+      }
+      for (Index g = 0; g < of_heads.values; ++g) {
         for (Index i = 0; i < V; ++i) {
           values(b, g, n, i) = heads.v[static_cast<std::size_t>(g * V + i)];
         }
@@ -537,11 +639,40 @@ std::vector<Index> tokens_of_ring(const Input<S>& in, Index rows) {
   return ring;
 }
 
+/// The last inputs of the convolutions, [B, W - 1, channels], oldest first; queries, keys, values.
+template <class S>
+Array<S> last_inputs(const Input<S>& in) {
+  const Index past = in.size("conv_kernel") - 1;
+  const auto of_token = [&](Index b, Index t) {
+    std::vector<S> all;
+    for (const char* name : {"q", "k", "v"}) {
+      const auto numbers = TokenHeads<S>::projected(in, b, t, name);
+      all.insert(all.end(), numbers.begin(), numbers.end());
+    }
+    return all;
+  };
+  Array<S> result({in.B(), past, static_cast<Index>(of_token(0, -1).size())});
+  for (Index b = 0; b < in.B(); ++b) {
+    for (Index w = 0; w < past; ++w) set_token(result, b, w, of_token(b, in.T() - past + w));
+  }
+  return result;
+}
+
 template <class S>
 Array<S> all_at(const Input<S>& in) {
   Array<S> position({in.B()});
   for (S& tokens : position.numbers) tokens = static_cast<S>(in.T());
   return position;
+}
+
+/// A state with these keys and values.
+template <class S>
+std::map<std::string, Array<S>> state_of(const Input<S>& in, const Array<S>& keys,
+                                         const Array<S>& values) {
+  std::map<std::string, Array<S>> state{
+      {"position", all_at(in)}, {"keys", keys}, {"values", values}};
+  if (in.size("conv_kernel") > 1) state["conv"] = last_inputs(in);
+  return state;
 }
 
 /// Jiang et al. 2023, arXiv:2310.06825, section 2; with sinks Xiao et al. 2023, arXiv:2309.17453,
@@ -578,7 +709,7 @@ Output<S> sliding_window_attention(const Input<S>& parts) {
   const Index reach = seen + in.size("max_rollback");
   const Index rows = (reach + step - 1) / step * step;
   const auto [keys, values] = cached(in, tokens_of_ring(in, rows));
-  out.state = {{"position", all_at(in)}, {"keys", keys}, {"values", values}};
+  out.state = state_of(in, keys, values);
   if (sinks == 0) return out;
   std::vector<Index> first(static_cast<std::size_t>(sinks), -1);  // a token that is not there: 0
   for (Index t = 0; t < std::min(T, sinks); ++t) first[static_cast<std::size_t>(t)] = t;
@@ -605,11 +736,8 @@ Output<S> self_extend(const Input<S>& in) {
   }
   const auto [keys, values] = cached(in, list, [&](Index, Index t) { return Place{t / group}; });
   const auto [near_keys, near_values] = cached(in, tokens_of_ring(in, W + in.size("max_rollback")));
-  out.state = {{"position", all_at(in)},
-               {"keys", keys},
-               {"values", values},
-               {"near_keys", near_keys},
-               {"near_values", near_values}};
+  out.state = state_of(in, keys, values);
+  out.state["near_keys"] = near_keys, out.state["near_values"] = near_values;
   return out;
 }
 
@@ -637,11 +765,11 @@ Output<S> dual_chunk_attention(const Input<S>& in) {
   }
   auto [keys, values] = cached(in, list, [&](Index, Index t) { return Place{t % c}; });
   for (Index b = 0; b < in.B() && angles; ++b) {
-    for (Index g = 0; g < in.size("n_kv_heads"); ++g) {
+    for (Index g = 0; g < HeadCounts<S>(in).keys; ++g) {
       for (const Index t : list) turn_all_pairs(in, &keys(b, g, t, 0), angle(t / c));
     }
   }
-  out.state = {{"position", all_at(in)}, {"keys", keys}, {"values", values}};
+  out.state = state_of(in, keys, values);
   return out;
 }
 
@@ -661,7 +789,7 @@ Output<S> attention(const Input<S>& parts) {
   std::vector<Index> list;
   for (Index t = 0; t < in.T(); ++t) list.push_back(t);
   const auto [keys, values] = cached(in, list);
-  out.state = {{"position", all_at(in)}, {"keys", keys}, {"values", values}};
+  out.state = state_of(in, keys, values);
   return out;
 }
 
@@ -773,7 +901,33 @@ inline const std::vector<std::string> attention_configs{
     R"({"d_model": 8, "heads": {"n_heads": 2, "n_kv_heads": 1, "head_dim": 6},
         "scores": {"normaliser": "stick_breaking", "own_key": "remainder"}})",
     R"({"d_model": 8, "heads": {"n_heads": 2, "n_kv_heads": 2, "head_dim": 5},
-        "sees": {"window": 9, "dilation": 3}, "scores": {"normaliser": "geometric"}})"};
+        "sees": {"window": 9, "dilation": 3}, "scores": {"normaliser": "geometric"}})",
+    R"({"d_model": 10, "heads": {"n_heads": 4, "n_kv_heads": 4, "n_value_heads": 2, "head_dim": 5,
+        "value_dim": 10}, "positions": {"rotary_dim": 4}, "merge": {"kind": "difference"}})",
+    R"({"d_model": 9, "heads": {"n_heads": 8, "n_kv_heads": 4, "n_value_heads": 2, "head_dim": 4,
+        "value_dim": 7, "output_gate": "head", "o_bias": true}, "bias": {"kind": "alibi"},
+        "sees": {"window": 9}, "store": {"max_rollback": 2}, "scores": {"sink_logits": true},
+        "merge": {"kind": "difference", "lambda_init": 0.3, "sub_norm_weight": true,
+        "sub_norm_eps": 0.01}})",
+    R"({"d_model": 10, "heads": {"n_heads": 6, "n_kv_heads": 3, "n_key_heads": 1, "head_dim": 6,
+        "qk_norm": "head"}, "positions": {"rotary_dim": 6}, "sees": {"window": 21}})",
+    R"({"d_model": 9, "heads": {"n_heads": 4, "n_kv_heads": 4, "n_key_heads": 2, "head_dim": 5,
+        "value_dim": 3}, "scores": {"normaliser": "sparsemax"}})",
+    R"({"d_model": 9, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "k_bias": true,
+        "qkv_clip": 0.7, "qk_norm": "head", "values_are_keys": true, "value_norm": true,
+        "value_norm_eps": 0.01}, "positions": {"rotary_dim": 6}})",
+    R"({"d_model": 9, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "value_dim": 5,
+        "q_bias": true, "conv_kernel": 4, "conv_silu": true, "qk_norm": "head"},
+        "positions": {"rotary_dim": 6}})",
+    R"({"d_model": 7, "heads": {"n_heads": 2, "head_dim": 5, "conv_kernel": 3, "conv_bias": true},
+        "sees": {"window": 13}})",
+    R"({"d_model": 7, "heads": {"n_heads": 2, "head_dim": 4, "conv_kernel": 1}})",
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 5, "qk_norm": "head",
+        "qk_norm_kind": "l2", "qk_norm_rotated": true}, "positions": {"rotary_dim": 4},
+        "scores": {"head_scale": true, "score_divisor": 0.8, "soft_cap": 3}})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 5}, "bias": {"kind": "t5",
+        "num_buckets": 12, "max_distance": 30}, "scores": {"head_scale": true,
+        "score_divisor": 0.7}})"};
 
 inline const std::vector<std::string> sliding_window_attention_configs{
     R"({"d_model": 16, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rotary_dim": 8,
@@ -855,34 +1009,40 @@ inline const std::vector<std::string> bidirectional_attention_configs{
 template <class S>
 Output<S> cross_attention(const Input<S>& parts) {
   const Input<S> in = with_flat_config(parts);
-  const Index B = in.B(), T = in.T(), H = in.size("n_heads"), G = in.size("n_kv_heads");
-  const Index K = in.size("head_dim"), V = value_width(in);
+  const HeadCounts<S> of_heads(in);
+  const Index B = in.B(), T = in.T(), H = of_heads.H, K = in.size("head_dim");
+  const Index V = value_width(in);
   const AttentionScore<S> score_of(in);
   const Array<S>& source = in.input("source");
   const Index length = source.shape[1];
   Output<S> out{in.x, {}};
-  Array<S> keys({B, G, length, K}), values({B, G, length, V});
+  Array<S> keys({B, of_heads.keys, length, K}), values({B, of_heads.values, length, V});
   std::vector<Index> seen;
   for (Index s = 0; s < length; ++s) seen.push_back(s);
   for (Index b = 0; b < B; ++b) {
     for (const Index s : seen) {
-      const auto k = TokenHeads<S>::of(in, "k", token(source, b, s));
-      const auto v = TokenHeads<S>::of(in, "v", token(source, b, s));
-      for (Index g = 0; g < G; ++g) {
-        std::copy_n(k.data() + g * K, K, &keys(b, g, s, 0));
-        std::copy_n(v.data() + g * V, V, &values(b, g, s, 0));
+      const auto one = token(source, b, s);
+      const auto map = [&](const char* name) { return TokenHeads<S>::of(in, name, one); };
+      const TokenHeads<S> heads(in, {}, map("k"),
+                                in.flag("values_are_keys") ? std::vector<S>() : map("v"));
+      for (Index g = 0; g < of_heads.keys; ++g) {
+        std::copy_n(heads.k.data() + g * K, K, &keys(b, g, s, 0));
+      }
+      for (Index g = 0; g < of_heads.values; ++g) {
+        std::copy_n(heads.v.data() + g * V, V, &values(b, g, s, 0));
       }
     }
     for (Index t = 0; t < T; ++t) {
       const auto x = token(in.x, b, t);
-      const auto q = TokenHeads<S>::of(in, "q", x);
+      std::vector<S> q = TokenHeads<S>(in, TokenHeads<S>::of(in, "q", x), {}, {}).q;
+      sharpen(in, 0, q);
       std::vector<S> o;
       for (Index h = 0; h < H; ++h) {
         std::vector<S> score;
         std::vector<const S*> value;
         for (const Index s : seen) {
-          score.push_back(score_of(q.data() + h * K, &keys(b, h / (H / G), s, 0), h, 0, 0));
-          value.push_back(&values(b, h / (H / G), s, 0));
+          score.push_back(score_of(q.data() + h * K, &keys(b, of_heads.key_of(h), s, 0), h, 0, 0));
+          value.push_back(&values(b, of_heads.value_of(h), s, 0));
         }
         const std::vector<S> head = weighted_values(in, h, 0, seen, score, value, V);
         o.insert(o.end(), head.begin(), head.end());

@@ -57,13 +57,13 @@ bool sees_sparsely(const Input<S>& in, Index h, Index t, Index j) {
 template <class S>
 Output<S> block_sparse_attention(const Input<S>& parts) {
   const Input<S> in = with_flat_config(parts);
-  const Index T = in.T(), H = in.size("n_heads"), G = in.size("n_kv_heads");
-  const Index K = in.size("head_dim"), V = value_width(in);
+  const HeadCounts<S> of_heads(in);
+  const Index T = in.T(), H = of_heads.H, K = in.size("head_dim"), V = value_width(in);
   const AttentionScore<S> score_of(in);
   std::vector<Index> list;
   for (Index t = 0; t < T; ++t) list.push_back(t);
   const auto [keys, values] = cached(in, list);
-  Output<S> out{in.x, {{"position", all_at(in)}, {"keys", keys}, {"values", values}}};
+  Output<S> out{in.x, state_of(in, keys, values)};
   // The pattern of a head does not depend on the row.
   std::vector<bool> seen(static_cast<std::size_t>(H * T * T));
   for (Index h = 0; h < H; ++h) {
@@ -75,18 +75,17 @@ Output<S> block_sparse_attention(const Input<S>& parts) {
   }
   for (Index b = 0; b < in.B(); ++b) {
     for (Index t = 0; t < T; ++t) {
-      std::vector<S> q = TokenHeads<S>(in, token(in.x, b, t)).q, o;
+      std::vector<S> q = TokenHeads<S>(in, b, t).q, o;
       place(in, "q_norm", q, place_of(in, b, t));
-      const S sharper = temperature(in, t);
-      for (S& number : q) number *= sharper;
+      sharpen(in, t, q);
       for (Index h = 0; h < H; ++h) {
-        const Index g = h / (H / G);
+        const Index key_head = of_heads.key_of(h), value_head = of_heads.value_of(h);
         std::vector<S> score;
         std::vector<const S*> value;
         for (Index j = 0; j <= t; ++j) {
           if (!seen[static_cast<std::size_t>((h * T + t) * T + j)]) continue;
-          score.push_back(score_of(q.data() + h * K, &keys(b, g, j, 0), h, t, j));
-          value.push_back(&values(b, g, j, 0));
+          score.push_back(score_of(q.data() + h * K, &keys(b, key_head, j, 0), h, t, j));
+          value.push_back(&values(b, value_head, j, 0));
         }
         if (in.flag("sink_logits")) score.push_back(in.weight("sinks")(h));
         const std::vector<S> head = softmax_mean(score, value, V);
@@ -120,6 +119,12 @@ inline const std::vector<std::string> block_sparse_attention_configs{
         "rotary_dim": 0, "soft_cap": 2.0, "sink_logits": true, "output_gate": "head",
         "pattern": "strided,fixed", "block": 4, "span": 8})",
     R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4}, "positions": {"rotary_dim": 4,
-        "given": 1}, "pattern": "local,strided", "span": 20})"};
+        "given": 1}, "pattern": "local,strided", "span": 20})",
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 4, "n_value_heads": 2, "head_dim": 4},
+        "pattern": "local,strided", "span": 9, "merge": {"kind": "difference"}})",
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "n_key_heads": 1, "head_dim": 4},
+        "pattern": "strided,fixed", "block": 4, "span": 8})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4, "conv_kernel": 4, "conv_silu": true},
+        "pattern": "local,strided", "span": 20})"};
 
 }  // namespace reference

@@ -34,8 +34,9 @@ Output<S> multi_head_latent_attention(const Input<S>& parts) {
   const S mscale =
       static_cast<S>(0.1 * in.number("mscale_all_dim") * std::log(in.number("rope_factor")) + 1);
   const S given_scale = static_cast<S>(in.number("score_scale"));
-  const S scale =
-      mscale * mscale * (given_scale > 0 ? given_scale : 1 / std::sqrt(static_cast<S>(K)));
+  const S scale = mscale * mscale *
+                  (given_scale > 0 ? given_scale : 1 / std::sqrt(static_cast<S>(K))) /
+                  static_cast<S>(number_or(in, "score_divisor", 1));
   const S cap = static_cast<S>(in.number("soft_cap"));
 
   Output<S> out{in.x, {}};
@@ -55,7 +56,7 @@ Output<S> multi_head_latent_attention(const Input<S>& parts) {
       }
       const Place place = place_of(in, b, t);
       for (Index h = 0; h < H; ++h) turn(q, h * K + nope, place);
-      for (S& number : q) number *= temperature(in, t);
+      sharpen(in, t, q);
       auto latent = linear<S>(in.weight("kv_a_proj_with_mqa.weight"), nullptr, x);
       normalise(latent, in.weight("kv_a_layernorm.weight"));
       turn(latent, r, place);

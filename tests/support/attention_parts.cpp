@@ -28,6 +28,11 @@ std::vector<AttentionMember> make_members() {
                                 "LM-Infinite"),
                      true, false});
   add("heads", "multi-query", R"({"n_kv_heads": 1})");
+  add("heads", "one key head", R"({"n_key_heads": 1})");
+  add("heads", "values that are keys", R"({"values_are_keys": true, "value_norm": true})");
+  add("heads", "half as many value heads", R"({"n_value_heads": 1, "value_dim": 12})");
+  add("heads", "short convolutions", R"({"conv_kernel": 4, "conv_bias": true, "conv_silu": true})",
+      Of::causal);
   add("heads", "biases", R"({"q_bias": true, "v_bias": true, "o_bias": true})");
   add("heads", "clip", R"({"qkv_clip": 0.5})");
   add("heads", "value width", R"({"value_dim": 5})");
@@ -113,6 +118,8 @@ std::vector<AttentionMember> make_members() {
   add("sees", "prefix", R"({"prefix": 9})", Of::bidirectional);
 
   add("scores", "scale", R"({"score_scale": 0.7})");
+  add("scores", "scales by head", R"({"head_scale": true})");
+  add("scores", "divisor", R"({"score_divisor": 0.6})");
   add("scores", "soft cap", R"({"soft_cap": 1.5})");
   add("scores", "sink logits", R"({"sink_logits": true})");
   add("scores", "stepped temperature",
@@ -133,6 +140,8 @@ std::vector<AttentionMember> make_members() {
   add("scores", "geometric, own key hidden", R"({"normaliser": "geometric", "own_key": "hidden"})");
 
   add("store", "rollback", R"({"max_rollback": 3})", Of::causal);
+
+  add("merge", "difference", R"({"kind": "difference", "sub_norm_weight": true})");
   return members;
 }
 

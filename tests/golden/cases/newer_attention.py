@@ -27,6 +27,33 @@ def nanochat_case(name, shape, sizes):
     return case
 
 
+def gemma4_case(name, shape, sizes):
+    """A layer that sees all of the past, whose values are its keys, normalised."""
+    kind = "full_attention"
+    module_class, config_class, rotary_class = hugging_face(
+        "gemma4", "Gemma4TextAttention", "Gemma4TextConfig", "Gemma4TextRotaryEmbedding")
+    config = config_class(
+        hidden_size=sizes["d_model"], num_attention_heads=sizes["n_heads"], num_hidden_layers=1,
+        num_global_key_value_heads=sizes["n_kv_heads"], global_head_dim=sizes["head_dim"],
+        rope_parameters={kind: dict(rope_type="default", rope_theta=sizes["rope_theta"])},
+        layer_types=[kind], attention_k_eq_v=True, rms_norm_eps=0.01, attn_implementation="eager")
+    module, rotary = randomise(module_class(config, layer_idx=0)), rotary_class(config)
+
+    def run(x):
+        positions = torch.arange(x.shape[1])[None].expand(len(x), -1)
+        return module(x, rotary(x, positions, kind), causal_mask(x.shape[1]), {})[0], {}
+
+    source = (published(module_class) + ", with Gemma4TextRotaryEmbedding of the default kind, "
+              "eager, explicit causal mask")
+    ours = dict(values_are_keys=True, value_norm=True, value_norm_eps=0.01, score_scale=1.0,
+                qk_norm="head", qk_norm_eps=0.01)
+    return Case(name, {**sizes, **ours}, source, shape, weights_of(module), run)
+
+
+def attention__newer_values(arguments):
+    yield gemma4_case("gemma4-values-are-keys", (2, 70), fields(18, 4, 2, 6, 6, 1e6))
+
+
 def attention__newer_heads(arguments):
     yield nanochat_case("nanochat-norm-of-rotated", (2, 37), fields(18, 4, 2, 6, 6))
     yield attention_case("step3.7-gate-by-head", "step3p7", "Step3p7", (1, 131),

@@ -1037,6 +1037,43 @@ TEST_CASE("hidden numbers that are not finite stay unseen by matrix units", "[at
   }
 }
 
+TEMPLATE_TEST_CASE("fewer heads of keys or of values are read in turn", "[attention]", float,
+                   double) {
+  using S = TestType;
+  const Index T = 70, H = 8, G = 4;
+  Context context;
+  const auto q = random_tensor<S, 3>({2 * T, H, 9}, 1);
+  const auto keys = random_tensor<S, 4>({2, G, T, 9}, 2),
+             values = random_tensor<S, 4>({2, G, T, 5}, 3);
+  Tensor<Index, 1> past({2});
+  const auto attended = [&](const auto& some_keys, const auto& some_values, Form form) {
+    Tensor<S, 3> o({2 * T, H, 5});
+    attention(q, some_keys, some_values, past, Causal{}, PlainScore{}, o.view(),
+              TestCall(context, 2, T, form));
+    return o;
+  };
+  const auto first = [](const Tensor<S, 4>& heads, Index count) {
+    return heads.view().template slice<1>(0, count);
+  };
+  const auto in_turn = [](const Tensor<S, 4>& heads, Index count) {
+    Tensor<S, 4> all(heads.shape());
+    for (Index g = 0; g < G; ++g) {
+      copy(heads.view().template at<1>(g % count), all.view().template at<1>(g));
+    }
+    return all;
+  };
+  for (const Form form : {Form::parallel, Form::recurrent}) {
+    for (const Index count : {1, 2}) {
+      CHECK(same_bits(attended(first(keys, count), values, form).view(),
+                      attended(in_turn(keys, count), values, form).view()));
+      CHECK(same_bits(attended(keys, first(values, count), form).view(),
+                      attended(keys, in_turn(values, count), form).view()));
+    }
+    CHECK_THROWS_AS(attended(first(keys, 3), values, form), ShapeError);
+    CHECK_THROWS_AS(attended(keys, first(values, 3), form), ShapeError);
+  }
+}
+
 TEMPLATE_TEST_CASE("parts of the keys merge", "[attention]", float, double) {
   using S = TestType;
   Case<S> c({.B = 2, .T = 60, .H = 4, .G = 2, .K = 9, .V = 6, .past = {20, 0}});

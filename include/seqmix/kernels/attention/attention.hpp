@@ -34,11 +34,12 @@ void attend(const AttentionOperands<S>& operands, const Call& call) {
 ///
 /// Row b has past[b] entries from before this call, and the new ones of its segment are already in
 /// the caches behind them: token t of a segment is at position past[row] + t. Query head h reads
-/// head h / (H / G). A query that sees no key gives zeros. log_sum_exp [T, H], if given, gets
-/// log Σ exp(score) (-infinity then). The last dimensions are contiguous, and o overlaps no input.
-/// Shapes that do not fit are a `ShapeError`, tokens that do not fit in the caches a
-/// `CapacityError`. Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Dao et al. 2022,
-/// arXiv:2205.14135.
+/// head h / (H / G); where there are fewer heads of keys than of values, or the other way round, G
+/// is the larger number, and of the fewer ones it reads that modulo their number. A query that sees
+/// no key gives zeros. log_sum_exp [T, H], if given, gets log Σ exp(score) (-infinity then). The
+/// last dimensions are contiguous, and o overlaps no input. Shapes that do not fit are a
+/// `ShapeError`, tokens that do not fit in the caches a `CapacityError`. Vaswani et al. 2017,
+/// arXiv:1706.03762, eq. 1; Dao et al. 2022, arXiv:2205.14135.
 template <class S, class Mask = Causal, class Score = PlainScore>
 void attention(In<S, 3> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<Index, 1> past, Mask mask,
                Score score, View<S, 3> o, const Call& call, Out<S, 2> log_sum_exp = {}) {

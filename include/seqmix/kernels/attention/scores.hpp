@@ -67,6 +67,18 @@ struct Capped {
   }
 };
 
+/// score / divisor of a score that is more than a scaled product.
+struct Divided {
+  double divisor = 1;
+  static constexpr double scale = 1;
+
+  Divided of(Index /*row*/, Index /*head*/) const { return *this; }
+  template <class S>
+  simd::Batch<S> operator()(const simd::Batch<S>& scores, const Pairs<S>& /*pairs*/) const {
+    return scores * simd::Batch<S>(static_cast<S>(1 / divisor));
+  }
+};
+
 /// Another score plus what `Biases` of its heads (kernels/positions/distance_biases.hpp) add.
 template <class Score, class Biases>
 struct DistanceBias {

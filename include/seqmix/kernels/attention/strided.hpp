@@ -21,7 +21,8 @@ void strided_attention(In<S, 3> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<
                        const SparsePatterns& patterns, const AnyScore<S>& score, View<S, 3> o,
                        const Call& call) {
   const Index H = q.extent(axis::head), stride = patterns.span;
-  const Index heads_per_group = H / std::max<Index>(keys.extent(axis::head), 1);
+  const Index of_keys = keys.extent(axis::head), of_values = values.extent(axis::head);
+  const Index heads_per_group = H / std::max<Index>(std::max(of_keys, of_values), 1);
   const Index width = q.extent(axis::channel) + o.extent(axis::channel);
   const auto residues = [&](const Segment& segment) { return std::min(stride, segment.count); };
   const auto work_of = [&](const Segment& segment) {
@@ -37,8 +38,9 @@ void strided_attention(In<S, 3> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<
       const Segment residue{unit.row(), 0, ceil_div(unit.tokens() - unit.item, stride),
                             unit.segment.form};
       const auto entries = [&](const CacheView<const S, 4>& cache) {
-        return detail::every(axis::slot, cache.slice(axis::head, h / heads_per_group, 1),
-                             position % stride, stride, before + residue.count);
+        return detail::every(
+            axis::slot, cache.slice(axis::head, h / heads_per_group % cache.extent(axis::head), 1),
+            position % stride, stride, before + residue.count);
       };
       const auto tokens = [&](const auto& view) {
         return detail::every(axis::time, unit.tokens_of(view).slice(axis::head, h, 1), unit.item,

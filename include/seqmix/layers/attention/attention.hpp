@@ -17,6 +17,7 @@
 #include "seqmix/kernels/attention/xpos.hpp"
 #include "seqmix/layers/attention/detail/biases.hpp"
 #include "seqmix/layers/attention/detail/heads.hpp"
+#include "seqmix/layers/attention/detail/merge.hpp"
 #include "seqmix/layers/attention/detail/positions.hpp"
 #include "seqmix/layers/attention/detail/scores.hpp"
 
@@ -110,11 +111,12 @@ struct AttentionDemands {
   Demand bound{sees.is_bounded(), "sees", "all of the past: sees.window and sees.chunk 0"};
   Demand dilation{sees.dilation > 1, "sees.dilation"};
   Demand sinks{sees.n_sinks > 0, "sees.n_sinks", "sees.n_sinks to be 0"};
+  Demand convolutions{heads.conv.kernel > 0, "heads.conv_kernel", "heads.conv_kernel to be 0"};
   Demand rollback{store.max_rollback > 0, "store.max_rollback"};
 
   void check() const {
     sinks.excludes({biases, given, normaliser, fixed_norm});
-    rollback.excludes({sinks});
+    rollback.excludes({sinks, convolutions});
     dilation.excludes({uneven_biases});
     biases.excludes({given, remap});
     xpos.excludes({bound, normaliser});
@@ -124,8 +126,9 @@ struct AttentionDemands {
   }
 };
 
-/// Attention is made of parts: heads, positions, the keys that a query sees, scores, and a store of
-/// the past. A flat file, which names no part, has the fields of all of them side by side.
+/// Attention is made of parts: heads, positions, the keys that a query sees, scores, a store of the
+/// past, and how heads become one. A flat file, which names no part, has the fields of all of them
+/// side by side.
 struct AttentionConfig {
   Index d_model = 0;
   HeadsConfig heads = {};
@@ -134,11 +137,13 @@ struct AttentionConfig {
   SeesConfig sees = {};
   ScoresConfig scores = {};
   StoreConfig store = {};
+  MergeConfig merge = {};
 
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model);
     field("heads", self.heads), field("positions", self.positions), field("bias", self.bias);
     field("sees", self.sees), field("scores", self.scores), field("store", self.store);
+    field("merge", self.merge);
   }
   void check() const {
     check_parts();
@@ -157,6 +162,7 @@ struct AttentionConfig {
   /// What a bidirectional layer asks for, too.
   void check_parts() const {
     positions.check_fits(heads.head_dim);
+    merge.check_fits(heads.n_heads);
     demands().check();
   }
   AttentionDemands demands() const { return {heads, scores, positions, bias, sees, store}; }
@@ -166,20 +172,22 @@ struct AttentionConfig {
 };
 
 template <class Scalar>
-struct AttentionWeights : HeadsWeights<Scalar>, ScoresWeights<Scalar> {
+struct AttentionWeights : HeadsWeights<Scalar>, ScoresWeights<Scalar>, MergeWeights<Scalar> {
   DistanceBiasWeights<Scalar> bias;
 
   /// `c` has the parts that have weights.
   static void visit(auto& self, const auto& c, auto&& parameter) {
-    HeadsWeights<Scalar>::visit(self, c.heads, c.d_model, c.d_model, parameter);
+    HeadsWeights<Scalar>::visit(self, c.heads, c.merge.heads_of(c.heads.n_heads), c.d_model,
+                                c.d_model, parameter);
     ScoresWeights<Scalar>::visit(self, c.scores, c.heads.n_heads, parameter);
     DistanceBiasWeights<Scalar>::visit(self.bias, c.bias, c.heads.n_heads,
                                        Prefixed("bias", parameter));
+    MergeWeights<Scalar>::visit(self, c.merge, c.heads.head_dim, c.heads.head_v(), parameter);
   }
 };
 
 /// What the layers of softmax attention are before they see any token. A config has heads,
-/// positions, bias and scores.
+/// positions, bias, scores and merge.
 template <class Scalar, class Config, class Weights = AttentionWeights<Scalar>>
 struct AttentionParts {
   Config c;
@@ -187,6 +195,8 @@ struct AttentionParts {
   Rotation rotate;
   XPosDecay decay;
   ComposedScore<Scalar> score;
+  Scalar lambda;              // of the second map where one is the difference of two
+  Parameter<Scalar, 2> taps;  // [W, channels], of short convolutions
 
   /// `distance`: between neighbours in the eyes of the scores.
   AttentionParts(Config config, Weights weights, Index distance = 1)
@@ -194,29 +204,40 @@ struct AttentionParts {
         w(std::move(weights)),
         rotate(c.positions),
         decay(c.positions.decay()),
-        score(make_score<Scalar>(c.scores, w, c.bias, w.bias, c.heads, distance)) {}
+        score(make_score<Scalar>(c.scores, w, c.bias, w.bias, c.heads, distance)),
+        lambda(difference_lambda(c.merge, w)),
+        taps(w.conv.taps()) {}
 
   PositionLimit position_limit() const {
     if (c.bias.kind != DistanceBiasKind::sandwich) return {};
     return {c.bias.max_positions, "bias.max_positions"};
   }
 
-  /// y of what `attend(q, k, v, o)` makes of the heads of x, which have no position yet.
-  void run_heads(View<const Scalar, 2> x, View<Scalar, 2> y, const Call& call,
-                 auto&& attend) const {
+  /// [B, W - 1, channels]: what a state remembers for short convolutions.
+  Shape<3> history_shape(Index batch) const {
+    const HeadsConfig& heads = c.heads;
+    const Index width = heads.query_width() + heads.key_width() + heads.value_width();
+    return {batch, heads.conv.past(), heads.conv.kernel > 0 ? width : 0};
+  }
+
+  /// y of what `attend(q, k, v, o)` makes of the heads of x, which have no position yet. `history`:
+  /// of short convolutions.
+  void run_heads(View<const Scalar, 2> x, Out<Scalar, 3> history, View<Scalar, 2> y,
+                 const Call& call, auto&& attend) const {
     const Index T = x.extent(axis::time), K = c.heads.head_dim, V = c.heads.head_v();
     auto scratch = call.scratch<Scalar>();
-    auto q = scratch(T, c.heads.n_heads, K);     // [T, H, K]
-    auto k = scratch(T, c.heads.n_kv_heads, K);  // [T, G, K]
-    auto v = scratch(T, c.heads.n_kv_heads, V);  // [T, G, V]
-    auto o = scratch(T, c.heads.n_heads, V);     // [T, H, V]
-    project(x, {{w.q_proj, q}, {w.k_proj, k}, {w.v_proj, v}}, call);
-    finish_heads(c.heads, q, w.q_norm, w.q_norm_bias, call);
-    finish_heads(c.heads, k, w.k_norm, w.k_norm_bias, call);
-    clip_heads(c.heads, v, call);
+    auto q = scratch(T, c.heads.n_heads, K);        // [T, H, K]
+    auto k = scratch(T, c.heads.key_heads(), K);    // [T, G, K]
+    auto v = scratch(T, c.heads.value_heads(), V);  // [T, G, V]
+    auto o = scratch(T, c.heads.n_heads, V);        // [T, H, V]
+    project_queries<Scalar>(c.heads, w, x, q, call),
+        project_keys<Scalar>(c.heads, w, x, k, v, call);
+    convolve_heads<Scalar>(c.heads.conv, w.conv, taps, history, q, k, v, call);
+    finish_queries<Scalar>(c.heads, w, q, call), finish_keys<Scalar>(c.heads, w, k, v, call);
     attend(q, k, v, o);
     call.trace("o", o);
-    project_outputs(c.heads, w, x, o, y, call);
+    project_outputs<Scalar>(c.heads, w, x, merge_heads<Scalar>(c.merge, w, lambda, o, call), y,
+                            call);
   }
 
   /// Turns queries and keys to where their tokens are.
@@ -228,7 +249,7 @@ struct AttentionParts {
                      const PositionRule& rule = {}) const {
     rotate(q, at, call, rule);
     if (c.heads.qk_norm_rotated) normalise_heads(c.heads, q, w.q_norm, w.q_norm_bias, call);
-    sharpen_queries<Scalar>(c.scores, q, at.past, call);
+    sharpen_queries<Scalar>(c.scores, w, q, at.past, call);
   }
   void place_keys(View<Scalar, 3> k, const TokenPlaces& at, const Call& call,
                   const PositionRule& rule = {}) const {
@@ -247,7 +268,7 @@ struct AttentionParts {
 ///         keys j <= t that the query sees: all; or j = t, t - dilation, ...,
 ///         t - (window - 1) dilation; or j / chunk >= t / chunk - chunks_back; head h reads head
 ///         h / (H / G)
-///   y_t = W_o o_t
+///   y_t = W_o o_t,  or of the differences of pairs of heads: `MergeConfig`
 ///
 /// Where a window ends the past, the memory does not grow with the stream. With n_sinks = n > 0 the
 /// first n tokens stay visible, and RoPE sees slots in place of positions (StreamingLLM): once
@@ -263,7 +284,7 @@ struct AttentionParts {
 ///
 /// forward: O(T D² + T² H K); step: O(D² + t H K). State: 2 t G K numbers a stream after t tokens.
 /// With a window W: T W and W in place of T² and t, and a ring of (W - 1) dilation + 1 +
-/// max_rollback tokens and the sinks.
+/// max_rollback tokens and the sinks. Short convolutions add their last inputs.
 /// Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Ainslie et al. 2023, arXiv:2305.13245;
 /// Su et al. 2021, arXiv:2104.09864, eq. 34; Jiang et al. 2023, arXiv:2310.06825, section 2 (window
 /// counts the query's own key); Xiao et al. 2023, arXiv:2309.17453, section 3.2, pos_shift of
@@ -296,16 +317,18 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
   struct State {
     Position position;              // [B]
     Appended<Scalar, 4, 2> keys;    // [B, G, capacity, K], rotated
-    Appended<Scalar, 4, 2> values;  // [B, G, capacity, V]
+    Appended<Scalar, 4, 2> values;  // [B, G, capacity, V], G of their own
     // In their place where there is a window, or beside them where near keys are rotated otherwise:
     Ring<Scalar, 4, 2> ring_keys;    // [B, G, rows, K], rotated
     Ring<Scalar, 4, 2> ring_values;  // [B, G, rows, V]
     Cache<Scalar, 4> sink_keys;      // [B, G, n_sinks, K], rotated; only where there are sinks
     Cache<Scalar, 4> sink_values;    // [B, G, n_sinks, V]
+    Tensor<Scalar, 3> conv;          // [B, W - 1, channels], last inputs of short convolutions
     bool keeps_all = true, has_ring = false;
 
     static void visit(auto& self, auto&& tensor) {
       tensor("position", self.position);
+      if (self.conv.extent(1) > 0) tensor("conv", self.conv);
       if (self.keeps_all) tensor("keys", self.keys), tensor("values", self.values);
       if (!self.has_ring) return;
       tensor(self.keeps_all ? "near_keys" : "keys", self.ring_keys);
@@ -327,20 +350,24 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
         bands(bands_of(c.positions.remap, c.sees.window, c.sees.n_sinks)) {}
 
   State make_state(Index batch, Index capacity, Memory memory) const {
-    const auto of_rows = [&](Index rows, Index width) {
-      return Shape<4>{batch, c.heads.n_kv_heads, rows, width};
+    const auto keys_of = [&](Index rows) {
+      return Shape<4>{batch, c.heads.key_heads(), rows, c.heads.head_dim};
     };
-    const Index K = c.heads.head_dim, V = c.heads.head_v(), n_sinks = c.sees.n_sinks;
+    const auto values_of = [&](Index rows) {
+      return Shape<4>{batch, c.heads.value_heads(), rows, c.heads.head_v()};
+    };
+    const Index n_sinks = c.sees.n_sinks;
     const bool keeps_all = !c.sees.is_bounded(), has_ring = c.reach() > 0;
     const Index appended = keeps_all ? capacity : 0, rows = has_ring ? c.ring_rows() : 0;
     const Storage storage = memory.caches();
     return {.position = {batch, memory},
-            .keys = {of_rows(appended, K), memory, storage},
-            .values = {of_rows(appended, V), memory, storage},
-            .ring_keys = {of_rows(rows, K), c.reach(), memory, storage},
-            .ring_values = {of_rows(rows, V), c.reach(), memory, storage},
-            .sink_keys = {of_rows(n_sinks, K), memory, storage},
-            .sink_values = {of_rows(n_sinks, V), memory, storage},
+            .keys = {keys_of(appended), memory, storage},
+            .values = {values_of(appended), memory, storage},
+            .ring_keys = {keys_of(rows), c.reach(), memory, storage},
+            .ring_values = {values_of(rows), c.reach(), memory, storage},
+            .sink_keys = {keys_of(n_sinks), memory, storage},
+            .sink_values = {values_of(n_sinks), memory, storage},
+            .conv = {this->history_shape(batch), memory},
             .keeps_all = keeps_all,
             .has_ring = has_ring};
   }
@@ -348,12 +375,13 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
   void run(View<const Scalar, 2> x, State& state, const Side& side, View<Scalar, 2> y,
            const Call& call) const {
     const TokenPlaces at{state.position.tokens, side.positions};
-    this->run_heads(x, y, call, [&](const auto& q, const auto& k, const auto& v, const auto& o) {
-      if (!bands.empty()) return attend_in_bands(q, k, v, at, state, o, call);
-      this->place(q, k, at, call);
-      call.trace("q", q), call.trace("k", k), call.trace("v", v);
-      attend(q, k, v, state, o, call);
-    });
+    this->run_heads(x, state.conv.view(), y, call,
+                    [&](const auto& q, const auto& k, const auto& v, const auto& o) {
+                      if (!bands.empty()) return attend_in_bands(q, k, v, at, state, o, call);
+                      this->place(q, k, at, call);
+                      call.trace("q", q), call.trace("k", k), call.trace("v", v);
+                      attend(q, k, v, state, o, call);
+                    });
   }
 
  private:
@@ -456,7 +484,8 @@ using SlidingWindowAttentionConfig = AttentionConfig;
 struct BidirectionalAttentionConfig : AttentionConfig {
   void check() const {
     const AttentionDemands all = demands();
-    for (const Demand& one : {all.dilation, all.sinks, all.rollback, all.xpos, all.remap}) {
+    for (const Demand& one :
+         {all.dilation, all.sinks, all.rollback, all.xpos, all.remap, all.convolutions}) {
       one.needs("causal attention");
     }
     check_parts();
@@ -496,15 +525,16 @@ struct BidirectionalAttentionDefinition : AttentionParts<S, BidirectionalAttenti
 
   void run(View<const Scalar, 2> x, const Side& side, View<Scalar, 2> y, const Call& call) const {
     const Index near = c.sees.window - 1;
-    this->run_heads(x, y, call, [&](const auto& q, const auto& k, const auto& v, const auto& o) {
-      this->place(q, k, {{}, side.positions}, call);
-      const auto attend = [&](auto mask) {
-        self_attention(q, k, v, mask, AnyScore<Scalar>(score), o, call);
-      };
-      if (c.sees.chunk > 0) return attend(c.sees.chunks(false));
-      if (c.sees.prefix > 0) return attend(Prefix{c.sees.prefix});
-      attend(c.sees.window > 0 ? Band{.back = near, .ahead = near} : Band::everything());
-    });
+    this->run_heads(
+        x, {}, y, call, [&](const auto& q, const auto& k, const auto& v, const auto& o) {
+          this->place(q, k, {{}, side.positions}, call);
+          const auto attend = [&](auto mask) {
+            self_attention(q, k, v, mask, AnyScore<Scalar>(score), o, call);
+          };
+          if (c.sees.chunk > 0) return attend(c.sees.chunks(false));
+          if (c.sees.prefix > 0) return attend(Prefix{c.sees.prefix});
+          attend(c.sees.window > 0 ? Band{.back = near, .ahead = near} : Band::everything());
+        });
   }
 };
 

@@ -22,6 +22,7 @@ struct BlockSparseAttentionConfig {
   PositionsConfig positions = {};
   DistanceBiasConfig bias = {};
   ScoresConfig scores = {};
+  MergeConfig merge = {};
   Index block = 64;           // tokens of a block of fixed, big_bird and layout
   Index span = 128;           // window of local, stride of strided, segment of fixed
   Index prefix = 0;           // local: first keys that every query sees besides (Longformer)
@@ -37,7 +38,7 @@ struct BlockSparseAttentionConfig {
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model), field("heads", self.heads);
     field("positions", self.positions), field("bias", self.bias);
-    field("scores", self.scores);
+    field("scores", self.scores), field("merge", self.merge);
     const bool local = self.has(SparsePattern::local), fixed = self.has(SparsePattern::fixed);
     const bool big_bird = self.has(SparsePattern::big_bird);
     const auto of_blocks = only_where(fixed || big_bird || self.has(SparsePattern::layout),
@@ -61,6 +62,7 @@ struct BlockSparseAttentionConfig {
   }
   void check() const {
     positions.check_fits(heads.head_dim);
+    merge.check_fits(heads.n_heads);
     const AttentionDemands demands{heads, scores, positions, bias};
     demands.xpos.needs("dense attention"), demands.remap.needs("dense attention");
     if (has(SparsePattern::strided)) demands.biases.needs("a pattern that is not strided");
@@ -133,9 +135,11 @@ struct BlockSparseAttentionDefinition
     Position position;              // [B]
     Appended<Scalar, 4, 2> keys;    // [B, G, capacity, K], rotated
     Appended<Scalar, 4, 2> values;  // [B, G, capacity, V]
+    Tensor<Scalar, 3> conv;         // [B, W - 1, channels], last inputs of short convolutions
 
     static void visit(auto& self, auto&& tensor) {
       tensor("position", self.position), tensor("keys", self.keys), tensor("values", self.values);
+      if (self.conv.extent(1) > 0) tensor("conv", self.conv);
     }
   };
 
@@ -171,25 +175,28 @@ struct BlockSparseAttentionDefinition
 
   State make_state(Index batch, Index capacity, Memory memory) const {
     position_limit().check(traits.name, 0, capacity);
-    const Index G = c.heads.n_kv_heads;
+    const HeadsConfig& heads = c.heads;
     const Storage storage = memory.caches();
     return {.position = {batch, memory},
-            .keys = {{batch, G, capacity, c.heads.head_dim}, memory, storage},
-            .values = {{batch, G, capacity, c.heads.head_v()}, memory, storage}};
+            .keys = {{batch, heads.key_heads(), capacity, heads.head_dim}, memory, storage},
+            .values = {{batch, heads.value_heads(), capacity, heads.head_v()}, memory, storage},
+            .conv = {this->history_shape(batch), memory}};
   }
 
   void run(View<const Scalar, 2> x, State& state, const Side& side, View<Scalar, 2> y,
            const Call& call) const {
     const View<const Index, 1> past = state.position.tokens;
     const AnyScore<Scalar> scores(score);
-    this->run_heads(x, y, call, [&](const auto& q, const auto& k, const auto& v, const auto& o) {
-      this->place(q, k, {past, side.positions}, call);
-      append<Scalar>(k, past, state.keys.view(), call);
-      append<Scalar>(v, past, state.values.view(), call);
-      attention(q, state.keys.view(), state.values.view(), past, SparseMask{patterns}, scores, o,
-                call);
-      strided_attention(q, state.keys.view(), state.values.view(), past, patterns, scores, o, call);
-    });
+    this->run_heads(x, state.conv.view(), y, call,
+                    [&](const auto& q, const auto& k, const auto& v, const auto& o) {
+                      this->place(q, k, {past, side.positions}, call);
+                      append<Scalar>(k, past, state.keys.view(), call);
+                      append<Scalar>(v, past, state.values.view(), call);
+                      attention(q, state.keys.view(), state.values.view(), past,
+                                SparseMask{patterns}, scores, o, call);
+                      strided_attention(q, state.keys.view(), state.values.view(), past, patterns,
+                                        scores, o, call);
+                    });
   }
 };
 

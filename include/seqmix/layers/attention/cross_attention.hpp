@@ -26,6 +26,7 @@ struct CrossAttentionConfig {
     for (const Demand& one : {all.late_norm, all.temperature, all.ordered_normaliser}) {
       one.needs("positions, which cross attention has none of");
     }
+    all.convolutions.needs("causal attention");
   }
 };
 
@@ -54,7 +55,7 @@ struct CrossAttentionDefinition {
 
   struct Weights : HeadsWeights<Scalar>, ScoresWeights<Scalar> {
     static void visit(auto& self, const Config& c, auto&& parameter) {
-      HeadsWeights<Scalar>::visit(self, c.heads, c.d_model, c.d_source, parameter);
+      HeadsWeights<Scalar>::visit(self, c.heads, c.heads.n_heads, c.d_model, c.d_source, parameter);
       ScoresWeights<Scalar>::visit(self, c.scores, c.heads.n_heads, parameter);
     }
   };
@@ -78,19 +79,19 @@ struct CrossAttentionDefinition {
         score(make_score<Scalar>(c.scores, w, {}, {}, c.heads, 1)) {}
 
   State make_state(Index batch, Index capacity, Memory memory) const {
-    const Index G = c.heads.n_kv_heads;
+    const HeadsConfig& heads = c.heads;
     const Storage storage = memory.caches();
-    return {.keys = {{batch, G, capacity, c.heads.head_dim}, memory, storage},
-            .values = {{batch, G, capacity, c.heads.head_v()}, memory, storage}};
+    return {.keys = {{batch, heads.key_heads(), capacity, heads.head_dim}, memory, storage},
+            .values = {{batch, heads.value_heads(), capacity, heads.head_v()}, memory, storage}};
   }
 
   void read(View<const Scalar, 2> source, State& state, const Call& call) const {
-    const Index length = source.extent(axis::time), G = c.heads.n_kv_heads;
+    const Index length = source.extent(axis::time);
     auto scratch = call.scratch<Scalar>();
-    auto k = scratch(length, G, c.heads.head_dim);  // [S, G, K]
-    auto v = scratch(length, G, c.heads.head_v());  // [S, G, V]
-    project(source, {{w.k_proj, k}, {w.v_proj, v}}, call);
-    finish_heads(c.heads, k, w.k_norm, w.k_norm_bias, call), clip_heads(c.heads, v, call);
+    auto k = scratch(length, c.heads.key_heads(), c.heads.head_dim);    // [S, G, K]
+    auto v = scratch(length, c.heads.value_heads(), c.heads.head_v());  // [S, G, V]
+    project_keys<Scalar>(c.heads, w, source, k, v, call);
+    finish_keys<Scalar>(c.heads, w, k, v, call);
     append<Scalar>(k, state.keys.length, state.keys.view(), call);
     append<Scalar>(v, state.values.length, state.values.view(), call);
   }
@@ -102,8 +103,8 @@ struct CrossAttentionDefinition {
     auto o = scratch(T, H, c.heads.head_v());  // [T, H, V]
     const Index no_position = 0;
     const View<const Index, 1> past(&no_position, state.keys.length.shape(), {0});
-    project(x, {{w.q_proj, q}}, call);
-    finish_heads(c.heads, q, w.q_norm, w.q_norm_bias, call);
+    project_queries<Scalar>(c.heads, w, x, q, call), finish_queries<Scalar>(c.heads, w, q, call);
+    sharpen_queries<Scalar>(c.scores, w, q, past, call);
     attention(q, state.keys.view(), state.values.view(), past, Lengths{state.keys.length},
               AnyScore<Scalar>(score), o, call);
     project_outputs<Scalar>(c.heads, w, x, o, y, call);

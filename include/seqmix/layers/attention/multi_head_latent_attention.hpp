@@ -106,7 +106,7 @@ struct MultiHeadLatentAttentionDefinition {
       parameter("kv_a_layernorm.weight", self.kv_a_layernorm, {c.kv_rank}, init::ones);
       parameter("kv_b_proj.weight", self.kv_b_proj.weight,
                 {c.n_heads * (c.nope_dim + c.head_v), c.kv_rank});
-      HeadsWeights<Scalar>::visit_outputs(self.heads, c.outputs(), c.d_model, parameter);
+      HeadsWeights<Scalar>::visit_outputs(self.heads, c.outputs(), c.n_heads, c.d_model, parameter);
       ScoresWeights<Scalar>::visit(self, c.scores, c.n_heads, parameter);
     }
   };
@@ -162,7 +162,7 @@ struct MultiHeadLatentAttentionDefinition {
     rms_norm(content, w.kv_a_layernorm, c.norm_eps, content, call);
     rotate(q.slice(axis::channel, c.nope_dim, shared), at, call);
     rotate(latent.slice(axis::channel, c.kv_rank, shared), at, call);
-    sharpen_queries<Scalar>(c.scores, q, at.past, call);
+    sharpen_queries<Scalar>(c.scores, w, q, at.past, call);
     append<Scalar>(latent, at.past, state.latent.view(), call);
     latent_attention<Scalar>(q, state.latent.view(), at.past, heads, score, o, call);
     project_outputs<Scalar>(c.outputs(), w.heads, x, o, y, call);

@@ -105,7 +105,7 @@ template <class S>
 struct AttentionOperands {
   View<const S, 3> q;            // [T, H, K]
   CacheView<const S, 4> keys;    // [B, G, capacity, K], or none: then segments see themselves alone
-  CacheView<const S, 4> values;  // [B, G, capacity, V], or none
+  CacheView<const S, 4> values;  // [B, G, capacity, V], or none; of their own number of heads
   View<const Index, 1> past;     // [B], or none
   View<S, 3> o;                  // [T, H, V]
   View<S, 2> log_sum_exp;        // [T, H], or no data
@@ -118,9 +118,15 @@ struct AttentionOperands {
 
   bool has_caches() const { return keys.extent(axis::head) > 0; }
   Index heads() const { return q.extent(axis::head); }
-  Index groups() const {
+  Index key_heads() const {
     return has_caches() ? keys.extent(axis::head) : fresh_keys.extent(axis::head);
   }
+  Index value_heads() const {
+    return has_caches() ? values.extent(axis::head) : fresh_values.extent(axis::head);
+  }
+  /// Sets of query heads that share their keys and their values. Set g reads the g-th heads,
+  /// counted around where there are fewer.
+  Index groups() const { return std::max(key_heads(), value_heads()); }
   Index heads_per_group() const { return heads() / groups(); }
   Index head_k() const { return q.extent(axis::channel); }
   Index head_v() const { return o.extent(axis::channel); }
@@ -136,10 +142,10 @@ struct AttentionOperands {
     return {row, first + begin, end - begin, begin, count};
   }
   Entries<S> keys_of(const SegmentQueries& of, Index group) const {
-    return entries(keys, fresh_keys, of, group);
+    return entries(keys, fresh_keys, of, group % key_heads());
   }
   Entries<S> values_of(const SegmentQueries& of, Index group) const {
-    return entries(values, fresh_values, of, group);
+    return entries(values, fresh_values, of, group % value_heads());
   }
 
   /// The positions of the keys that some of the tokens and heads of a segment may see.
@@ -155,23 +161,25 @@ struct AttentionOperands {
   }
 
   void check(const Call& call) const {
-    const Index T = call.tokens(), H = heads(), G = groups();
+    const Index T = call.tokens(), H = heads(), of_keys = key_heads(), of_values = value_heads();
     const Index B = keys.extent(axis::row), capacity = keys.extent(axis::slot);
-    if (G <= 0 || H % G != 0) {
+    const auto share = [](Index many, Index few) { return few > 0 && many % few == 0; };
+    if (!share(H, groups()) || !share(groups(), of_keys) || !share(groups(), of_values)) {
       throw ShapeError("attention: " + std::to_string(H) + " query heads cannot share " +
-                       std::to_string(G) + " key heads");
+                       std::to_string(of_keys) + " key heads and " + std::to_string(of_values) +
+                       " value heads");
     }
     const Expect expect{"attention"};
     expect.rows("q", q, {T, H, head_k()});
     if (has_caches()) {
-      expect.rows("keys", keys, {B, G, capacity, head_k()});
-      expect.rows("values", values, {B, G, capacity, head_v()});
+      expect.rows("keys", keys, {B, of_keys, capacity, head_k()});
+      expect.rows("values", values, {B, of_values, capacity, head_v()});
       expect.shape("past", past, {B});
     }
     const bool fresh = fresh_keys.data() != nullptr;
     if (fresh) {
-      expect.rows("k", fresh_keys, {T, G, head_k()});
-      expect.rows("v", fresh_values, {T, G, head_v()});
+      expect.rows("k", fresh_keys, {T, of_keys, head_k()});
+      expect.rows("v", fresh_values, {T, of_values, head_v()});
     }
     expect.rows("o", o, {T, H, head_v()});
     if (log_sum_exp.data() != nullptr) {
@@ -191,13 +199,13 @@ struct AttentionOperands {
 
  private:
   Entries<S> entries(const CacheView<const S, 4>& cache, const View<const S, 3>& fresh,
-                     const SegmentQueries& of, Index group) const {
+                     const SegmentQueries& of, Index head) const {
     const auto of_token = [&](Index position) {  // and those behind it
       return fresh.slice(axis::time, of.first + position - of.past, of.positions - position)
-          .at(axis::head, group);
+          .at(axis::head, head);
     };
     if (!has_caches()) return {{}, of_token(0), 0};
-    const auto cached = cache.at(axis::head, group).at(axis::row, of.row);
+    const auto cached = cache.at(axis::head, head).at(axis::row, of.row);
     if (fresh.data() == nullptr) return {cached, {}, of.past};
     return {cached, of_token(of.past), of.past};
   }

@@ -57,12 +57,17 @@ constexpr std::array<std::string_view, 9> names_of(Normaliser) {
 
 /// The scores of attention, which its normaliser makes weights.
 ///
-///   s_tj = score_scale τ_t q_t · k_j + bias(t, j);  with soft_cap c: c tanh(s_tj / c)
+///   s_tj = (score_scale τ_t η_h q_t · k_j + bias(t, j)) / score_divisor,  η_h = 1 without
+///         head_scale;  with soft_cap c: c tanh(s_tj / c)
 ///
 /// Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Gemma team 2024, arXiv:2408.00118 (cap);
-/// OpenAI 2025, arXiv:2508.10925 (sinks).
+/// OpenAI 2025, arXiv:2508.10925 (sinks); Wang et al. 2024, arXiv:2404.12224 (scales by head);
+/// Chi et al. 2023, arXiv:2311.00684 (score_divisor: a temperature that the length served asks
+/// for).
 struct ScoresConfig {
   double score_scale = 0;    // of q · k; 0: head_dim^-1/2
+  bool head_scale = false;   // a factor of each head's q · k
+  double score_divisor = 1;  // of products and biases
   double soft_cap = 0;       // bound on the size of a score; 0: none
   bool sink_logits = false;  // a logit of each head that softmax counts beside the keys
   Temperature temperature = Temperature::none;
@@ -77,6 +82,7 @@ struct ScoresConfig {
 
   static void visit(auto& self, auto&& field) {
     field("score_scale", self.score_scale, is_positive.or_zero());
+    field("head_scale", self.head_scale), field("score_divisor", self.score_divisor, is_positive);
     field("soft_cap", self.soft_cap, is_positive.or_zero());
     field("sink_logits", self.sink_logits), field("temperature", self.temperature);
     const auto stepped =
@@ -122,10 +128,11 @@ struct ScoresConfig {
 
 template <class Scalar>
 struct ScoresWeights {
-  Parameter<Scalar, 1> sinks, score_gain, score_bias;  // [H]
+  Parameter<Scalar, 1> sinks, head_scale, score_gain, score_bias;  // [H]
 
   static void visit(auto& self, const ScoresConfig& c, Index n_heads, auto&& parameter) {
     if (c.sink_logits) parameter("sinks", self.sinks, {n_heads}, init::uniform(-1, 1));
+    if (c.head_scale) parameter("scale_param", self.head_scale, {n_heads}, init::uniform(0.5, 2));
     if (c.normaliser != Normaliser::layer_norm) return;
     parameter("score_norm.gain", self.score_gain, {n_heads}, init::ones);
     parameter("score_norm.bias", self.score_bias, {n_heads}, init::zeros);
@@ -171,10 +178,12 @@ std::optional<RowNormaliser> row_normaliser(const ScoresConfig& c, const ScoresW
   }
 }
 
-/// Multiplies queries [T, H, K], of which `past` tokens are behind, by their temperature.
+/// Multiplies queries [T, H, K], of which `past` tokens are behind, by what their heads and
+/// positions ask for.
 template <class S>
-void sharpen_queries(const ScoresConfig& c, View<S, 3> q, View<const Index, 1> past,
-                     const Call& call) {
+void sharpen_queries(const ScoresConfig& c, const ScoresWeights<S>& w, View<S, 3> q,
+                     View<const Index, 1> past, const Call& call) {
+  if (c.head_scale) elementwise(call, std::multiplies(), q, q, by_head(w.head_scale));
   if (c.temperature == Temperature::none) return;
   const auto factor = [&](Index position) { return c.temperature_at(position); };
   scale_by_position(q, past, factor, call);
@@ -192,6 +201,11 @@ ComposedScore<S> make_score(const ScoresConfig& c, const ScoresWeights<S>& w,
   make_distance_biases(bias, biases, heads.n_heads, scale, distance, [&]<class B>(B numbers) {
     maps.push_back(Score::map(OwnedBiases<B>{std::move(numbers)}));
   });
+  if (maps.empty()) {
+    scale /= c.score_divisor;
+  } else if (c.score_divisor != 1) {
+    maps.push_back(Score::map(Divided{c.score_divisor}));
+  }
   if (c.soft_cap > 0 && maps.empty()) {
     const SoftCap cap(scale, c.soft_cap);
     scale = cap.scale;
