@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "support/layer_bench.hpp"
 
@@ -56,6 +57,27 @@ int main(int argc, char** argv) {
            .longest = 4096,
            .flops =
                [](double T) { return 2 * T * 1024 * (3 * 2048 + 128) + T * T * 2 * (2048 + 128); },
+           .step_numbers = {}},
+          {.layer = "mixed_chunk_attention",
+           .config = R"({"d_model": 1024, "head_k": 128, "head_v": 2048, "rotary_dim": 32})",
+           .positions = {128, 65536},
+           .flops =
+               [](double T) {
+                 return 2 * T * 1024 * (3 * 2048 + 128) + T * 257 * (2048 + 128) +
+                        4 * T * 128 * 2048;
+               },
+           .step_numbers =
+               [](double t) {
+                 return 1024 * (3 * 2048 + 128) + (std::fmod(t, 256) + 1) * (2048 + 128) +
+                        3 * 128 * 2048;
+               }},
+          {.layer = "bidirectional_mixed_chunk_attention",
+           .config = R"({"d_model": 1024, "head_k": 128, "head_v": 2048, "rotary_dim": 32})",
+           .flops =
+               [](double T) {
+                 return 2 * T * 1024 * (3 * 2048 + 128) + T * 512 * (2048 + 128) +
+                        4 * T * 128 * 2048;
+               },
            .step_numbers = {}},
       });
 }

@@ -17,6 +17,7 @@
 #include "seqmix/layers/attention/cross_attention.hpp"
 #include "seqmix/layers/attention/gated_attention_unit.hpp"
 #include "seqmix/layers/attention/longformer_attention.hpp"
+#include "seqmix/layers/attention/mixed_chunk_attention.hpp"
 #include "seqmix/layers/attention/multi_head_latent_attention.hpp"
 #include "seqmix/layers/channel/feed_forward.hpp"
 #include "seqmix/layers/channel/mixture_of_experts.hpp"

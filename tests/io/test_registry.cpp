@@ -423,6 +423,7 @@ TEST_CASE("a config that no layer can have is refused with the rule and the valu
       {"gated_attention_unit", "normaliser_length", 0, "normaliser_length must be positive"},
       {"gated_attention_unit", "num_buckets", 1, "num_buckets must be at least 2 a direction"},
       {"gated_delta_net", "n_key_heads", 3, "n_heads must be a multiple of n_key_heads"},
+      {"mixed_chunk_attention", "rotary_dim", 32, "rotary_dim must not exceed head_k"},
       {"retention", "rotary_dim", 3, "rotary_dim must be even"},
       {"mamba2", "n_groups", 5, "n_heads must be a multiple of n_groups"},
       {"rg_lru", "n_heads", 5, "lru_width must be a multiple of n_heads"},

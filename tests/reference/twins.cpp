@@ -16,6 +16,7 @@
 #include "reference/lru.hpp"
 #include "reference/mamba.hpp"
 #include "reference/mamba2.hpp"
+#include "reference/mixed_chunk_attention.hpp"
 #include "reference/mixture_of_experts.hpp"
 #include "reference/mlstm.hpp"
 #include "reference/multi_head_latent_attention.hpp"
@@ -39,6 +40,8 @@ const std::vector<Twin>& twins() {
        bidirectional_attention<float>},
       {"bidirectional_gated_attention_unit", bidirectional_gated_attention_unit_configs,
        bidirectional_gated_attention_unit<double>, bidirectional_gated_attention_unit<float>},
+      {"bidirectional_mixed_chunk_attention", bidirectional_mixed_chunk_attention_configs,
+       bidirectional_mixed_chunk_attention<double>, bidirectional_mixed_chunk_attention<float>},
       {"big_bird_attention", big_bird_attention_configs, big_bird_attention<double>,
        big_bird_attention<float>},
       {"block_sparse_attention", block_sparse_attention_configs, block_sparse_attention<double>,
@@ -63,6 +66,8 @@ const std::vector<Twin>& twins() {
       {"lru", lru_configs, lru<double>, lru<float>},
       {"mamba", mamba_configs, mamba<double>, mamba<float>},
       {"mamba2", mamba2_configs, mamba2<double>, mamba2<float>},
+      {"mixed_chunk_attention", mixed_chunk_attention_configs, mixed_chunk_attention<double>,
+       mixed_chunk_attention<float>},
       {"mixture_of_experts", mixture_of_experts_configs, mixture_of_experts<double>,
        mixture_of_experts<float>},
       {"mlstm", mlstm_configs, mlstm<double>, mlstm<float>},

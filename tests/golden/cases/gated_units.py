@@ -70,6 +70,46 @@ def bidirectional_gated_attention_unit(arguments):
     yield gau_case(arguments, "laplace", (2, 70), False, (12, 16, 24), laplace=True)
 
 
+def flash_case(arguments, name, shape, causal, sizes, group, norm="layer", laplace=False,
+               shift=False, rotary=0, by_group=False, reach=0.2):
+    from rotary_embedding_torch import RotaryEmbedding
+    published_code, source = flash_pytorch(arguments, "FLASH")
+    D, K, V = sizes
+    module = published_code.FLASH(
+        dim=D, group_size=group, query_key_dim=K, expansion_factor=V / D, causal=causal,
+        shift_tokens=shift, laplace_attn_fn=laplace, reduce_group_non_causal_attn=not by_group,
+        norm_klass=published_code.ScaleNorm if norm == "scale" else torch.nn.LayerNorm)
+    # Linear scores are as large as what they are divided by, without a square; biases are not
+    # divided.
+    module = randomised(module, module.qk_offset_scale, reach * group)
+    module.rel_pos_bias.relative_attention_bias.weight.data *= 0.5 / (reach * group)
+    weights = weights_of(module)
+    config = dict(d_model=D, head_k=K, head_v=V, group=group, norm=norm, token_shift=shift,
+                  rotary_dim=rotary, activation="laplace" if laplace else "relu_squared")
+    if not causal:
+        config["linear_by_group"] = by_group
+    if rotary:  # its frequencies are a parameter that nothing trains
+        module.rotary_pos_emb = RotaryEmbedding(dim=rotary)
+        source += "; rotary_pos_emb is rotary_embedding_torch 0.9.1 RotaryEmbedding"
+    return Case(name, config, source, shape, weights, lambda x: (module(x), {}), causal=causal)
+
+
+def mixed_chunk_attention(arguments):
+    yield flash_case(arguments, "long", (1, 131), True, (16, 8, 32), 16, rotary=8)
+    yield flash_case(arguments, "scale-norm-shift-odd", (2, 37), True, (13, 5, 26), 7,
+                     norm="scale", shift=True, rotary=4)
+    yield flash_case(arguments, "laplace", (2, 70), True, (12, 16, 24), 32, laplace=True,
+                     reach=0.05)
+
+
+def bidirectional_mixed_chunk_attention(arguments):
+    yield flash_case(arguments, "long", (1, 131), False, (16, 8, 32), 16, rotary=8)
+    yield flash_case(arguments, "scale-norm-shift-odd", (2, 37), False, (13, 5, 26), 7,
+                     norm="scale", shift=True, rotary=4)
+    yield flash_case(arguments, "laplace-linear-by-group", (2, 70), False, (12, 16, 24), 32,
+                     laplace=True, by_group=True)
+
+
 def aaren_case(name, shape, sizes, bias=False, score_scale=None):
     """Feng et al. 2024, arXiv:2405.13956: section 3.2's scan of (m, u, w) by Hillis and Steele."""
     D, H, K, V = sizes

@@ -54,6 +54,28 @@ TEMPLATE_TEST_CASE("token_shift takes each token from the one before it", "[toke
   }
 }
 
+TEST_CASE("shift_tokens gives each segment the tokens before its own", "[token_shift]") {
+  Context context;
+  const auto x = random_tensor<float, 2>({7, 5}, 1);
+  const auto before = random_tensor<float, 3>({3, 1, 5}, 2);
+  const TestCall call(
+      context, {{2, 0, 4, Form::parallel}, {1, 4, 0, Form::parallel}, {0, 4, 3, Form::parallel}});
+  for (const bool remembers : {false, true}) {
+    Tensor<float, 2> y(x.shape());
+    Tensor<float, 3> history = before;
+    shift_tokens(x, remembers ? history.view() : View<float, 3>{}, y.view(), call);
+    for (Index i = 0; i < 5; ++i) {
+      for (Index t = 0; t < 7; ++t) {
+        const bool begins = t == 0 || t == 4;
+        const float start = remembers ? before(t == 0 ? 2 : 0, 0, i) : 0;
+        CHECK(y(t, i) == (begins ? start : x(t - 1, i)));
+      }
+      CHECK(history(2, 0, i) == (remembers ? x(3, i) : before(2, 0, i)));
+      CHECK(history(1, 0, i) == before(1, 0, i));
+    }
+  }
+}
+
 TEST_CASE("segments of token_shift keep their bits in any company", "[token_shift]") {
   struct Result {
     Tensor<float, 2> difference;

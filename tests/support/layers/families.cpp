@@ -2,8 +2,10 @@
 // each kernel runs in one layer.
 
 #include "seqmix/io/registry.hpp"
+#include "seqmix/layers/attention/aaren.hpp"
 #include "seqmix/layers/attention/attention.hpp"
 #include "seqmix/layers/attention/block_sparse_attention.hpp"
+#include "seqmix/layers/attention/mixed_chunk_attention.hpp"
 #include "seqmix/layers/attention/multi_head_latent_attention.hpp"
 #include "seqmix/layers/channel/mixture_of_experts.hpp"
 #include "seqmix/layers/conv/hyena.hpp"
@@ -33,9 +35,10 @@ template <class S>
 seqmix::Registry<S> one_layer_a_family() {
   using namespace seqmix;
   Registry<S> registry;
-  add<AttentionDefinition, BlockSparseAttentionDefinition, GatedLinearAttentionDefinition,
-      HyenaDefinition, KimiDeltaAttentionDefinition, LinearAttentionDefinition, LruDefinition,
-      Mamba2Definition, MambaDefinition, MixtureOfExpertsDefinition, MlstmDefinition,
+  add<AarenDefinition, AttentionDefinition, BlockSparseAttentionDefinition,
+      GatedLinearAttentionDefinition, HyenaDefinition, KimiDeltaAttentionDefinition,
+      LinearAttentionDefinition, LruDefinition, Mamba2Definition, MambaDefinition,
+      MixedChunkAttentionDefinition, MixtureOfExpertsDefinition, MlstmDefinition,
       MultiHeadLatentAttentionDefinition, RgLruDefinition, Rwkv4Definition, Rwkv7Definition,
       S4Definition, AttentionDefinition>(registry);
   return registry;

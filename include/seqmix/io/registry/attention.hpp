@@ -6,6 +6,7 @@
 #include "seqmix/layers/attention/attention.hpp"
 #include "seqmix/layers/attention/cross_attention.hpp"
 #include "seqmix/layers/attention/gated_attention_unit.hpp"
+#include "seqmix/layers/attention/mixed_chunk_attention.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -20,6 +21,8 @@ void register_attention(Registry<S>& registry) {
   registry.template add<AarenDefinition<S>>();
   registry.template add<GatedAttentionUnitDefinition<S>>();
   registry.template add<BidirectionalGatedAttentionUnitDefinition<S>>();
+  registry.template add<MixedChunkAttentionDefinition<S>>();
+  registry.template add<BidirectionalMixedChunkAttentionDefinition<S>>();
 }
 
 #define SEQMIX_REGISTER_ATTENTION(S) void register_attention(Registry<S>&)

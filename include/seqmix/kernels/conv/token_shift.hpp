@@ -41,6 +41,25 @@ void token_shift(In<S, 2> x, Out<S, 3> history, View<S, 2> difference, const Cal
   }
 }
 
+/// y_t = x_{t-1}, both [T, D], which share no number. history: as in `token_shift`, or none: zeros.
+template <class S>
+void shift_tokens(In<S, 2> x, Out<S, 3> history, View<S, 2> y, const Call& call) {
+  const Index T = y.extent(0), D = y.extent(1);
+  const bool remembers = history.data() != nullptr;
+  const Expect expect{"shift_tokens"};
+  expect.rows("x", x, {T, D}), expect.rows("y", y, {T, D});
+  if (remembers) expect.rows("history", history, {history.extent(0), 1, D});
+  for (const auto& [row, first, count, form] : call.segments()) {
+    if (count == 0) continue;
+    if (remembers) {
+      copy(history[row][0], y[first]), copy(x[first + count - 1], history[row][0]);
+    } else {
+      fill(y[first], S(0));
+    }
+    copy(x.slice(axis::time, first, count - 1), y.slice(axis::time, first + 1, count - 1));
+  }
+}
+
 /// y = x + difference ⊙ weight, all [T, D]: each channel of a token goes towards its predecessor by
 /// its weight, which may also be the same for all tokens, `by_channel`.
 template <class S>
