@@ -46,6 +46,11 @@ int main(int argc, char** argv) {
                [](double t) {
                  return 4 * square + 2 * 1024 * (fixed_pairs(t + 1) - fixed_pairs(t));
                }},
+          {.layer = "bidirectional_block_sparse_attention",
+           .config = R"({"d_model": 1024, "n_heads": 16, "n_kv_heads": 16, "head_dim": 64,
+                     "rotary_dim": 64, "pattern": "row,strided", "span": 64})",
+           .flops = [pair](double T) { return 2 * T * 4 * square + T * (64 + T / 64) / 2 * pair; },
+           .step_numbers = {}},
           {.layer = "longformer_attention",
            .config = R"({"d_model": 1024, "n_heads": 16, "window": 512, "n_global": 1})",
            .flops = [pair](double T) { return 2 * T * 5 * square + T * (513 + 1) * pair; },

@@ -12,7 +12,8 @@
     git clone https://github.com/BlinkDL/RWKV-LM          # 524481d5099b38d9bc8ef1e89209161b86c8011b
     pip install --no-deps torchscale==0.3.0 xlstm==2.0.6 mlstm_kernels==2.0.6
     pip install --no-deps performer-pytorch==1.1.4 local-attention==1.11.2 \\
-        axial-positional-embedding hyper-connections entmax==1.3 rotary-embedding-torch==0.9.1
+        axial-positional-embedding hyper-connections entmax==1.3 rotary-embedding-torch==0.9.1 \\
+        axial-attention==0.6.1
     git clone https://github.com/idiap/fast-transformers # 2ad36b97e64cb93862937bd21fcc9568d989561f
     git clone https://github.com/OpenNLPLab/cosFormer    # 8e12da111e2a683ea875711e0bf5810c6b4e8f9f
     pip install jax==0.7.2 jaxlib==0.7.2 flax==0.12.0     # only what minimal-LRU imports
@@ -22,6 +23,10 @@
     git clone https://github.com/apple/ml-sigmoid-attention  # 9273b493f234ccbb184cab1131010dd0e965d8ce
     git clone https://github.com/shawntan/stickbreaking-attention
                                       # 3147a3841b025a31d271fc8f873120ff6fa0461b
+    git clone https://github.com/thu-nics/MoA            # e224fe3e00cf5e10a2fca36b52b026fc18669931
+    git clone https://github.com/microsoft/torchscale    # 4d1e0e82e5adf86dd424f1463192635b73fc8efc
+    git clone https://github.com/dvlab-research/LongLoRA  # d4eb344c5ccc9e91c0812a2b2aeea69070df8c33
+    git clone https://github.com/linxihui/dkernel        # 0d4e90e4ead038c8a0f318b9260522f0ca51f554
     git clone https://github.com/state-spaces/s4         # e757cef57d89e448c413de7325ed5601aceaac13
     git clone https://github.com/microsoft/unilm         # 768a3c873f598bb9b4d4dfb9267b099e35f8fe56
     git clone https://github.com/facebookresearch/PhysicsLM4  # 75806965208c55e9f7f2e2363d3793d2da75d2e4

@@ -497,6 +497,7 @@ template <class S>
 std::vector<S> weighted_values(const Input<S>& in, Index h, Index t, const std::vector<Index>& seen,
                                std::vector<S> score, const std::vector<const S*>& value, Index K) {
   const std::string kind = in.text("normaliser");
+  if (score.empty()) return std::vector<S>(static_cast<std::size_t>(K));
   if (kind == "softmax") {
     if (in.flag("sink_logits")) score.push_back(in.weight("sinks")(h));
     return softmax_mean(score, value, K);
@@ -534,8 +535,17 @@ void turn_all_pairs(const Input<S>& in, S* head, double angle) {
   }
 }
 
-/// One row of attention: token t sees the tokens j with `sees(t, j)`, and of such a pair query and
-/// key are rotated to `places(t, j)`.
+/// How often head h of token t sees token j, where heads differ or not.
+Index head_sees(auto&& sees, Index h, Index t, Index j) {
+  if constexpr (requires { sees(h, t, j); }) {
+    return sees(h, t, j);
+  } else {
+    return sees(t, j);
+  }
+}
+
+/// One row of attention: token t sees the tokens j with `sees(t, j)`, or its head h those with
+/// `sees(h, t, j)`; of such a pair query and key are rotated to `places(t, j)`.
 template <class S>
 void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& places, Output<S>& out) {
   const HeadCounts<S> of_heads(in);
@@ -553,7 +563,9 @@ void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& places, Outp
     std::vector<Index> seen;
     std::vector<const S*> query;
     for (Index j = 0; j < T; ++j) {
-      if (!sees(t, j)) continue;
+      bool some = false;
+      for (Index h = 0; h < H && !some; ++h) some = head_sees(sees, h, t, j) > 0;
+      if (!some) continue;
       const PlacesOfPair at = places(t, j);
       std::vector<S>& q = queries[{at.query, at.turn}];
       if (q.empty()) {
@@ -571,16 +583,20 @@ void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& places, Outp
     std::vector<S> o;
     for (Index h = 0; h < H; ++h) {
       const Index key_head = of_heads.key_of(h), value_head = of_heads.value_of(h);
+      std::vector<Index> own;
       std::vector<S> score;
       std::vector<const S*> value;
       for (std::size_t n = 0; n < seen.size(); ++n) {
         const Index j = seen[n];
         const auto at = static_cast<std::size_t>(j);
-        score.push_back(
-            score_of(query[n] + h * K, placed[at].heads.data() + key_head * K, h, t, j));
-        value.push_back(tokens[at].v.data() + value_head * V);
+        for (Index times = head_sees(sees, h, t, j); times > 0; --times) {
+          own.push_back(j);
+          score.push_back(
+              score_of(query[n] + h * K, placed[at].heads.data() + key_head * K, h, t, j));
+          value.push_back(tokens[at].v.data() + value_head * V);
+        }
       }
-      const std::vector<S> head = weighted_values(in, h, t, seen, score, value, V);
+      const std::vector<S> head = weighted_values(in, h, t, own, score, value, V);
       o.insert(o.end(), head.begin(), head.end());
     }
     set_token(out.y, b, t, project_outputs(in, token(in.x, b, t), o));
@@ -675,16 +691,75 @@ std::map<std::string, Array<S>> state_of(const Input<S>& in, const Array<S>& key
   return state;
 }
 
+/// The window of each head. Fu et al. 2024, arXiv:2406.14909, section 3.
+template <class S>
+std::vector<Index> windows_of_heads(const Input<S>& in) {
+  const Index H = in.size("n_heads");
+  auto list = in.config.at("windows").template get<std::vector<Index>>();
+  if (list.empty()) list.push_back(in.size("window"));
+  std::vector<Index> windows;
+  for (Index h = 0; h < H; ++h) {
+    windows.push_back(list[static_cast<std::size_t>(h / (H / static_cast<Index>(list.size())))]);
+  }
+  return windows;
+}
+
+/// Chunks from that of the key at j to that of head h of a query at t. Chen et al. 2023,
+/// arXiv:2309.12307, section 3.2.
+template <class S>
+Index chunks_between(const Input<S>& in, Index h, Index t, Index j) {
+  const Index size = in.size("chunk");
+  const Index shift = 2 * h >= in.size("n_heads") ? in.size("chunk_shift") : 0;
+  return (t + shift) / size - (j + shift) / size;
+}
+
+/// How many branches of dilated attention show head h of a query at t the key at j. Ding et al.
+/// 2023, arXiv:2307.02486, eq. 3-11.
+template <class S>
+class SegmentBranches {
+ public:
+  explicit SegmentBranches(const Input<S>& in)
+      : H_(in.size("n_heads")),
+        lengths_(in.config.at("segments").template get<std::vector<Index>>()),
+        dilations_(in.config.at("segment_dilations").template get<std::vector<Index>>()) {}
+  bool any() const { return !lengths_.empty(); }
+  Index longest() const { return *std::max_element(lengths_.begin(), lengths_.end()); }
+  /// The least number that all dilations divide.
+  Index together() const {
+    Index number = 1;
+    const auto divides = [&](Index r) { return number % r == 0; };
+    while (!std::all_of(dilations_.begin(), dilations_.end(), divides)) ++number;
+    return number;
+  }
+  Index operator()(Index h, Index t, Index j) const {
+    Index count = 0;
+    for (std::size_t i = 0; i < lengths_.size(); ++i) {
+      const Index w = lengths_[i], r = dilations_[i], run = h / ((H_ + r - 1) / r);
+      count += t / w == j / w && t % w % r == run && j % w % r == run ? 1 : 0;
+    }
+    return count;
+  }
+
+ private:
+  Index H_;
+  std::vector<Index> lengths_, dilations_;
+};
+
 /// Jiang et al. 2023, arXiv:2310.06825, section 2; with sinks Xiao et al. 2023, arXiv:2309.17453,
 /// where each visible token stands in a slot of the cache and is rotated to it.
 template <class S>
 Output<S> sliding_window_attention(const Input<S>& parts) {
   const Input<S> in = with_flat_config(parts);
-  const Index T = in.T(), W = in.size("window"), step = in.size("dilation");
+  const Index T = in.T(), step = in.size("dilation");
   const Index sinks = in.size("n_sinks"), chunk = in.size("chunk"), back = in.size("chunks_back");
-  const auto sees = [&](Index t, Index j) {
-    if (chunk > 0) return j <= t && t / chunk - j / chunk <= back;
-    return j <= t && (j < sinks || (t - j < W * step && (t - j) % step == 0));
+  const std::vector<Index> windows = windows_of_heads(in);
+  const Index W = *std::max_element(windows.begin(), windows.end());
+  const SegmentBranches<S> branches(in);
+  const auto sees = [&](Index h, Index t, Index j) -> Index {
+    if (branches.any()) return j <= t ? branches(h, t, j) : 0;
+    if (chunk > 0) return j <= t && (j < sinks || chunks_between(in, h, t, j) <= back);
+    const Index far = windows[static_cast<std::size_t>(h)] * step;
+    return j <= t && (j < sinks || (t - j < far && (t - j) % step == 0));
   };
   const auto slot = [&](Index t, Index j) {
     const bool full = t >= sinks + W;
@@ -698,23 +773,25 @@ Output<S> sliding_window_attention(const Input<S>& parts) {
   };
   Output<S> out{in.x, {}};
   for (Index b = 0; b < in.B(); ++b) {
-    if (sinks > 0) {
+    if (sinks > 0 && !in.flag("sinks_in_place")) {
       attention_row(in, b, sees, slots, out);
     } else {
       attention_row(in, b, sees, out);
     }
   }
 
-  const Index seen = chunk > 0 ? (back + 1) * chunk : (W - 1) * step + 1;
-  const Index reach = seen + in.size("max_rollback");
-  const Index rows = (reach + step - 1) / step * step;
+  const Index seen = branches.any() ? branches.longest()
+                     : chunk > 0    ? (back + 1) * chunk
+                                    : (W - 1) * step + 1;
+  const Index reach = seen + in.size("max_rollback"), multiple = step * branches.together();
+  const Index rows = (reach + multiple - 1) / multiple * multiple;
   const auto [keys, values] = cached(in, tokens_of_ring(in, rows));
   out.state = state_of(in, keys, values);
   if (sinks == 0) return out;
   std::vector<Index> first(static_cast<std::size_t>(sinks), -1);  // a token that is not there: 0
   for (Index t = 0; t < std::min(T, sinks); ++t) first[static_cast<std::size_t>(t)] = t;
   const auto [sink_keys, sink_values] =
-      cached(in, first, [&](Index, Index t) { return Place{clamped ? 0 : t}; });
+      cached(in, first, [&](Index b, Index t) { return clamped ? Place{0} : place_of(in, b, t); });
   out.state["sink_keys"] = sink_keys, out.state["sink_values"] = sink_values;
   return out;
 }
@@ -777,7 +854,10 @@ Output<S> dual_chunk_attention(const Input<S>& in) {
 template <class S>
 Output<S> attention(const Input<S>& parts) {
   const Input<S> in = with_flat_config(parts);
-  if (in.size("window") > 0 || in.size("chunk") > 0) return sliding_window_attention(parts);
+  const bool windowed = in.size("window") > 0 || !in.config.at("windows").empty();
+  if (windowed || in.size("chunk") > 0 || SegmentBranches<S>(in).any()) {
+    return sliding_window_attention(parts);
+  }
   const std::string remap = text_or(in, "remap", "none");
   if (remap == "self_extend") return self_extend(in);
   if (remap == "dual_chunk" || remap == "rpe_3d") return dual_chunk_attention(in);
@@ -927,7 +1007,28 @@ inline const std::vector<std::string> attention_configs{
         "scores": {"head_scale": true, "score_divisor": 0.8, "soft_cap": 3}})",
     R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 5}, "bias": {"kind": "t5",
         "num_buckets": 12, "max_distance": 30}, "scores": {"head_scale": true,
-        "score_divisor": 0.7}})"};
+        "score_divisor": 0.7}})",
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 5},
+        "positions": {"rotary_dim": 4}, "sees": {"windows": [70, 3]},
+        "store": {"max_rollback": 2}})",
+    R"({"d_model": 9, "heads": {"n_heads": 3, "n_kv_heads": 1, "head_dim": 4},
+        "positions": {"rotary_dim": 4, "given": 1}, "sees": {"windows": [9, 1, 20], "n_sinks": 4,
+        "sinks_in_place": true}, "scores": {"sink_logits": true}})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4}, "bias": {"kind": "alibi"},
+        "sees": {"window": 6, "n_sinks": 70, "sinks_in_place": true}})",
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 4},
+        "positions": {"rotary_dim": 4}, "sees": {"chunk": 22, "chunk_shift": 11,
+        "chunks_back": 1}, "store": {"max_rollback": 2}})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "n_kv_heads": 1, "head_dim": 4},
+        "positions": {"rotary_dim": 4}, "sees": {"chunk": 70, "chunk_shift": 9, "n_sinks": 5,
+        "sinks_in_place": true}, "scores": {"sink_logits": true}})",
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 4},
+        "positions": {"rotary_dim": 4}, "sees": {"segments": [20, 36],
+        "segment_dilations": [1, 3]}, "store": {"max_rollback": 2},
+        "scores": {"sink_logits": true}})",
+    R"({"d_model": 9, "heads": {"n_heads": 3, "n_kv_heads": 1, "head_dim": 4, "value_dim": 5},
+        "sees": {"segments": [16, 30, 300], "segment_dilations": [2, 5, 4]},
+        "scores": {"soft_cap": 3}})"};
 
 inline const std::vector<std::string> sliding_window_attention_configs{
     R"({"d_model": 16, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rotary_dim": 8,
@@ -962,16 +1063,26 @@ inline const std::vector<std::string> sliding_window_attention_configs{
 template <class S>
 Output<S> bidirectional_attention(const Input<S>& parts) {
   const Input<S> in = with_flat_config(parts);
-  const Index W = in.size("window"), chunk = in.size("chunk"), prefix = in.size("prefix");
-  const auto sees = [&](Index t, Index j) {
+  const Index chunk = in.size("chunk"), prefix = in.size("prefix");
+  const std::vector<Index> windows = windows_of_heads(in);
+  const SegmentBranches<S> branches(in);
+  const auto sees = [&](Index h, Index t, Index j) -> Index {
+    if (branches.any()) return branches(h, t, j);
     if (prefix > 0) return j <= t || j < prefix;
+    const Index W = windows[static_cast<std::size_t>(h)];
     if (chunk == 0) return W == 0 || std::abs(t - j) < W;
-    const Index back = t / chunk - j / chunk;
+    const Index back = chunks_between(in, h, t, j);
     return -back <= in.size("chunks_ahead") &&
            (in.flag("all_chunks_back") || back <= in.size("chunks_back"));
   };
   Output<S> out{in.x, {}};
-  for (Index b = 0; b < in.B(); ++b) attention_row(in, b, sees, out);
+  for (Index b = 0; b < in.B(); ++b) {
+    const auto unpadded = [&](Index h, Index t, Index j) -> Index {
+      const bool marked = !in.flag("key_mask") || in.input("key_mask")(b, j, 0) != 0;
+      return marked ? sees(h, t, j) : 0;
+    };
+    attention_row(in, b, unpadded, out);
+  }
   return out;
 }
 
@@ -1002,8 +1113,17 @@ inline const std::vector<std::string> bidirectional_attention_configs{
         "sees": {"window": 13}})",
     R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4}, "positions": {"rotary_dim": 4},
         "scores": {"normaliser": "sigmoid", "normaliser_length": 30}})",
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 4, "o_bias": true},
+        "sees": {"window": 30}, "scores": {"normaliser": "geometric", "own_key": "hidden"}})",
     R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 4},
-        "sees": {"window": 30}, "scores": {"normaliser": "geometric", "own_key": "hidden"}})"};
+        "positions": {"rotary_dim": 4}, "sees": {"windows": [40, 5]}})",
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 4},
+        "positions": {"rotary_dim": 4}, "sees": {"segments": [20, 36],
+        "segment_dilations": [1, 3]}, "scores": {"sink_logits": true}})",
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 4, "o_bias": true},
+        "positions": {"rotary_dim": 4}, "sees": {"key_mask": true}})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4, "o_bias": true},
+        "sees": {"window": 15, "key_mask": true}, "scores": {"normaliser": "sparsemax"}})"};
 
 /// Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3.
 template <class S>

@@ -1,15 +1,18 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 
 #include "reference/attention.hpp"
 
 namespace reference {
 
-/// Whether head h sees key j <= t. Child et al. 2019, arXiv:1904.10509, section 4.3; the causal
-/// part of Zaheer et al. 2020, arXiv:2007.14062, figure 1, with draws from SplitMix64.
+/// Whether head h sees key j <= t, or in an encoder any key j. Child et al. 2019, arXiv:1904.10509,
+/// section 4.3; the causal part of Zaheer et al. 2020, arXiv:2007.14062, figure 1, with draws from
+/// SplitMix64; Lin et al. 2024, arXiv:2407.17678, section 3.
 template <class S>
-bool sees_sparsely(const Input<S>& in, Index h, Index t, Index j) {
+bool sees_sparsely(const Input<S>& in, Index h, Index t, Index j, bool causal = true) {
   std::vector<std::string> patterns(1);
   for (const char letter : in.config.at("pattern").template get<std::string>()) {
     if (letter == ',') {
@@ -24,7 +27,17 @@ bool sees_sparsely(const Input<S>& in, Index h, Index t, Index j) {
   };
   const Index span = size("span", 128), block = size("block", 64);
   const Index i = t / block, k = j / block;  // the blocks
-  if (pattern == "local") return t - j < span || j < size("prefix", 0);
+  if (pattern == "local") return std::abs(t - j) < span || j < size("prefix", 0);
+  if (pattern == "row") return t / span == j / span;
+  if (pattern == "stripes") {
+    const Index near = size("n_local", 3), stride = size("stripe_stride", 4);
+    if (std::abs(i - k) < near) return true;
+    if (!causal) return (std::abs(i - k) - near + 1) % stride == 0;
+    const Index H = in.size("n_heads"), group = h / (H / in.size("n_kv_heads"));
+    const Index given = size("stripe_step", 0);
+    const Index step = given > 0 ? given : std::max<Index>(1, stride / H);
+    return (k + group * step + size("stripe_offset", 0)) % stride == 0;
+  }
   if (pattern == "strided") return (t - j) % span == 0;
   if (pattern == "fixed") {
     if (t / span == j / span) return true;
@@ -125,6 +138,43 @@ inline const std::vector<std::string> block_sparse_attention_configs{
     R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "n_key_heads": 1, "head_dim": 4},
         "pattern": "strided,fixed", "block": 4, "span": 8})",
     R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4, "conv_kernel": 4, "conv_silu": true},
-        "pattern": "local,strided", "span": 20})"};
+        "pattern": "local,strided", "span": 20})",
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 4},
+        "positions": {"rotary_dim": 4}, "pattern": "row,strided", "span": 11})",
+    R"({"d_model": 9, "heads": {"n_heads": 6, "n_kv_heads": 3, "head_dim": 4},
+        "positions": {"rotary_dim": 4}, "pattern": "stripes,stripes,stripes,stripes,dense,dense",
+        "block": 6, "n_local": 2, "stripe_stride": 5, "stripe_step": 2, "stripe_offset": 1})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4}, "positions": {"rotary_dim": 4},
+        "pattern": "stripes", "block": 64, "n_local": 1, "stripe_stride": 4})"};
+
+/// Qiu et al. 2019, arXiv:1911.02972, eq. 3; Ho et al. 2019, arXiv:1912.12180, section 3.1.
+template <class S>
+Output<S> bidirectional_block_sparse_attention(const Input<S>& parts) {
+  const Input<S> in = with_flat_config(parts);
+  const Index H = in.size("n_heads"), T = in.T();
+  std::vector<bool> seen(static_cast<std::size_t>(H * T * T));
+  const auto place = [T](Index h, Index t, Index j) {
+    return static_cast<std::size_t>((h * T + t) * T + j);
+  };
+  for (Index h = 0; h < H; ++h) {
+    for (Index t = 0; t < T; ++t) {
+      for (Index j = 0; j < T; ++j) seen[place(h, t, j)] = sees_sparsely(in, h, t, j, false);
+    }
+  }
+  const auto sees = [&](Index h, Index t, Index j) { return seen[place(h, t, j)]; };
+  Output<S> out{in.x, {}};
+  for (Index b = 0; b < in.B(); ++b) attention_row(in, b, sees, out);
+  return out;
+}
+
+inline const std::vector<std::string> bidirectional_block_sparse_attention_configs{
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 4},
+        "positions": {"rotary_dim": 4}, "pattern": "row,strided", "span": 11})",
+    R"({"d_model": 9, "heads": {"n_heads": 3, "n_kv_heads": 1, "head_dim": 5, "value_dim": 4,
+        "o_bias": true}, "pattern": "layout", "block": 9, "layout_heads": 3,
+        "layout_blocks": 64, "scores": {"soft_cap": 3}})",
+    R"({"d_model": 8, "heads": {"n_heads": 3, "n_kv_heads": 3, "head_dim": 4},
+        "positions": {"rotary_dim": 4, "given": 1}, "pattern": "stripes,local,dense", "block": 7,
+        "span": 20, "n_local": 2, "stripe_stride": 3, "scores": {"sink_logits": true}})"};
 
 }  // namespace reference

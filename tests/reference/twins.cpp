@@ -46,6 +46,8 @@ const std::vector<Twin>& twins() {
        big_bird_attention<float>},
       {"block_sparse_attention", block_sparse_attention_configs, block_sparse_attention<double>,
        block_sparse_attention<float>},
+      {"bidirectional_block_sparse_attention", bidirectional_block_sparse_attention_configs,
+       bidirectional_block_sparse_attention<double>, bidirectional_block_sparse_attention<float>},
       {"cross_attention", cross_attention_configs, cross_attention<double>, cross_attention<float>},
       {"delta_net", delta_net_configs, delta_net<double>, delta_net<float>},
       {"feed_forward", feed_forward_configs, feed_forward<double>, feed_forward<float>},

@@ -111,11 +111,20 @@ std::vector<AttentionMember> make_members() {
   add("sees", "window", R"({"window": 7})");
   add("sees", "dilation", R"({"window": 4, "dilation": 3})", Of::causal);
   add("sees", "first tokens", R"({"window": 5, "n_sinks": 2})", Of::causal);
+  add("sees", "windows by head", R"({"windows": [9, 3]})");
+  add("sees", "windows by head, first tokens in place",
+      R"({"windows": [4, 1, 7, 2], "n_sinks": 3, "sinks_in_place": true})", Of::causal);
+  add("sees", "dilated segments", R"({"segments": [6, 16], "segment_dilations": [1, 4]})");
   add("sees", "chunks", R"({"chunk": 8})");
+  add("sees", "shifted chunks", R"({"chunk": 8, "chunk_shift": 3})");
+  add("sees", "shifted chunks, first tokens",
+      R"({"chunk": 6, "chunk_shift": 3, "n_sinks": 2, "sinks_in_place": true})", Of::causal);
   add("sees", "chunks back", R"({"chunk": 5, "chunks_back": 1})");
   add("sees", "chunks ahead", R"({"chunk": 5, "chunks_ahead": 1})", Of::bidirectional);
   add("sees", "block-causal", R"({"chunk": 6, "all_chunks_back": true})", Of::bidirectional);
   add("sees", "prefix", R"({"prefix": 9})", Of::bidirectional);
+  add("sees", "marked keys", R"({"key_mask": true})", Of::bidirectional);
+  add("sees", "marked keys of a window", R"({"window": 4, "key_mask": true})", Of::bidirectional);
 
   add("scores", "scale", R"({"score_scale": 0.7})");
   add("scores", "scales by head", R"({"head_scale": true})");

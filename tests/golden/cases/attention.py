@@ -43,7 +43,8 @@ def attention_case(name, family, prefix, shape, fields, rope=True, interleaved=F
         mask = window_mask(x.shape[1], window) if window else causal_mask(x.shape[1])
         if sees:
             i = torch.arange(x.shape[1])
-            mask = torch.where(sees(i[:, None], i), 0.0, -math.inf)[None, None]
+            seen = sees(i[:, None], i)  # [T, T], or [H, T, T] where heads differ
+            mask = torch.where(seen, 0.0, -math.inf).view(1, -1, *seen.shape[-2:])
         more = dict(cache_position=positions[0]) if by_cache_position else {}
         more |= dict(position_ids=positions) if by_position else {}
         return (module(x, position_embeddings=rotary(x, positions, *kind), attention_mask=mask,
@@ -323,7 +324,8 @@ def sliding_window_attention(arguments):
                          9, 1)
 
 
-def bert_case(name, shape, d_model, n_heads):
+def bert_case(name, shape, d_model, n_heads, key_mask=None):
+    """`key_mask` [B, T]: 0 of padding, whose published rows see what the others see."""
     module_class, output_class, config_class = hugging_face("bert", "BertSelfAttention",
                                                             "BertSelfOutput", "BertConfig")
     config = config_class(hidden_size=d_model, num_attention_heads=n_heads,
@@ -334,8 +336,13 @@ def bert_case(name, shape, d_model, n_heads):
     source = published(module_class) + ", then the dense layer of BertSelfOutput"
     config = dict(**fields(d_model, n_heads, n_heads, d_model // n_heads, 0), qkv_bias=True,
                   o_bias=True)
-    return Case(name, config, source, shape, weights, lambda x: (dense(module(x)[0]), {}),
-                causal=False)
+    inputs, mask = {}, lambda length: None
+    if key_mask is not None:
+        inputs["key_mask"] = key_mask[..., None]
+        mask = lambda length: torch.where(key_mask > 0, 0.0, -math.inf)[:, None, None, :length]
+        config["key_mask"] = True
+    return Case(name, config, source, shape, weights,
+                lambda x: (dense(module(x, mask(x.shape[1]))[0]), {}), inputs, causal=False)
 
 
 def t5_case(name, shape, d_model, n_heads, head_dim, source_length=0):

@@ -362,6 +362,21 @@ TEMPLATE_TEST_CASE("masks and scores of the user's own", "[attention]", float, d
   }
 }
 
+TEMPLATE_TEST_CASE("a mask of the user's own has the bits of a built-in one", "[attention]", float,
+                   double) {
+  using S = TestType;
+  Context context;
+  for (const auto& [T, past] : {std::array<Index, 2>{150, 0}, {70, 77}, {1, 130}}) {
+    Case<S> c({.B = 1, .T = T, .H = 4, .G = 2, .K = 9, .V = 6, .past = {past}});
+    for (const Form form : {Form::parallel, Form::recurrent}) {
+      c.run(form, context, Band::window(40), PlainScore{c.scale});
+      const Tensor<S, 3> built_in = c.copy_of_o();
+      c.run(form, context, SinksAndWindow{0, 40}, PlainScore{c.scale});
+      CHECK(support::same_bits(View<const S, 3>(c.o()), built_in.view()));
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("a query that sees no key gives zeros", "[attention]", float, double) {
   using S = TestType;
   Context context;

@@ -217,12 +217,14 @@ TEMPLATE_TEST_CASE("a narrow ring holds what its queries have seen", "", float, 
         past[1] = first;
         if (before == 0) {
           dilated_ring_attention(tokens(q.view()), tokens(from_k.view()), tokens(from_v.view()),
-                                 past, width, dilation, PlainScore{0.2}, keys.view(), values.view(),
-                                 part.view(), TestCall(context, {{1, 0, count, form}}));
+                                 past, Band::window(width), dilation, PlainScore{0.2}, keys.view(),
+                                 values.view(), part.view(),
+                                 TestCall(context, {{1, 0, count, form}}));
         } else {
           dilated_ring_attention(
-              tokens(q.view()), tokens(from_k.view()), tokens(from_v.view()), past, width, dilation,
-              PlainScore{0.2}, keys.view(), values.view(), part.view(),
+              tokens(q.view()), tokens(from_k.view()), tokens(from_v.view()), past,
+              Band::window(width), dilation, PlainScore{0.2}, keys.view(), values.view(),
+              part.view(),
               TestCall(context, {{2, 0, before, Form::parallel}, {1, before, count, form}}));
         }
         copy(part.view().slice(axis::time, before, count),

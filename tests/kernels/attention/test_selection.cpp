@@ -153,6 +153,22 @@ TEMPLATE_TEST_CASE("each pattern shows the keys that it says", "", float, double
       });
     }
   }
+  SECTION("row") {
+    for (const Index span : {1, 7, 64, 500}) {
+      patterns.of_heads = sparse_patterns("row"), patterns.span = span;
+      check<TestType>(patterns, [=](Index, Index i, Index j) { return i / span == j / span; });
+    }
+  }
+  SECTION("stripes") {
+    for (const Index block : {1, 5, 64}) {
+      patterns.of_heads = sparse_patterns("stripes");
+      patterns.block = block, patterns.n_local = 2, patterns.heads_per_group = H / G;
+      patterns.stripe_stride = 5, patterns.stripe_step = 3, patterns.stripe_offset = 1;
+      check<TestType>(patterns, [=](Index h, Index i, Index j) {
+        return i / block - j / block < 2 || (j / block + h / (H / G) * 3 + 1) % 5 == 0;
+      });
+    }
+  }
   SECTION("layout") {
     for (const Index block : {1, 5, 16, 64}) {
       const auto sees = [](Index h, Index i, Index j) {

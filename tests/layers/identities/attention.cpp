@@ -4,6 +4,7 @@
 
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
+#include <limits>
 
 #include "seqmix/layers/attention/cross_attention.hpp"
 #include "support/compare.hpp"
@@ -93,6 +94,47 @@ TEST_CASE("a dilated window is windows over every so many tokens") {
   }
 }
 
+TEST_CASE("spans by head that are all alike are those of the layer") {
+  const auto weights = random_weights<Weights>(grouped, 5);
+  const auto x = random_tensor<double, 3>({2, 90, 12}, 6);
+  const auto with = [&](const SeesConfig& sees) {
+    AttentionConfig config = grouped;
+    config.sees = sees;
+    return forward(Attention<double>(config, weights), x);
+  };
+  const auto full = forward(Attention<double>(grouped, weights), x);
+  CHECK(difference(with({.windows = {17, 17}}), with({.window = 17})) == 0);
+  CHECK(difference(with({.windows = {17, 18}}), with({.window = 17})) > 1e-6);
+  CHECK(difference(with({.windows = {5, 9}, .n_sinks = 90, .sinks_in_place = true}), full) < 1e-14);
+  CHECK(difference(with({.segments = {90}, .segment_dilations = {1}}), full) == 0);
+  CHECK(difference(with({.segments = {20}, .segment_dilations = {1}}), with({.chunk = 20})) == 0);
+  // What two branches show counts twice, and so as often as anything else.
+  CHECK(difference(with({.segments = {20, 20}, .segment_dilations = {1, 1}}), with({.chunk = 20})) <
+        1e-14);
+}
+
+TEST_CASE("padding changes nothing before it") {
+  BidirectionalAttentionConfig config, masked;
+  static_cast<AttentionConfig&>(config) = static_cast<AttentionConfig&>(masked) = grouped;
+  masked.sees.key_mask = true;
+  const auto weights = random_weights<Weights>(grouped, 5);
+  auto x = random_tensor<double, 3>({1, 150, 12}, 6);
+  const Index length = 71;
+  Tensor<double, 3> shorter({1, length, 12});
+  copy(x.view().slice<1>(0, length), shorter.view());
+  const auto alone = forward(BidirectionalAttention<double>(config, weights), shorter);
+  fill(x.view().slice<1>(length, 150 - length), std::numeric_limits<double>::quiet_NaN());
+  Tensor<Index, 2> marks({150, 1});
+  for (Index t = 0; t < length; ++t) marks(t, 0) = 1;
+  Tensor<double, 3> y(x.shape());
+  Context context;
+  const BidirectionalAttention<double> layer(masked, weights);
+  BidirectionalAttentionDefinition<double>::Side side;
+  side.key_mask = marks.view();
+  layer.forward(x, y.view(), context, side);
+  CHECK(relative_error(y.view().slice<1>(0, length), alone.view()) < 1e-14);
+}
+
 TEST_CASE("normalised queries do not see the scale of their weights") {
   for (const QkNorm norm : {QkNorm::head, QkNorm::projection}) {
     AttentionConfig config = grouped;
@@ -167,7 +209,8 @@ TEST_CASE("a config of attention says what is wrong with it") {
     CHECK(text(config).find(part) != std::string::npos);
   };
   CHECK(text(windowed(3)).empty());
-  mentions(windowed(0, 1, 3), "n_sinks is 3, which counts only where window is positive");
+  mentions(windowed(0, 1, 3),
+           "n_sinks is 3, which counts only where window, windows or chunk is positive");
   mentions(windowed(3, 0), "dilation is 0");
   mentions(windowed(3, 2, 1), "n_sinks needs a dilation of 1");
   AttentionConfig config = grouped;

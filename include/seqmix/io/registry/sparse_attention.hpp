@@ -14,6 +14,7 @@ template <class S>
 void register_sparse_attention(Registry<S>& registry) {
   registry.template add<MultiHeadLatentAttentionDefinition<S>>();
   registry.template add<BlockSparseAttentionDefinition<S>>();
+  registry.template add<BidirectionalBlockSparseAttentionDefinition<S>>();
   registry.template add<LongformerAttentionDefinition<S>>();
   registry.template add<BigBirdAttentionDefinition<S>>();
 }

@@ -12,17 +12,19 @@ namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
 /// A mask of pairs of blocks of `block` tokens: query block i sees key block j where `sees(i, j)`,
-/// and of the keys there those that `bound`, another mask, allows.
+/// and of the keys there those that `bound`, another mask, allows. Block 0 is `shift` < `block`
+/// tokens shorter.
 template <class Bound>
 struct BlockMask {
   Index block = 1;
   Bound bound;
+  Index shift = 0;
 
   /// How many of the pairs of blocks are seen.
   Visibility of_blocks(Span queries, Span keys, auto&& sees) const {
     bool some = false, all = true;
-    for (Index i = queries.begin / block; i * block < queries.end; ++i) {
-      for (Index j = keys.begin / block; j * block < keys.end; ++j) {
+    for (Index i = block_of(queries.begin); begin_of(i) < queries.end; ++i) {
+      for (Index j = block_of(keys.begin); begin_of(j) < keys.end; ++j) {
         const bool seen = sees(i, j);
         some |= seen, all &= seen;
         if (some && !all) return Visibility::partial;
@@ -43,12 +45,12 @@ struct BlockMask {
     const auto blocks_of = [&](const Batch& positions) {
       const Index low = pairs.origin - static_cast<Index>(simd::reduce_max(-positions));
       const Index high = pairs.origin + static_cast<Index>(simd::reduce_max(positions));
-      return Span{low / block, high / block + 1};
+      return Span{block_of(low), block_of(high) + 1};
     };
     // A register touches few blocks, and all of its lanes are compared with each.
     const auto within = [&](const Batch& positions, Index i) {
-      return positions >= Batch(static_cast<S>(i * block - pairs.origin)) &&
-             positions < Batch(static_cast<S>((i + 1) * block - pairs.origin));
+      return positions >= Batch(static_cast<S>(begin_of(i) - pairs.origin)) &&
+             positions < Batch(static_cast<S>(begin_of(i + 1) - pairs.origin));
     };
     const Span query_blocks = blocks_of(pairs.query), key_blocks = blocks_of(pairs.key);
     auto seen = pairs.query != pairs.query;  // none
@@ -59,26 +61,40 @@ struct BlockMask {
     }
     return seen && bound.allows(pairs);
   }
+
+ private:
+  Index block_of(Index position) const { return (position + shift) / block; }
+  Index begin_of(Index i) const { return i * block - shift; }
 };
 
 /// A query of chunk i, `size` positions each, sees the keys of the chunks i - back to i + ahead,
-/// and of them those that it may see at all: with `causal`, none behind itself. Where ahead is
-/// negative, it is chunks before its own alone. Chunked attention with back = 0 (Llama-4), local
-/// attention that looks back (Parmar et al. 2018, arXiv:1802.05751), and without `causal` but with
-/// every chunk before block-causal attention (block diffusion).
+/// and of them those that it may see at all: with `causal`, none behind itself or before `first`.
+/// Where ahead is negative, it is chunks before its own alone. Chunked attention with back = 0
+/// (Llama-4), local attention that looks back (Parmar et al. 2018, arXiv:1802.05751), and without
+/// `causal` but with every chunk before block-causal attention (block diffusion). The heads from
+/// `shifted_head` on have a first chunk that is `shift` positions shorter (Chen et al. 2023,
+/// arXiv:2309.12307).
 struct Chunks {
   Index size = 1, back = 0, ahead = 0;
   bool causal = true;
+  Index shift = 0, shifted_head = 0;
+  Index first = 0;
 
-  Chunks of(Index /*row*/, Index /*head*/) const { return *this; }
-  BlockMask<Band> chunks() const { return {size, causal ? Band{} : Band::everything()}; }
+  Chunks of(Index /*row*/, Index head) const {
+    Chunks own = *this;
+    if (head < shifted_head) own.shift = 0;
+    return own;
+  }
+  BlockMask<Band> chunks() const {
+    return {size, causal ? Band{.first = first} : Band::everything(), shift};
+  }
   auto near() const {
     return [b = back, a = ahead](Index i, Index j) { return i - j <= b && j - i <= a; };
   }
   Span reach(Span queries) const {
-    const Index first = queries.begin / size, last = (queries.end - 1) / size;
-    const Index behind = (last + ahead + 1) * size;
-    return {std::max<Index>(first - back, 0) * size,
+    const Index own = (queries.begin + shift) / size, last = (queries.end - 1 + shift) / size;
+    const Index behind = (last + ahead + 1) * size - shift;
+    return {std::max(std::max<Index>(own - back, 0) * size - shift, first),
             causal ? std::min(behind, queries.end) : behind};
   }
   Visibility visibility(Span queries, Span keys) const {

@@ -51,8 +51,13 @@ inline std::vector<KeyBand> sink_bands(Index window, Index n) {
           {BandStore::leading, {.last = n + window - 1}, {}, Band::leading(n)}};
 }
 
-/// The same where the first ones are at distance `window` beyond it. Han et al. 2023,
-/// arXiv:2308.16137.
+/// The keys that `last` shows, none of the first `n`, and those where they stand.
+inline std::vector<KeyBand> sink_bands_in_place(const std::variant<Band, Chunks>& last, Index n) {
+  return {{BandStore::ring, {}, {}, last}, {BandStore::leading, {}, {}, Band::leading(n)}};
+}
+
+/// The last `window` keys and the first `n`, which are at distance `window` beyond it. Han et al.
+/// 2023, arXiv:2308.16137.
 inline std::vector<KeyBand> lm_infinite_bands(Index window, Index n) {
   const Band first{.last = n, .ahead = -window};
   return {{BandStore::ring, {}, {}, Band::window(window)},

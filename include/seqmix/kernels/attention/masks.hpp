@@ -1,13 +1,17 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <limits>
 #include <span>
 
+#include "seqmix/core/memory.hpp"
 #include "seqmix/core/segment.hpp"
 #include "seqmix/core/view.hpp"
 #include "seqmix/kernels/attention/pairs.hpp"
 #include "seqmix/simd/math.hpp"
+#include "seqmix/simd/reduce.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -18,7 +22,8 @@ SEQMIX_BEGIN_NAMESPACE
 /// are tiled. It may have `reach`, outside of which it hides every key: the tiles there are not
 /// even looked at. And `narrowed(Span queries, Span keys) const`: a mask of its own type that
 /// agrees with it on these positions and may be cheaper to ask. One that depends on how many
-/// positions there are has `of(row, head, count)`.
+/// positions there are has `of(row, head, count)`; one of tokens, where nothing is remembered,
+/// `of(row, head, count, first)` with the token of the call at position 0.
 struct Causal {
   /// The mask of one query head of a segment, whose row of the state this is.
   Causal of(Index /*row*/, Index /*head*/) const { return *this; }
@@ -69,6 +74,22 @@ struct Band {
   }
 };
 
+/// A query sees the last keys up to its own, or in `both_sides` as many behind it: how many, its
+/// head decides.
+struct Windows {
+  std::span<const Index> widths;  // [n] of n equal shares of the heads, a query's own key counted
+  Index n_heads = 1;
+  Index first = 0;  // of the keys that may be seen
+  bool both_sides = false;
+
+  Band of(Index /*row*/, Index head) const {
+    const auto count = static_cast<Index>(widths.size());
+    const Index share = count > 1 ? head * count / n_heads : 0;
+    const Index near = widths[static_cast<std::size_t>(share)] - 1;
+    return {.first = first, .back = near, .ahead = both_sides ? near : 0};
+  }
+};
+
 /// A query sees the first keys of its row, `of_rows[row]` of them, wherever it stands: those of
 /// another sequence.
 struct Lengths {
@@ -77,14 +98,14 @@ struct Lengths {
   Band of(Index row, Index /*head*/) const { return Band::everything(of_rows[row]); }
 };
 
-/// A query at i sees the keys j <= i that lie in its window, j >= i - back, or among the first
-/// `prefix`.
+/// A query at i sees the keys j <= i + ahead that lie in its window, j >= i - back, or among the
+/// first `prefix`.
 struct WindowAndPrefix {
-  Index back = 0, prefix = 0;
+  Index back = 0, ahead = 0, prefix = 0;
 
   WindowAndPrefix of(Index /*row*/, Index /*head*/) const { return *this; }
   Span reach(Span queries) const {
-    return {prefix > 0 ? 0 : std::max<Index>(queries.begin - back, 0), queries.end};
+    return {prefix > 0 ? 0 : std::max<Index>(queries.begin - back, 0), queries.end + ahead};
   }
   Visibility visibility(Span queries, Span keys) const {
     const bool passed = keys.begin >= prefix && keys.end + back <= queries.begin;
@@ -180,6 +201,43 @@ struct Prefix {
            pairs.key < simd::Batch<S>(static_cast<S>(count - pairs.origin));
   }
 };
+
+/// Of the keys that `mask` shows a query, those whose token has a mark other than 0: padding has
+/// none. Keys and queries are those of one call.
+template <class Mask>
+struct MarkedKeys {
+  Mask mask;
+  View<const Index, 2> marks;  // [T, 1]
+  Index count = 0, token = 0;  // of one segment: its tokens, its first one in the call
+
+  auto of(Index row, Index head, Index tokens, Index first) const {
+    return MarkedKeys<decltype(mask.of(row, head))>{mask.of(row, head), marks, tokens, first};
+  }
+  Span reach(Span queries) const { return mask.reach(queries); }
+  Visibility visibility(Span queries, Span keys) const {
+    const Visibility unmarked = mask.visibility(queries, keys);
+    if (unmarked == Visibility::none) return unmarked;
+    Index shown = 0;
+    for (Index key = keys.begin; key < keys.end; ++key) shown += is_marked(key) ? 1 : 0;
+    if (shown == 0) return Visibility::none;
+    return shown == keys.size() ? unmarked : Visibility::partial;
+  }
+  template <class S>
+  simd::Mask<S> allows(const Pairs<S>& pairs) const {
+    const Index first = pairs.origin - static_cast<Index>(simd::reduce_max(-pairs.key));
+    alignas(alignment) std::array<S, static_cast<std::size_t>(simd::lanes<S>)> marked;
+    const Index step = pairs.step == 1 ? 0 : 1;  // from the key of a lane to that of the next
+    for (Index lane = 0; lane < simd::lanes<S>; ++lane) {
+      marked[static_cast<std::size_t>(lane)] = is_marked(first + lane * step) ? S(1) : S(0);
+    }
+    return simd::load<S>(marked.data()) > simd::Batch<S>(S(0)) && mask.allows(pairs);
+  }
+
+ private:
+  bool is_marked(Index key) const { return key < count && marks(token + key, 0) != 0; }
+};
+template <class Mask>
+MarkedKeys(Mask, View<const Index, 2>) -> MarkedKeys<Mask>;
 
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <string>
@@ -14,17 +15,22 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
-/// Which keys a head sees, all of them at or before its query.
+/// Which keys a head sees, at or before its query or, in what is not causal, behind it, too.
 ///
 ///   dense     every key
 ///   local     the last `span` keys, the query's own among them, and the first `prefix` ones
 ///   strided   every `span`-th key back from the query's own
+///   row       the query's segment of `span` tokens
+///   stripes   the last `n_local` blocks, and every `stripe_stride`-th one: key head g sees block j
+///             where (j + g stripe_step + stripe_offset) mod stripe_stride = 0. In what is not
+///             causal the n_local nearest on both sides, and those beyond whose distance is
+///             n_local - 1 plus a multiple of stripe_stride, whatever the head
 ///   fixed     the query's segment of `span` tokens, and some blocks at the end of each one before
 ///   big_bird  the first blocks, the query's block and those right before it, and random ones
 ///   layout    the blocks that a table names
-enum class SparsePattern { dense, local, strided, fixed, big_bird, layout };
-constexpr std::array<std::string_view, 6> names_of(SparsePattern) {
-  return {"dense", "local", "strided", "fixed", "big_bird", "layout"};
+enum class SparsePattern { dense, local, strided, row, stripes, fixed, big_bird, layout };
+constexpr std::array<std::string_view, 8> names_of(SparsePattern) {
+  return {"dense", "local", "strided", "row", "stripes", "fixed", "big_bird", "layout"};
 }
 
 namespace detail {
@@ -64,18 +70,33 @@ struct SparsePatterns {
   Index n_verticals = 1;       // fixed: head h keeps group h mod n_verticals of a segment's blocks,
   Index vertical_blocks = 1;   // groups of so many counted from the segment's end
   Index n_global = 1;          // big_bird: first blocks that all see
-  Index n_local = 3;           // big_bird: last blocks, the query's own among them
+  Index n_local = 3;           // big_bird and stripes: last blocks, the query's own among them
   Index n_random = 0;          // big_bird: draws among the blocks up to the query's own,
   Index seed = 0;              // which it decides
   Parameter<Index, 3> layout;  // [H or 1, n, n], 1 where a query block sees a key block
+  Index stripe_stride = 1;     // stripes: see `SparsePattern`
+  Index stripe_step = 1;
+  Index stripe_offset = 0;
+  Index heads_per_group = 1;  // query heads of a key head
+  bool causal = true;
 
   SparsePattern of(Index head) const {
     return of_heads[static_cast<std::size_t>(head % static_cast<Index>(of_heads.size()))];
   }
-  /// Whether query block i of a head sees something of key block j <= i.
+  /// Whether query block i of a head sees something of key block j, where causal j <= i.
   bool sees(SparsePattern pattern, Index head, Index i, Index j) const {
-    if (j > i) return false;
+    if (causal && j > i) return false;
     switch (pattern) {
+      case SparsePattern::row:
+        return i == j;
+      case SparsePattern::stripes: {
+        if (causal) {
+          const Index place = j + head / heads_per_group * stripe_step + stripe_offset;
+          return i - j < n_local || place % stripe_stride == 0;
+        }
+        const Index beyond = std::max<Index>((i > j ? i - j : j - i) - n_local + 1, 0);
+        return beyond % stripe_stride == 0;
+      }
       case SparsePattern::fixed: {
         const Index segment = span / block, from_end = segment - 1 - j % segment;
         return i / segment == j / segment || from_end / vertical_blocks == head % n_verticals;
@@ -111,18 +132,22 @@ struct SparseMask {
   Span reach(Span queries) const {
     if (pattern == SparsePattern::strided) return {queries.begin, queries.begin};
     if (pattern == SparsePattern::local) return window().reach(queries);
-    return {0, queries.end};
+    const Index end = patterns.causal ? queries.end : Band::unlimited;
+    if (pattern != SparsePattern::row) return {0, end};
+    const Index span = patterns.span, last = ceil_div(queries.end, span) * span;
+    return {queries.begin / span * span, std::min(last, end)};
   }
   Visibility visibility(Span queries, Span keys) const {
     if (pattern == SparsePattern::strided) return Visibility::none;
     if (pattern == SparsePattern::local) return window().visibility(queries, keys);
-    if (pattern == SparsePattern::dense) return Causal{}.visibility(queries, keys);
+    if (pattern == SparsePattern::dense) return bound().visibility(queries, keys);
     return blocks().visibility(queries, keys, [&](Index i, Index j) { return sees(i, j); });
   }
   /// Dense where all of the blocks are seen.
   SparseMask narrowed(Span queries, Span keys) const {
     const auto every = blocks().of_blocks(queries, keys, [&](Index i, Index j) {
-      return j > i || sees(i, j);  // the causal mask hides later blocks
+      // the causal mask hides later blocks
+      return (patterns.causal && j > i) || sees(i, j);
     });
     const bool by_blocks = pattern != SparsePattern::local && pattern != SparsePattern::strided;
     if (by_blocks && every == Visibility::all) return {patterns, SparsePattern::dense, head};
@@ -131,13 +156,31 @@ struct SparseMask {
   template <class S>
   simd::Mask<S> allows(const Pairs<S>& pairs) const {
     if (pattern == SparsePattern::local) return window().allows(pairs);
-    if (pattern == SparsePattern::dense) return Causal{}.allows(pairs);
+    if (pattern == SparsePattern::dense) return bound().allows(pairs);
     return blocks().allows(pairs, [&](Index i, Index j) { return sees(i, j); });
   }
 
  private:
-  WindowAndPrefix window() const { return {.back = patterns.span - 1, .prefix = patterns.prefix}; }
-  BlockMask<Causal> blocks() const { return {patterns.block, {}}; }
+  /// Keys up to the query's own, or all.
+  struct Bound {
+    bool causal = true;
+
+    Visibility visibility(Span queries, Span keys) const {
+      return causal ? Causal{}.visibility(queries, keys) : Visibility::all;
+    }
+    template <class S>
+    simd::Mask<S> allows(const Pairs<S>& pairs) const {
+      return causal ? Causal{}.allows(pairs) : pairs.key == pairs.key;
+    }
+  };
+  Bound bound() const { return {patterns.causal}; }
+  WindowAndPrefix window() const {
+    const Index near = patterns.span - 1;
+    return {.back = near, .ahead = patterns.causal ? 0 : near, .prefix = patterns.prefix};
+  }
+  BlockMask<Bound> blocks() const {
+    return {pattern == SparsePattern::row ? patterns.span : patterns.block, bound()};
+  }
   bool sees(Index i, Index j) const { return patterns.sees(pattern, head, i, j); }
 };
 

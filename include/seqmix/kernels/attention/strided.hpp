@@ -54,5 +54,34 @@ void strided_attention(In<S, 3> q, CacheIn<S, 4> keys, CacheIn<S, 4> values, In<
   }
 }
 
+/// The same as `self_attention`: tokens of one residue see all of it.
+template <class S>
+void strided_self_attention(In<S, 3> q, In<S, 3> k, In<S, 3> v, const SparsePatterns& patterns,
+                            const AnyScore<S>& score, View<S, 3> o, const Call& call) {
+  const Index H = q.extent(axis::head), stride = patterns.span;
+  const Index heads_per_group = H / std::max<Index>(k.extent(axis::head), 1);
+  const Index width = q.extent(axis::channel) + o.extent(axis::channel);
+  const auto work_of = [&](const Segment& segment) {
+    const Index tokens = ceil_div(segment.count, stride);
+    return SegmentWork{
+        std::min(stride, segment.count),
+        std::clamp<Index>(tokens * tokens * width, 1, detail::attention_task_products)};
+  };
+  for (Index h = 0; h < H; ++h) {
+    if (patterns.of(h) != SparsePattern::strided) continue;
+    const auto attend = [&](const Unit& unit, const Call& worker) {
+      const detail::Stream residue(unit.segment, 0, stride, unit.item);
+      const auto tokens = [&](const auto& view, Index head) {
+        return residue.tokens(view.slice(axis::head, head, 1));
+      };
+      const Index g = h / heads_per_group;
+      self_attention<S>(tokens(q, h), tokens(k, g), tokens(v, g), Band::everything(),
+                        score.from_head(h), tokens(o, h),
+                        worker.with(Segments(&residue.segment, 1)));
+    };
+    for_each_unit(call, detail::attention_task_products, work_of, attend);
+  }
+}
+
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

@@ -20,53 +20,10 @@
 #include "seqmix/layers/attention/detail/merge.hpp"
 #include "seqmix/layers/attention/detail/positions.hpp"
 #include "seqmix/layers/attention/detail/scores.hpp"
+#include "seqmix/layers/attention/detail/sees.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
-
-/// Which keys a query sees. A causal layer: all before it; or the last `window` of those whose
-/// distance to it divides by `dilation`, and with them the first tokens of the stream; or those of
-/// its own chunk and of the chunks_back chunks before. A bidirectional one: all; or those less than
-/// `window` from it; or those of the chunks from chunks_back before to chunks_ahead behind its own
-/// (with `all_chunks_back` from the first one on: block-causal); or all before it and the first
-/// `prefix` (prefix-LM).
-struct SeesConfig {
-  Index window = 0;    // keys that a query sees, its own among them; 0: all
-  Index dilation = 1;  // positions from one seen key to the next
-  Index n_sinks = 0;   // first tokens of the stream that every query sees besides
-  Index chunk = 0;     // tokens of a chunk; 0: there are none
-  Index chunks_back = 0, chunks_ahead = 0;
-  bool all_chunks_back = false;
-  Index prefix = 0;  // first tokens that all see, the others causal; 0: all see all
-
-  static void visit(auto& self, auto&& field) {
-    const auto windowed = only_where(self.window > 0, "window is positive");
-    const auto chunked = only_where(self.chunk > 0, "chunk is positive");
-    field("window", self.window, zero_is_legal), field("dilation", self.dilation, windowed);
-    field("n_sinks", self.n_sinks, zero_is_legal, windowed);
-    field("chunk", self.chunk, zero_is_legal);
-    field("chunks_back", self.chunks_back, zero_is_legal, chunked);
-    field("chunks_ahead", self.chunks_ahead, zero_is_legal, chunked);
-    field("all_chunks_back", self.all_chunks_back, chunked);
-    field("prefix", self.prefix, zero_is_legal);
-  }
-  void check() const {
-    require(n_sinks == 0 || dilation == 1, "n_sinks needs a dilation of 1");
-    require((window > 0) + (chunk > 0) + (prefix > 0) <= 1,
-            "window, chunk and prefix exclude each other");
-    require(!all_chunks_back || chunks_back == 0,
-            "all_chunks_back and chunks_back are one too many");
-  }
-  /// Whether what a causal query sees has a bound.
-  bool is_bounded() const { return window > 0 || chunk > 0; }
-  /// Positions from a query back to the last key that it may see, its own among them.
-  Index reach() const {
-    return chunk > 0 ? (chunks_back + 1) * chunk : (window - 1) * dilation + 1;
-  }
-  Chunks chunks(bool causal) const {
-    return {chunk, all_chunks_back ? Band::unlimited : chunks_back, chunks_ahead, causal};
-  }
-};
 
 /// What stays of the past: all of it, up to a capacity, or a ring of what a window can see.
 struct StoreConfig {
@@ -108,14 +65,19 @@ struct AttentionDemands {
   Demand biases{bias.kind != DistanceBiasKind::none, "bias.kind", "bias.kind none"};
   Demand uneven_biases{biases.made && bias.kind != DistanceBiasKind::alibi, "bias.kind",
                        "bias.kind none or alibi"};
-  Demand bound{sees.is_bounded(), "sees", "all of the past: sees.window and sees.chunk 0"};
+  Demand bound{sees.is_bounded(), "sees",
+               "all of the past: no sees.window, sees.windows, sees.chunk or sees.segments"};
   Demand dilation{sees.dilation > 1, "sees.dilation"};
+  Demand segments{!sees.segments.empty(), "sees.segments"};
   Demand sinks{sees.n_sinks > 0, "sees.n_sinks", "sees.n_sinks to be 0"};
+  Demand moved_sinks{sinks.made && !sees.sinks_in_place,
+                     "sees.n_sinks without sees.sinks_in_place"};
   Demand convolutions{heads.conv.kernel > 0, "heads.conv_kernel", "heads.conv_kernel to be 0"};
   Demand rollback{store.max_rollback > 0, "store.max_rollback"};
 
   void check() const {
-    sinks.excludes({biases, given, normaliser, fixed_norm});
+    sinks.excludes({normaliser}), moved_sinks.excludes({biases, given, fixed_norm});
+    segments.excludes({normaliser, biases});
     rollback.excludes({sinks, convolutions});
     dilation.excludes({uneven_biases});
     biases.excludes({given, remap});
@@ -148,27 +110,37 @@ struct AttentionConfig {
   void check() const {
     check_parts();
     require(store.max_rollback == 0 || reach() > 0,
-            "store.max_rollback needs a bound on what is seen, sees.window or sees.chunk, or "
-            "positions.remap_window");
+            "store.max_rollback needs a bound on what is seen, sees.window, sees.windows, "
+            "sees.chunk or sees.segments, or positions.remap_window");
     require(reach() + store.max_rollback <= largest_size,
-            "the tokens that sees.window, sees.dilation, sees.chunk, sees.chunks_back, "
-            "positions.remap_window and store.max_rollback keep must not exceed 2^30");
+            "the tokens that sees.window, sees.windows, sees.dilation, sees.chunk, "
+            "sees.chunks_back, sees.segments, positions.remap_window and store.max_rollback keep "
+            "must not exceed 2^30");
+    require(sees.ring_step() <= largest_size,
+            "what all of sees.segment_dilations divide must not exceed 2^30");
     positions.rope_scaling.check_fixed();
-    require(positions.remap.kind != Remap::lm_infinite || sees.n_sinks > 0,
-            "positions.remap lm_infinite needs sees.window and sees.n_sinks");
-    require(sees.prefix == 0 && sees.chunks_ahead == 0 && !sees.all_chunks_back,
-            "sees.prefix, sees.chunks_ahead and sees.all_chunks_back need bidirectional attention");
+    require(positions.remap.kind != Remap::lm_infinite ||
+                (sees.window > 0 && sees.n_sinks > 0 && !sees.sinks_in_place),
+            "positions.remap lm_infinite needs sees.window, sees.n_sinks and sees.sinks_in_place "
+            "false");
+    require(sees.prefix == 0 && sees.chunks_ahead == 0 && !sees.all_chunks_back && !sees.key_mask,
+            "sees.prefix, sees.chunks_ahead, sees.all_chunks_back and sees.key_mask need "
+            "bidirectional attention");
   }
   /// What a bidirectional layer asks for, too.
   void check_parts() const {
     positions.check_fits(heads.head_dim);
     merge.check_fits(heads.n_heads);
+    require(sees.windows.empty() || heads.n_heads % std::ssize(sees.windows) == 0,
+            "sees.windows needs a size for each equal share of heads.n_heads");
+    require(sees.chunk_shift == 0 || heads.n_heads % 2 == 0,
+            "sees.chunk_shift needs an even number of heads, heads.n_heads");
     demands().check();
   }
   AttentionDemands demands() const { return {heads, scores, positions, bias, sees, store}; }
   /// Positions from a query back to the last key of a ring that it may see; 0: there is no ring.
   Index reach() const { return sees.is_bounded() ? sees.reach() : positions.remap.window; }
-  Index ring_rows() const { return round_up(reach() + store.max_rollback, sees.dilation); }
+  Index ring_rows() const { return round_up(reach() + store.max_rollback, sees.ring_step()); }
 };
 
 template <class Scalar>
@@ -275,7 +247,8 @@ struct AttentionParts {
 /// n + window tokens are there, the sinks stand right before the window. A window of keys that move
 /// together with their query looks the same from everywhere, so that keys keep the rotation of
 /// their position, and it is the query that is rotated a second time, to min(t, n + window - 1),
-/// for the sinks alone. A state with sinks cannot be rewound.
+/// for the sinks alone; sinks_in_place leaves them where they are. A state with sinks cannot be
+/// rewound.
 ///
 /// Where positions are remapped, the keys of one softmax lie in bands, for each of which queries
 /// are turned once more. Keys are not: self_extend keeps them as far ones, and beside them a ring
@@ -347,7 +320,7 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
   /// A dilated window counts distances in dilations.
   AttentionDefinition(Config config, Weights weights)
       : Parts(config, std::move(weights), config.sees.dilation),
-        bands(bands_of(c.positions.remap, c.sees.window, c.sees.n_sinks)) {}
+        bands(bands_of(c.positions.remap, c.sees, c.heads.n_heads)) {}
 
   State make_state(Index batch, Index capacity, Memory memory) const {
     const auto keys_of = [&](Index rows) {
@@ -375,13 +348,13 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
   void run(View<const Scalar, 2> x, State& state, const Side& side, View<Scalar, 2> y,
            const Call& call) const {
     const TokenPlaces at{state.position.tokens, side.positions};
-    this->run_heads(x, state.conv.view(), y, call,
-                    [&](const auto& q, const auto& k, const auto& v, const auto& o) {
-                      if (!bands.empty()) return attend_in_bands(q, k, v, at, state, o, call);
-                      this->place(q, k, at, call);
-                      call.trace("q", q), call.trace("k", k), call.trace("v", v);
-                      attend(q, k, v, state, o, call);
-                    });
+    const auto attend_heads = [&](const auto& q, const auto& k, const auto& v, const auto& o) {
+      if (!bands.empty()) return attend_in_bands(q, k, v, at, state, o, call);
+      this->place(q, k, at, call);
+      call.trace("q", q), call.trace("k", k), call.trace("v", v);
+      attend(q, k, v, state, o, call);
+    };
+    this->run_heads(x, state.conv.view(), y, call, attend_heads);
   }
 
  private:
@@ -389,13 +362,19 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
               State& state, View<Scalar, 3> o, const Call& call) const {
     const View<const Index, 1> past = state.position.tokens;
     if (c.sees.chunk > 0) {
-      return ring_attention(q, k, v, past, c.sees.chunks(true), AnyScore<Scalar>(score),
-                            state.ring_keys.view(), state.ring_values.view(), o, call);
+      return ring_attention(q, k, v, past, c.sees.chunk_mask(c.heads.n_heads, true),
+                            AnyScore<Scalar>(score), state.ring_keys.view(),
+                            state.ring_values.view(), o, call);
+    }
+    if (!c.sees.segments.empty()) {
+      return dilated_segment_ring_attention<Scalar>(q, k, v, past, c.sees.branches(), score,
+                                                    state.ring_keys.view(),
+                                                    state.ring_values.view(), o, call);
     }
     if (state.has_ring) {
-      return dilated_ring_attention(q, k, v, past, c.sees.window, c.sees.dilation,
-                                    AnyScore<Scalar>(score), state.ring_keys.view(),
-                                    state.ring_values.view(), o, call);
+      return dilated_ring_attention(q, k, v, past, c.sees.window_mask(c.heads.n_heads, true),
+                                    c.sees.dilation, AnyScore<Scalar>(score),
+                                    state.ring_keys.view(), state.ring_values.view(), o, call);
     }
     append<Scalar>(k, past, state.keys.view(), call);
     append<Scalar>(v, past, state.values.view(), call);
@@ -420,10 +399,10 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
     const AnyScore<Scalar> scores(score);
     auto scratch = call.scratch<Scalar>();
     const Index T = q.extent(axis::time), H = c.heads.n_heads;
-    auto other_q = scratch(T, H, c.heads.head_dim);                   // [T, H, K]
-    auto other_k = scratch(T, c.heads.n_kv_heads, c.heads.head_dim);  // [T, G, K]
-    auto other_o = scratch(T, H, c.heads.head_v());                   // [T, H, V]
-    auto total = scratch(T, H), other_total = scratch(T, H);          // [T, H], log Σ exp(s)
+    auto other_q = scratch(T, H, c.heads.head_dim);                    // [T, H, K]
+    auto other_k = scratch(T, c.heads.key_heads(), c.heads.head_dim);  // [T, G, K]
+    auto other_o = scratch(T, H, c.heads.head_v());                    // [T, H, V]
+    auto total = scratch(T, H), other_total = scratch(T, H);           // [T, H], log Σ exp(s)
 
     if (far.key != near.key) {
       copy(k, other_k);
@@ -460,6 +439,10 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
       if (std::ranges::none_of(call.segments(), reaches)) return;
       std::visit(
           [&](const auto& mask) {
+            if (&band == &near && !c.sees.windows.empty()) {  // whose sizes a band cannot hold
+              const Windows last = c.sees.window_mask(H, true, c.sees.n_sinks);
+              return attend_to(band, last, o, total);
+            }
             if (&band == &near) return attend_to(band, mask, o, total);
             attend_to(band, mask, other_o, other_total);
             merge_attention(other_o, other_total, o, total);
@@ -508,7 +491,11 @@ struct BidirectionalAttentionDefinition : AttentionParts<S, BidirectionalAttenti
   using Scalar = S;
   using Config = BidirectionalAttentionConfig;
   using Weights = AttentionWeights<Scalar>;
-  using Side = GivenPositions;
+  struct Side : GivenPositions, KeyMarks {
+    static void visit(auto& self, const Config& c, auto&& side) {
+      GivenPositions::visit(self, c, side), KeyMarks::visit(self, c, side);
+    }
+  };
   static constexpr Traits traits{.name = "bidirectional_attention",
                                  .title = "Bidirectional attention",
                                  .paper = "Devlin 2018, arXiv:1810.04805",
@@ -524,17 +511,27 @@ struct BidirectionalAttentionDefinition : AttentionParts<S, BidirectionalAttenti
   using Parts::w;
 
   void run(View<const Scalar, 2> x, const Side& side, View<Scalar, 2> y, const Call& call) const {
-    const Index near = c.sees.window - 1;
-    this->run_heads(
-        x, {}, y, call, [&](const auto& q, const auto& k, const auto& v, const auto& o) {
-          this->place(q, k, {{}, side.positions}, call);
-          const auto attend = [&](auto mask) {
-            self_attention(q, k, v, mask, AnyScore<Scalar>(score), o, call);
-          };
-          if (c.sees.chunk > 0) return attend(c.sees.chunks(false));
-          if (c.sees.prefix > 0) return attend(Prefix{c.sees.prefix});
-          attend(c.sees.window > 0 ? Band{.back = near, .ahead = near} : Band::everything());
-        });
+    const auto attend_heads = [&](const auto& q, const auto& k, const auto& v, const auto& o) {
+      this->place(q, k, {{}, side.positions}, call);
+      const AnyScore<Scalar> scores(score);
+      const auto attend = [&](auto mask) {
+        if (!c.sees.key_mask) return self_attention(q, k, v, mask, scores, o, call);
+        self_attention(q, k, v, MarkedKeys{mask, side.key_mask}, scores, o, call);
+      };
+      const Index H = c.heads.n_heads;
+      if (!c.sees.segments.empty()) {
+        dilated_segment_self_attention<Scalar>(q, k, v, c.sees.branches(), scores, o, call);
+      } else if (c.sees.chunk > 0) {
+        attend(c.sees.chunk_mask(H, false));
+      } else if (c.sees.prefix > 0) {
+        attend(Prefix{c.sees.prefix});
+      } else if (c.sees.windowed()) {
+        attend(c.sees.window_mask(H, false));
+      } else {
+        attend(Band::everything());
+      }
+    };
+    this->run_heads(x, {}, y, call, attend_heads);
   }
 };
 

@@ -97,7 +97,7 @@ struct Entries {
 struct SegmentQueries {
   Index row, first, count, past, positions;
 
-  HeadOfRow of_head(Index head) const { return {row, head, positions}; }
+  HeadOfRow of_head(Index head) const { return {row, head, positions, first - past}; }
 };
 
 /// What both forms read, and where they write.

@@ -413,7 +413,7 @@ QueryCut cut_queries(const AttentionOperands<S>& operands, const SegmentQueries&
   const Index sets = ceil_div(operands.heads_per_group(), heads);
   const Index pieces = ceil_div(share, operands.groups() * sets);
   // No more queries of a head than keys that one may see: they would share no key.
-  const Index keys = operands.reach(of, {0, 1}, {of.count - 1, of.count}).size();
+  const Index keys = operands.reach(of, {0, operands.heads()}, {of.count - 1, of.count}).size();
   const Index queries =
       std::clamp(std::min(keys, ceil_div(of.count, pieces)) * heads, least_queries, most_queries);
   const Index length = round_up(std::max<Index>(queries / heads, 1), query_panel_width<S>);

@@ -25,9 +25,10 @@ auto narrowed(const Policy& policy, Span queries, Span keys) {
   }
 }
 
-/// A query head of a segment that continues a row, and how many positions there are then.
+/// A query head of a segment that continues a row, and how many positions there are then. Where
+/// nothing is remembered, `first` is the token of the call at position 0.
 struct HeadOfRow {
-  Index row, head, count;
+  Index row, head, count, first = 0;
 };
 
 /// Registers of pairs, `stride` numbers from each other, and what is known of all of them.
@@ -185,7 +186,9 @@ class MaskOf final : public MaskPolicy<S> {
 
  private:
   auto of_head(HeadOfRow of) const {
-    if constexpr (requires { mask_.of(of.row, of.head, of.count); }) {
+    if constexpr (requires { mask_.of(of.row, of.head, of.count, of.first); }) {
+      return mask_.of(of.row, of.head, of.count, of.first);
+    } else if constexpr (requires { mask_.of(of.row, of.head, of.count); }) {
       return mask_.of(of.row, of.head, of.count);
     } else {
       return mask_.of(of.row, of.head);

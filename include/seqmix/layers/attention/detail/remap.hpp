@@ -8,6 +8,7 @@
 #include "seqmix/core/named_enum.hpp"
 #include "seqmix/core/numeric.hpp"
 #include "seqmix/kernels/attention/key_bands.hpp"
+#include "seqmix/layers/attention/detail/sees.hpp"
 
 // Rotary positions that depend on the pair of query and key: bands of keys, in each of which both
 // follow rules of their own.
@@ -66,11 +67,15 @@ struct RemapConfig {
 
 /// The bands of one softmax; none where one rule is for all keys. A window without a remap has them
 /// for its first `n_sinks` tokens.
-inline std::vector<KeyBand> bands_of(const RemapConfig& c, Index window, Index n_sinks) {
+inline std::vector<KeyBand> bands_of(const RemapConfig& c, const SeesConfig& sees, Index n_heads) {
   if (c.kind == Remap::self_extend) return self_extend_bands(c.window, c.group);
   if (c.chunked()) return dual_chunk_bands(c.chunk, c.chunk_tokens());
-  if (c.kind == Remap::lm_infinite) return lm_infinite_bands(window, n_sinks);
-  return n_sinks > 0 ? sink_bands(window, n_sinks) : std::vector<KeyBand>{};
+  const Index n = sees.n_sinks;
+  if (c.kind == Remap::lm_infinite) return lm_infinite_bands(sees.window, n);
+  if (n == 0) return {};
+  if (!sees.sinks_in_place) return sink_bands(sees.window, n);
+  if (sees.chunk > 0) return sink_bands_in_place(sees.chunk_mask(n_heads, true, n), n);
+  return sink_bands_in_place(Band::window(sees.reach(), n), n);
 }
 
 SEQMIX_END_NAMESPACE
