@@ -27,6 +27,10 @@
     git clone https://github.com/microsoft/torchscale    # 4d1e0e82e5adf86dd424f1463192635b73fc8efc
     git clone https://github.com/dvlab-research/LongLoRA  # d4eb344c5ccc9e91c0812a2b2aeea69070df8c33
     git clone https://github.com/linxihui/dkernel        # 0d4e90e4ead038c8a0f318b9260522f0ca51f554
+    git clone https://github.com/kimiyoung/transformer-xl  # 44781ed21dbaec88b280f74d9ae2877f52b492a5
+    git clone https://github.com/chuanyang-Zheng/DAPE    # bde344a844f2bd1f498b2bac70240dcda41c50c1
+    pip install --no-deps x-transformers==2.31.10 einx==0.4.3 loguru frozendict torch-einops-utils
+    pip download --no-deps fla-core==0.6.0               # unpacked: its naive forgetting attention
     git clone https://github.com/state-spaces/s4         # e757cef57d89e448c413de7325ed5601aceaac13
     git clone https://github.com/microsoft/unilm         # 768a3c873f598bb9b4d4dfb9267b099e35f8fe56
     git clone https://github.com/facebookresearch/PhysicsLM4  # 75806965208c55e9f7f2e2363d3793d2da75d2e4

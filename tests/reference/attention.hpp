@@ -7,6 +7,7 @@
 #include <numbers>
 #include <utility>
 
+#include "reference/content_biases.hpp"
 #include "reference/distance_biases.hpp"
 #include "reference/twin.hpp"
 
@@ -26,13 +27,13 @@ std::string text_or(const Input<S>& in, const char* field, const char* otherwise
   return in.config.value(field, std::string(otherwise));
 }
 
-/// The same input with the fields of all parts of the config side by side, and the kind of its
-/// merge under that name.
+/// The same input with the fields of all parts of the config side by side, but for content's, and
+/// the kind of its merge under that name.
 template <class S>
 Input<S> with_flat_config(const Input<S>& in) {
   Input<S> result = in;
   for (const auto& [key, value] : in.config.items()) {
-    if (!value.is_object()) continue;
+    if (!value.is_object() || key == "content") continue;
     result.config.erase(key);
     for (const auto& [name, field] : value.items()) {
       result.config[key == "merge" && name == "kind" ? "merge" : name] = field;
@@ -382,16 +383,23 @@ class AttentionScore {
  public:
   explicit AttentionScore(const Input<S>& in)
       : K_(in.size("head_dim")),
-        scale_(number_or(in, "score_scale", 0)),
+        scale_(number_or(in, "score_scale", 0) > 0
+                   ? in.number("score_scale")
+                   : 1 / std::sqrt(static_cast<double>(K_ * terms_of_products(in)))),
         divisor_(number_or(in, "score_divisor", 1)),
         cap_(number_or(in, "soft_cap", 0)),
-        bias_(in, scale_ > 0 ? scale_ : 1 / std::sqrt(static_cast<double>(K_))) {}
+        bias_(in, scale_) {}
 
-  S operator()(const S* query, const S* key, Index h, Index t, Index j) const {
-    S score = 0;
-    for (Index i = 0; i < K_; ++i) score += query[i] * key[i];
-    score = scale_ > 0 ? score * static_cast<S>(scale_) : score / std::sqrt(static_cast<S>(K_));
-    score = (score + static_cast<S>(bias_(h, t, j))) / static_cast<S>(divisor_);
+  double scale() const { return scale_; }
+  S product(const S* query, const S* key) const {
+    S sum = 0;
+    for (Index i = 0; i < K_; ++i) sum += query[i] * key[i];
+    return sum * static_cast<S>(scale_);
+  }
+  S bias(Index h, Index t, Index j) const { return static_cast<S>(bias_(h, t, j)); }
+  /// `more`: what the tokens' content adds.
+  S operator()(const S* query, const S* key, Index h, Index t, Index j, S more = 0) const {
+    const S score = (product(query, key) + more + bias(h, t, j)) / static_cast<S>(divisor_);
     return cap_ > 0 ? static_cast<S>(cap_) * std::tanh(score / static_cast<S>(cap_)) : score;
   }
 
@@ -551,6 +559,7 @@ void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& places, Outp
   const HeadCounts<S> of_heads(in);
   const Index T = in.T(), H = of_heads.H, K = in.size("head_dim"), V = value_width(in);
   const AttentionScore<S> score_of(in);
+  const ContentBias<S> content(in, b, score_of.scale());
   std::vector<TokenHeads<S>> tokens;
   for (Index t = 0; t < T; ++t) tokens.emplace_back(in, b, t);
   struct Key {
@@ -589,13 +598,25 @@ void attention_row(const Input<S>& in, Index b, auto&& sees, auto&& places, Outp
       for (std::size_t n = 0; n < seen.size(); ++n) {
         const Index j = seen[n];
         const auto at = static_cast<std::size_t>(j);
+        const S* const q = query[n] + h * K;
+        const S* const k = placed[at].heads.data() + key_head * K;
+        S more = content(q, k, h, t, j);
+        if (content.adapts()) {
+          std::vector<S> numbers;  // products of all heads, then their biases
+          for (Index i = 0; i < H; ++i) {
+            const S* const key = placed[at].heads.data() + of_heads.key_of(i) * K;
+            numbers.push_back(score_of.product(query[n] + i * K, key));
+          }
+          for (Index i = 0; i < H; ++i) numbers.push_back(score_of.bias(i, t, j));
+          more = content.adapted(h, numbers);
+        }
         for (Index times = head_sees(sees, h, t, j); times > 0; --times) {
           own.push_back(j);
-          score.push_back(
-              score_of(query[n] + h * K, placed[at].heads.data() + key_head * K, h, t, j));
+          score.push_back(score_of(q, k, h, t, j, more));
           value.push_back(tokens[at].v.data() + value_head * V);
         }
       }
+      content.add_to_row(query.empty() ? nullptr : query[0] + h * K, score);
       const std::vector<S> head = weighted_values(in, h, t, own, score, value, V);
       o.insert(o.end(), head.begin(), head.end());
     }
@@ -672,6 +693,21 @@ Array<S> last_inputs(const Input<S>& in) {
     for (Index w = 0; w < past; ++w) set_token(result, b, w, of_token(b, in.T() - past + w));
   }
   return result;
+}
+
+/// What forget gates leave in the state of the tokens of `list`.
+template <class S>
+void remember_gates(const Input<S>& in, const std::vector<Index>& list, Output<S>& out) {
+  if (content_kind(in) != "forget_gate") return;
+  const Index H = in.size("n_heads"), count = static_cast<Index>(list.size());
+  Array<S>& logs = out.state["log_forget"];
+  logs = Array<S>({in.B(), H, count, 1});
+  for (Index b = 0; b < in.B(); ++b) {
+    for (Index n = 0; n < count; ++n) {
+      const auto own = log_forget(in, token(in.x, b, list[static_cast<std::size_t>(n)]));
+      for (Index h = 0; h < H; ++h) logs(b, h, n, 0) = own[static_cast<std::size_t>(h)];
+    }
+  }
 }
 
 template <class S>
@@ -787,6 +823,7 @@ Output<S> sliding_window_attention(const Input<S>& parts) {
   const Index rows = (reach + multiple - 1) / multiple * multiple;
   const auto [keys, values] = cached(in, tokens_of_ring(in, rows));
   out.state = state_of(in, keys, values);
+  remember_gates(in, tokens_of_ring(in, rows), out);
   if (sinks == 0) return out;
   std::vector<Index> first(static_cast<std::size_t>(sinks), -1);  // a token that is not there: 0
   for (Index t = 0; t < std::min(T, sinks); ++t) first[static_cast<std::size_t>(t)] = t;
@@ -815,6 +852,7 @@ Output<S> self_extend(const Input<S>& in) {
   const auto [near_keys, near_values] = cached(in, tokens_of_ring(in, W + in.size("max_rollback")));
   out.state = state_of(in, keys, values);
   out.state["near_keys"] = near_keys, out.state["near_values"] = near_values;
+  remember_gates(in, list, out);
   return out;
 }
 
@@ -847,6 +885,7 @@ Output<S> dual_chunk_attention(const Input<S>& in) {
     }
   }
   out.state = state_of(in, keys, values);
+  remember_gates(in, list, out);
   return out;
 }
 
@@ -870,6 +909,7 @@ Output<S> attention(const Input<S>& parts) {
   for (Index t = 0; t < in.T(); ++t) list.push_back(t);
   const auto [keys, values] = cached(in, list);
   out.state = state_of(in, keys, values);
+  remember_gates(in, list, out);
   return out;
 }
 
@@ -1028,7 +1068,26 @@ inline const std::vector<std::string> attention_configs{
         "scores": {"sink_logits": true}})",
     R"({"d_model": 9, "heads": {"n_heads": 3, "n_kv_heads": 1, "head_dim": 4, "value_dim": 5},
         "sees": {"segments": [16, 30, 300], "segment_dilations": [2, 5, 4]},
-        "scores": {"soft_cap": 3}})"};
+        "scores": {"soft_cap": 3}})",
+    R"({"d_model": 9, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 5},
+        "positions": {"rotary_dim": 4}, "content": {"kind": "forget_gate"}})",
+    R"({"d_model": 8, "heads": {"n_heads": 3, "n_kv_heads": 1, "head_dim": 4},
+        "content": {"kind": "forget_gate"}, "sees": {"window": 70}, "store": {"max_rollback": 3},
+        "scores": {"soft_cap": 5, "sink_logits": true}})",
+    R"({"d_model": 9, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 5}, "bias":
+        {"kind": "alibi"}, "content": {"kind": "cape", "mlp_width": 9},
+        "scores": {"sink_logits": true}})",
+    R"({"d_model": 10, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 5},
+        "content": {"kind": "transformer_xl", "max_distance": 90}})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 7},
+        "content": {"kind": "transformer_xl", "max_distance": 20}, "sees": {"window": 30}})",
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6},
+        "content": {"kind": "cope", "n_positions": 9}, "scores": {"sink_logits": true}})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 5}, "positions": {"rotary_dim": 4},
+        "content": {"kind": "cope", "n_positions": 40}, "sees": {"window": 75}})",
+    R"({"d_model": 9, "heads": {"n_heads": 2, "head_dim": 6, "k_bias": true},
+        "content": {"kind": "deberta", "key_term": false, "num_buckets": 10,
+        "max_distance": 50}})"};
 
 inline const std::vector<std::string> sliding_window_attention_configs{
     R"({"d_model": 16, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "rotary_dim": 8,
@@ -1111,6 +1170,16 @@ inline const std::vector<std::string> bidirectional_attention_configs{
     R"({"d_model": 10, "heads": {"n_heads": 2, "n_kv_heads": 1, "head_dim": 8},
         "positions": {"rotary_dim": 8, "given": 3, "rope_sections": [1, 2, 1]},
         "sees": {"window": 13}})",
+    R"({"d_model": 8, "heads": {"n_heads": 3, "n_kv_heads": 3, "head_dim": 5}, "bias":
+        {"kind": "relative", "max_distance": 9}, "content": {"kind": "cape", "mlp_width": 5},
+        "scores": {"normaliser": "entmax15"}})",
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 5},
+        "content": {"kind": "transformer_xl", "max_distance": 40}})",
+    R"({"d_model": 9, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "q_bias": true},
+        "content": {"kind": "deberta", "max_distance": 30, "query_bias": false}})",
+    R"({"d_model": 10, "heads": {"n_heads": 2, "n_kv_heads": 2, "head_dim": 7, "k_bias": true},
+        "content": {"kind": "deberta", "num_buckets": 12, "max_distance": 64,
+        "shared_projections": true}, "sees": {"window": 50}})",
     R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4}, "positions": {"rotary_dim": 4},
         "scores": {"normaliser": "sigmoid", "normaliser_length": 30}})",
     R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 4, "o_bias": true},

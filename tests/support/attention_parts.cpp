@@ -20,13 +20,18 @@ std::vector<AttentionMember> make_members() {
     members.push_back({std::string(slot), std::string(name), std::move(json),
                        of != Of::bidirectional, of != Of::causal});
   };
-  // Of two parts: what else turns comes behind it.
+  // Of two parts: what else turns, or is a bias, comes behind it.
   members.push_back({"sees", "first tokens at a distance",
                      parse_json(R"(
       {"positions": {"rotary_dim": 6, "remap": "lm_infinite"},
        "sees": {"window": 5, "n_sinks": 2}})",
                                 "LM-Infinite"),
                      true, false});
+  members.push_back({"content", "CAPE",
+                     parse_json(R"(
+      {"content": {"kind": "cape", "mlp_width": 7}, "bias": {"kind": "kerple_log"}})",
+                                "CAPE"),
+                     true, true});
   add("heads", "multi-query", R"({"n_kv_heads": 1})");
   add("heads", "one key head", R"({"n_key_heads": 1})");
   add("heads", "values that are keys", R"({"values_are_keys": true, "value_norm": true})");
@@ -107,6 +112,17 @@ std::vector<AttentionMember> make_members() {
   add("bias", "FIRE", R"({"kind": "fire", "fire_width": 7, "fire_initial_length": 12})");
   add("bias", "inverse squares", R"({"kind": "inverse_square"})");
   add("bias", "squares of logarithms", R"({"kind": "log_square"})");
+
+  add("content", "forget gates", R"({"kind": "forget_gate"})", Of::causal);
+  add("content", "CoPE", R"({"kind": "cope", "n_positions": 6})", Of::causal);
+  add("content", "Transformer-XL", R"({"kind": "transformer_xl", "max_distance": 100})");
+  add("content", "Transformer-XL, clamped", R"({"kind": "transformer_xl", "max_distance": 9})");
+  add("content", "DeBERTa", R"({"kind": "deberta", "max_distance": 11, "query_bias": false})",
+      Of::bidirectional);
+  add("content", "DeBERTa, buckets", R"({"kind": "deberta", "num_buckets": 8, "max_distance": 24})",
+      Of::bidirectional);
+  add("content", "DeBERTa, content to position",
+      R"({"kind": "deberta", "key_term": false, "num_buckets": 6, "max_distance": 16})");
 
   add("sees", "window", R"({"window": 7})");
   add("sees", "dilation", R"({"window": 4, "dilation": 3})", Of::causal);

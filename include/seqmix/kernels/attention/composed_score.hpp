@@ -65,10 +65,36 @@ class ComposedScore final : public detail::ScorePolicy<S> {
   std::optional<RowNormaliser> rows_;
 };
 
+/// What the tokens of one call add to their scaled products, before other maps make scores of them.
+template <class S>
+class PairTerm {
+ public:
+  /// What it adds to: tiles of products; the rows of a query, whose products are all there then; or
+  /// those of all heads together, and it adds the biases, too.
+  enum class Kind { of_tiles, of_rows, of_heads };
+
+  explicit PairTerm(Kind kind = Kind::of_tiles) : kind_(kind) {}
+
+  Kind kind() const { return kind_; }
+  /// Adds to the numbers of pairs, whose keys lie in one tile; what becomes of those that are
+  /// hidden matters to nobody.
+  virtual void add(detail::HeadOfRow /*of*/, const detail::PairBlock<S>& /*block*/) const {}
+  virtual void add_to_row(detail::HeadOfRow /*of*/, const detail::ScoreRow<S>& /*row*/) const {}
+  virtual void mix(detail::HeadOfRow /*of*/, const detail::HeadRows<S>& /*rows*/,
+                   const Call& /*worker*/) const {}
+
+ protected:
+  ~PairTerm() = default;
+
+ private:
+  Kind kind_;
+};
+
 /// A score whose kind is known when the program runs alone; what it points to outlives the call.
 template <class S>
 struct AnyScore {
   const detail::ScorePolicy<S>* policy;
+  const PairTerm<S>* term = nullptr;
   Index first_head = 0;  // of the score, for the first head of the call
   bool has_sinks = true;
 
@@ -77,6 +103,12 @@ struct AnyScore {
   AnyScore from_head(Index head) const {
     AnyScore result = *this;
     result.first_head += head;
+    return result;
+  }
+  /// The same with a term of the call, or without one where it is null.
+  AnyScore with(const PairTerm<S>* of_call) const {
+    AnyScore result = *this;
+    result.term = of_call;
     return result;
   }
   /// The same for a part of the keys other than the first one: sinks count once.
@@ -93,7 +125,10 @@ template <class S>
 class ScoreOf<S, AnyScore<S>> final : public ScorePolicy<S> {
  public:
   explicit ScoreOf(AnyScore<S> any)
-      : ScorePolicy<S>(any.policy->is_plain(), any.policy->is_biased(), any.policy->weighting()),
+      : ScorePolicy<S>(
+            is_of(any, Term::of_heads) || (any.policy->is_plain() && !is_of(any, Term::of_tiles)),
+            any.term == nullptr && any.policy->is_biased(),
+            asks_for_rows(any) ? Weighting::by_row : any.policy->weighting()),
         any_(any) {}
 
   double scale(HeadOfRow of) const override { return any_.policy->scale(shifted(of)); }
@@ -101,16 +136,41 @@ class ScoreOf<S, AnyScore<S>> final : public ScorePolicy<S> {
     return any_.has_sinks ? any_.policy->sink(shifted(of)) : ScorePolicy<S>::sink(of);
   }
   simd::Batch<S> score(HeadOfRow of, const PairBlock<S>& block) const override {
+    if (is_of(any_, Term::of_tiles)) {
+      any_.term->add(shifted(of), block);
+      if (any_.policy->is_plain()) return highest(block);
+    }
     return any_.policy->score(shifted(of), block);
   }
   void bias(HeadOfRow of, Index first, Index count, S* to) const override {
     any_.policy->bias(shifted(of), first, count, to);
   }
+  bool mixes_heads() const override { return is_of(any_, Term::of_heads); }
+  void mix(HeadOfRow of, const HeadRows<S>& rows, const Call& worker) const override {
+    any_.term->mix(shifted(of), rows, worker);
+  }
   void weigh(HeadOfRow of, const ScoreRow<S>& row) const override {
+    if (asks_for_rows(any_)) {
+      any_.term->add_to_row(shifted(of), row);
+      if (any_.policy->weighting() == Weighting::softmax) {
+        return softmax_row(row, static_cast<S>(sink(of)));
+      }
+    }
     any_.policy->weigh(shifted(of), row);
   }
 
  private:
+  using Term = typename PairTerm<S>::Kind;
+
+  static bool is_of(const AnyScore<S>& any, Term kind) {
+    return any.term != nullptr && any.term->kind() == kind;
+  }
+  static bool asks_for_rows(const AnyScore<S>& any) {
+    return any.term != nullptr && any.term->kind() != Term::of_tiles;
+  }
+  static simd::Batch<S> highest(const PairBlock<S>& block) {
+    return highest_of<S>(block.count, [&](Index i) { return simd::load<S>(block.at(i)); });
+  }
   HeadOfRow shifted(HeadOfRow of) const {
     of.head += any_.first_head;
     return of;

@@ -56,6 +56,26 @@ struct PairWeight {
   }
 };
 
+namespace detail {
+
+/// Makes scores the weights of softmax, which counts a sink of this score, or none, besides.
+template <class S>
+void softmax_row(const ScoreRow<S>& row, S sink) {
+  using Batch = simd::Batch<S>;
+  const S most = std::max(maximum_of(row.scores, row.size), sink);
+  const Batch offset = softmax_offset(Batch(most));
+  simd::map<S>(
+      row.size, row.scores, [&](const Batch& s) { return simd::exp(s - offset); }, row.scores);
+  const S keys = sum_of<S>(
+      row.size, [](auto p) { return p; }, row.scores);
+  const Batch total = Batch(keys) + simd::exp(Batch(sink) - offset);
+  const Batch inverse = inverse_or_zero(total);
+  simd::map<S>(
+      row.size, row.scores, [&](const Batch& p) { return p * inverse; }, row.scores);
+}
+
+}  // namespace detail
+
 /// What the key at a query's own position is to it: one of the keys that it sees; hidden; or
 /// hidden, but its value gets what weight the others leave of 1.
 enum class OwnKey { seen, hidden, remainder };

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <initializer_list>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -9,13 +11,18 @@
 #include <vector>
 
 #include "seqmix/core/cache.hpp"
+#include "seqmix/kernels/attention/adaptive_biases.hpp"
 #include "seqmix/kernels/attention/attention.hpp"
 #include "seqmix/kernels/attention/block_masks.hpp"
 #include "seqmix/kernels/attention/caches.hpp"
+#include "seqmix/kernels/attention/contextual_positions.hpp"
+#include "seqmix/kernels/attention/forget_gates.hpp"
 #include "seqmix/kernels/attention/masks.hpp"
+#include "seqmix/kernels/attention/relative_products.hpp"
 #include "seqmix/kernels/attention/rings.hpp"
 #include "seqmix/kernels/attention/xpos.hpp"
 #include "seqmix/layers/attention/detail/biases.hpp"
+#include "seqmix/layers/attention/detail/content_biases.hpp"
 #include "seqmix/layers/attention/detail/heads.hpp"
 #include "seqmix/layers/attention/detail/merge.hpp"
 #include "seqmix/layers/attention/detail/positions.hpp"
@@ -42,6 +49,7 @@ struct AttentionDemands {
   DistanceBiasConfig bias = {};
   SeesConfig sees = {};
   StoreConfig store = {};
+  ContentBiasConfig content = {};
 
   bool commutes =
       heads.qk_norm_weight == QkNormWeight::none && heads.qk_norm_kind != QkNormKind::layer;
@@ -65,6 +73,16 @@ struct AttentionDemands {
   Demand biases{bias.kind != DistanceBiasKind::none, "bias.kind", "bias.kind none"};
   Demand uneven_biases{biases.made && bias.kind != DistanceBiasKind::alibi, "bias.kind",
                        "bias.kind none or alibi"};
+  Demand contents{content.kind != ContentBiasKind::none, "content.kind", "content.kind none"};
+  Demand fixed_contents{contents.made && content.kind != ContentBiasKind::forget_gate,
+                        "content.kind", "content.kind none or forget_gate"};
+  Demand cope{content.kind == ContentBiasKind::cope, "content.kind cope"};
+  Demand cape{content.kind == ContentBiasKind::cape, "content.kind cape"};
+  Demand forget_gate{content.kind == ContentBiasKind::forget_gate, "content.kind forget_gate"};
+  Demand distance_contents{content.by_distance(), "content.kind transformer_xl or deberta"};
+  Demand cap{scores.soft_cap > 0, "scores.soft_cap", "scores.soft_cap to be 0"};
+  Demand pair_weights{scores.weighs_pairs(), "scores.normaliser",
+                      "a scores.normaliser other than sigmoid, relu and relu_squared"};
   Demand bound{sees.is_bounded(), "sees",
                "all of the past: no sees.window, sees.windows, sees.chunk or sees.segments"};
   Demand dilation{sees.dilation > 1, "sees.dilation"};
@@ -76,13 +94,16 @@ struct AttentionDemands {
   Demand rollback{store.max_rollback > 0, "store.max_rollback"};
 
   void check() const {
-    sinks.excludes({normaliser}), moved_sinks.excludes({biases, given, fixed_norm});
-    segments.excludes({normaliser, biases});
+    sinks.excludes({normaliser, contents}), moved_sinks.excludes({biases, given, fixed_norm});
+    segments.excludes({normaliser, biases, contents});
     rollback.excludes({sinks, convolutions});
-    dilation.excludes({uneven_biases});
+    dilation.excludes({uneven_biases, contents});
     biases.excludes({given, remap});
-    xpos.excludes({bound, normaliser});
-    remap.excludes({normaliser});
+    distance_contents.excludes({given});
+    cope.excludes({biases, cap, pair_weights}), cape.excludes({cap, pair_weights});
+    if (!biases.made) cape.needs("a bias.kind that it adapts");
+    xpos.excludes({bound, normaliser, contents});
+    remap.excludes({normaliser, fixed_contents});
     remap_of_all.excludes({bound});
     turned_chunks.excludes({late_norm});
   }
@@ -92,10 +113,12 @@ struct AttentionDemands {
 /// past, and how heads become one. A flat file, which names no part, has the fields of all of them
 /// side by side.
 struct AttentionConfig {
+  static constexpr bool causal = true;
   Index d_model = 0;
   HeadsConfig heads = {};
   PositionsConfig positions = {};
   DistanceBiasConfig bias = {};
+  ContentBiasConfig content = {};
   SeesConfig sees = {};
   ScoresConfig scores = {};
   StoreConfig store = {};
@@ -104,6 +127,7 @@ struct AttentionConfig {
   static void visit(auto& self, auto&& field) {
     field("d_model", self.d_model);
     field("heads", self.heads), field("positions", self.positions), field("bias", self.bias);
+    field("content", self.content);
     field("sees", self.sees), field("scores", self.scores), field("store", self.store);
     field("merge", self.merge);
   }
@@ -126,10 +150,16 @@ struct AttentionConfig {
     require(sees.prefix == 0 && sees.chunks_ahead == 0 && !sees.all_chunks_back && !sees.key_mask,
             "sees.prefix, sees.chunks_ahead, sees.all_chunks_back and sees.key_mask need "
             "bidirectional attention");
+    require(content.kind != ContentBiasKind::deberta || !content.key_term,
+            "content.key_term needs bidirectional attention");
   }
   /// What a bidirectional layer asks for, too.
   void check_parts() const {
     positions.check_fits(heads.head_dim);
+    require(content.kind != ContentBiasKind::transformer_xl || d_model % 2 == 0,
+            "content.kind transformer_xl needs an even d_model");
+    require(!content.shared_projections || heads.key_heads() == heads.n_heads,
+            "content.shared_projections needs heads.n_kv_heads to be heads.n_heads");
     merge.check_fits(heads.n_heads);
     require(sees.windows.empty() || heads.n_heads % std::ssize(sees.windows) == 0,
             "sees.windows needs a size for each equal share of heads.n_heads");
@@ -137,7 +167,9 @@ struct AttentionConfig {
             "sees.chunk_shift needs an even number of heads, heads.n_heads");
     demands().check();
   }
-  AttentionDemands demands() const { return {heads, scores, positions, bias, sees, store}; }
+  AttentionDemands demands() const {
+    return {heads, scores, positions, bias, sees, store, content};
+  }
   /// Positions from a query back to the last key of a ring that it may see; 0: there is no ring.
   Index reach() const { return sees.is_bounded() ? sees.reach() : positions.remap.window; }
   Index ring_rows() const { return round_up(reach() + store.max_rollback, sees.ring_step()); }
@@ -146,6 +178,7 @@ struct AttentionConfig {
 template <class Scalar>
 struct AttentionWeights : HeadsWeights<Scalar>, ScoresWeights<Scalar>, MergeWeights<Scalar> {
   DistanceBiasWeights<Scalar> bias;
+  ContentBiasWeights<Scalar> content;
 
   /// `c` has the parts that have weights.
   static void visit(auto& self, const auto& c, auto&& parameter) {
@@ -155,11 +188,15 @@ struct AttentionWeights : HeadsWeights<Scalar>, ScoresWeights<Scalar>, MergeWeig
     DistanceBiasWeights<Scalar>::visit(self.bias, c.bias, c.heads.n_heads,
                                        Prefixed("bias", parameter));
     MergeWeights<Scalar>::visit(self, c.merge, c.heads.head_dim, c.heads.head_v(), parameter);
+    if constexpr (requires { c.content; }) {
+      ContentBiasWeights<Scalar>::visit(self.content, c.content, c.heads, c.d_model,
+                                        Prefixed("content", parameter));
+    }
   }
 };
 
 /// What the layers of softmax attention are before they see any token. A config has heads,
-/// positions, bias, scores and merge.
+/// positions, bias, scores and merge, and may have content.
 template <class Scalar, class Config, class Weights = AttentionWeights<Scalar>>
 struct AttentionParts {
   Config c;
@@ -169,6 +206,7 @@ struct AttentionParts {
   ComposedScore<Scalar> score;
   Scalar lambda;              // of the second map where one is the difference of two
   Parameter<Scalar, 2> taps;  // [W, channels], of short convolutions
+  DistanceTerms<Scalar> by_distance;
 
   /// `distance`: between neighbours in the eyes of the scores.
   AttentionParts(Config config, Weights weights, Index distance = 1)
@@ -176,9 +214,13 @@ struct AttentionParts {
         w(std::move(weights)),
         rotate(c.positions),
         decay(c.positions.decay()),
-        score(make_score<Scalar>(c.scores, w, c.bias, w.bias, c.heads, distance)),
+        score(make_score<Scalar>(c.scores, w, c.bias, w.bias, content(), c.heads, distance)),
         lambda(difference_lambda(c.merge, w)),
-        taps(w.conv.taps()) {}
+        taps(w.conv.taps()) {
+    if constexpr (requires { c.content; }) {
+      by_distance = {c.content, w.content, c.heads, w, score.scale({}), c.d_model, !Config::causal};
+    }
+  }
 
   PositionLimit position_limit() const {
     if (c.bias.kind != DistanceBiasKind::sandwich) return {};
@@ -216,6 +258,32 @@ struct AttentionParts {
   void place(View<Scalar, 3> q, View<Scalar, 3> k, const TokenPlaces& at, const Call& call) const {
     place_queries(q, at, call), place_keys(k, at, call);
   }
+  /// Calls `body` with what queries and keys, which are at their places, add to the scores of
+  /// their pairs, or with `other` where that is nothing.
+  void with_content(View<Scalar, 3> q, View<const Scalar, 3> k, const PairTerm<Scalar>* other,
+                    const Call& call, auto&& body) const {
+    if (content().kind == ContentBiasKind::cope) {
+      auto scratch = call.scratch<Scalar>();
+      auto logits = scratch(q.extent(axis::time), q.extent(axis::head), content().n_positions);
+      project(q.merge(axis::time), {{w.content.pos_emb, logits.merge(axis::time)}}, call);
+      const ContextualPositions<Scalar> term(logits);
+      return body(&term);
+    }
+    if (content().kind == ContentBiasKind::cape) {
+      const AdaptiveBiases<Scalar> term(score, {w.content.hidden_weight, w.content.hidden_bias,
+                                                w.content.out_weight, w.content.out_bias});
+      return body(&term);
+    }
+    if (!content().by_distance()) return body(other);
+    const RelativeProducts<Scalar> term(q, w.content.r_r_bias, by_distance.for_queries, k,
+                                        by_distance.for_keys, call);
+    if (w.content.r_w_bias) {
+      const auto numbers = w.content.r_w_bias.view().merge(axis::row);
+      elementwise(call, std::plus(), q.merge(axis::head), q.merge(axis::head), by_channel(numbers));
+    }
+    body(&term);
+  }
+
   /// Turns queries [T, H, K] to where `rule` says and sharpens them as the scores say.
   void place_queries(View<Scalar, 3> q, const TokenPlaces& at, const Call& call,
                      const PositionRule& rule = {}) const {
@@ -228,10 +296,20 @@ struct AttentionParts {
     rotate(k, at, call, rule);
     if (c.heads.qk_norm_rotated) normalise_heads(c.heads, k, w.k_norm, w.k_norm_bias, call);
   }
+
+ private:
+  ContentBiasConfig content() const {
+    if constexpr (requires { c.content; }) {
+      return c.content;
+    } else {
+      return {};
+    }
+  }
 };
 
 /// Causal attention with grouped key/value heads, made of parts: see `HeadsConfig`,
-/// `PositionsConfig`, `DistanceBiasConfig`, `SeesConfig`, `ScoresConfig` and `StoreConfig`.
+/// `PositionsConfig`, `DistanceBiasConfig`, `ContentBiasConfig`, `SeesConfig`, `ScoresConfig` and
+/// `StoreConfig`.
 ///
 ///   q_t, k_t, v_t of x_t in heads, q and k turned by position (RoPE)
 ///   s_tj of `ScoresConfig`; with rope_xpos what the pairs of q_t · k_j add, each times
@@ -254,6 +332,8 @@ struct AttentionParts {
 /// are turned once more. Keys are not: self_extend keeps them as far ones, and beside them a ring
 /// of those within its window as near ones; dual_chunk and rpe_3d keep them as their chunk sees
 /// them; lm_infinite keeps the first ones as they are.
+///
+/// Forget gates add a logarithm of each token and head to the state.
 ///
 /// forward: O(T D² + T² H K); step: O(D² + t H K). State: 2 t G K numbers a stream after t tokens.
 /// With a window W: T W and W in place of T² and t, and a ring of (W - 1) dilation + 1 +
@@ -297,11 +377,16 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
     Cache<Scalar, 4> sink_keys;      // [B, G, n_sinks, K], rotated; only where there are sinks
     Cache<Scalar, 4> sink_values;    // [B, G, n_sinks, V]
     Tensor<Scalar, 3> conv;          // [B, W - 1, channels], last inputs of short convolutions
-    bool keeps_all = true, has_ring = false;
+    // What forget gates let through, logarithms; one of both:
+    Appended<Scalar, 4, 2> log_forget;   // [B, H, capacity, 1]
+    Ring<Scalar, 4, 2> ring_log_forget;  // [B, H, rows, 1]
+    bool keeps_all = true, has_ring = false, forgets = false;
 
     static void visit(auto& self, auto&& tensor) {
       tensor("position", self.position);
       if (self.conv.extent(1) > 0) tensor("conv", self.conv);
+      if (self.forgets && self.keeps_all) tensor("log_forget", self.log_forget);
+      if (self.forgets && !self.keeps_all) tensor("log_forget", self.ring_log_forget);
       if (self.keeps_all) tensor("keys", self.keys), tensor("values", self.values);
       if (!self.has_ring) return;
       tensor(self.keeps_all ? "near_keys" : "keys", self.ring_keys);
@@ -332,6 +417,10 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
     const Index n_sinks = c.sees.n_sinks;
     const bool keeps_all = !c.sees.is_bounded(), has_ring = c.reach() > 0;
     const Index appended = keeps_all ? capacity : 0, rows = has_ring ? c.ring_rows() : 0;
+    const bool forgets = c.content.kind == ContentBiasKind::forget_gate;
+    const auto of_gates = [&](Index slots) {
+      return Shape<4>{batch, c.heads.n_heads, forgets ? slots : 0, 1};
+    };
     const Storage storage = memory.caches();
     return {.position = {batch, memory},
             .keys = {keys_of(appended), memory, storage},
@@ -341,62 +430,90 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
             .sink_keys = {keys_of(n_sinks), memory, storage},
             .sink_values = {values_of(n_sinks), memory, storage},
             .conv = {this->history_shape(batch), memory},
+            .log_forget = {of_gates(appended), memory},
+            .ring_log_forget = {of_gates(keeps_all ? 0 : rows), c.reach(), memory},
             .keeps_all = keeps_all,
-            .has_ring = has_ring};
+            .has_ring = has_ring,
+            .forgets = forgets};
   }
 
   void run(View<const Scalar, 2> x, State& state, const Side& side, View<Scalar, 2> y,
            const Call& call) const {
     const TokenPlaces at{state.position.tokens, side.positions};
+    auto scratch = call.scratch<Scalar>();
+    const auto logs = scratch(x.extent(axis::time), state.forgets ? c.heads.n_heads : 0);  // [T, H]
+    std::optional<ForgetGates<Scalar>> gates;
+    if (state.forgets) forget(x, logs, state, gates, call);
+    const PairTerm<Scalar>* const of_gates = gates ? &*gates : nullptr;
+
     const auto attend_heads = [&](const auto& q, const auto& k, const auto& v, const auto& o) {
-      if (!bands.empty()) return attend_in_bands(q, k, v, at, state, o, call);
+      const AnyScore<Scalar> scores(score);
+      if (!bands.empty()) {
+        return attend_in_bands(q, k, v, at, state, scores.with(of_gates), o, call);
+      }
       this->place(q, k, at, call);
       call.trace("q", q), call.trace("k", k), call.trace("v", v);
-      attend(q, k, v, state, o, call);
+      this->with_content(q, k, of_gates, call, [&](const PairTerm<Scalar>* term) {
+        attend(q, k, v, state, scores.with(term), o, call);
+      });
     };
     this->run_heads(x, state.conv.view(), y, call, attend_heads);
   }
 
  private:
+  /// Makes the gates of x, and the state remember them.
+  void forget(View<const Scalar, 2> x, View<Scalar, 2> logs, State& state,
+              std::optional<ForgetGates<Scalar>>& gates, const Call& call) const {
+    const View<const Index, 1> past = state.position.tokens;
+    project(x, {{w.content.f_proj, logs}}, call);
+    log_sigmoid(logs, 1, call);
+    if (state.keeps_all) {
+      gates.emplace(logs, state.log_forget.view(), past, 0, call);
+      append<Scalar>(logs.split(axis::channel, c.heads.n_heads, 1), past, state.log_forget.view(),
+                     call);
+    } else {
+      gates.emplace(logs, state.ring_log_forget.view(), past, c.reach(), call);
+      append_to_ring<Scalar>(logs, past, state.ring_log_forget.view(), call);
+    }
+  }
+
   void attend(View<const Scalar, 3> q, View<const Scalar, 3> k, View<const Scalar, 3> v,
-              State& state, View<Scalar, 3> o, const Call& call) const {
+              State& state, const AnyScore<Scalar>& scores, View<Scalar, 3> o,
+              const Call& call) const {
     const View<const Index, 1> past = state.position.tokens;
     if (c.sees.chunk > 0) {
-      return ring_attention(q, k, v, past, c.sees.chunk_mask(c.heads.n_heads, true),
-                            AnyScore<Scalar>(score), state.ring_keys.view(),
-                            state.ring_values.view(), o, call);
+      return ring_attention(q, k, v, past, c.sees.chunk_mask(c.heads.n_heads, true), scores,
+                            state.ring_keys.view(), state.ring_values.view(), o, call);
     }
     if (!c.sees.segments.empty()) {
-      return dilated_segment_ring_attention<Scalar>(q, k, v, past, c.sees.branches(), score,
+      return dilated_segment_ring_attention<Scalar>(q, k, v, past, c.sees.branches(), scores,
                                                     state.ring_keys.view(),
                                                     state.ring_values.view(), o, call);
     }
     if (state.has_ring) {
       return dilated_ring_attention(q, k, v, past, c.sees.window_mask(c.heads.n_heads, true),
-                                    c.sees.dilation, AnyScore<Scalar>(score),
-                                    state.ring_keys.view(), state.ring_values.view(), o, call);
+                                    c.sees.dilation, scores, state.ring_keys.view(),
+                                    state.ring_values.view(), o, call);
     }
     append<Scalar>(k, past, state.keys.view(), call);
     append<Scalar>(v, past, state.values.view(), call);
     if (c.positions.rope_xpos > 0) {
       return xpos_attention<Scalar>(q, state.keys.view(), state.values.view(), past, this->decay,
-                                    c.positions.layout(), c.positions.rotary_offset, score, o,
+                                    c.positions.layout(), c.positions.rotary_offset, scores, o,
                                     call);
     }
-    attention(q, state.keys.view(), state.values.view(), past, Causal{}, AnyScore<Scalar>(score), o,
-              call);
+    attention(q, state.keys.view(), state.values.view(), past, Causal{}, scores, o, call);
   }
 
   /// Bands of keys whose weights are merged. Queries and keys have no position yet.
   void attend_in_bands(View<Scalar, 3> q, View<Scalar, 3> k, View<const Scalar, 3> v,
-                       const TokenPlaces& at, State& state, View<Scalar, 3> o,
-                       const Call& call) const {
+                       const TokenPlaces& at, State& state, const AnyScore<Scalar>& scores,
+                       View<Scalar, 3> o, const Call& call) const {
     const KeyBand &near = bands.front(), &far = bands.back();
     const bool leading = far.store == BandStore::leading;
     const auto keys = leading ? state.sink_keys.view() : state.keys.view();
     const auto values = leading ? state.sink_values.view() : state.values.view();
     const View<const Index, 1> past = at.past;
-    const AnyScore<Scalar> scores(score);
     auto scratch = call.scratch<Scalar>();
     const Index T = q.extent(axis::time), H = c.heads.n_heads;
     auto other_q = scratch(T, H, c.heads.head_dim);                    // [T, H, K]
@@ -465,10 +582,12 @@ using SlidingWindowAttentionConfig = AttentionConfig;
 
 /// A bidirectional layer has no state, and no sinks.
 struct BidirectionalAttentionConfig : AttentionConfig {
+  static constexpr bool causal = false;
+
   void check() const {
     const AttentionDemands all = demands();
-    for (const Demand& one :
-         {all.dilation, all.sinks, all.rollback, all.xpos, all.remap, all.convolutions}) {
+    for (const Demand& one : {all.dilation, all.sinks, all.rollback, all.xpos, all.remap,
+                              all.convolutions, all.forget_gate, all.cope}) {
       one.needs("causal attention");
     }
     check_parts();
@@ -513,14 +632,16 @@ struct BidirectionalAttentionDefinition : AttentionParts<S, BidirectionalAttenti
   void run(View<const Scalar, 2> x, const Side& side, View<Scalar, 2> y, const Call& call) const {
     const auto attend_heads = [&](const auto& q, const auto& k, const auto& v, const auto& o) {
       this->place(q, k, {{}, side.positions}, call);
-      const AnyScore<Scalar> scores(score);
       const auto attend = [&](auto mask) {
-        if (!c.sees.key_mask) return self_attention(q, k, v, mask, scores, o, call);
-        self_attention(q, k, v, MarkedKeys{mask, side.key_mask}, scores, o, call);
+        this->with_content(q, k, nullptr, call, [&](const PairTerm<Scalar>* term) {
+          const AnyScore<Scalar> scores = AnyScore<Scalar>(score).with(term);
+          if (!c.sees.key_mask) return self_attention(q, k, v, mask, scores, o, call);
+          self_attention(q, k, v, MarkedKeys{mask, side.key_mask}, scores, o, call);
+        });
       };
       const Index H = c.heads.n_heads;
       if (!c.sees.segments.empty()) {
-        dilated_segment_self_attention<Scalar>(q, k, v, c.sees.branches(), scores, o, call);
+        dilated_segment_self_attention<Scalar>(q, k, v, c.sees.branches(), score, o, call);
       } else if (c.sees.chunk > 0) {
         attend(c.sees.chunk_mask(H, false));
       } else if (c.sees.prefix > 0) {

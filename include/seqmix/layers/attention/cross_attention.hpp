@@ -76,7 +76,7 @@ struct CrossAttentionDefinition {
   CrossAttentionDefinition(Config config, Weights weights)
       : c(std::move(config)),
         w(std::move(weights)),
-        score(make_score<Scalar>(c.scores, w, {}, {}, c.heads, 1)) {}
+        score(make_score<Scalar>(c.scores, w, {}, {}, {}, c.heads, 1)) {}
 
   State make_state(Index batch, Index capacity, Memory memory) const {
     const HeadsConfig& heads = c.heads;

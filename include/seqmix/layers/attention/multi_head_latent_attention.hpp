@@ -133,7 +133,7 @@ struct MultiHeadLatentAttentionDefinition {
         heads(w.kv_b_proj.weight.to_tensor().view().split(axis::row, c.n_heads,
                                                           c.nope_dim + c.head_v),
               c.nope_dim),
-        score(make_score<Scalar>(c.scaled_scores(), w, {}, {}, c.outputs(), 1)) {}
+        score(make_score<Scalar>(c.scaled_scores(), w, {}, {}, {}, c.outputs(), 1)) {}
 
   State make_state(Index batch, Index capacity, Memory memory) const {
     return {.position = {batch, memory},

@@ -4,6 +4,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "seqmix/core/call.hpp"
 #include "seqmix/kernels/attention/pairs.hpp"
 #include "seqmix/kernels/attention/scores.hpp"
 #include "seqmix/simd/math.hpp"
@@ -25,10 +26,10 @@ auto narrowed(const Policy& policy, Span queries, Span keys) {
   }
 }
 
-/// A query head of a segment that continues a row, and how many positions there are then. Where
-/// nothing is remembered, `first` is the token of the call at position 0.
+/// A query head of a segment that continues a row, how many positions there are then, and the token
+/// of the call at position p less p.
 struct HeadOfRow {
-  Index row, head, count, first = 0;
+  Index row, head, count, origin;
 };
 
 /// Registers of pairs, `stride` numbers from each other, and what is known of all of them.
@@ -84,11 +85,25 @@ enum class Weighting { softmax, by_pair, by_row };
 
 /// The scores of a query, in whole registers: -infinity of keys that it does not see. `own`: that
 /// of the key at its position, which may lie outside. `spare`: as many numbers, of any value.
+/// `first`: the position of the first key.
 template <class S>
 struct ScoreRow {
   S* scores;
   Index size, own;
   S* spare;
+  Index first = 0;
+};
+
+/// The scores of all heads of a query, as `ScoreRow` has those of one. `query`: its position.
+template <class S>
+struct HeadRows {
+  View<S, 3> scores;  // [G, R, size], head h at [h / R, h mod R]
+  Index size, first, query;
+
+  S* of(Index head) const {
+    const Index R = scores.extent(1);
+    return &scores(head / R, head % R, 0);
+  }
 };
 
 /// A score, in the same way. Scores and masks are apart, so that each costs what it costs and no
@@ -111,6 +126,10 @@ class ScorePolicy {
   /// Where scores are biased: writes the biases of the distances from `first` on, `count` of them
   /// and what fills their last register.
   virtual void bias(HeadOfRow /*of*/, Index /*first*/, Index /*count*/, S* /*to*/) const {}
+  /// Whether the scores of a head depend on those of the others; asks for all scores of a query.
+  virtual bool mixes_heads() const { return false; }
+  /// Makes what they are then of all scores of a query; `of` is its first head.
+  virtual void mix(HeadOfRow /*of*/, const HeadRows<S>& /*rows*/, const Call& /*worker*/) const {}
   /// Makes scores weights, 0 of keys that are not seen.
   virtual void weigh(HeadOfRow /*of*/, const ScoreRow<S>& /*row*/) const {}
 
@@ -186,8 +205,8 @@ class MaskOf final : public MaskPolicy<S> {
 
  private:
   auto of_head(HeadOfRow of) const {
-    if constexpr (requires { mask_.of(of.row, of.head, of.count, of.first); }) {
-      return mask_.of(of.row, of.head, of.count, of.first);
+    if constexpr (requires { mask_.of(of.row, of.head, of.count, of.origin); }) {
+      return mask_.of(of.row, of.head, of.count, of.origin);
     } else if constexpr (requires { mask_.of(of.row, of.head, of.count); }) {
       return mask_.of(of.row, of.head, of.count);
     } else {

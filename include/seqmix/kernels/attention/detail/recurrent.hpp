@@ -297,7 +297,11 @@ struct QueryToken {
   View<S, 1> sum;      // [R], of p
 
   Index heads() const { return q.extent(0); }
-  HeadOfRow head(Index r) const { return {first_head.row, first_head.head + r, first_head.count}; }
+  HeadOfRow head(Index r) const {
+    HeadOfRow of = first_head;
+    of.head += r;
+    return of;
+  }
 
   void begin(const View<const S, 2>& from) const {
     for (Index r = 0; r < heads(); ++r) {

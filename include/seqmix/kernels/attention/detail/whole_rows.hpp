@@ -13,21 +13,24 @@ namespace detail {
 /// Queries, of all heads of a group, whose rows of scores stand in scratch together.
 inline constexpr Index row_queries = 16;
 
-/// The tokens `tokens` of the heads of a group: all of their scores, then weights, then sums of
-/// values. Lanes are keys, then value channels; a row sees no other. Rows begin at tiles, and what
-/// stands around the keys of a query adds nothing: no bit depends on the queries beside it.
+/// The tokens `tokens` of the heads of some groups, one unless scores mix all heads: all of their
+/// scores, then weights, then sums of values. Lanes are keys, then value channels; a row sees no
+/// other. Rows begin at tiles, and what stands around the keys of a query adds nothing: no bit
+/// depends on the queries beside it.
 template <class S>
 class QueryRows {
  public:
-  QueryRows(const AttentionOperands<S>& operands, const SegmentQueries& of, Index group,
+  QueryRows(const AttentionOperands<S>& operands, const SegmentQueries& of, Span groups,
             Span tokens, const Call& worker)
       : operands_(operands),
         of_(of),
-        group_(group),
+        worker_(worker),
+        groups_(groups),
         tokens_(tokens),
         heads_(operands.heads_per_group()),
-        rows_(tokens.size() * heads_),
-        reach_(operands.reach(of, {group * heads_, (group + 1) * heads_}, tokens)),
+        group_rows_(tokens.size() * heads_),
+        rows_(groups.size() * group_rows_),
+        reach_(operands.reach(of, {groups.begin * heads_, groups.end * heads_}, tokens)),
         first_(reach_.begin / attention_tile * attention_tile),
         width_(round_up(reach_.end - first_, attention_tile)),
         scratch_(worker.scratch<S>()),
@@ -48,13 +51,17 @@ class QueryRows {
           &of_row(operands_.q, row)[0]);
       fill(o_[row], S(0));
     }
-    const auto keys = operands_.keys_of(of_, group_), values = operands_.values_of(of_, group_);
-    for_each_tile([&](Span tile) { score(tile, keys); });
+    for_each_tile_of_groups([&](Index group, Span rows, Span tile) {
+      score(rows, tile, operands_.keys_of(of_, group));
+    });
+    if (operands_.policies.scores.mixes_heads() && width_ > 0) mix();
     for (Index row = 0; row < rows_ && width_ > 0; ++row) {
       operands_.policies.scores.weigh(
-          head(row), {&scores_(row, 0), width_, position(row) - first_, spare_.data()});
+          head(row), {&scores_(row, 0), width_, position(row) - first_, spare_.data(), first_});
     }
-    for_each_tile([&](Span tile) { add(tile, values); });
+    for_each_tile_of_groups([&](Index group, Span rows, Span tile) {
+      add(rows, tile, operands_.values_of(of_, group));
+    });
     for (Index row = 0; row < rows_; ++row) copy(o_[row], of_row(operands_.o, row));
   }
 
@@ -66,28 +73,49 @@ class QueryRows {
     const Index slots = operands_.keys.extent(axis::slot);
     return round_up(slots + tokens_.size(), attention_tile) + attention_tile;
   }
-  HeadOfRow head(Index row) const { return of_.of_head(group_ * heads_ + row % heads_); }
-  Index position(Index row) const { return of_.past + tokens_.begin + row / heads_; }
+  /// Rows are those of the tokens of a group, each of its heads, then of the next group.
+  Index head_number(Index row) const {
+    return (groups_.begin + row / group_rows_) * heads_ + row % heads_;
+  }
+  Index token(Index row) const { return tokens_.begin + row % group_rows_ / heads_; }
+  HeadOfRow head(Index row) const { return of_.of_head(head_number(row)); }
+  Index position(Index row) const { return of_.past + token(row); }
   auto of_row(const auto& view, Index row) const {
-    return view[of_.first + tokens_.begin + row / heads_][group_ * heads_ + row % heads_];
+    return view[of_.first + token(row)][head_number(row)];
   }
   Visibility visibility(Index row, Span tile) const {
     return operands_.policies.mask.visibility(head(row), {position(row), position(row) + 1}, tile);
   }
 
-  void for_each_tile(auto&& body) const {
-    for (Index at = first_; at < reach_.end; at += attention_tile) {
-      body(Span{at, std::min(reach_.end, at + attention_tile)});
+  void for_each_tile_of_groups(auto&& body) const {
+    for (Index group = groups_.begin; group < groups_.end; ++group) {
+      const Index first_row = (group - groups_.begin) * group_rows_;
+      for (Index at = first_; at < reach_.end; at += attention_tile) {
+        body(group, Span{first_row, first_row + group_rows_},
+             Span{at, std::min(reach_.end, at + attention_tile)});
+      }
     }
   }
-  void score(Span tile, const Entries<S>& keys) {
+  /// Lets scores of a token see those of its other heads.
+  void mix() {
+    const Index R = heads_, stride = scores_.stride(0);
+    for (Index t = 0; t < tokens_.size(); ++t) {
+      const View<S, 3> scores(&scores_(t * R, 0), {groups_.size(), R, width_},
+                              {group_rows_ * stride, stride, 1});
+      operands_.policies.scores.mix(head(t * R), {scores, width_, first_, position(t * R)},
+                                    worker_);
+    }
+  }
+  void score(Span of_rows, Span tile, const Entries<S>& keys) {
     const Policies<S>& policies = operands_.policies;
-    const auto columns = scores_.slice(axis::channel, tile.begin - first_, attention_tile);
-    dot_rows<S>(q_, keys.of(tile, collected_.slice(axis::channel, 0, operands_.head_k())), Ahead(),
+    const auto columns = scores_.slice(axis::row, of_rows.begin, of_rows.size())
+                             .slice(axis::channel, tile.begin - first_, attention_tile);
+    dot_rows<S>(q_.slice(axis::row, of_rows.begin, of_rows.size()),
+                keys.of(tile, collected_.slice(axis::channel, 0, operands_.head_k())), Ahead(),
                 columns);
     const bool plain = policies.scores.is_plain();
-    for (Index row = 0; row < rows_; ++row) {
-      S* const scores = &columns(row, 0);
+    for (Index row = of_rows.begin; row < of_rows.end; ++row) {
+      S* const scores = &columns(row - of_rows.begin, 0);
       const Visibility seen = visibility(row, tile);
       const bool partial = seen == Visibility::partial;
       if (seen != Visibility::none && (partial || !plain)) {
@@ -97,32 +125,33 @@ class QueryRows {
       std::fill(scores + count, scores + attention_tile, minus_infinity<S>);
     }
   }
-  void add(Span tile, const Entries<S>& values) {
+  void add(Span of_rows, Span tile, const Entries<S>& values) {
     const View<const S, 2> numbers =
         values.of(tile, collected_.slice(axis::channel, 0, operands_.head_v()));
-    const auto look = [&](Index row) {
+    const auto look = [&](Index i) {
+      const Index row = of_rows.begin + i;
       const Visibility seen = visibility(row, tile);
       if (seen == Visibility::partial) {
         operands_.policies.mask.show(head(row),
-                                     pairs_of_query(position(row), tile, &visible_(row, 0)));
+                                     pairs_of_query(position(row), tile, &visible_(i, 0)));
       }
       return seen;
     };
     const auto add = [&](Span rows, Span keys, bool /*last*/) {
       if (rows.size() == 0 || keys.size() == 0) return;
-      const auto p = scores_.slice(axis::row, rows.begin, rows.size());
+      const auto p = scores_.slice(axis::row, of_rows.begin + rows.begin, rows.size());
       add_rows<S>(p.slice(axis::channel, tile.begin - first_ + keys.begin, keys.size()),
                   numbers.slice(axis::row, keys.begin, keys.size()), Ahead(),
-                  o_.slice(axis::row, rows.begin, rows.size()));
+                  o_.slice(axis::row, of_rows.begin + rows.begin, rows.size()));
     };
-    for_each_seen<S>(rows_, tile.size(), visible_, look, add);
+    for_each_seen<S>(of_rows.size(), tile.size(), visible_, look, add);
   }
 
   const AttentionOperands<S>& operands_;
   const SegmentQueries& of_;
-  Index group_;
-  Span tokens_;
-  Index heads_, rows_;  // of the group; tokens times heads
+  const Call& worker_;
+  Span groups_, tokens_;
+  Index heads_, group_rows_, rows_;  // heads of a group; tokens times these; of all groups
   Span reach_;
   Index first_, width_;  // of the rows of scores
   Context::Scratch<S> scratch_;
@@ -138,19 +167,21 @@ class QueryRows {
 template <class S>
 void attend_by_rows(const AttentionOperands<S>& operands, const Call& call) {
   const Index R = operands.heads_per_group(), tokens = ceil_div(row_queries, R);
+  const Index groups = operands.policies.scores.mixes_heads() ? operands.groups() : 1;
   const auto work_of = [&](const Segment& segment) {
     const SegmentQueries of = operands.queries_of(segment);
     if (of.count == 0) return SegmentWork{};
     const Index keys = operands.reach(of, {0, 1}, {of.count - 1, of.count}).size();
     const Index products =
-        std::min(tokens, of.count) * R * keys * (operands.head_k() + operands.head_v());
-    return SegmentWork{ceil_div(of.count, tokens) * operands.groups(),
+        std::min(tokens, of.count) * groups * R * keys * (operands.head_k() + operands.head_v());
+    return SegmentWork{ceil_div(of.count, tokens) * (operands.groups() / groups),
                        std::clamp<Index>(products, 1, attention_task_products)};
   };
   for_each_unit(call, attention_task_products, work_of, [&](const Unit& unit, const Call& worker) {
     const SegmentQueries of = operands.queries_of(unit.segment);
     const Index blocks = ceil_div(of.count, tokens), begin = unit.item % blocks * tokens;
-    QueryRows<S>(operands, of, unit.item / blocks, {begin, std::min(of.count, begin + tokens)},
+    const Index first = unit.item / blocks * groups;
+    QueryRows<S>(operands, of, {first, first + groups}, {begin, std::min(of.count, begin + tokens)},
                  worker)
         .run();
   });

@@ -14,6 +14,7 @@
 #include "seqmix/kernels/attention/scores.hpp"
 #include "seqmix/kernels/positions/temperature.hpp"
 #include "seqmix/layers/attention/detail/biases.hpp"
+#include "seqmix/layers/attention/detail/content_biases.hpp"
 #include "seqmix/layers/attention/detail/heads.hpp"
 #include "seqmix/layers/mixer.hpp"
 
@@ -57,17 +58,18 @@ constexpr std::array<std::string_view, 9> names_of(Normaliser) {
 
 /// The scores of attention, which its normaliser makes weights.
 ///
-///   s_tj = (score_scale τ_t η_h q_t · k_j + bias(t, j)) / score_divisor,  η_h = 1 without
-///         head_scale;  with soft_cap c: c tanh(s_tj / c)
+///   s_tj = (score_scale τ_t η_h q_t · k_j + content(t, j) + bias(t, j)) / score_divisor,  η_h = 1
+///         without head_scale;  with soft_cap c: c tanh(s_tj / c)
 ///
 /// Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Gemma team 2024, arXiv:2408.00118 (cap);
 /// OpenAI 2025, arXiv:2508.10925 (sinks); Wang et al. 2024, arXiv:2404.12224 (scales by head);
 /// Chi et al. 2023, arXiv:2311.00684 (score_divisor: a temperature that the length served asks
 /// for).
 struct ScoresConfig {
-  double score_scale = 0;    // of q · k; 0: head_dim^-1/2
+  double score_scale = 0;    // of q · k; 0: head_dim^-1/2, with DeBERTa's terms beside it
+                             // (terms head_dim)^-1/2
   bool head_scale = false;   // a factor of each head's q · k
-  double score_divisor = 1;  // of products and biases
+  double score_divisor = 1;  // of products, content and biases
   double soft_cap = 0;       // bound on the size of a score; 0: none
   bool sink_logits = false;  // a logit of each head that softmax counts beside the keys
   Temperature temperature = Temperature::none;
@@ -114,6 +116,11 @@ struct ScoresConfig {
             "temperature stepped needs a positive temperature_length");
     require(temperature != Temperature::logarithmic || temperature_length > 1,
             "temperature logarithmic needs a temperature_length of at least 2");
+  }
+  /// Whether the weight of a pair depends on its own score alone.
+  bool weighs_pairs() const {
+    return normaliser == Normaliser::sigmoid || normaliser == Normaliser::relu ||
+           normaliser == Normaliser::relu_squared;
   }
   /// τ of a query at `position`.
   double temperature_at(Index position) const {
@@ -194,19 +201,22 @@ void sharpen_queries(const ScoresConfig& c, const ScoresWeights<S>& w, View<S, 3
 template <class S>
 ComposedScore<S> make_score(const ScoresConfig& c, const ScoresWeights<S>& w,
                             const DistanceBiasConfig& bias, const DistanceBiasWeights<S>& biases,
-                            const HeadsConfig& heads, Index distance) {
+                            const ContentBiasConfig& content, const HeadsConfig& heads,
+                            Index distance) {
   using Score = ComposedScore<S>;
-  double scale = c.score_scale > 0 ? c.score_scale : inverse_sqrt(heads.head_dim);
+  double scale = c.score_scale > 0 ? c.score_scale : inverse_sqrt(content.terms() * heads.head_dim);
   typename Score::Maps maps;
   make_distance_biases(bias, biases, heads.n_heads, scale, distance, [&]<class B>(B numbers) {
     maps.push_back(Score::map(OwnedBiases<B>{std::move(numbers)}));
   });
-  if (maps.empty()) {
+  // A factor that products bring along is none of what is added to them.
+  const bool alone = maps.empty() && content.kind == ContentBiasKind::none;
+  if (alone) {
     scale /= c.score_divisor;
   } else if (c.score_divisor != 1) {
     maps.push_back(Score::map(Divided{c.score_divisor}));
   }
-  if (c.soft_cap > 0 && maps.empty()) {
+  if (c.soft_cap > 0 && alone) {
     const SoftCap cap(scale, c.soft_cap);
     scale = cap.scale;
     maps.push_back(Score::map(cap));
