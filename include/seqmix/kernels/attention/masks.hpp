@@ -109,8 +109,8 @@ struct WindowAndPrefix {
   }
   Visibility visibility(Span queries, Span keys) const {
     const bool passed = keys.begin >= prefix && keys.end + back <= queries.begin;
-    if (passed || keys.begin >= queries.end) return Visibility::none;
-    const bool all = keys.end <= queries.begin + 1 &&
+    if (passed || keys.begin >= queries.end + ahead) return Visibility::none;
+    const bool all = keys.end <= queries.begin + ahead + 1 &&
                      (keys.end <= prefix || keys.begin + back + 1 >= queries.end);
     return all ? Visibility::all : Visibility::partial;
   }
@@ -118,8 +118,9 @@ struct WindowAndPrefix {
   simd::Mask<S> allows(const Pairs<S>& pairs) const {
     using Batch = simd::Batch<S>;
     const Batch distance = pairs.query - pairs.key;
-    return distance >= Batch(S(0)) && (distance <= Batch(static_cast<S>(back)) ||
-                                       pairs.key < Batch(static_cast<S>(prefix - pairs.origin)));
+    return distance >= Batch(static_cast<S>(-ahead)) &&
+           (distance <= Batch(static_cast<S>(back)) ||
+            pairs.key < Batch(static_cast<S>(prefix - pairs.origin)));
   }
 };
 

@@ -140,7 +140,8 @@ struct RowNormaliser {
     const S count = std::max(sum_of([&](const Batch&) { return one; }), S(1));
     const S mean = sum_of([](const Batch& s) { return s; }) / count;
     const S square = sum_of([mean](const Batch& s) { return (s - mean) * (s - mean); }) / count;
-    const S factor = gain / (std::sqrt(square) + static_cast<S>(eps));
+    const S deviation = std::sqrt(square) + static_cast<S>(eps);
+    const S factor = deviation == 0 ? S(0) : gain / deviation;  // of scores that are all the same
     simd::map<S>(
         row.size, row.scores,
         [&](const Batch& s) {

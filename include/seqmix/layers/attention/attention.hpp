@@ -83,10 +83,16 @@ struct AttentionDemands {
   Demand cap{scores.soft_cap > 0, "scores.soft_cap", "scores.soft_cap to be 0"};
   Demand pair_weights{scores.weighs_pairs(), "scores.normaliser",
                       "a scores.normaliser other than sigmoid, relu and relu_squared"};
+  Demand divisor{scores.score_divisor != 1, "scores.score_divisor", "scores.score_divisor to be 1"};
+  Demand uneven_heads{heads.n_key_heads + heads.n_value_heads > 0,
+                      "heads.n_key_heads and heads.n_value_heads",
+                      "heads.n_key_heads and heads.n_value_heads to be 0"};
   Demand bound{sees.is_bounded(), "sees",
                "all of the past: no sees.window, sees.windows, sees.chunk or sees.segments"};
   Demand dilation{sees.dilation > 1, "sees.dilation"};
   Demand segments{!sees.segments.empty(), "sees.segments"};
+  Demand heads_apart{!sees.windows.empty() || sees.chunk_shift > 0,
+                     "sees.windows or sees.chunk_shift", "heads that see the same keys"};
   Demand sinks{sees.n_sinks > 0, "sees.n_sinks", "sees.n_sinks to be 0"};
   Demand moved_sinks{sinks.made && !sees.sinks_in_place,
                      "sees.n_sinks without sees.sinks_in_place"};
@@ -95,12 +101,13 @@ struct AttentionDemands {
 
   void check() const {
     sinks.excludes({normaliser, contents}), moved_sinks.excludes({biases, given, fixed_norm});
-    segments.excludes({normaliser, biases, contents});
+    segments.excludes({normaliser, biases, contents, uneven_heads});
     rollback.excludes({sinks, convolutions});
     dilation.excludes({uneven_biases, contents});
     biases.excludes({given, remap});
     distance_contents.excludes({given});
-    cope.excludes({biases, cap, pair_weights}), cape.excludes({cap, pair_weights});
+    cope.excludes({biases, cap, pair_weights});
+    cape.excludes({cap, pair_weights, divisor, heads_apart});
     if (!biases.made) cape.needs("a bias.kind that it adapts");
     xpos.excludes({bound, normaliser, contents});
     remap.excludes({normaliser, fixed_contents});
