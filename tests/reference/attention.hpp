@@ -1086,7 +1086,7 @@ inline const std::vector<std::string> attention_configs{
     R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 5}, "positions": {"rotary_dim": 4},
         "content": {"kind": "cope", "n_positions": 40}, "sees": {"window": 75}})",
     R"({"d_model": 9, "heads": {"n_heads": 2, "head_dim": 6, "k_bias": true},
-        "content": {"kind": "deberta", "key_term": false, "num_buckets": 10,
+        "content": {"kind": "deberta", "key_term": false, "position_buckets": 10,
         "max_distance": 50}})"};
 
 inline const std::vector<std::string> sliding_window_attention_configs{
@@ -1177,8 +1177,10 @@ inline const std::vector<std::string> bidirectional_attention_configs{
         "content": {"kind": "transformer_xl", "max_distance": 40}})",
     R"({"d_model": 9, "heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "q_bias": true},
         "content": {"kind": "deberta", "max_distance": 30, "query_bias": false}})",
+    R"({"d_model": 9, "heads": {"n_heads": 4, "n_kv_heads": 4, "n_key_heads": 2, "head_dim": 5},
+        "content": {"kind": "deberta", "max_distance": 30, "query_bias": false}})",
     R"({"d_model": 10, "heads": {"n_heads": 2, "n_kv_heads": 2, "head_dim": 7, "k_bias": true},
-        "content": {"kind": "deberta", "num_buckets": 12, "max_distance": 64,
+        "content": {"kind": "deberta", "position_buckets": 12, "max_distance": 64,
         "shared_projections": true}, "sees": {"window": 50}})",
     R"({"d_model": 8, "heads": {"n_heads": 2, "head_dim": 4}, "positions": {"rotary_dim": 4},
         "scores": {"normaliser": "sigmoid", "normaliser_length": 30}})",

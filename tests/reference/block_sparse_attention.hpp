@@ -12,7 +12,7 @@ namespace reference {
 /// section 4.3; the causal part of Zaheer et al. 2020, arXiv:2007.14062, figure 1, with draws from
 /// SplitMix64; Lin et al. 2024, arXiv:2407.17678, section 3.
 template <class S>
-bool sees_sparsely(const Input<S>& in, Index h, Index t, Index j, bool causal = true) {
+bool sees_sparsely(const Input<S>& in, Index h, Index t, Index j, bool causal) {
   std::vector<std::string> patterns(1);
   for (const char letter : in.config.at("pattern").template get<std::string>()) {
     if (letter == ',') {
@@ -67,46 +67,33 @@ bool sees_sparsely(const Input<S>& in, Index h, Index t, Index j, bool causal = 
   return true;
 }
 
+/// All rows, each head of which sees what its pattern leaves.
+template <class S>
+void attend_sparsely(const Input<S>& in, bool causal, Output<S>& out) {
+  const Index H = in.size("n_heads"), T = in.T();
+  std::vector<bool> seen(static_cast<std::size_t>(H * T * T));  // a pattern knows no row
+  const auto place = [T](Index h, Index t, Index j) {
+    return static_cast<std::size_t>((h * T + t) * T + j);
+  };
+  for (Index h = 0; h < H; ++h) {
+    for (Index t = 0; t < T; ++t) {
+      for (Index j = 0; j < (causal ? t + 1 : T); ++j) {
+        seen[place(h, t, j)] = sees_sparsely(in, h, t, j, causal);
+      }
+    }
+  }
+  const auto sees = [&](Index h, Index t, Index j) { return seen[place(h, t, j)]; };
+  for (Index b = 0; b < in.B(); ++b) attention_row(in, b, sees, out);
+}
+
 template <class S>
 Output<S> block_sparse_attention(const Input<S>& parts) {
   const Input<S> in = with_flat_config(parts);
-  const HeadCounts<S> of_heads(in);
-  const Index T = in.T(), H = of_heads.H, K = in.size("head_dim"), V = value_width(in);
-  const AttentionScore<S> score_of(in);
   std::vector<Index> list;
-  for (Index t = 0; t < T; ++t) list.push_back(t);
+  for (Index t = 0; t < in.T(); ++t) list.push_back(t);
   const auto [keys, values] = cached(in, list);
   Output<S> out{in.x, state_of(in, keys, values)};
-  // The pattern of a head does not depend on the row.
-  std::vector<bool> seen(static_cast<std::size_t>(H * T * T));
-  for (Index h = 0; h < H; ++h) {
-    for (Index t = 0; t < T; ++t) {
-      for (Index j = 0; j <= t; ++j) {
-        seen[static_cast<std::size_t>((h * T + t) * T + j)] = sees_sparsely(in, h, t, j);
-      }
-    }
-  }
-  for (Index b = 0; b < in.B(); ++b) {
-    for (Index t = 0; t < T; ++t) {
-      std::vector<S> q = TokenHeads<S>(in, b, t).q, o;
-      place(in, "q_norm", q, place_of(in, b, t));
-      sharpen(in, t, q);
-      for (Index h = 0; h < H; ++h) {
-        const Index key_head = of_heads.key_of(h), value_head = of_heads.value_of(h);
-        std::vector<S> score;
-        std::vector<const S*> value;
-        for (Index j = 0; j <= t; ++j) {
-          if (!seen[static_cast<std::size_t>((h * T + t) * T + j)]) continue;
-          score.push_back(score_of(q.data() + h * K, &keys(b, key_head, j, 0), h, t, j));
-          value.push_back(&values(b, value_head, j, 0));
-        }
-        if (in.flag("sink_logits")) score.push_back(in.weight("sinks")(h));
-        const std::vector<S> head = softmax_mean(score, value, V);
-        o.insert(o.end(), head.begin(), head.end());
-      }
-      set_token(out.y, b, t, project_outputs(in, token(in.x, b, t), o));
-    }
-  }
+  attend_sparsely(in, true, out);
   return out;
 }
 
@@ -151,19 +138,8 @@ inline const std::vector<std::string> block_sparse_attention_configs{
 template <class S>
 Output<S> bidirectional_block_sparse_attention(const Input<S>& parts) {
   const Input<S> in = with_flat_config(parts);
-  const Index H = in.size("n_heads"), T = in.T();
-  std::vector<bool> seen(static_cast<std::size_t>(H * T * T));
-  const auto place = [T](Index h, Index t, Index j) {
-    return static_cast<std::size_t>((h * T + t) * T + j);
-  };
-  for (Index h = 0; h < H; ++h) {
-    for (Index t = 0; t < T; ++t) {
-      for (Index j = 0; j < T; ++j) seen[place(h, t, j)] = sees_sparsely(in, h, t, j, false);
-    }
-  }
-  const auto sees = [&](Index h, Index t, Index j) { return seen[place(h, t, j)]; };
   Output<S> out{in.x, {}};
-  for (Index b = 0; b < in.B(); ++b) attention_row(in, b, sees, out);
+  attend_sparsely(in, false, out);
   return out;
 }
 
@@ -175,6 +151,13 @@ inline const std::vector<std::string> bidirectional_block_sparse_attention_confi
         "layout_blocks": 64, "scores": {"soft_cap": 3}})",
     R"({"d_model": 8, "heads": {"n_heads": 3, "n_kv_heads": 3, "head_dim": 4},
         "positions": {"rotary_dim": 4, "given": 1}, "pattern": "stripes,local,dense", "block": 7,
-        "span": 20, "n_local": 2, "stripe_stride": 3, "scores": {"sink_logits": true}})"};
+        "span": 20, "n_local": 2, "stripe_stride": 3, "scores": {"sink_logits": true}})",
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 4, "n_key_heads": 2, "head_dim": 4},
+        "pattern": "strided,row", "span": 11})",
+    R"({"d_model": 8, "heads": {"n_heads": 4, "n_kv_heads": 2, "n_value_heads": 1, "head_dim": 4},
+        "pattern": "strided,stripes", "span": 5, "block": 4, "n_local": 1, "stripe_stride": 3})",
+    R"({"d_model": 8, "heads": {"n_heads": 2, "n_kv_heads": 1, "head_dim": 4, "o_bias": true},
+        "pattern": "layout", "block": 50, "layout_heads": 1, "layout_blocks": 12,
+        "scores": {"normaliser": "sparsemax"}})"};
 
 }  // namespace reference

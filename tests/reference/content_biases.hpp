@@ -131,7 +131,7 @@ class ContentBias {
     return result;
   }
   Index embedding(Index distance) const {
-    const Index buckets = size("num_buckets"), most = size("max_distance"), mid = buckets / 2;
+    const Index buckets = size("position_buckets"), most = size("max_distance"), mid = buckets / 2;
     const Index span = buckets > 0 ? buckets : most;
     Index bucket = distance;
     if (buckets > 0 && std::abs(distance) > mid) {

@@ -119,10 +119,10 @@ std::vector<AttentionMember> make_members() {
   add("content", "Transformer-XL, clamped", R"({"kind": "transformer_xl", "max_distance": 9})");
   add("content", "DeBERTa", R"({"kind": "deberta", "max_distance": 11, "query_bias": false})",
       Of::bidirectional);
-  add("content", "DeBERTa, buckets", R"({"kind": "deberta", "num_buckets": 8, "max_distance": 24})",
-      Of::bidirectional);
+  add("content", "DeBERTa, buckets",
+      R"({"kind": "deberta", "position_buckets": 8, "max_distance": 24})", Of::bidirectional);
   add("content", "DeBERTa, content to position",
-      R"({"kind": "deberta", "key_term": false, "num_buckets": 6, "max_distance": 16})");
+      R"({"kind": "deberta", "key_term": false, "position_buckets": 6, "max_distance": 16})");
 
   add("sees", "window", R"({"window": 7})");
   add("sees", "dilation", R"({"window": 4, "dilation": 3})", Of::causal);
@@ -166,6 +166,22 @@ std::vector<AttentionMember> make_members() {
 
   add("store", "rollback", R"({"max_rollback": 3})", Of::causal);
 
+  const auto add_pattern = [&](std::string_view name, std::string_view config, bool bidirectional) {
+    members.push_back(
+        {"pattern", std::string(name), parse_json(config, name), true, bidirectional});
+  };
+  add_pattern("window and strides", R"({"pattern": "local,strided", "span": 6})", true);
+  add_pattern("rows and columns", R"({"pattern": "row,strided", "span": 7})", true);
+  add_pattern("stripes", R"({"pattern": "stripes", "block": 4, "n_local": 2, "stripe_stride": 3})",
+              true);
+  add_pattern("layout", R"({"pattern": "layout", "block": 9, "layout_heads": 4,
+                            "layout_blocks": 5})",
+              true);
+  add_pattern("fixed", R"({"pattern": "fixed", "block": 2, "span": 6})", false);
+  add_pattern("BigBird", R"({"pattern": "big_bird", "block": 4, "n_global": 1, "n_local": 2,
+                             "n_random": 1})",
+              false);
+
   add("merge", "difference", R"({"kind": "difference", "sub_norm_weight": true})");
   return members;
 }
@@ -182,7 +198,10 @@ bool AttentionMember::is_of(const std::string& layer) const {
   if (layer == "multi_head_latent_attention") {
     return causal && (slot == "positions" || slot == "scores");
   }
-  return layer == "attention" ? causal : bidirectional;
+  const bool sparse = layer.ends_with("block_sparse_attention");
+  if (slot == "pattern" && !sparse) return false;
+  if (sparse && (slot == "sees" || slot == "store" || slot == "content")) return false;
+  return layer.starts_with("bidirectional") ? bidirectional : causal;
 }
 
 bool fit(const std::string& layer, const std::vector<const AttentionMember*>& members) {

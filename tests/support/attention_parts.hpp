@@ -8,8 +8,12 @@
 namespace support {
 
 /// The layers that are made of members of slots.
-inline const std::vector<std::string> layers_of_parts{
-    "attention", "bidirectional_attention", "cross_attention", "multi_head_latent_attention"};
+inline const std::vector<std::string> layers_of_parts{"attention",
+                                                      "bidirectional_attention",
+                                                      "block_sparse_attention",
+                                                      "bidirectional_block_sparse_attention",
+                                                      "cross_attention",
+                                                      "multi_head_latent_attention"};
 
 /// What a slot of attention may hold: a part of a config.
 struct AttentionMember {

@@ -123,8 +123,9 @@ inline void run_units(const Call& call, const Index* costs, Index low, Index hig
   for (Index i = std::max<Index>(next - costs - 1, 0); i < count && costs[i] < high; ++i) {
     const Segment& segment = segments[static_cast<std::size_t>(i)];
     const SegmentWork work = work_of(segment);
-    const Index first = low > costs[i] ? ceil_div(low - costs[i], work.cost) : 0;
-    const Index last = std::min(work.items, ceil_div(high - costs[i], work.cost));
+    const Index cost = std::max<Index>(work.cost, 1);
+    const Index first = low > costs[i] ? ceil_div(low - costs[i], cost) : 0;
+    const Index last = std::min(work.items, ceil_div(high - costs[i], cost));
     for (Index item = first; item < last; ++item) body(Unit{segment, item}, call);
   }
 }
@@ -133,7 +134,7 @@ inline void run_units(const Call& call, const Index* costs, Index low, Index hig
 
 /// Calls `body(unit, call)` for all items of all segments, in parallel: tasks are runs of units
 /// that cost at least `cost_per_task`. `work_of(segment)` says how many items a segment has and
-/// what each costs, which is positive. How units make tasks depends on the company of a segment and
+/// what each costs, at least 1. How units make tasks depends on the company of a segment and
 /// never touches its numbers.
 void for_each_unit(const Call& call, Index cost_per_task, auto&& work_of, auto&& body) {
   const Segments segments = call.segments();
@@ -150,7 +151,7 @@ void for_each_unit(const Call& call, Index cost_per_task, auto&& work_of, auto&&
   for (std::size_t i = 0; i < segments.size(); ++i) {
     const SegmentWork work = work_of(segments[i]);
     costs[i] = total;
-    total += work.items * work.cost, units += work.items;
+    total += work.items * std::max<Index>(work.cost, 1), units += work.items;
   }
   if (units == 0) return;
   const Index tasks = std::clamp<Index>(total / std::max<Index>(cost_per_task, 1), 1, units);

@@ -411,7 +411,9 @@ class Mixer {
 
   /// Makes all later calls of at most `rows` segments and `tokens` tokens in all free of
   /// allocation, at the precision, algorithm and form that the context has. What a layer of whole
-  /// sequences needs grows with the past: there the tokens of a row before the call count, too.
+  /// sequences needs grows with the past, and what attention needs whose scores are looked at by
+  /// rows, or which forgets, with the capacity of its state: there the tokens of a row before the
+  /// call, or its capacity, count, too.
   /// Finds out what calls need by computing some: of a block of time, and of `tokens` for a layer
   /// of whole sequences.
   void prepare(Context& context, Index rows, Index tokens) const;

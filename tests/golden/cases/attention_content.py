@@ -162,7 +162,7 @@ def deberta_case(name, shape, sizes, distance, buckets=None, terms=("c2p", "p2c"
                    key_term="p2c" in terms)
     source = published(module_class)
     if buckets:
-        content |= dict(num_buckets=buckets, shared_projections=shared)
+        content |= dict(position_buckets=buckets, shared_projections=shared)
         source += ", positions by make_log_bucket_position in float32 as unlifted"
     else:
         content["query_bias"] = False

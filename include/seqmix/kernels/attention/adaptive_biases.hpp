@@ -18,9 +18,9 @@ struct PairNetwork {
   View<const S, 1> out_bias;       // [H]
 };
 
-/// Biases by distance that adapt to what a pair says: with the scaled products a of all heads and
-/// their biases b, scores are a + b + W_2 leaky_relu(W_1 [a, b] + b_1) + b_2. Zheng et al. 2024,
-/// arXiv:2405.14722, eq. 3.
+/// Biases by distance that adapt to what a pair says: with the scaled products a [H] of all heads
+/// and their biases b [H], scores are a + b + W_2 f(W_1 [a, b] + b_1) + b_2, f(x) = max(x, 0.01 x).
+/// Zheng et al. 2024, arXiv:2405.14722, eq. 3.
 template <class S>
 class AdaptiveBiases final : public PairTerm<S> {
   static constexpr Index tile = detail::attention_tile, lanes = simd::lanes<S>, at_once = 8;
@@ -74,7 +74,7 @@ class AdaptiveBiases final : public PairTerm<S> {
   /// Calls `take(m, w_m · x + b_m)` for a register x of columns.
   static void multiply(const View<S, 2>& x, Index column, const View<const S, 2>& weight,
                        const View<const S, 1>& bias, auto&& take) {
-    detail::for_each_block_of_queries<at_once>(bias.extent(0), [&](Index m, auto count) {
+    detail::for_each_block_of_rows<at_once>(bias.extent(0), [&](Index m, auto count) {
       multiply_block<count>(x, column, weight, bias, m, take);
     });
   }

@@ -68,7 +68,7 @@ struct BlockMask {
 };
 
 /// A query of chunk i, `size` positions each, sees the keys of the chunks i - back to i + ahead,
-/// and of them those that it may see at all: with `causal`, none behind itself or before `first`.
+/// and of them those that it may see at all: none before `first` or, with `causal`, behind itself.
 /// Where ahead is negative, it is chunks before its own alone. Chunked attention with back = 0
 /// (Llama-4), local attention that looks back (Parmar et al. 2018, arXiv:1802.05751), and without
 /// `causal` but with every chunk before block-causal attention (block diffusion). The heads from
@@ -86,7 +86,7 @@ struct Chunks {
     return own;
   }
   BlockMask<Band> chunks() const {
-    return {size, causal ? Band{.first = first} : Band::everything(), shift};
+    return {size, Band{.first = first, .ahead = causal ? 0 : Band::unlimited}, shift};
   }
   auto near() const {
     return [b = back, a = ahead](Index i, Index j) { return i - j <= b && j - i <= a; };

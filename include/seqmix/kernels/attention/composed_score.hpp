@@ -65,7 +65,8 @@ class ComposedScore final : public detail::ScorePolicy<S> {
   std::optional<RowNormaliser> rows_;
 };
 
-/// What the tokens of one call add to their scaled products, before other maps make scores of them.
+/// What the tokens of one call add to their scaled products: tiles of them before other maps make
+/// scores of them, whole rows after that.
 template <class S>
 class PairTerm {
  public:

@@ -14,10 +14,11 @@ namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
 /// Branches of attention over segments of the stream, of which branch i takes every
-/// `dilations[i]`-th token. `lengths[i]` is a multiple of it. Of r dilations the heads are cut in r
-/// runs, the last of which may be shorter, and run o takes the tokens o, o + r, ... of a segment:
-/// there each of its queries sees the keys of the same run. A token that a branch leaves out has
-/// nothing of it.
+/// `dilations[i]`-th token. `lengths[i]` is a multiple of it. With dilation r the heads are cut in
+/// r runs of ⌈H / r⌉, the last of which may be shorter or missing, and run o takes the tokens o, o
+/// + r,
+/// ... of a segment: there each of its queries sees the keys of the same run. A token that a branch
+/// leaves out has nothing of it.
 struct DilatedSegments {
   std::span<const Index> lengths, dilations;
 
@@ -82,7 +83,7 @@ void begin_with_sinks(const AnyScore<S>& score, const View<S, 3>& o, const View<
   fill(o, S(0));
   for (Index t = 0; t < o.extent(axis::time); ++t) {
     for (Index h = 0; h < o.extent(axis::head); ++h) {
-      total(t, h) = static_cast<S>(policy.sink({0, h, 0}));
+      total(t, h) = static_cast<S>(policy.sink({0, h, 0, 0}));
     }
   }
 }
@@ -148,8 +149,8 @@ void dilated_segment_ring_attention(In<S, 3> q, In<S, 3> k, In<S, 3> v, In<Index
                                  detail::as_stored<S>(k, keys.storage(), scratch, call),
                                  detail::as_stored<S>(v, values.storage(), scratch, call)},
                                 branches, score, true, call);
-  detail::put_in_ring<S>(k, past, keys, call);
-  detail::put_in_ring<S>(v, past, values, call);
+  append_to_ring<S>(k, past, keys, call);
+  append_to_ring<S>(v, past, values, call);
 }
 
 /// The same as `self_attention`.

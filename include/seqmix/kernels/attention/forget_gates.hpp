@@ -187,19 +187,5 @@ class ForgetGates final : public PairTerm<S> {
   View<S, 3> tiles_from_;  // [segments, H, levels * tiles], of 2^level tiles from one on
 };
 
-/// Writes the heads x [T, H] of each segment to a ring [B, H, rows, 1] of the last positions.
-template <class S>
-void append_to_ring(In<S, 2> x, In<Index, 1> past, CacheOut<S, 4> ring, const Call& call) {
-  const Index rows = ring.extent(axis::slot);
-  for (const Segment& segment : call.segments()) {
-    for (Index t = std::max<Index>(segment.count - rows, 0); t < segment.count; ++t) {
-      const auto slot = ring.at(axis::slot, (past[segment.row] + t) % rows);
-      for (Index h = 0; h < x.extent(1); ++h) {
-        slot.at(axis::row, segment.row)[h].native()[0] = x(segment.first + t, h);
-      }
-    }
-  }
-}
-
 SEQMIX_END_NAMESPACE
 }  // namespace seqmix

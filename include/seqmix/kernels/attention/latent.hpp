@@ -59,21 +59,21 @@ void attend_expanded(const View<const S, 3>& q, const CacheView<const S, 4>& cac
                      const AnyScore<S>& score, const View<S, 3>& o, const Call& call,
                      auto&& chosen) {
   const Index rank = heads.rank(), K = heads.head_k(), V = heads.head_v();
-  const Index rotary = q.extent(axis::channel) - K;
-  const auto cached = [&](const Segment& segment) {  // [1, P + T, r + rotary]
+  const Index shared = q.extent(axis::channel) - K;
+  const auto cached = [&](const Segment& segment) {  // [1, P + T, r + shared]
     return cache.slice(axis::slot, 0, past[segment.row] + segment.count).at(axis::row, segment.row);
   };
   const auto attend_head = [&](const View<const S, 3>& entries, const Segment& segment, Index h,
                                const Call& worker) {
     const Index count = entries.extent(1);
     auto scratch = worker.scratch<S>();
-    auto keys = scratch(1, 1, count, K + rotary);                   // [1, 1, P + T, K + rotary]
+    auto keys = scratch(1, 1, count, K + shared);                   // [1, 1, P + T, K + shared]
     auto values = scratch(1, 1, count, V);                          // [1, 1, P + T, V]
     const auto latents = entries[0].slice(axis::channel, 0, rank);  // [P + T, r]
     const auto index = static_cast<std::size_t>(h);
     matmul<S>(latents, heads.keys[index], keys[0][0].slice(axis::channel, 0, K), worker);
     matmul<S>(latents, heads.values[index], values[0][0], worker);
-    copy(entries[0].slice(axis::channel, rank, rotary), keys[0][0].slice(axis::channel, K, rotary));
+    copy(entries[0].slice(axis::channel, rank, shared), keys[0][0].slice(axis::channel, K, shared));
     const Segment alone{0, 0, segment.count, Form::parallel};
     const auto of_head = [&](const auto& view) {
       return view.slice(axis::time, segment.first, segment.count).slice(axis::head, h, 1);
@@ -95,7 +95,7 @@ void attend_expanded(const View<const S, 3>& q, const CacheView<const S, 4>& cac
   for (const Segment& segment : call.segments()) {
     if (!chosen(segment)) continue;
     auto scratch = call.scratch<S>();
-    auto loaded = scratch(1, past[segment.row] + segment.count, rank + rotary);
+    auto loaded = scratch(1, past[segment.row] + segment.count, rank + shared);
     load_entries<S>(cached(segment), loaded);  // once for all heads
     for_each_unit(call.with(Segments(&segment, 1)), attention_task_products, work_of,
                   [&](const Unit& unit, const Call& worker) {
@@ -111,9 +111,9 @@ void attend_absorbed(const View<const S, 3>& q, const CacheView<const S, 4>& cac
                      const View<const Index, 1>& past, const LatentHeads<S>& heads,
                      const AnyScore<S>& score, const View<S, 3>& o, const Call& call) {
   const Index T = q.extent(axis::time), H = heads.size();
-  const Index rank = heads.rank(), K = heads.head_k(), rotary = q.extent(axis::channel) - K;
+  const Index rank = heads.rank(), K = heads.head_k(), shared = q.extent(axis::channel) - K;
   auto scratch = call.scratch<S>();
-  auto queries = scratch(T, H, rank + rotary);  // [T, H, r + rotary]
+  auto queries = scratch(T, H, rank + shared);  // [T, H, r + shared]
   auto sums = scratch(T, H, rank);              // [T, H, r]
   const auto for_each_head = [&](auto&& body) {
     call.parallel_for(
@@ -124,7 +124,7 @@ void attend_absorbed(const View<const S, 3>& q, const CacheView<const S, 4>& cac
     const View<S, 2> to = queries.at(axis::head, h);
     matmul<S>(from.slice(axis::channel, 0, K), heads.queries[index],
               to.slice(axis::channel, 0, rank), worker);
-    copy(from.slice(axis::channel, K, rotary), to.slice(axis::channel, rank, rotary));
+    copy(from.slice(axis::channel, K, shared), to.slice(axis::channel, rank, shared));
   });
   attention<S>(queries, cache, cache.slice(axis::channel, 0, rank), past, Causal{}, score, sums,
                call);
@@ -182,8 +182,8 @@ void for_chosen_segments(const View<const S, 3>& q, const View<S, 3>& o, const C
 /// o_h = Σ softmax(score(q_h · k_h + qr_h · kr)) v_h over the keys up to the query's own, where
 /// keys and values are maps of the cached latents c.
 ///
-///   q [T, H, K + rotary], each head q_h then qr_h; o [T, H, V]
-///   cache [B, 1, capacity, r + rotary], each entry c then kr, which all heads share
+///   q [T, H, K + shared], each head q_h then qr_h; o [T, H, V]
+///   cache [B, 1, capacity, r + shared], each entry c then kr, which all heads share
 ///
 /// Token t of a segment is at position past[row] + t, and its entry is in the cache already. Each
 /// segment by its own length: recurrent ones and short parallel ones absorb the maps into queries
@@ -195,12 +195,12 @@ void latent_attention(In<S, 3> q, CacheIn<S, 4> cache, In<Index, 1> past,
                       View<S, 3> o, const Call& call) {
   const Index T = call.tokens(), H = heads.size(), B = cache.extent(axis::row);
   const Index capacity = cache.extent(axis::slot);
-  const Index rotary = q.extent(axis::channel) - (H == 0 ? 0 : heads.head_k());
+  const Index shared = q.extent(axis::channel) - (H == 0 ? 0 : heads.head_k());
   const Expect expect{"latent_attention"};
-  expect.shape("q", q, {T, H, heads.head_k() + std::max<Index>(rotary, 0)});
+  expect.shape("q", q, {T, H, heads.head_k() + std::max<Index>(shared, 0)});
   if (T * H == 0) return;
   expect.shape("o", o, {T, H, heads.head_v()});
-  expect.shape("cache", cache, {B, 1, capacity, heads.rank() + rotary});
+  expect.shape("cache", cache, {B, 1, capacity, heads.rank() + shared});
   expect.shape("past", past, {B});
   for (const auto& [row, first, count, form] : call.segments()) {
     if (past[row] >= 0 && past[row] <= capacity - count) continue;

@@ -77,13 +77,17 @@ class RelativeProducts final : public PairTerm<S> {
   using Batch = simd::Batch<S>;
 
  public:
-  /// q [T, H, K]; bias [H, K], or none. `for_queries` or `for_keys` may be none. Keys k [T, G, K]
-  /// are only asked for by the latter, and then are all that a query sees.
+  /// q [T, H, K]; bias [H, K], or none. `for_queries` or `for_keys` may be none. Keys k [T, Gk, K]
+  /// are only asked for by the latter, and then are all that a query sees; group g of the `groups`
+  /// that the heads are reads key head g mod Gk.
   RelativeProducts(In<S, 3> q, In<S, 2> bias, const DistanceRows<S>& for_queries, In<S, 3> k,
-                   const DistanceRows<S>& for_keys, const Call& call)
-      : for_queries_(for_queries), for_keys_(for_keys), keys_(k), scratch_(call.scratch<S>()) {
+                   Index groups, const DistanceRows<S>& for_keys, const Call& call)
+      : for_queries_(for_queries),
+        for_keys_(for_keys),
+        keys_(k),
+        heads_per_group_(q.extent(axis::head) / groups),
+        scratch_(call.scratch<S>()) {
     const Index T = q.extent(axis::time), H = q.extent(axis::head), K = q.extent(axis::channel);
-    heads_per_key_ = H / k.extent(axis::head);
     if (for_queries) {
       rows_ = scratch_(T, H, K), columns_ = scratch_(H, ceil_div(T, tile), K, tile + lanes);
     }
@@ -92,7 +96,7 @@ class RelativeProducts final : public PairTerm<S> {
       if (for_queries) place_queries(q, bias, h);
       for (Index t = 0; t < T && for_keys; ++t) {
         const auto rows = for_keys.of(h);
-        const auto key = k[t][h / heads_per_key_];
+        const auto key = k[t][key_head(h)];
         ends_(0, h, t) = dot(key, rows[rows.extent(0) - 1]), ends_(1, h, t) = dot(key, rows[0]);
       }
     });
@@ -105,6 +109,7 @@ class RelativeProducts final : public PairTerm<S> {
   }
 
  private:
+  Index key_head(Index head) const { return head / heads_per_group_ % keys_.extent(axis::head); }
   static S dot(const View<const S, 1>& a, const View<const S, 1>& b) {
     Batch sum(S(0));
     simd::for_each_block<S>(a.extent(0), [&](Index i, auto count) {
@@ -186,7 +191,7 @@ class RelativeProducts final : public PairTerm<S> {
     alignas(alignment) std::array<S, static_cast<std::size_t>((tile + lanes) * lanes)> numbers;
     const auto at = [&](Index i) { return numbers.data() + i * lanes; };
     const Index before = first == last ? 0 : first - begin;
-    detail::for_each_block_of_queries<at_once>(last - first + 1, [&](Index i, auto many) {
+    detail::for_each_block_of_rows<at_once>(last - first + 1, [&](Index i, auto many) {
       multiply_rows<many>(&rows(first + i, 0), query, stride, K, at(before + i));
     });
     if (first == last) {
@@ -240,7 +245,7 @@ class RelativeProducts final : public PairTerm<S> {
   /// Adds the products of keys with the columns of their distances to a register of queries.
   void multiply_keys(detail::HeadOfRow of, const detail::PairBlock<S>& block) const {
     const auto columns = for_keys_.by_column(of.head);
-    const auto keys = keys_.at(axis::head, of.head / heads_per_key_);
+    const auto keys = keys_.at(axis::head, key_head(of.head));
     const Index K = columns.extent(0), stride = columns.stride(0);
     const Index key = of.origin + block.keys.begin, distance = block.first.distance;
     const Index nearest = for_keys_.column(distance - (block.count - 1));
@@ -251,7 +256,7 @@ class RelativeProducts final : public PairTerm<S> {
       }
       return;
     }
-    detail::for_each_block_of_queries<at_once>(block.count, [&](Index i, auto many) {
+    detail::for_each_block_of_rows<at_once>(block.count, [&](Index i, auto many) {
       std::array<const S*, many> column;
       for (Index m = 0; m < many; ++m) {
         column[static_cast<std::size_t>(m)] = &columns(0, for_keys_.column(distance - i - m));
@@ -264,7 +269,7 @@ class RelativeProducts final : public PairTerm<S> {
   /// The same where lanes are keys.
   void multiply_keys_by_one(detail::HeadOfRow of, const detail::PairBlock<S>& block) const {
     const auto rows = for_keys_.of(of.head);
-    const auto keys = keys_.at(axis::head, of.head / heads_per_key_);
+    const auto keys = keys_.at(axis::head, key_head(of.head));
     const Index first = for_keys_.row(block.queries.begin - block.keys.begin);
     for (Index i = 0; i < block.keys.size(); ++i) {
       block.numbers[i] +=
@@ -273,8 +278,8 @@ class RelativeProducts final : public PairTerm<S> {
   }
 
   const DistanceRows<S>&for_queries_, &for_keys_;
-  View<const S, 3> keys_;  // [T, G, K]
-  Index heads_per_key_;
+  View<const S, 3> keys_;  // [T, Gk, K]
+  Index heads_per_group_;
   Context::Scratch<S> scratch_;
   View<S, 3> rows_;  // [T, H, K], queries with their bias
   // The same of each `tile` tokens and those behind it that a register may have, whose channels lie

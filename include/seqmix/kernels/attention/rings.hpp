@@ -11,6 +11,19 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
+/// As `append`, to a ring [B, H, rows, K] of the last positions.
+template <class S>
+void append_to_ring(In<S, 3> from, In<Index, 1> past_of_rows, CacheOut<S, 4> ring,
+                    const Call& call) {
+  const Index rows = ring.extent(axis::slot);
+  for (const auto& [row, first, count, form] : call.segments()) {
+    const Index past = past_of_rows[row];
+    for (Index t = std::max<Index>(count - rows, 0); t < count; ++t) {
+      store_entries<S>(from[first + t], ring.at(axis::slot, (past + t) % rows).at(axis::row, row));
+    }
+  }
+}
+
 namespace detail {
 
 /// Keys or values of a call as a cache of this storage gives them back, in `scratch` where they are
@@ -23,19 +36,6 @@ View<const S, 3> as_stored(const View<const S, 3>& x, Storage storage, Context::
   round_entries<S>(x, storage, rounded, call);
   return rounded;
 }
-/// Puts the keys or values of a call in their ring.
-template <class S>
-void put_in_ring(const View<const S, 3>& from, const View<const Index, 1>& past_of_rows,
-                 const CacheView<S, 4>& ring, const Call& call) {
-  const Index rows = ring.extent(axis::slot);
-  for (const auto& [row, first, count, form] : call.segments()) {
-    const Index past = past_of_rows[row];
-    for (Index t = std::max<Index>(count - rows, 0); t < count; ++t) {
-      store_entries<S>(from[first + t], ring.at(axis::slot, (past + t) % rows).at(axis::row, row));
-    }
-  }
-}
-
 /// `attend` where the keys and values of the call are not in the caches, which are rings, yet: then
 /// they are put there.
 template <class S>
@@ -46,8 +46,8 @@ void attend_to_rings(AttentionOperands<S> operands, const CacheView<S, 4>& keys,
   operands.fresh_keys = as_stored<S>(k, keys.storage(), scratch, call);
   operands.fresh_values = as_stored<S>(v, values.storage(), scratch, call);
   attend(operands, call);
-  put_in_ring<S>(k, operands.past, keys, call);
-  put_in_ring<S>(v, operands.past, values, call);
+  append_to_ring<S>(k, operands.past, keys, call);
+  append_to_ring<S>(v, operands.past, values, call);
 }
 
 /// `attend_to_rings` for each remainder of the positions by `dilation`.

@@ -64,7 +64,7 @@ inline std::vector<SparsePattern> sparse_patterns(std::string_view text) {
 /// The pattern of each head, and the numbers that shape them.
 struct SparsePatterns {
   std::vector<SparsePattern> of_heads{SparsePattern::dense};  // head h has number h mod size
-  Index block = 1;             // tokens of a block of fixed, big_bird and layout
+  Index block = 1;             // tokens of a block of fixed, big_bird, stripes and layout
   Index span = 1;              // see `SparsePattern`
   Index prefix = 0;            // local: first keys that all see
   Index n_verticals = 1;       // fixed: head h keeps group h mod n_verticals of a segment's blocks,
@@ -112,7 +112,8 @@ struct SparsePatterns {
         return seen;
       }
       case SparsePattern::layout:
-        return i < layout.extent(1) && layout(head % layout.extent(0), i, j) != 0;
+        return i < layout.extent(1) && j < layout.extent(2) &&
+               layout(head % layout.extent(0), i, j) != 0;
       default:
         return pattern == SparsePattern::dense;
     }

@@ -59,7 +59,8 @@ template <class S>
 void strided_self_attention(In<S, 3> q, In<S, 3> k, In<S, 3> v, const SparsePatterns& patterns,
                             const AnyScore<S>& score, View<S, 3> o, const Call& call) {
   const Index H = q.extent(axis::head), stride = patterns.span;
-  const Index heads_per_group = H / std::max<Index>(k.extent(axis::head), 1);
+  const Index of_keys = k.extent(axis::head), of_values = v.extent(axis::head);
+  const Index heads_per_group = H / std::max<Index>(std::max(of_keys, of_values), 1);
   const Index width = q.extent(axis::channel) + o.extent(axis::channel);
   const auto work_of = [&](const Segment& segment) {
     const Index tokens = ceil_div(segment.count, stride);
@@ -75,8 +76,8 @@ void strided_self_attention(In<S, 3> q, In<S, 3> k, In<S, 3> v, const SparsePatt
         return residue.tokens(view.slice(axis::head, head, 1));
       };
       const Index g = h / heads_per_group;
-      self_attention<S>(tokens(q, h), tokens(k, g), tokens(v, g), Band::everything(),
-                        score.from_head(h), tokens(o, h),
+      self_attention<S>(tokens(q, h), tokens(k, g % of_keys), tokens(v, g % of_values),
+                        Band::everything(), score.from_head(h), tokens(o, h),
                         worker.with(Segments(&residue.segment, 1)));
     };
     for_each_unit(call, detail::attention_task_products, work_of, attend);

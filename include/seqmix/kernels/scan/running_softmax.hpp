@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <limits>
 
+#include "seqmix/core/call.hpp"
 #include "seqmix/core/expect.hpp"
+#include "seqmix/core/memory.hpp"
 #include "seqmix/kernels/pointwise/rows.hpp"
 #include "seqmix/simd/map.hpp"
 #include "seqmix/simd/math.hpp"
@@ -13,7 +16,7 @@ namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
 /// What the maximum of `running_softmax` is before the first token: e^(this - anything) is 0.
-inline constexpr double running_softmax_initial_maximum = -1e38;
+inline constexpr double running_softmax_initial_maximum = std::numeric_limits<float>::lowest();
 
 namespace detail {
 

@@ -106,7 +106,7 @@ struct AttentionDemands {
     dilation.excludes({uneven_biases, contents});
     biases.excludes({given, remap});
     distance_contents.excludes({given});
-    cope.excludes({biases, cap, pair_weights});
+    cope.excludes({biases, cap, pair_weights, divisor});
     cape.excludes({cap, pair_weights, divisor, heads_apart});
     if (!biases.made) cape.needs("a bias.kind that it adapts");
     xpos.excludes({bound, normaliser, contents});
@@ -147,18 +147,22 @@ struct AttentionConfig {
             "the tokens that sees.window, sees.windows, sees.dilation, sees.chunk, "
             "sees.chunks_back, sees.segments, positions.remap_window and store.max_rollback keep "
             "must not exceed 2^30");
-    require(sees.ring_step() <= largest_size,
-            "what all of sees.segment_dilations divide must not exceed 2^30");
+    require(sees.ring_step() <= largest_size && ring_rows() <= largest_size,
+            "the least multiple of sees.segment_dilations and the rows of the ring, a multiple of "
+            "it, must not exceed 2^30");
     positions.rope_scaling.check_fixed();
     require(positions.remap.kind != Remap::lm_infinite ||
                 (sees.window > 0 && sees.n_sinks > 0 && !sees.sinks_in_place),
             "positions.remap lm_infinite needs sees.window, sees.n_sinks and sees.sinks_in_place "
             "false");
-    require(sees.prefix == 0 && sees.chunks_ahead == 0 && !sees.all_chunks_back && !sees.key_mask,
-            "sees.prefix, sees.chunks_ahead, sees.all_chunks_back and sees.key_mask need "
-            "bidirectional attention");
-    require(content.kind != ContentBiasKind::deberta || !content.key_term,
-            "content.key_term needs bidirectional attention");
+    for (const Demand& one : {Demand{sees.prefix > 0, "sees.prefix"},
+                              Demand{sees.chunks_ahead > 0, "sees.chunks_ahead"},
+                              Demand{sees.all_chunks_back, "sees.all_chunks_back"},
+                              Demand{sees.key_mask, "sees.key_mask"},
+                              Demand{content.kind == ContentBiasKind::deberta && content.key_term,
+                                     "content.key_term"}}) {
+      one.needs("bidirectional attention");
+    }
   }
   /// What a bidirectional layer asks for, too.
   void check_parts() const {
@@ -166,7 +170,7 @@ struct AttentionConfig {
     require(content.kind != ContentBiasKind::transformer_xl || d_model % 2 == 0,
             "content.kind transformer_xl needs an even d_model");
     require(!content.shared_projections || heads.key_heads() == heads.n_heads,
-            "content.shared_projections needs heads.n_kv_heads to be heads.n_heads");
+            "content.shared_projections needs a key head for each of heads.n_heads");
     merge.check_fits(heads.n_heads);
     require(sees.windows.empty() || heads.n_heads % std::ssize(sees.windows) == 0,
             "sees.windows needs a size for each equal share of heads.n_heads");
@@ -251,8 +255,8 @@ struct AttentionParts {
     auto k = scratch(T, c.heads.key_heads(), K);    // [T, G, K]
     auto v = scratch(T, c.heads.value_heads(), V);  // [T, G, V]
     auto o = scratch(T, c.heads.n_heads, V);        // [T, H, V]
-    project_queries<Scalar>(c.heads, w, x, q, call),
-        project_keys<Scalar>(c.heads, w, x, k, v, call);
+    project_queries<Scalar>(c.heads, w, x, q, call);
+    project_keys<Scalar>(c.heads, w, x, k, v, call);
     convolve_heads<Scalar>(c.heads.conv, w.conv, taps, history, q, k, v, call);
     finish_queries<Scalar>(c.heads, w, q, call), finish_keys<Scalar>(c.heads, w, k, v, call);
     attend(q, k, v, o);
@@ -283,7 +287,7 @@ struct AttentionParts {
     }
     if (!content().by_distance()) return body(other);
     const RelativeProducts<Scalar> term(q, w.content.r_r_bias, by_distance.for_queries, k,
-                                        by_distance.for_keys, call);
+                                        c.heads.n_kv_heads, by_distance.for_keys, call);
     if (w.content.r_w_bias) {
       const auto numbers = w.content.r_w_bias.view().merge(axis::row);
       elementwise(call, std::plus(), q.merge(axis::head), q.merge(axis::head), by_channel(numbers));
@@ -323,8 +327,9 @@ struct AttentionParts {
 ///         ζ_n^((t - j) / rope_xpos)
 ///   o_t = Σ_j p_tj v_j,  weights p_t = softmax(s_t) or those of another `Normaliser`, over the
 ///         keys j <= t that the query sees: all; or j = t, t - dilation, ...,
-///         t - (window - 1) dilation; or j / chunk >= t / chunk - chunks_back; head h reads head
-///         h / (H / G)
+///         t - (window - 1) dilation; or j / chunk >= t / chunk - chunks_back; or what else
+///         `SeesConfig` leaves; head h reads head h / (H / G), of key heads and of value heads each
+///         modulo their number
 ///   y_t = W_o o_t,  or of the differences of pairs of heads: `MergeConfig`
 ///
 /// Where a window ends the past, the memory does not grow with the stream. With n_sinks = n > 0 the
@@ -344,7 +349,10 @@ struct AttentionParts {
 ///
 /// forward: O(T D² + T² H K); step: O(D² + t H K). State: 2 t G K numbers a stream after t tokens.
 /// With a window W: T W and W in place of T² and t, and a ring of (W - 1) dilation + 1 +
-/// max_rollback tokens and the sinks. Short convolutions add their last inputs.
+/// max_rollback tokens and the sinks; self_extend has its ring beside all tokens. Rows of rings are
+/// a multiple of dilations, with segments of the least number that all of them divide. Short
+/// convolutions add their last inputs. Biases by content cost T² H K more a term, adapted ones
+/// T² H mlp_width.
 /// Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Ainslie et al. 2023, arXiv:2305.13245;
 /// Su et al. 2021, arXiv:2104.09864, eq. 34; Jiang et al. 2023, arXiv:2310.06825, section 2 (window
 /// counts the query's own key); Xiao et al. 2023, arXiv:2309.17453, section 3.2, pos_shift of
@@ -472,15 +480,15 @@ struct AttentionDefinition : AttentionParts<S, AttentionConfig> {
   void forget(View<const Scalar, 2> x, View<Scalar, 2> logs, State& state,
               std::optional<ForgetGates<Scalar>>& gates, const Call& call) const {
     const View<const Index, 1> past = state.position.tokens;
+    const auto of_heads = logs.split(axis::channel, c.heads.n_heads, 1);  // [T, H, 1]
     project(x, {{w.content.f_proj, logs}}, call);
     log_sigmoid(logs, 1, call);
     if (state.keeps_all) {
       gates.emplace(logs, state.log_forget.view(), past, 0, call);
-      append<Scalar>(logs.split(axis::channel, c.heads.n_heads, 1), past, state.log_forget.view(),
-                     call);
+      append<Scalar>(of_heads, past, state.log_forget.view(), call);
     } else {
       gates.emplace(logs, state.ring_log_forget.view(), past, c.reach(), call);
-      append_to_ring<Scalar>(logs, past, state.ring_log_forget.view(), call);
+      append_to_ring<Scalar>(of_heads, past, state.ring_log_forget.view(), call);
     }
   }
 
@@ -587,7 +595,7 @@ template <class Scalar = float>
 using SlidingWindowAttention = Attention<Scalar>;
 using SlidingWindowAttentionConfig = AttentionConfig;
 
-/// A bidirectional layer has no state, and no sinks.
+/// The parts of attention that ask for no past: none that follows the order of tokens.
 struct BidirectionalAttentionConfig : AttentionConfig {
   static constexpr bool causal = false;
 

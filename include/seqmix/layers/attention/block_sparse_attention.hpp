@@ -77,13 +77,17 @@ struct BlockSparseAttentionConfig {
     field("layout_blocks", self.layout_blocks, zero_is_legal);
   }
   void check() const {
+    check_parts();
+    positions.rope_scaling.check_fixed();
+  }
+  /// What a bidirectional layer asks for, too.
+  void check_parts() const {
     positions.check_fits(heads.head_dim);
     merge.check_fits(heads.n_heads);
     const AttentionDemands demands{heads, scores, positions, bias};
     demands.xpos.needs("dense attention"), demands.remap.needs("dense attention");
     if (has(SparsePattern::strided)) demands.biases.needs("a pattern that is not strided");
     demands.check();
-    positions.rope_scaling.check_fixed();
     require(std::ssize(sparse_patterns(pattern)) <= heads.n_heads,
             "pattern must not have more names than there are heads, heads.n_heads");
     if (has(SparsePattern::fixed)) {
@@ -250,7 +254,7 @@ struct BidirectionalBlockSparseAttentionConfig : BlockSparseAttentionConfig {
 
   void check() const {
     AttentionDemands{heads, scores}.convolutions.needs("causal attention");
-    BlockSparseAttentionConfig::check();
+    check_parts();
     require(!has(SparsePattern::fixed) && !has(SparsePattern::big_bird),
             "patterns fixed and big_bird need causal attention");
     require(prefix == 0, "prefix needs causal attention");

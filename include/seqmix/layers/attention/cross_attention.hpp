@@ -50,7 +50,7 @@ struct CrossAttentionDefinition {
                                  .paper = "Vaswani 2017, arXiv:1706.03762",
                                  .forward = "O(T D² + T S H K)",
                                  .step = "O(D² + S H K)",
-                                 .state = "2 S G K",
+                                 .state = "S G (K + V)",
                                  .has_source = true};
 
   struct Weights : HeadsWeights<Scalar>, ScoresWeights<Scalar> {

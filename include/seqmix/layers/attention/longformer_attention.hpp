@@ -39,7 +39,7 @@ struct LongformerAttentionConfig {
 ///
 /// It has `forward` alone: an output needs the tokens behind it. Decoders have the pattern local of
 /// `block_sparse_attention` with a prefix. The output projection is a layer of its own.
-/// forward: O(T D² + T (window + n_global) D). State: none.
+/// forward: O(T D² + T (window + N) D) with N global tokens. State: none.
 /// Source: Beltagy et al. 2020, arXiv:2004.05150, section 3.1; HF transformers
 /// LongformerSelfAttention.
 template <class S>

@@ -99,7 +99,7 @@ struct MixedChunkAttentionParts : GatedUnit<Scalar, Config, MixedChunkAttentionW
 ///   y_t = x_t + W_o (u_t ⊙ o_t) + b_o
 ///
 /// forward: O(T (D V + g (K + V) + K V)); step: O(D V + g (K + V) + K V). State: 2 K V accumulators
-/// and the keys and values of g tokens a stream, with token_shift D / 2 numbers more.
+/// and the keys and values of g tokens a stream, with token_shift ⌈D / 2⌉ numbers more.
 /// Source: Hua et al. 2022, arXiv:2202.10447, section 3.2; lucidrains/FLASH-pytorch FLASH, whose
 /// group_size, shift_tokens and rotary_pos_emb these are.
 template <class S>
@@ -120,7 +120,7 @@ struct MixedChunkAttentionDefinition : MixedChunkAttentionParts<S, MixedChunkAtt
     Ring<Scalar, 4, 2> values;  // [B, 1, g, V]
     Tensor<Scalar, 3> memory;   // [B, K, V], of the groups that ended
     Tensor<Scalar, 3> open;     // [B, K, V], the sum of the open group
-    Tensor<Scalar, 3> shift;    // [B, 1, D / 2], only where tokens are shifted
+    Tensor<Scalar, 3> shift;    // [B, 1, ⌈D / 2⌉], only where tokens are shifted
 
     static void visit(auto& self, auto&& tensor) {
       tensor("position", self.position);
@@ -179,6 +179,9 @@ struct BidirectionalMixedChunkAttentionConfig : MixedChunkAttentionConfig {
 /// attention all tokens, n of them:
 ///
 ///   o_t = Σ_{j in t's group} f(q_t · k_j / g + √K bias(t - j)) v_j + q'_t Σ_j k'_jᵀ v_j / n
+///
+/// with the j of t's group alone in the second sum, too, where linear_by_group is true: divided by
+/// n, as published.
 ///
 /// It has `forward` alone: each output needs the whole sequence.
 /// forward: O(T (D V + g (K + V) + K V)). State: none.

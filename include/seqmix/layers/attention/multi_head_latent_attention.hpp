@@ -45,7 +45,7 @@ struct MultiHeadLatentAttentionConfig {
   }
   Index shared() const { return shared_dim > 0 ? shared_dim : positions.rotary_dim; }
   Index head_k() const { return nope_dim + shared(); }
-  /// The scores with their scale.
+  /// The scores with their scale, score_scale or (nope_dim + shared)^-1/2, times mscale².
   ScoresConfig scaled_scores() const {
     const double mscale = 0.1 * mscale_all_dim * std::log(positions.rope_scaling.factor) + 1;
     const double width = static_cast<double>(head_k());
@@ -81,7 +81,7 @@ struct MultiHeadLatentAttentionDefinition {
                                  .paper = "DeepSeek-AI 2024, arXiv:2405.04434",
                                  .forward = "O(T D² + T² H (K + V))",
                                  .step = "O(D² + t H r)",
-                                 .state = "t (r + rotary)",
+                                 .state = "t (r + shared)",
                                  .whole_sequence = true};
   // Sequences stay whole, as each call expands the cache once.
 

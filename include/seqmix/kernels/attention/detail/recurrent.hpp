@@ -107,9 +107,9 @@ inline constexpr Index queries_at_once = std::min<Index>(4, simd::lanes<S>);
 
 /// Calls `body(first, count)` for blocks of [0, rows), `count` a constant: `Most`, then less.
 template <Index Most>
-SEQMIX_ALWAYS_INLINE void for_each_block_of_queries(Index rows, auto&& body, Index row = 0) {
+SEQMIX_ALWAYS_INLINE void for_each_block_of_rows(Index rows, auto&& body, Index row = 0) {
   for (; row + Most <= rows; row += Most) body(row, std::integral_constant<Index, Most>{});
-  if constexpr (Most > 1) for_each_block_of_queries<Most / 2>(rows, body, row);
+  if constexpr (Most > 1) for_each_block_of_rows<Most / 2>(rows, body, row);
 }
 
 /// products(r, j) = q_r · row_j for `Queries` rows of q and the keys from `row` on, of which there
@@ -163,7 +163,7 @@ __attribute__((noinline)) void dot_rows(const View<const S, 2>& q,
   Ahead nothing;
   for (Index row = 0; row < rows.extent(0); row += lanes) {
     const Index end = std::min(rows.extent(0), row + lanes);
-    for_each_block_of_queries<queries_at_once<S>>(q.extent(0), [&](Index r, auto count) {
+    for_each_block_of_rows<queries_at_once<S>>(q.extent(0), [&](Index r, auto count) {
       for (Index first = row; first < end; first += lanes / count) {
         dot_block<S, count>(q.slice(axis::row, r, count), rows, first, r == 0 ? ahead : nothing,
                             products.slice(axis::row, r, count));
@@ -226,7 +226,7 @@ __attribute__((noinline)) void add_rows(const View<const S, 2>& p,
   constexpr std::integral_constant<Index, 1> narrow;
   Ahead nothing;
   const auto add = [&](auto registers, Index column, auto lane_count) {
-    for_each_block_of_queries<queries_at_once<S>>(o.extent(0), [&](Index r, auto queries) {
+    for_each_block_of_rows<queries_at_once<S>>(o.extent(0), [&](Index r, auto queries) {
       add_block<S, queries, registers>(p.slice(axis::row, r, queries), rows, column, lane_count,
                                        r == 0 ? ahead : nothing, o.slice(axis::row, r, queries));
     });

@@ -71,7 +71,7 @@ class QueryRows {
   Index most_keys() const {
     if (!operands_.has_caches()) return width_;
     const Index slots = operands_.keys.extent(axis::slot);
-    return round_up(slots + tokens_.size(), attention_tile) + attention_tile;
+    return std::max(width_, round_up(slots + tokens_.size(), attention_tile) + attention_tile);
   }
   /// Rows are those of the tokens of a group, each of its heads, then of the next group.
   Index head_number(Index row) const {
@@ -166,12 +166,13 @@ class QueryRows {
 /// All segments, whatever their form.
 template <class S>
 void attend_by_rows(const AttentionOperands<S>& operands, const Call& call) {
-  const Index R = operands.heads_per_group(), tokens = ceil_div(row_queries, R);
-  const Index groups = operands.policies.scores.mixes_heads() ? operands.groups() : 1;
+  const bool mixes_heads = operands.policies.scores.mixes_heads();
+  const Index R = operands.heads_per_group(), groups = mixes_heads ? operands.groups() : 1;
+  const Index tokens = ceil_div(row_queries, R * groups);
   const auto work_of = [&](const Segment& segment) {
     const SegmentQueries of = operands.queries_of(segment);
     if (of.count == 0) return SegmentWork{};
-    const Index keys = operands.reach(of, {0, 1}, {of.count - 1, of.count}).size();
+    const Index keys = operands.reach(of, {0, operands.heads()}, {of.count - 1, of.count}).size();
     const Index products =
         std::min(tokens, of.count) * groups * R * keys * (operands.head_k() + operands.head_v());
     return SegmentWork{ceil_div(of.count, tokens) * (operands.groups() / groups),

@@ -24,7 +24,8 @@ constexpr std::array<std::string_view, 6> names_of(ContentBiasKind) {
 }
 
 /// What is added to the scores of a query at t and a key at j, of each head, by what they say. With
-/// s = score_scale, distances d clamped to max_distance:
+/// s = score_scale, q_t and k_j as they are multiplied (turned, normalised, q_t times the factors
+/// of its head and position), distances d clamped to max_distance:
 ///
 ///   forget_gate     Σ_{i = j+1 .. t} log σ(w_f · x_i + b_f). Lin et al. 2025, arXiv:2503.02130
 ///                   (FoX), eq. 6; fla/layers/forgetting_attn.py
@@ -43,7 +44,7 @@ constexpr std::array<std::string_view, 6> names_of(ContentBiasKind) {
 ///                   either term alone too. He et al. 2020, arXiv:2006.03654, eq. 4; HF
 ///                   transformers DisentangledSelfAttention of deberta and deberta_v2
 ///
-/// A table of 2 n embeddings has those of the distances -n to n - 1; with num_buckets n, those
+/// A table of 2 n embeddings has those of the distances -n to n - 1; with position_buckets n, those
 /// beyond n / 2 share theirs in logarithmic steps up to max_distance, else n is max_distance.
 struct ContentBiasConfig {
   using Kind = ContentBiasKind;
@@ -53,7 +54,7 @@ struct ContentBiasConfig {
   Index mlp_width = 32;
   Index n_positions = 64;
   Index max_distance = 512;         // farther ones are as near as it
-  Index num_buckets = 0;            // of a direction; 0: each distance has its own
+  Index position_buckets = 0;       // of a direction; 0: each distance has its own
   bool query_term = true;           // q · W_k P, content to position
   bool key_term = true;             // k · W_q P, position to content
   bool query_bias = true;           // of W_k; W_q has one
@@ -66,8 +67,7 @@ struct ContentBiasConfig {
     field("mlp_width", self.mlp_width, only_where(self.kind == Kind::cape, "kind is cape"));
     field("n_positions", self.n_positions, only_where(self.kind == Kind::cope, "kind is cope"));
     field("max_distance", self.max_distance, of_distance, flat_key("content_max_distance"));
-    field("num_buckets", self.num_buckets, zero_is_legal, of_deberta,
-          flat_key("content_num_buckets"));
+    field("position_buckets", self.position_buckets, zero_is_legal, of_deberta);
     field("query_term", self.query_term, of_deberta);
     field("key_term", self.key_term, of_deberta);
     field("query_bias", self.query_bias, of_deberta, flat_key("query_term_bias"));
@@ -77,8 +77,9 @@ struct ContentBiasConfig {
     require(max_distance <= largest_distance, "max_distance must not exceed 2^16");
     require(kind != Kind::deberta || query_term || key_term,
             "kind deberta needs query_term or key_term");
-    require(num_buckets == 0 || (num_buckets % 2 == 0 && num_buckets / 2 < max_distance - 1),
-            "num_buckets must be even and its half less than max_distance - 1");
+    require(position_buckets == 0 ||
+                (position_buckets % 2 == 0 && position_buckets / 2 < max_distance - 1),
+            "position_buckets must be even and its half less than max_distance - 1");
     require(query_bias || (query_term && !shared_projections),
             "query_bias false needs a query_term and projections that are not shared");
   }
@@ -88,12 +89,12 @@ struct ContentBiasConfig {
     return kind == Kind::deberta ? 1 + Index{query_term} + Index{key_term} : 1;
   }
   /// Embeddings of a direction.
-  Index span() const { return num_buckets > 0 ? num_buckets : max_distance; }
+  Index span() const { return position_buckets > 0 ? position_buckets : max_distance; }
   /// The embedding of a distance; logarithms in float, as published.
   Index embedding(Index distance) const {
-    const Index mid = num_buckets / 2, far = std::abs(distance);
+    const Index mid = position_buckets / 2, far = std::abs(distance);
     Index bucket = far;
-    if (num_buckets > 0 && far > mid) {
+    if (position_buckets > 0 && far > mid) {
       const auto steps = [mid](Index at) {
         return std::log(static_cast<float>(at) / static_cast<float>(mid));
       };

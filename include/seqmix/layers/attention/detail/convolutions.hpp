@@ -12,7 +12,8 @@ namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
 /// Each channel of q, k and v sees its last numbers through a convolution of its own:
-///   q_t = f(b + Σ_w taps[w] (W_q x)_{t - (W - 1) + w}),  f = silu with conv_silu, else none
+///   q_t = f(b + Σ_w taps[w] (W_q x)_{t - (W - 1) + w}),  f = silu with conv_silu, else the
+///   identity
 /// and k and v likewise. A residual around it (Canon layers, arXiv:2512.17351) is 1 more on the
 /// last tap.
 ///

@@ -21,8 +21,8 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
-/// The norm of x before all else: layer norm, or the length of x over that of ones times one
-/// learned number (ScaleNorm. Nguyen & Salazar 2019, arXiv:1910.05895).
+/// The norm of x before all else: layer norm, or g x / max(|x| / √D, norm_eps) of one learned
+/// number g (ScaleNorm. Nguyen & Salazar 2019, arXiv:1910.05895).
 enum class UnitNorm { layer, scale };
 constexpr std::array<std::string_view, 2> names_of(UnitNorm) { return {"layer", "scale"}; }
 

@@ -21,10 +21,10 @@ SEQMIX_BEGIN_NAMESPACE
 enum class Merge { one, difference };
 constexpr std::array<std::string_view, 2> names_of(Merge) { return {"one", "difference"}; }
 
-/// Differential attention takes from one map of attention what another one sees, too. Both maps of
-/// a pair look at the same values, of twice the width: n_value_heads = n_kv_heads / 2, value_dim =
-/// 2 head_dim. They are heads p and p + H / 2, as in HF transformers; the paper's code has them
-/// beside each other.
+/// Differential attention takes from one map of attention what another one sees, too. The maps are
+/// heads p and p + H / 2, as in HF transformers; the paper's code has them beside each other. In
+/// published models both see the same keys and look at the same values, of twice the width:
+/// n_value_heads = n_kv_heads / 2, value_dim = 2 head_dim.
 ///
 /// Source: Ye et al. 2024, arXiv:2410.05258, eq. 1-3; microsoft/unilm MultiheadDiffAttn; HF
 /// transformers DiffLlamaAttention (no weight), whose value heads g and g + n_kv_heads / 2 are the

@@ -87,9 +87,8 @@ struct SeesConfig {
     require(n_sinks == 0 || (windows.empty() && chunk == 0) || sinks_in_place,
             "n_sinks needs sinks_in_place beside windows or chunk");
     require(chunk_shift == 0 || chunk_shift < chunk, "chunk_shift needs a larger chunk");
-    require(!key_mask || segments.empty(), "key_mask needs a mask: segments exclude it");
-    require(!all_chunks_back || chunks_back == 0,
-            "all_chunks_back and chunks_back are one too many");
+    require(!key_mask || segments.empty(), "key_mask needs segments to be empty");
+    require(!all_chunks_back || chunks_back == 0, "all_chunks_back needs chunks_back to be 0");
   }
   bool windowed() const { return window > 0 || !windows.empty(); }
   /// Whether what a causal query sees has a bound.
