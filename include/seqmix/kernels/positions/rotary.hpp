@@ -175,8 +175,8 @@ void rope_by_one_angle(View<S, 3> x, Index pairs, In<Index, 1> past, RotaryLayou
   });
 }
 
-/// As `rope` where positions are given, [T, 1] over all tokens of the call, or [T, axes]: `sections`
-/// says which of several axes turns a pair.
+/// As `rope` where positions are given, [T, 1] over all tokens of the call, or [T, axes]:
+/// `sections` says which of several axes turns a pair.
 template <class S>
 void rope_at(View<S, 3> x, const RotaryFrequencies& frequencies, In<Index, 2> positions,
              RotaryLayout layout, const Call& call, const RotarySections& sections = {},
