@@ -46,7 +46,9 @@ Tensor<double, 3> forward_at(const Layer& layer, const Tensor<double, 3>& x,
                              const Tensor<Index, 2>& positions) {
   Context context;
   Tensor<double, 3> y(x.shape());
-  layer.forward(x, y, context, {positions.view()});
+  typename Layer::Side side;
+  side.positions = positions.view();
+  layer.forward(x, y, context, side);
   return y;
 }
 
