@@ -205,7 +205,7 @@ TEST_CASE("positions say what is wrong with them") {
   CHECK_THAT(text([](auto& p) { p.remap = {.kind = Remap::dual_chunk, .chunk = 4, .local = 4}; }),
              ContainsSubstring("remap dual_chunk and rpe_3d need a remap_chunk above remap_local"));
   CHECK_THAT(text([](auto& p) { p.remap.kind = Remap::lm_infinite; }),
-             ContainsSubstring("positions.remap lm_infinite needs sees.window and sees.n_sinks"));
+             ContainsSubstring("positions.remap lm_infinite needs sees.window, sees.n_sinks and"));
   CHECK_THAT(text([](auto& p) { p.remap.group = 4; }),
              ContainsSubstring("which counts only where remap is self_extend"));
 }

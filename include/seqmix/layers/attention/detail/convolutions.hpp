@@ -26,8 +26,9 @@ struct HeadConvolutionsConfig {
 
   static void visit(auto& self, auto&& field) {
     const auto convolved = only_where(self.kernel > 0, "conv_kernel is positive");
-    field("conv_kernel", self.kernel, zero_is_legal);
-    field("conv_bias", self.bias, convolved), field("conv_silu", self.silu, convolved);
+    field("conv_kernel", self.kernel, zero_is_legal, flat_key("head_conv_kernel"));
+    field("conv_bias", self.bias, convolved, flat_key("head_conv_bias"));
+    field("conv_silu", self.silu, convolved, flat_key("head_conv_silu"));
   }
   /// Tokens that a state remembers.
   Index past() const { return kernel > 0 ? kernel - 1 : 0; }
