@@ -19,13 +19,9 @@ struct GatedAttentionUnitConfig : GatedUnitConfig {
 
   static void visit(auto& self, auto&& field) {
     GatedUnitConfig::visit(self, field);
-    field("normaliser_length", self.normaliser_length, zero_is_legal);
-    field("residual", self.residual);
+    field("normaliser_length", self.normaliser_length), field("residual", self.residual);
   }
-  void check() const {
-    bias(false).check();
-    require(normaliser_length > 0, "normaliser_length must be positive");
-  }
+  void check() const { bias(false).check(); }
 };
 
 template <class Scalar>
@@ -135,6 +131,11 @@ SEQMIX_COMPILE_MIXER(GatedAttentionUnitDefinition);
 
 /// With a `normaliser_length` of 0 each sequence has its own length for n, as published.
 struct BidirectionalGatedAttentionUnitConfig : GatedAttentionUnitConfig {
+  static void visit(auto& self, auto&& field) {
+    GatedUnitConfig::visit(self, field);
+    field("normaliser_length", self.normaliser_length, zero_is_legal);
+    field("residual", self.residual);
+  }
   void check() const {
     bias(true).check();
     require(normaliser_length > 0 || activation == UnitActivation::relu_squared,
