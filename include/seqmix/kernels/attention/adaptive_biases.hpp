@@ -5,6 +5,7 @@
 #include "seqmix/kernels/attention/composed_score.hpp"
 #include "seqmix/kernels/attention/detail/operands.hpp"
 #include "seqmix/kernels/attention/detail/recurrent.hpp"
+#include "seqmix/kernels/product/detail/row_products.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE

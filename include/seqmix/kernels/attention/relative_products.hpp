@@ -9,7 +9,7 @@
 #include "seqmix/kernels/attention/composed_score.hpp"
 #include "seqmix/kernels/attention/detail/operands.hpp"
 #include "seqmix/kernels/attention/detail/products.hpp"
-#include "seqmix/kernels/attention/detail/recurrent.hpp"
+#include "seqmix/kernels/product/detail/row_products.hpp"
 #include "seqmix/simd/reduce.hpp"
 
 namespace seqmix {

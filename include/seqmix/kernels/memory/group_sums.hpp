@@ -1,11 +1,12 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
+#include "seqmix/core/call.hpp"
 #include "seqmix/core/expect.hpp"
 #include "seqmix/core/view.hpp"
 #include "seqmix/kernels/pointwise/rows.hpp"
+#include "seqmix/kernels/product/detail/row_products.hpp"
 #include "seqmix/simd/map.hpp"
 #include "seqmix/simd/math.hpp"
 
@@ -18,103 +19,23 @@ namespace detail {
 /// Columns of values that a unit of work has: rows of sums so long are streams that the processor
 /// follows.
 inline constexpr Index group_sum_columns = 512;
-/// Tokens and registers of columns that share what is read of a sum.
-inline constexpr Index group_sum_tokens = 4, group_sum_registers = 4;
-
-/// Calls `tile(tokens, registers, t, column, lane_count)`, the first two constants, for blocks of
-/// tokens of [0, T) and columns of [0, C), and `token(t)` for what tokens are left.
-template <class S>
-void for_each_group_tile(Index T, Index C, auto&& tile, auto&& token) {
-  constexpr Index lanes = simd::lanes<S>, wide = group_sum_registers * lanes;
-  Index t = 0;
-  for (; t + group_sum_tokens <= T; t += group_sum_tokens) {
-    Index column = 0;
-    for (; column + wide <= C; column += wide) {
-      tile(std::integral_constant<Index, group_sum_registers>{}, t, column, simd::Full<S>{});
-    }
-    simd::for_each_block<S>(C - column, [&](Index more, auto lane_count) {
-      tile(std::integral_constant<Index, 1>{}, t, column + more, lane_count);
-    });
-  }
-  for (; t < T; ++t) token(t);
-}
+/// Tokens whose keys are turned into rows at a time.
+inline constexpr Index group_sum_tokens = 64;
 
 /// sum [K, C] += Σ_t k_tᵀ v_t of k [T, K], v [T, C]: each number one chain of fma over ascending t.
 template <class S>
-void add_outer_products(const View<const S, 2>& k, const View<const S, 2>& v,
-                        const View<S, 2>& sum) {
-  using Batch = simd::Batch<S>;
-  constexpr Index tokens = group_sum_tokens, lanes = simd::lanes<S>;
-  const Index K = k.extent(1), C = v.extent(1);
-  const auto tile = [&]<Index Width>(std::integral_constant<Index, Width>, Index t, Index column,
-                                     auto lane_count) {
-    Batch values[tokens][Width];
-    for (Index r = 0; r < tokens; ++r) {
-      for (Index i = 0; i < Width; ++i) {
-        values[r][i] = simd::load<S>(&v(t + r, column + i * lanes), lane_count);
-      }
+void add_outer_products(const View<const S, 2>& k, const View<const S, 2>& v, const View<S, 2>& sum,
+                        const Call& worker) {
+  const Index T = k.extent(0), K = k.extent(1);
+  auto scratch = worker.scratch<S>();
+  auto rows = scratch(K, group_sum_tokens);  // [K, t]
+  for (Index first = 0; first < T; first += group_sum_tokens) {
+    const Index count = std::min(group_sum_tokens, T - first);
+    for (Index t = 0; t < count; ++t) {
+      for (Index i = 0; i < K; ++i) rows(i, t) = k(first + t, i);
     }
-    for (Index row = 0; row < K; ++row) {
-      S* const to = &sum(row, column);
-#pragma GCC unroll 4
-      for (Index i = 0; i < Width; ++i) {
-        Batch total = simd::load<S>(to + i * lanes, lane_count);
-        for (Index r = 0; r < tokens; ++r) {
-          total = simd::fma<S>(Batch(k(t + r, row)), values[r][i], total);
-        }
-        simd::store<S>(to + i * lanes, total, lane_count);
-      }
-    }
-  };
-  for_each_group_tile<S>(k.extent(0), C, tile, [&](Index t) {
-    for (Index row = 0; row < K; ++row) {
-      const auto add = [](const Batch& total, const Batch& value, const Batch& key) {
-        return simd::fma<S>(key, value, total);
-      };
-      simd::map<S>(C, &sum(row, 0), add, &sum(row, 0), &v(t, 0), k(t, row));
-    }
-  });
-}
-
-/// o_t += q_t sum, of q [T, K], sum [K, C], o [T, C]: each number one chain of fma over ascending
-/// rows of the sum.
-template <class S>
-void read_sum(const View<const S, 2>& q, const View<const S, 2>& sum, const View<S, 2>& o) {
-  using Batch = simd::Batch<S>;
-  constexpr Index tokens = group_sum_tokens, lanes = simd::lanes<S>;
-  const Index K = q.extent(1), C = o.extent(1);
-  const auto tile = [&]<Index Width>(std::integral_constant<Index, Width>, Index t, Index column,
-                                     auto lane_count) {
-    Batch totals[tokens][Width];
-    for (Index r = 0; r < tokens; ++r) {
-      for (Index i = 0; i < Width; ++i) {
-        totals[r][i] = simd::load<S>(&o(t + r, column + i * lanes), lane_count);
-      }
-    }
-    for (Index row = 0; row < K; ++row) {
-      const S* const from = &sum(row, column);
-#pragma GCC unroll 4
-      for (Index i = 0; i < Width; ++i) {
-        const Batch number = simd::load<S>(from + i * lanes, lane_count);
-        for (Index r = 0; r < tokens; ++r) {
-          totals[r][i] = simd::fma<S>(Batch(q(t + r, row)), number, totals[r][i]);
-        }
-      }
-    }
-    for (Index r = 0; r < tokens; ++r) {
-      for (Index i = 0; i < Width; ++i) {
-        simd::store<S>(&o(t + r, column + i * lanes), totals[r][i], lane_count);
-      }
-    }
-  };
-  for_each_group_tile<S>(q.extent(0), C, tile, [&](Index t) {
-    for (Index row = 0; row < K; ++row) {
-      const auto add = [](const Batch& total, const Batch& number, const Batch& query) {
-        return simd::fma<S>(query, number, total);
-      };
-      simd::map<S>(C, &o(t, 0), add, &o(t, 0), &sum(row, 0), q(t, row));
-    }
-  });
+    add_rows<S>(rows.slice(axis::channel, 0, count), v.slice(axis::row, first, count), {}, sum);
+  }
 }
 
 /// to += scale sum, then sum = 0.
@@ -177,19 +98,20 @@ void add_earlier_groups(In<S, 2> q, In<S, 2> k, In<S, 2> v, In<Index, 1> past, I
   expect.rows("memory", memory, {B, K, V}), expect.rows("open", open, {B, K, V});
   expect.shape("past", past, {B});
   if (o.empty()) return;
-  detail::for_each_column_panel<S>(K, V, call, [&](const Unit& unit, auto panel, const Call&) {
-    const auto ended = panel(memory[unit.row()]), sum = panel(open[unit.row()]);  // [K, C]
-    for (Index t = 0, count = 0; t < unit.tokens(); t += count) {
-      const Index within = (past[unit.row()] + t) % group;
-      count = std::min(group - within, unit.tokens() - t);
-      const auto tokens = [&, at = t, n = count](const auto& view) {
-        return unit.tokens_of(view).slice(axis::time, at, n);
-      };
-      detail::read_sum<S>(tokens(q), ended, panel(tokens(o)));
-      detail::add_outer_products<S>(tokens(k), panel(tokens(v)), sum);
-      if (within + count == group) detail::close_group(sum, static_cast<S>(scale), ended);
-    }
-  });
+  detail::for_each_column_panel<S>(
+      K, V, call, [&](const Unit& unit, auto panel, const Call& worker) {
+        const auto ended = panel(memory[unit.row()]), sum = panel(open[unit.row()]);  // [K, C]
+        for (Index t = 0, count = 0; t < unit.tokens(); t += count) {
+          const Index within = (past[unit.row()] + t) % group;
+          count = std::min(group - within, unit.tokens() - t);
+          const auto tokens = [&, at = t, n = count](const auto& view) {
+            return unit.tokens_of(view).slice(axis::time, at, n);
+          };
+          detail::add_rows<S>(tokens(q), View<const S, 2>(ended), {}, panel(tokens(o)));
+          detail::add_outer_products<S>(tokens(k), panel(tokens(v)), sum, worker);
+          if (within + count == group) detail::close_group(sum, static_cast<S>(scale), ended);
+        }
+      });
 }
 
 /// Linear attention in both directions, to a token's own group, or with group 0 to all tokens:
@@ -217,9 +139,9 @@ void add_own_groups(In<S, 2> q, In<S, 2> k, In<S, 2> v, Index group, View<S, 2> 
             return unit.tokens_of(view).slice(axis::time, at, std::min(size, T - at));
           };
           fill(mean, S(0));
-          detail::add_outer_products<S>(tokens(k), panel(tokens(v)), sum);
+          detail::add_outer_products<S>(tokens(k), panel(tokens(v)), sum, worker);
           detail::close_group(sum, S(1) / static_cast<S>(T), mean);
-          detail::read_sum<S>(tokens(q), mean, panel(tokens(o)));
+          detail::add_rows<S>(tokens(q), View<const S, 2>(mean), {}, panel(tokens(o)));
         }
       });
 }
