@@ -514,13 +514,13 @@ TEST_CASE("verify describes parts that are alike once") {
         "\n  layers.4.mixer.keys   "}) {
     CHECK_THAT(printed.out, ContainsSubstring(text));
   }
-  // The block, Mamba, attention and its six parts, the feed-forward layer and experts.
+  // The block, Mamba, attention and its eight parts, the feed-forward layer and experts.
   int tables = 0;
   for (auto at = printed.out.find("\nconfig of "); at != printed.out.npos;
        at = printed.out.find("\nconfig of ", at + 1)) {
     ++tables;
   }
-  CHECK(tables == 11);
+  CHECK(tables == 13);
   // A nested config is filled in where it says nothing, too.
   CHECK_THAT(run({"--describe", "jamba_block", R"({"layers.0": {"mixer": {"d_inner": 24}}})"}).out,
              ContainsSubstring("\n  weights.layers.0.mixer.D ") && ContainsSubstring("[24]") &&
@@ -528,9 +528,8 @@ TEST_CASE("verify describes parts that are alike once") {
 }
 
 TEST_CASE("a command that is none ends with 2 and says why") {
-  CHECK_THAT(
-      run({"--describe", "atention"}).errors,
-      StartsWith("verify: atention: no layer is called \"atention\"; there are attention, "));
+  CHECK_THAT(run({"--describe", "atention"}).errors,
+             StartsWith("verify: atention: no layer is called \"atention\"; there are aaren, "));
   CHECK_THAT(run({"--describe", "s4", R"({"d_model": 8, "n_ssm": 3})"}).errors,
              ContainsSubstring("d_model must be a multiple of n_ssm"));
   CHECK_THAT(run({"--describe", "s4", "{"}).errors, ContainsSubstring("CONFIG: not valid JSON"));

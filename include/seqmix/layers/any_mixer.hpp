@@ -194,8 +194,8 @@ class AnyMixer {
   }
   void reset(AnyState& state, Index row) const { held().reset(state, row); }
   void grow(AnyState& state, Index capacity) const { held().grow(state, capacity); }
-  void prepare(Context& context, Index rows, Index tokens) const {
-    held().prepare(context, rows, tokens);
+  void prepare(Context& context, Index rows, Index tokens, Index capacity = 0) const {
+    held().prepare(context, rows, tokens, capacity);
   }
 
   /// The number of weights.
@@ -232,7 +232,7 @@ class AnyMixer {
                      Sides) const = 0;
     virtual void reset(AnyState&, Index row) const = 0;
     virtual void grow(AnyState&, Index capacity) const = 0;
-    virtual void prepare(Context&, Index rows, Index tokens) const = 0;
+    virtual void prepare(Context&, Index rows, Index tokens, Index capacity) const = 0;
     virtual Index parameters() const = 0;
   };
   template <class Definition>
@@ -351,8 +351,8 @@ class AnyMixer {
     void grow(AnyState& state, Index capacity) const override {
       with_state(state, [&](const auto& layer, auto& held) { layer.grow(held, capacity); });
     }
-    void prepare(Context& context, Index rows, Index tokens) const override {
-      mixer.prepare(context, rows, tokens);
+    void prepare(Context& context, Index rows, Index tokens, Index capacity) const override {
+      mixer.prepare(context, rows, tokens, capacity);
     }
     Index parameters() const override { return count_parameters(mixer.weights(), mixer.config()); }
 

@@ -411,12 +411,11 @@ class Mixer {
 
   /// Makes all later calls of at most `rows` segments and `tokens` tokens in all free of
   /// allocation, at the precision, algorithm and form that the context has. What a layer of whole
-  /// sequences needs grows with the past, and what attention needs whose scores are looked at by
-  /// rows, or which forgets, with the capacity of its state: there the tokens of a row before the
-  /// call, or its capacity, count, too.
-  /// Finds out what calls need by computing some: of a block of time, and of `tokens` for a layer
-  /// of whole sequences.
-  void prepare(Context& context, Index rows, Index tokens) const;
+  /// sequences needs grows with the past: there the tokens of a row before the call count, too.
+  /// What attention needs that looks at rows of scores, or forgets, grows with the `capacity` of
+  /// its states, where that is larger than `tokens`. Finds out what calls need by computing some:
+  /// of a block of time, and of `tokens` for a layer of whole sequences.
+  void prepare(Context& context, Index rows, Index tokens, Index capacity = 0) const;
 
   /// Throws what continuing `state` by these segments of `tokens` tokens would throw.
   void check(const State& state, Segments segments, Index tokens,

@@ -27,7 +27,7 @@ def primer_case(name, shape, d_model, n_heads):
             weights[f"{one}_conv1d.{kind}"] = taps.repeat(n_heads, *[1] * (taps.ndim - 1))
     weights |= {f"o_proj.{kind}": theirs[f"output.{kind}"] for kind in ("weight", "bias")}
     head_dim = d_model // n_heads
-    ours = dict(conv_kernel=3, conv_bias=True, qkv_bias=True, o_bias=True)
+    ours = dict(head_conv_kernel=3, head_conv_bias=True, qkv_bias=True, o_bias=True)
     source = (published(MultiDConvHeadAttention) + ", explicit causal mask, without the log of "
               "its weights; its taps are repeated for each head here")
     return Case(name, {**fields(d_model, n_heads, n_heads, head_dim, 0), **ours}, source, shape,
@@ -69,7 +69,7 @@ def canon_case(arguments, name, shape, sizes, residual, silu):
               f"LlamaRotaryEmbedding of transformers, explicit causal mask, torch "
               f"{torch.__version__}, {LIFTED}; canonB is split here" +
               (", and 1 is added to its last taps" if residual else ""))
-    ours = dict(conv_kernel=4, conv_silu=silu)
+    ours = dict(head_conv_kernel=4, head_conv_silu=silu)
     return Case(name, {**sizes, **ours}, source, shape, weights, run)
 
 

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "seqmix/core/error.hpp"
 #include "seqmix/kernels/attention/detail/policies.hpp"
 #include "seqmix/kernels/attention/normalisers.hpp"
 
@@ -130,7 +131,10 @@ class ScoreOf<S, AnyScore<S>> final : public ScorePolicy<S> {
             is_of(any, Term::of_heads) || (any.policy->is_plain() && !is_of(any, Term::of_tiles)),
             any.term == nullptr && any.policy->is_biased(),
             asks_for_rows(any) ? Weighting::by_row : any.policy->weighting()),
-        any_(any) {}
+        any_(any) {
+    require(!asks_for_rows(any) || any.policy->weighting() != Weighting::by_pair,
+            "a term that adds to rows of scores needs scores, no weights of pairs");
+  }
 
   double scale(HeadOfRow of) const override { return any_.policy->scale(shifted(of)); }
   double sink(HeadOfRow of) const override {

@@ -16,6 +16,7 @@
 #include "seqmix/kernels/pointwise/softmax.hpp"
 #include "seqmix/simd/map.hpp"
 #include "seqmix/simd/math.hpp"
+#include "seqmix/simd/weight_exp.hpp"
 
 // What makes weights of the scores of attention in place of softmax.
 
@@ -203,6 +204,9 @@ struct RowNormaliser {
     in_order([](S score, S& place) { place = score; });
     double broken = 0;  // -log of what is left
     alignas(alignment) std::array<S, static_cast<std::size_t>(lanes)> loss, before;
+    // What is left for far keys is 0, so that no product with their values is subnormal.
+    constexpr S least = std::numeric_limits<S>::min() / std::numeric_limits<S>::epsilon();
+    const simd::WeightExp<S> exp;
     for (Index i = 0; i < row.size; i += lanes) {
       const auto scores = simd::load<S>(row.spare + i);
       simd::store<S>(loss.data(), simd::softplus(scores));
@@ -210,10 +214,13 @@ struct RowNormaliser {
         before[lane] = static_cast<S>(broken), broken += static_cast<double>(loss[lane]);
       }
       const auto before_each = simd::load<S>(before.data());
-      simd::store<S>(row.spare + i, simd::exp(simd::log_sigmoid(scores) - before_each));
+      const auto pieces = exp(simd::log_sigmoid(scores) - before_each);
+      simd::store<S>(row.spare + i,
+                     simd::select<S>(pieces < simd::Batch<S>(least), simd::Batch<S>(S(0)), pieces));
     }
     in_order([](S& weight, S piece) { weight = piece; });
-    return static_cast<S>(std::exp(-broken));
+    const double rest = std::exp(-broken);
+    return rest < static_cast<double>(least) ? S(0) : static_cast<S>(rest);
   }
 };
 

@@ -147,9 +147,10 @@ struct AttentionConfig {
             "the tokens that sees.window, sees.windows, sees.dilation, sees.chunk, "
             "sees.chunks_back, sees.segments, positions.remap_window and store.max_rollback keep "
             "must not exceed 2^30");
-    require(sees.ring_step() <= largest_size && ring_rows() <= largest_size,
-            "the least multiple of sees.segment_dilations and the rows of the ring, a multiple of "
-            "it, must not exceed 2^30");
+    require(
+        sees.segments.empty() || (sees.ring_step() <= largest_size && ring_rows() <= largest_size),
+        "the rows that sees.segments and store.max_rollback keep, a multiple of each of "
+        "sees.segment_dilations, must not exceed 2^30");
     positions.rope_scaling.check_fixed();
     require(positions.remap.kind != Remap::lm_infinite ||
                 (sees.window > 0 && sees.n_sinks > 0 && !sees.sinks_in_place),

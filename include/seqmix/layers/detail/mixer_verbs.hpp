@@ -143,14 +143,14 @@ void Mixer<Definition>::step(View<const Scalar, 2> x, State& state, View<Scalar,
 }
 
 template <class Definition>
-void Mixer<Definition>::prepare(Context& context, Index rows, Index tokens) const {
+void Mixer<Definition>::prepare(Context& context, Index rows, Index tokens, Index capacity) const {
   rows = std::min(rows, tokens);
   if (rows < 0 || tokens < 0) {
     throw ShapeError(std::string(name) + ": prepare(" + std::to_string(rows) + ", " +
                      std::to_string(tokens) + "), expected numbers of at least 0");
   }
   if (rows == 0) return;
-  const Index longest = std::min(tokens, position_limit(definition_).tokens);
+  const Index most = position_limit(definition_).tokens, longest = std::min(tokens, most);
   // A longer call runs in blocks of so many tokens or, where segments are whole, of one that is
   // longer.
   const Index block = std::min(tokens, block_tokens(definition_) + cut_multiple);
@@ -159,7 +159,7 @@ void Mixer<Definition>::prepare(Context& context, Index rows, Index tokens) cons
   detail::TrialNumbers<Mixer> numbers(
       *this, keeps_segments_whole<Definition> ? std::max(block, longest) : block, tokens);
   const Index room = reads_source ? room_for(longest, tokens) : longest;
-  State state = initial(rows, room, Memory{});
+  State state = initial(rows, std::max(room, std::min(capacity, most)), Memory{});
   // What a verb holds while it runs: the state of `forward`, rows that are gathered, the segments
   // of the call and of a block.
   auto scratch = tried.scratch<Scalar>();

@@ -124,7 +124,8 @@ struct HeadsConfig {
     require(n_kv_heads % key_heads() == 0, "n_kv_heads must be a multiple of n_key_heads");
     require(n_kv_heads % value_heads() == 0, "n_kv_heads must be a multiple of n_value_heads");
     require(!values_are_keys || (key_heads() == value_heads() && head_v() == head_dim),
-            "values_are_keys needs values of as many heads and numbers as keys");
+            "values_are_keys needs value_dim, n_key_heads and n_value_heads to be 0, or what keys "
+            "have");
     require(!values_are_keys || !v_bias, "values_are_keys needs v_bias false");
     require(!values_are_keys || conv.kernel == 0, "values_are_keys needs conv_kernel to be 0");
   }
