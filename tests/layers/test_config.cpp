@@ -1,6 +1,5 @@
 // What configs may say: every field has its values, none is ignored, and no word of a config makes
 // memory. None of it depends on the SIMD width.
-#if !defined(SEQMIX_SIMD_WIDTH)
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
@@ -668,5 +667,3 @@ TEST_CASE("a block has the least limit of its parts") {
 
 }  // namespace
 }  // namespace support
-
-#endif

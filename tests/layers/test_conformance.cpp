@@ -58,7 +58,7 @@ bool mentions(const std::string& text, const std::string& part) {
 
 }  // namespace
 
-#if !defined(SEQMIX_SIMD_WIDTH)
+#if !defined(SEQMIX_TEST_WIDTH)
 TEMPLATE_LIST_TEST_CASE("every layer of the registry has a twin and two golden files", "",
                         support::TestScalars) {
   std::set<std::string> with_twin;
@@ -688,7 +688,7 @@ TEMPLATE_LIST_TEST_CASE("large and small inputs stay finite", "", support::TestS
   });
 }
 
-#if !defined(SEQMIX_SIMD_WIDTH)
+#if !defined(SEQMIX_TEST_WIDTH)
 TEST_CASE("a stream of a million tokens stays finite and lawful") {
   using Kind = seqmix::StateMember::Kind;
   std::set<std::string> seen;

@@ -1,6 +1,5 @@
 // Own layers that take indices beside x, or whose outputs have another width than their inputs.
 // No register's width changes it: once is enough.
-#if !defined(SEQMIX_SIMD_WIDTH)
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
@@ -348,5 +347,3 @@ TEST_CASE("verify checks layers with indices and with two widths") {
                       "map", R"({"d_in": 3, "d_out": 5})"),
              ContainsSubstring("ok "));
 }
-
-#endif

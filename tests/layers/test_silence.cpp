@@ -2,7 +2,7 @@
 // one would make every later token a hundred times slower. The processor notes in MXCSR that an
 // operation met such a number.
 
-#if defined(__SSE2__) && !defined(SEQMIX_SIMD_WIDTH)
+#if defined(__SSE2__)
 
 #include <immintrin.h>
 

@@ -1,6 +1,5 @@
 // What rows read beside their tokens: cross attention, whose rows have sources of their own
 // lengths. No register's width changes it: once is enough.
-#if !defined(SEQMIX_SIMD_WIDTH)
 
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
@@ -331,5 +330,3 @@ TEST_CASE("sources go through composites and erased layers") {
   erased.reset(any, 0), erased.grow(any, 2600);
   CHECK_THROWS_AS(erased.forward(x, z, context), seqmix::Error);
 }
-
-#endif

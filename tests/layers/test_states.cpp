@@ -1,6 +1,5 @@
 // What a state promises beyond the law: going back, copies in place, and calls that change nothing.
 // No register's width changes it: once is enough.
-#if !defined(SEQMIX_SIMD_WIDTH)
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
@@ -274,5 +273,3 @@ TEST_CASE("a mixer that holds no layer says so") {
                        MessageMatches(ContainsSubstring("holds no layer")));
   CHECK_THROWS_AS(none.make_state(1), seqmix::Error);
 }
-
-#endif

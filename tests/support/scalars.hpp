@@ -4,7 +4,7 @@
 
 #include "seqmix/core/platform.hpp"
 
-// The number types that the layers are tested in. The native width has both, the emulated ones one
+// The number types that the layers are tested in. The native width has both, the further ones one
 // each: 2 lanes of double, 8 lanes of float. Fuzzers ask for float alone.
 
 namespace support {
@@ -12,10 +12,10 @@ namespace support {
 #if defined(SEQMIX_TEST_FLOAT_ONLY)
 using TestScalars = std::tuple<float>;
 #define SEQMIX_FOR_EACH_TEST_SCALAR(apply) apply(float)
-#elif !defined(SEQMIX_SIMD_WIDTH)
+#elif !defined(SEQMIX_TEST_WIDTH)
 using TestScalars = std::tuple<float, double>;
 #define SEQMIX_FOR_EACH_TEST_SCALAR(apply) apply(float) apply(double)
-#elif SEQMIX_SIMD_WIDTH == 128
+#elif SEQMIX_TEST_WIDTH == 128
 using TestScalars = std::tuple<double>;
 #define SEQMIX_FOR_EACH_TEST_SCALAR(apply) apply(double)
 #else

@@ -1,4 +1,4 @@
-// The registry of an emulated SIMD width: what layers do beside kernels knows no width, so that
+// The registry of a further SIMD width: what layers do beside kernels knows no width, so that
 // each kernel runs in one layer.
 
 #include "seqmix/io/registry.hpp"
