@@ -157,7 +157,7 @@ TEST_CASE("what a block does not take is refused with its full name") {
 
 TEST_CASE("a block's fields are described with their parts") {
   std::vector<std::string> names;
-  describe_config<Nest>([&](const FieldDescription& field) {
+  for (const FieldDescription& field : describe_config<Nest>()) {
     names.push_back(field.name);
     CHECK(field.inherited == (field.name.ends_with(".d_model")));
     CHECK_FALSE((field.inherited && field.required));
@@ -165,7 +165,7 @@ TEST_CASE("a block's fields are described with their parts") {
       CHECK(field.keys == std::vector<std::string>{"mixer", "layers.1", "mixer", "head_dim"});
       CHECK(field.required);
     }
-  });
+  }
   CHECK(std::set<std::string>(names.begin(), names.end()).size() == names.size());
   CHECK(std::ranges::count(names, "mixer.layers.0.mixer.norm_eps") == 1);
 }

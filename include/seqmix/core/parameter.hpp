@@ -45,6 +45,15 @@ class Parameter {
     copy(view_, numbers.view());
     return numbers;
   }
+  /// The same numbers in another shape.
+  template <Index Other>
+  Parameter<Scalar, Other> reshape(const Shape<Other>& shape) const {
+    if (shape.size() != size()) {
+      throw ShapeError("a parameter of shape " + this->shape().text() + " has no shape " +
+                       shape.text());
+    }
+    return {View<const Scalar, Other>(data(), shape), handle_};
+  }
   operator View<const Scalar, Rank>() const { return view_; }
   const Scalar* data() const { return view_.data(); }
   /// The same for copies, which share the numbers.

@@ -15,6 +15,7 @@
 #include <system_error>
 #include <type_traits>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "seqmix/core/named_enum.hpp"
@@ -301,9 +302,7 @@ Field field_from_json(const Json& value, const std::string& where) {
 /// The same in the other direction; `where` is for the error.
 template <class Field>
 Json field_to_json(const Field& value, const std::string& where) {
-  if constexpr (std::is_enum_v<Field>) {
-    return std::string(to_string(value));
-  } else if constexpr (std::same_as<Field, double>) {
+  if constexpr (std::same_as<Field, double>) {
     if (std::isnan(value)) throw ConfigError(where + " is NaN, which a config cannot hold");
     if (std::isinf(value)) return value > 0 ? "Infinity" : "-Infinity";
     return value;
@@ -318,6 +317,38 @@ Json field_to_json(const Field& value, const std::string& where) {
   }
 }
 
+/// Sets a field from a value of a document; `where` is for the error.
+SEQMIX_COLD inline void read_field(const Json& json, const FieldValue& value,
+                                   const std::string& where) {
+  std::visit(
+      [&]<class Value>(const Value& field) {
+        if constexpr (std::same_as<Value, EnumField>) {
+          const auto text = field_from_json<std::string>(json, where);
+          try {
+            field.set(index_of_name(text, field.names()));
+          } catch (const ConfigError& error) {
+            throw ConfigError(where + ": " + error.what());
+          }
+        } else {
+          *field = field_from_json<std::remove_pointer_t<Value>>(json, where);
+        }
+      },
+      value);
+}
+
+/// The same in the other direction.
+SEQMIX_COLD inline Json write_field(const FieldValue& value, const std::string& where) {
+  return std::visit(
+      [&]<class Value>(const Value& field) {
+        if constexpr (std::same_as<Value, EnumField>) {
+          return Json(text_of_field(FieldValue(field)));
+        } else {
+          return field_to_json(*field, where);
+        }
+      },
+      value);
+}
+
 /// Throws unless the keys of an object are all among `known`.
 inline void check_keys(const Json& object, const std::vector<std::string>& known,
                        const std::string& who) {
@@ -329,112 +360,113 @@ inline void check_keys(const Json& object, const std::vector<std::string>& known
   }
 }
 
-template <class Config>
-void read_any(const Json& object, Config& config, const std::string& layer,
-              const FieldPath* outer = nullptr);
+void read_members(const Json& object, const ConfigMembers& members, const std::string& layer,
+                  const FieldPath* outer = nullptr);
 
 /// Sets the members of a config, or of the part at `outer`, from its object.
-template <class Config>
-void read_nested(const Json& object, Config& config, const std::string& layer,
-                 const FieldPath* outer) {
+SEQMIX_COLD inline void read_nested(const Json& object, const ConfigMembers& members,
+                                    const std::string& layer, const FieldPath* outer) {
   std::vector<std::string> known;
-  Config::visit(config,
-                [&]<class Field>(std::string_view key, Field& member, const auto&... /*tags*/) {
-                  known.emplace_back(key);
-                  const FieldPath path(key, outer);
-                  const auto found = object.find(key);
-                  if constexpr (PartConfig<Field>) {
-                    if constexpr (requires { member.d_model = config.d_model; }) {
-                      member.d_model = config.d_model;
-                    }
-                    const Json none = Json::object();
-                    read_any(found == object.end() ? none : *found, member, layer, &path);
-                  } else if (found != object.end()) {
-                    member = field_from_json<Field>(*found, layer + ": " + path.text());
-                  }
-                });
+  for (const ConfigMember& member : members.list) {
+    known.push_back(member.key);
+    const FieldPath path(member.key, outer);
+    const auto found = object.find(member.key);
+    if (const ConfigMembers* const part = member.part()) {
+      if (part->d_model != nullptr && members.d_model != nullptr) *part->d_model = *members.d_model;
+      read_members(found == object.end() ? Json::object() : *found, *part, layer, &path);
+    } else if (found != object.end()) {
+      read_field(*found, *member.field(), layer + ": " + path.text());
+    }
+  }
   check_keys(object, known, outer == nullptr ? layer : layer + ": " + outer->text());
 }
 
 /// The key of a field in a flat object.
-template <class... Tags>
-std::string_view flat_key_of(const FieldPath& path, const Tags&... tags) {
-  const FlatKey* const other = find_tag<FlatKey>(tags...);
-  return other == nullptr ? path.key() : other->key;
+inline std::string_view flat_key_of(const FieldPath& path, const FieldTags& tags) {
+  return tags.flat_key ? tags.flat_key->key : path.key();
 }
 
 /// Sets a field from the value of a flat object at `key`. Where that is the name of one of an
 /// enumeration's values, it is a flag.
-template <class Field>
-void read_flat_field(const Json& value, std::string_view key, Field& member,
-                     const std::string& layer) {
+SEQMIX_COLD inline void read_flat_field(const Json& json, std::string_view key,
+                                        const FieldValue& value, const std::string& layer) {
   const std::string where = layer + ": " + std::string(key);
-  if constexpr (NamedEnum<Field>) {
-    const auto names = names_of(member);
+  if (const auto* const one_of = std::get_if<EnumField>(&value)) {
+    const auto names = one_of->names();
     if (std::ranges::find(names, key) != names.end()) {
-      if (field_from_json<bool>(value, where)) from_string(key, member);
+      if (field_from_json<bool>(json, where)) one_of->set(index_of_name(key, names));
       return;
     }
   }
-  member = field_from_json<Field>(value, where);
+  read_field(json, value, where);
 }
 
 /// The same where the fields of all parts stand in one object. Fields of one key are one, which
 /// goes to every part that reads it.
-template <class Config>
-void read_flat(const Json& object, Config& config, const std::string& layer) {
-  const Config before = config;
+SEQMIX_COLD inline void read_flat(const Json& object, const ConfigMembers& members,
+                                  const std::string& layer) {
   std::vector<std::string> known;
   const auto add_known = [&](std::string_view key) {
     if (std::ranges::find(known, key) == known.end()) known.emplace_back(key);
   };
-  Config::visit(config, [&](std::string_view key, const auto&...) { add_known(key); });
-  visit_fields(config, [&]<class Field>(const FieldPath& path, Field& member, const auto&... tags) {
-    const FlatKey* const other = find_tag<FlatKey>(tags...);
+  for (const ConfigMember& member : members.list) add_known(member.key);
+  std::vector<FieldCopy> before;
+  visit_fields(members, [&](const FieldPath& path, const FieldValue& value, const FieldTags& tags) {
+    before.emplace_back(value);
     const auto read_key = [&](std::string_view key) {
       add_known(key);
       const auto found = object.find(key);
-      if (found != object.end()) read_flat_field(*found, key, member, layer);
+      if (found != object.end()) read_flat_field(*found, key, value, layer);
     };
-    read_key(flat_key_of(path, tags...));
-    if (other != nullptr && other->own) read_key(path.key());
+    read_key(flat_key_of(path, tags));
+    if (tags.flat_key && tags.flat_key->own) read_key(path.key());
   });
   check_keys(object, known, layer);
 
+  // Which fields are read is known now.
+  const ConfigMembers settled = members.again();
   std::set<std::string, std::less<>> read;
-  visit_fields(config, [&](const FieldPath& path, const auto&, const auto&... tags) {
-    if (unmet_condition(tags...) == nullptr) read.emplace(flat_key_of(path, tags...));
+  visit_fields(settled, [&](const FieldPath& path, const FieldValue&, const FieldTags& tags) {
+    if (tags.is_read()) read.emplace(flat_key_of(path, tags));
   });
-  visit_fields_of_both(
-      config, before,
-      [&](const FieldPath& path, auto& member, const auto& untouched, const auto&... tags) {
-        const bool is_read = unmet_condition(tags...) == nullptr;
-        if (!is_read && read.contains(flat_key_of(path, tags...))) member = untouched;
-      });
+  auto untouched = before.begin();
+  visit_fields(settled, [&](const FieldPath& path, const FieldValue& value, const FieldTags& tags) {
+    if (!tags.is_read() && read.contains(flat_key_of(path, tags))) untouched->restore(value);
+    ++untouched;
+  });
 }
 
 /// Sets the members of a config, or of the part at `outer`, from an object of either kind: one that
 /// names a part is nested.
-template <class Config>
-void read_any(const Json& object, Config& config, const std::string& layer,
-              const FieldPath* outer) {
+SEQMIX_COLD inline void read_members(const Json& object, const ConfigMembers& members,
+                                     const std::string& layer, const FieldPath* outer) {
   const std::string who = outer == nullptr ? layer : layer + ": " + outer->text();
   if (!object.is_object()) {
     throw ConfigError(who + ": got " + excerpt(object) + ", expected an object");
   }
-  bool has_parts = false, names_one = false;
-  Config::visit(config, [&]<class Field>(std::string_view key, const Field&, const auto&...) {
-    if constexpr (PartConfig<Field>) has_parts = true, names_one |= object.contains(key);
+  const bool names_part = std::ranges::any_of(members.list, [&](const ConfigMember& member) {
+    return member.part() != nullptr && object.contains(member.key);
   });
-  if (!has_parts || names_one) return read_nested(object, config, layer, outer);
-  if constexpr (requires { config.d_model; }) {
-    if (outer != nullptr && !object.contains("d_model")) {
-      Json fields = object;
-      fields["d_model"] = config.d_model;
-      return read_flat(fields, config, who);
-    }
+  if (!members.has_parts() || names_part) return read_nested(object, members, layer, outer);
+  if (members.d_model != nullptr && outer != nullptr && !object.contains("d_model")) {
+    Json fields = object;
+    fields["d_model"] = *members.d_model;
+    return read_flat(fields, members, who);
   }
-  read_flat(object, config, who);
+  read_flat(object, members, who);
+}
+
+/// A config, or the part at `outer`, as an object.
+SEQMIX_COLD inline Json write_members(const ConfigMembers& members,
+                                      const FieldPath* outer = nullptr) {
+  Json object = Json::object();
+  for (const ConfigMember& member : members.list) {
+    const FieldPath path(member.key, outer);
+    const ConfigMembers* const part = member.part();
+    object[member.key] =
+        part != nullptr ? write_members(*part, &path) : write_field(*member.field(), path.text());
+  }
+  return object;
 }
 
 }  // namespace detail
@@ -494,27 +526,15 @@ Field json_field(const Json& object, std::string_view key, std::string_view name
 template <class Config>
 void read_config(const Json& object, Config& config, std::string_view name) {
   Config result = config;
-  detail::read_any(object, result, std::string(name));
+  detail::read_members(object, members_of(result), std::string(name));
   check_config(name, result);
   config = std::move(result);
 }
 
 /// A config as an object that `read_config` reads back to the same numbers; infinities are strings.
-/// `outer`: where the config stands in another one.
 template <class Config>
-Json write_config(const Config& config, const FieldPath* outer = nullptr) {
-  Json object = Json::object();
-  Config::visit(
-      config, [&]<class Field>(std::string_view key, const Field& member, const auto&... /*tags*/) {
-        const FieldPath path(key, outer);
-        Json& value = object[std::string(key)];
-        if constexpr (PartConfig<Field>) {
-          value = write_config(member, &path);
-        } else {
-          value = detail::field_to_json(member, path.text());
-        }
-      });
-  return object;
+Json write_config(const Config& config) {
+  return detail::write_members(members_of(config));
 }
 
 SEQMIX_END_NAMESPACE

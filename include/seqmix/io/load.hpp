@@ -29,12 +29,12 @@ typename Layer::Weights load_weights(const typename Layer::Config& config,
   using Weights = typename Layer::Weights;
   check_config(Layer::traits.name, config);  // the shapes divide by its sizes
   Weights weights;
-  Weights::visit(weights, config,
-                 [&]<class P>(const Name& name, P& parameter, Shape<P::rank> shape, auto...) {
-                   const std::string theirs = rename(name.text());
-                   parameter = tensors.parameter<typename P::value_type, P::rank>(theirs, shape);
-                   used.insert(theirs);
-                 });
+  using Scalar = typename Layer::Scalar;
+  list_parameters<Scalar>(weights, config, [&](const ListedParameter<Scalar>& parameter) {
+    const std::string theirs = rename(parameter.name());
+    parameter.set(tensors.numbers<Scalar>(theirs, parameter.expected()));
+    used.insert(theirs);
+  });
   return weights;
 }
 

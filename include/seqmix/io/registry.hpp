@@ -1,13 +1,14 @@
 #pragma once
 
 #include <algorithm>
-#include <concepts>
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "seqmix/io/load.hpp"
@@ -107,30 +108,26 @@ class Registry {
                               traits);
     }
     void visit(const Json& json, const VisitShape& visit_shape) const override {
-      const Weights none{};
-      const Config config = read(json);
-      Weights::visit(none, config,
-                     [&]<class P>(const Name& name, P&, Shape<P::rank> shape, auto... tags) {
-                       const auto& extents = shape.extents;
-                       visit_shape(name.text(), std::vector<Index>(extents.begin(), extents.end()),
-                                   initializer_of(tags...));
-                     });
+      Weights none;
+      list_parameters<Scalar>(none, read(json), [&](const ListedParameter<Scalar>& parameter) {
+        const std::span<const Index> shape = parameter.expected();
+        visit_shape(parameter.name(), std::vector<Index>(shape.begin(), shape.end()),
+                    parameter.initializer());
+      });
     }
     Json complete(const Json& json) const override { return write_config(read(json)); }
     AnyMixer<Scalar> blank(const Json& json) const override {
       const Config config = read(json);
       Weights weights;
-      Weights::visit(weights, config,
-                     []<class P>(const Name&, P& parameter, Shape<P::rank> shape, auto...) {
-                       using T = typename P::value_type;
-                       parameter = Parameter<T, P::rank>(Tensor<T, P::rank>(shape));
-                     });
+      list_parameters<Scalar>(weights, config, [](const ListedParameter<Scalar>& parameter) {
+        parameter.set(Tensor<Scalar, 1>({parameter.expected_size()}));
+      });
       return AnyMixer<Scalar>(Mixer<Definition>(config, std::move(weights)), traits);
     }
     std::vector<Field> fields() const override {
       const Json defaults = write_config(Config{});
       std::vector<Field> result;
-      describe_config<Config>([&](FieldDescription field) {
+      for (FieldDescription& field : describe_config<Config>()) {
         if (std::ranges::find(sizes, field.name) != sizes.end()) {
           field.required = true, field.legal = "at least 1";
         }
@@ -138,7 +135,7 @@ class Registry {
         for (const std::string& key : field.keys) otherwise = &otherwise->at(key);
         const bool has_default = !field.required && !field.inherited;
         result.push_back({std::move(field), has_default ? *otherwise : Json()});
-      });
+      }
       return result;
     }
 
@@ -147,12 +144,13 @@ class Registry {
       Config config;
       const std::string_view name = traits.name;
       read_config(json, config, name);
-      visit_fields(config, [&]<class Value>(const FieldPath& path, const Value& value, auto&&...) {
-        if constexpr (std::same_as<Value, Index>) {
-          if (value > 0 || std::ranges::find(sizes, path.text()) == sizes.end()) return;
-          detail::check_size(name, path, value, 1, largest_size);
-        }
-      });
+      visit_fields(members_of(config),
+                   [&](const FieldPath& path, const FieldValue& value, const FieldTags&) {
+                     const auto* const size = std::get_if<Index*>(&value);
+                     if (size == nullptr || std::ranges::find(sizes, path.text()) == sizes.end())
+                       return;
+                     detail::check_size(name, path, **size, 1, largest_size);
+                   });
       return config;
     }
   };

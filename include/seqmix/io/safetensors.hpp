@@ -294,26 +294,31 @@ struct StoredTensor {
   /// BF16 (only F64 to float rounds; what overflows is refused), integers read integers that fit.
   /// The bytes are borrowed where they are an S already and lie at an address fit for it. Nothing
   /// is allocated before shape and type are known to fit.
-  template <class S, Index Rank>
+  template <class S>
   requires(std::floating_point<S> ||
-           std::integral<S>) Parameter<S, Rank> parameter(Shape<Rank> expected)
+           std::integral<S>) Parameter<S, 1> numbers(std::span<const Index> expected)
   const {
-    const bool scalar = shape.empty() && Rank == 1 && expected[0] == 1;
-    if (!scalar && !std::ranges::equal(shape, expected.extents)) {
-      fail("wrong shape", detail::shape_text(shape), expected.text());
+    const bool scalar = shape.empty() && std::ranges::equal(expected, std::array<Index, 1>{1});
+    if (!scalar && !std::ranges::equal(shape, expected)) {
+      fail("wrong shape", detail::shape_text(shape), text_of_extents(expected));
     }
     check_size();
     const auto convert = converter<S>();
     const StoredBytes loaded = bytes.load();
+    const Shape<1> size{bytes.size() / size_of(dtype)};
     const bool aligned = reinterpret_cast<std::uintptr_t>(loaded.data()) % alignof(S) == 0;
     if (dtype == detail::dtype_of<S>() && aligned && loaded.owner() != nullptr) {
-      return {View<const S, Rank>(reinterpret_cast<const S*>(loaded.data()), expected),
-              loaded.owner()};
+      return {View<const S, 1>(reinterpret_cast<const S*>(loaded.data()), size), loaded.owner()};
     }
-    Tensor<S, Rank> numbers(expected);
+    Tensor<S, 1> result(size);
     (this->*convert)(loaded.data(),
-                     std::span<S>(numbers.data(), static_cast<std::size_t>(numbers.size())));
-    return numbers;
+                     std::span<S>(result.data(), static_cast<std::size_t>(result.size())));
+    return result;
+  }
+  /// The same in their shape.
+  template <class S, Index Rank>
+  Parameter<S, Rank> parameter(const Shape<Rank>& expected) const {
+    return numbers<S>(expected.extents).reshape(expected);
   }
 
   /// The numbers of an integer tensor of any shape, row-major.
@@ -449,6 +454,11 @@ class StoredTensors {
             .shape = record.shape,
             .bytes = bytes.slice(record.offset, record.size()),
             .file = file};
+  }
+  /// The numbers of the tensor `name` as S; see `StoredTensor`.
+  template <class S>
+  Parameter<S, 1> numbers(std::string_view name, std::span<const Index> expected) const {
+    return entry(name).template numbers<S>(expected);
   }
   template <class S, Index Rank>
   Parameter<S, Rank> parameter(std::string_view name, Shape<Rank> expected) const {

@@ -58,15 +58,6 @@ inline void check_view(std::string_view layer, std::string_view which, const Sha
 [[noreturn]] SEQMIX_COLD inline void refuse_overlap(std::string_view layer) {
   throw ShapeError(std::string(layer) + ": x and y overlap; they must be one view or disjoint");
 }
-[[noreturn]] SEQMIX_COLD inline void refuse_weight(std::string_view layer, const Name& name,
-                                                   bool is_there, std::span<const Index> extents,
-                                                   std::span<const Index> expected) {
-  throw ShapeError(
-      std::string(layer) + ": weight " + name.text() +
-      (is_there ? " has shape " + text_of_extents(extents) : std::string(" is missing")) +
-      ", expected " + text_of_extents(expected));
-}
-
 /// No number of `which` belongs to two tokens.
 inline void check_output(std::string_view layer, std::string_view which, const Shape<3>& shape,
                          const Shape<3>& strides) {

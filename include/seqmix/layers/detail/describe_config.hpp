@@ -3,10 +3,9 @@
 #include <concepts>
 #include <string>
 #include <string_view>
-#include <type_traits>
+#include <variant>
 #include <vector>
 
-#include "seqmix/core/named_enum.hpp"
 #include "seqmix/layers/detail/check_config.hpp"
 
 namespace seqmix {
@@ -25,49 +24,54 @@ struct FieldDescription {
 
 namespace detail {
 
-template <class Field, class... Tags>
-FieldDescription describe_field(const FieldPath& path, const Field& value, const Tags&... tags) {
+SEQMIX_COLD inline FieldDescription describe_field(const FieldPath& path, const FieldValue& value,
+                                                   const FieldTags& tags) {
   FieldDescription result{.name = path.text(), .keys = path.keys()};
   result.inherited = path.in_part() && path.key() == "d_model";
-  if (const OnlyWhere* const read = find_tag<OnlyWhere>(tags...)) {
-    result.condition = read->condition;
-  }
-  if constexpr (std::same_as<Field, bool>) {
-    result.type = "true or false";
-  } else if constexpr (std::same_as<Field, Index>) {
-    const Index least = find_tag<ZeroIsLegal>(tags...) ? 0 : 1;
-    result.type = "integer";
-    result.legal = "at least " + std::to_string(least);
-    result.required = value < least && !result.inherited;
-  } else if constexpr (std::floating_point<Field>) {
-    const Range& range = *find_tag<Range>(tags...);
-    result.type = "number";
-    result.legal = range.text();
-    result.required = !range.has(value);
-  } else if constexpr (FieldList<Field>) {
-    const auto one = describe_field(path, typename Field::value_type(), tags...);
-    result.type = one.type + "s";
-    result.legal = "each " + one.legal;
-  } else if constexpr (NamedEnum<Field>) {
-    result.type = "one of";
-    for (const std::string_view one : names_of(value)) {
-      result.legal.append(result.legal.empty() ? "" : ", ").append(one);
-    }
-  } else {
-    result.type = "text";
-  }
+  if (tags.condition) result.condition = tags.condition->condition;
+  const Index least = tags.zero_is_legal ? 0 : 1;
+  const auto describe_number = [&](bool whole) {
+    result.type = whole ? "integer" : "number";
+    result.legal = whole ? "at least " + std::to_string(least) : tags.range->text();
+  };
+  std::visit(
+      [&]<class Value>(const Value& field) {
+        if constexpr (std::same_as<Value, bool*>) {
+          result.type = "true or false";
+        } else if constexpr (std::same_as<Value, Index*>) {
+          describe_number(true);
+          result.required = *field < least && !result.inherited;
+        } else if constexpr (std::same_as<Value, double*>) {
+          describe_number(false);
+          result.required = !tags.range->has(*field);
+        } else if constexpr (std::same_as<Value, std::string*>) {
+          result.type = "text";
+        } else if constexpr (std::same_as<Value, EnumField>) {
+          result.type = "one of";
+          for (const std::string_view one : field.names()) {
+            result.legal.append(result.legal.empty() ? "" : ", ").append(one);
+          }
+        } else {
+          describe_number(std::same_as<Value, std::vector<Index>*>);
+          result.type += "s", result.legal.insert(0, "each ");
+        }
+      },
+      value);
   return result;
 }
 
 }  // namespace detail
 
-/// Calls `body(FieldDescription)` for the fields of a config and of its parts.
+/// The fields of a config and of its parts.
 template <class Config>
-void describe_config(auto&& body) {
+std::vector<FieldDescription> describe_config() {
   const Config config{};
-  visit_fields(config, [&](const FieldPath& path, const auto& value, const auto&... tags) {
-    body(detail::describe_field(path, value, tags...));
-  });
+  std::vector<FieldDescription> fields;
+  visit_fields(members_of(config),
+               [&](const FieldPath& path, const FieldValue& value, const FieldTags& tags) {
+                 fields.push_back(detail::describe_field(path, value, tags));
+               });
+  return fields;
 }
 
 SEQMIX_END_NAMESPACE

@@ -273,22 +273,9 @@ Index Mixer<Definition>::room_for(Index tokens, Index entries) const {
 template <class Definition>
 Definition Mixer<Definition>::define(Config config, Weights weights, Options options) {
   check_config(name, config);
-  Weights::visit(weights, std::as_const(config),
-                 [&]<class P>(const Name& parameter_name, P& parameter, Shape<P::rank> expected,
-                              auto... tags) {
-                   static_assert(P::rank > 1 || has_initializer<decltype(tags)...>,
-                                 "a parameter of one axis says where a fresh one comes from: "
-                                 "ones, zeros, uniform(a, b) ...");
-                   const Shape<P::rank> shape = parameter.shape();
-                   if (shape != expected) {
-                     detail::refuse_weight(name, parameter_name, bool{parameter}, shape.extents,
-                                           expected.extents);
-                   }
-                   if constexpr (requires { parameter.pack(options.weights); }) {
-                     pack_weight(name, parameter_name, parameter, options.weights,
-                                 (Index{0} + ... + detail::kept_rows(tags)));
-                   }
-                 });
+  list_parameters<Scalar>(weights, config, [&](const ListedParameter<Scalar>& parameter) {
+    take_weight(name, parameter, options.weights);
+  });
   return Definition{std::move(config), std::move(weights)};
 }
 

@@ -79,7 +79,8 @@ class TrialNumbers {
 /// at most `longest` that need the most scratch: one segment, equal ones, one that is long beside
 /// one of few tokens, which has a small share of the work and so large pieces of it, or beside
 /// single tokens, and single tokens alone.
-void for_each_trial_split(Index rows, Index tokens, Index longest, auto&& body) {
+SEQMIX_COLD inline void for_each_trial_split(Index rows, Index tokens, Index longest,
+                                             FunctionRef<void(Segments)> body) {
   if (rows == 0) return;
   std::vector<Segment> segments;
   const auto add = [&](Index count) {

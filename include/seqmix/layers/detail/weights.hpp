@@ -1,15 +1,19 @@
 #pragma once
 
+#include <algorithm>
 #include <iterator>
 #include <limits>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 #include "seqmix/core/parameter.hpp"
 #include "seqmix/layers/detail/check_config.hpp"
 #include "seqmix/layers/detail/name.hpp"
+#include "seqmix/layers/initializer.hpp"
 
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
@@ -47,6 +51,107 @@ constexpr Index kept_rows(const auto&) { return 0; }
 
 }  // namespace detail
 
+/// A parameter as weights list it, whatever its type: what reads or makes weights is compiled once.
+template <class S>
+class ListedParameter {
+ public:
+  template <class P>
+  ListedParameter(const Name& name, P& parameter, const Shape<P::rank>& expected,
+                  Initializer initializer, Index kept_rows)
+      : name_(name),
+        expected_(expected.extents),
+        initializer_(initializer),
+        kept_rows_(kept_rows),
+        parameter_(&parameter),
+        type_(&type_of<P>) {}
+
+  std::string name() const { return name_.text(); }
+  /// The shape that the config asks for, and that of the numbers.
+  std::span<const Index> expected() const { return expected_; }
+  std::vector<Index> shape() const { return type_->shape(parameter_); }
+  Index expected_size() const {
+    Index size = 1;
+    for (const Index extent : expected_) size = checked_product(size, extent);
+    return size;
+  }
+  const Initializer& initializer() const { return initializer_; }
+
+  explicit operator bool() const { return type_->has_numbers(parameter_); }
+  /// Sets it to row-major numbers of the expected shape.
+  void set(const Parameter<S, 1>& numbers) const { type_->set(parameter_, numbers, expected_); }
+  /// Packs the weight of a projection; any other stays as it is. Throws `ConfigError` where a
+  /// number does not fit the storage.
+  void pack(Storage storage) const {
+    if (type_->pack != nullptr) type_->pack(parameter_, storage, kept_rows_);
+  }
+
+ private:
+  struct Type {
+    std::vector<Index> (*shape)(const void*);
+    bool (*has_numbers)(const void*);
+    void (*set)(void*, const Parameter<S, 1>&, std::span<const Index>);
+    void (*pack)(void*, Storage, Index);  // null: of no projection
+  };
+  template <class P>
+  static constexpr bool is_packed = requires(P& parameter) {
+    parameter.pack(Storage{}, Index{});
+  };
+  template <class P>
+  static void pack_as(void* parameter, Storage storage, Index kept) {
+    if constexpr (is_packed<P>) static_cast<P*>(parameter)->pack(storage, kept);
+  }
+  template <class P>
+  static constexpr Type type_of = {
+      [](const void* parameter) {
+        const auto shape = static_cast<const P*>(parameter)->shape();
+        return std::vector<Index>(shape.extents.begin(), shape.extents.end());
+      },
+      [](const void* parameter) { return bool{*static_cast<const P*>(parameter)}; },
+      [](void* parameter, const Parameter<S, 1>& numbers, std::span<const Index> extents) {
+        Shape<P::rank> shape;
+        std::ranges::copy(extents, shape.extents.begin());
+        *static_cast<P*>(parameter) = numbers.reshape(shape);
+      },
+      is_packed<P> ? &pack_as<P> : nullptr};
+
+  const Name& name_;
+  std::span<const Index> expected_;
+  Initializer initializer_;
+  Index kept_rows_;
+  void* parameter_;
+  const Type* type_;
+};
+
+namespace detail {
+
+/// Hands what `visit` of weights lists to one function.
+template <class S>
+class ParameterList {
+ public:
+  explicit ParameterList(FunctionRef<void(const ListedParameter<S>&)> body) : body_(body) {}
+
+  template <class P>
+  void operator()(const Name& name, P& parameter, Shape<P::rank> expected, auto... tags) const {
+    static_assert(P::rank > 1 || has_initializer<decltype(tags)...>,
+                  "a parameter of one axis says where a fresh one comes from: ones, zeros, "
+                  "uniform(a, b) ...");
+    body_(ListedParameter<S>(name, parameter, expected, initializer_of(tags...),
+                             (Index{0} + ... + kept_rows(tags))));
+  }
+
+ private:
+  FunctionRef<void(const ListedParameter<S>&)> body_;
+};
+
+}  // namespace detail
+
+/// Calls `body` for each parameter of the weights of a layer that computes in S.
+template <class S, class Weights, class Config>
+void list_parameters(Weights& weights, const Config& config,
+                     FunctionRef<void(const ListedParameter<S>&)> body) {
+  Weights::visit(weights, config, detail::ParameterList<S>(body));
+}
+
 /// Calls `body(part, number)` for the `count` parts of a list that weights call `name`.
 ///
 /// A list that is being filled grows by the part that is asked for, so that a config's word makes
@@ -83,16 +188,29 @@ Index count_parameters(const Weights& weights, const Config& config) {
   return count;
 }
 
-/// Packs a projection's weight as `storage`, but for its last `kept` rows. Throws `ConfigError`
-/// with its name where a number of it does not fit.
+/// Packs a projection's weight. Throws `ConfigError` with its name where a number of it does not
+/// fit.
 template <class Weight>
-__attribute__((noinline)) void pack_weight(std::string_view owner, const Name& name, Weight& weight,
-                                           Storage storage, Index kept = 0) {
+SEQMIX_COLD void pack_weight(std::string_view owner, std::string_view name, Weight&& weight,
+                             Storage storage) {
   try {
-    weight.pack(storage, kept);
+    weight.pack(storage);
   } catch (const ConfigError& error) {
-    throw ConfigError(std::string(owner) + ": weight " + name.text() + ": " + error.what());
+    throw ConfigError(std::string(owner) + ": weight " + std::string(name) + ": " + error.what());
   }
+}
+
+/// Throws unless a weight has the shape that the config asks for, and packs it.
+template <class S>
+SEQMIX_COLD void take_weight(std::string_view owner, const ListedParameter<S>& weight,
+                             Storage storage) {
+  const std::vector<Index> shape = weight.shape();
+  if (!std::ranges::equal(shape, weight.expected())) {
+    throw ShapeError(std::string(owner) + ": weight " + weight.name() +
+                     (weight ? " has shape " + text_of_extents(shape) : " is missing") +
+                     ", expected " + text_of_extents(weight.expected()));
+  }
+  pack_weight(owner, weight.name(), weight, storage);
 }
 
 /// The taps [W, D] of a depthwise convolution from a checkpoint's [D, 1, W].
