@@ -32,7 +32,7 @@ typename Layer::Weights load_weights(const typename Layer::Config& config,
   using Scalar = typename Layer::Scalar;
   list_parameters<Scalar>(weights, config, [&](const ListedParameter<Scalar>& parameter) {
     const std::string theirs = rename(parameter.name());
-    parameter.set(tensors.numbers<Scalar>(theirs, parameter.expected()));
+    parameter.set([&]<class T>(T) { return tensors.numbers<T>(theirs, parameter.expected()); });
     used.insert(theirs);
   });
   return weights;

@@ -120,7 +120,7 @@ class Registry {
       const Config config = read(json);
       Weights weights;
       list_parameters<Scalar>(weights, config, [](const ListedParameter<Scalar>& parameter) {
-        parameter.set(Tensor<Scalar, 1>({parameter.expected_size()}));
+        parameter.set([&]<class T>(T) { return Tensor<T, 1>({parameter.expected_size()}); });
       });
       return AnyMixer<Scalar>(Mixer<Definition>(config, std::move(weights)), traits);
     }

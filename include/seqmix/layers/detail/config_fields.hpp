@@ -169,7 +169,7 @@ class MemberList {
     (all.take(tags), ...);
     if constexpr (PartConfig<Field>) {
       add(key, all, members_of(member));
-    } else if constexpr (std::is_enum_v<Field>) {
+    } else if constexpr (NamedEnum<Field>) {
       add(key, all, FieldValue(EnumField(member)));
     } else {
       static_assert(

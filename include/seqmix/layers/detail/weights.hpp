@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <iterator>
 #include <limits>
 #include <set>
@@ -77,8 +78,17 @@ class ListedParameter {
   const Initializer& initializer() const { return initializer_; }
 
   explicit operator bool() const { return type_->has_numbers(parameter_); }
-  /// Sets it to row-major numbers of the expected shape.
-  void set(const Parameter<S, 1>& numbers) const { type_->set(parameter_, numbers, expected_); }
+  /// Sets it to row-major numbers of the expected shape: what `make(T{})` returns for the type T of
+  /// its numbers, S or `Index`, a `Parameter<T, 1>`.
+  void set(auto&& make) const {
+    if (type_->is_integral) {
+      const Parameter<Index, 1> numbers = make(Index{});
+      type_->set(parameter_, &numbers, expected_);
+    } else {
+      const Parameter<S, 1> numbers = make(S{});
+      type_->set(parameter_, &numbers, expected_);
+    }
+  }
   /// Packs the weight of a projection; any other stays as it is. Throws `ConfigError` where a
   /// number does not fit the storage.
   void pack(Storage storage) const {
@@ -89,8 +99,9 @@ class ListedParameter {
   struct Type {
     std::vector<Index> (*shape)(const void*);
     bool (*has_numbers)(const void*);
-    void (*set)(void*, const Parameter<S, 1>&, std::span<const Index>);
+    void (*set)(void*, const void* numbers, std::span<const Index>);
     void (*pack)(void*, Storage, Index);  // null: of no projection
+    bool is_integral;
   };
   template <class P>
   static constexpr bool is_packed = requires(P& parameter) {
@@ -107,12 +118,13 @@ class ListedParameter {
         return std::vector<Index>(shape.extents.begin(), shape.extents.end());
       },
       [](const void* parameter) { return bool{*static_cast<const P*>(parameter)}; },
-      [](void* parameter, const Parameter<S, 1>& numbers, std::span<const Index> extents) {
+      [](void* parameter, const void* numbers, std::span<const Index> extents) {
         Shape<P::rank> shape;
         std::ranges::copy(extents, shape.extents.begin());
-        *static_cast<P*>(parameter) = numbers.reshape(shape);
+        using Numbers = Parameter<typename P::value_type, 1>;
+        *static_cast<P*>(parameter) = static_cast<const Numbers*>(numbers)->reshape(shape);
       },
-      is_packed<P> ? &pack_as<P> : nullptr};
+      is_packed<P> ? &pack_as<P> : nullptr, std::integral<typename P::value_type>};
 
   const Name& name_;
   std::span<const Index> expected_;
