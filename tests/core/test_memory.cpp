@@ -192,6 +192,10 @@ TEST_CASE("a parameter shares its numbers or borrows them") {
   CHECK(copy(1, 2) == 7);
   CHECK(copy.to_tensor()(1, 2) == 7);
   CHECK_FALSE(Parameter<float, 2>());
+  const Parameter<float, 3> deeper = owned.reshape(Shape<3>{1, owned.extent(0), owned.extent(1)});
+  CHECK(deeper.identity() == owned.identity());
+  CHECK(deeper(0, 1, 2) == 7);
+  CHECK_THROWS_AS(owned.reshape(Shape<1>{owned.size() + 1}), ShapeError);
   auto owner = std::make_shared<Tensor<float, 2>>(Shape<2>{2, 3});
   const std::weak_ptr<const void> watch = owner;
   {

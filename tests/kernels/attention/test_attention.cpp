@@ -18,6 +18,7 @@
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -291,8 +292,8 @@ void check_forms(Case<S>& c, const typename Case<S>::Expected& expected, auto&&.
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("both forms of attention are the softmax written out", "[attention]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("both forms of attention are the softmax written out", "[attention]",
+                        support::TestScalars) {
   using S = TestType;
   constexpr std::array<std::array<Index, 2>, 4> heads{{{1, 1}, {4, 2}, {6, 1}, {5, 5}}};
   constexpr std::array<std::array<Index, 2>, 7> widths{
@@ -317,15 +318,15 @@ TEMPLATE_TEST_CASE("both forms of attention are the softmax written out", "[atte
   }
 }
 
-TEMPLATE_TEST_CASE("attention over several spans of keys and many heads", "[attention]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("attention over several spans of keys and many heads", "[attention]",
+                        support::TestScalars) {
   using S = TestType;
   // Nine query heads of a key head do not fit in one task; three spans, of 40 in flight.
   Case<S> c({.B = 2, .T = 3, .H = 63, .G = 7, .K = 5, .V = 3, .past = {1200, 30}});
   check_forms(c, c.expected(), Causal{}, PlainScore{c.scale});
 }
 
-TEMPLATE_TEST_CASE("attention of nothing does nothing", "[attention]", float, double) {
+TEMPLATE_LIST_TEST_CASE("attention of nothing does nothing", "[attention]", support::TestScalars) {
   using S = TestType;
   Context context;
   for (const auto& [B, T] : {std::array<Index, 2>{0, 5}, {2, 0}}) {
@@ -337,7 +338,7 @@ TEMPLATE_TEST_CASE("attention of nothing does nothing", "[attention]", float, do
   }
 }
 
-TEMPLATE_TEST_CASE("masks and scores of the user's own", "[attention]", float, double) {
+TEMPLATE_LIST_TEST_CASE("masks and scores of the user's own", "[attention]", support::TestScalars) {
   using S = TestType;
   const auto plain = [](Index, double product, Index) { return product; };
   for (const auto& [T, past] : {std::array<Index, 2>{150, 0}, {70, 77}, {1, 130}}) {
@@ -362,8 +363,8 @@ TEMPLATE_TEST_CASE("masks and scores of the user's own", "[attention]", float, d
   }
 }
 
-TEMPLATE_TEST_CASE("a mask of the user's own has the bits of a built-in one", "[attention]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("a mask of the user's own has the bits of a built-in one", "[attention]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   for (const auto& [T, past] : {std::array<Index, 2>{150, 0}, {70, 77}, {1, 130}}) {
@@ -377,7 +378,8 @@ TEMPLATE_TEST_CASE("a mask of the user's own has the bits of a built-in one", "[
   }
 }
 
-TEMPLATE_TEST_CASE("a query that sees no key gives zeros", "[attention]", float, double) {
+TEMPLATE_LIST_TEST_CASE("a query that sees no key gives zeros", "[attention]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   context.set_poison(true);
@@ -411,7 +413,8 @@ TEMPLATE_TEST_CASE("a query that sees no key gives zeros", "[attention]", float,
   check();
 }
 
-TEMPLATE_TEST_CASE("a sink is a key whose value is zero", "[attention]", float, double) {
+TEMPLATE_LIST_TEST_CASE("a sink is a key whose value is zero", "[attention]",
+                        support::TestScalars) {
   using S = TestType;
   const std::vector<double> sinks{-30, 0.3, 2, 40};
   Case<S> c({.B = 2, .T = 70, .H = 4, .G = 2, .K = 9, .V = 19, .past = {130, 0}});
@@ -436,7 +439,7 @@ TEMPLATE_TEST_CASE("a sink is a key whose value is zero", "[attention]", float, 
   check_forms(c, with_sinks(c.expected(sees, capped)), LateCausal{20}, AnyScore<S>(with_cap));
 }
 
-TEMPLATE_TEST_CASE("biases by distance", "[attention]", float, double) {
+TEMPLATE_LIST_TEST_CASE("biases by distance", "[attention]", support::TestScalars) {
   using S = TestType;
   Case<S> c({.B = 1, .T = 150, .H = 4, .G = 2, .K = 9, .V = 19, .past = {130}});
   const auto sees = [](Index, Index, Index i, Index j) { return j <= i + 40; };
@@ -454,7 +457,7 @@ TEMPLATE_TEST_CASE("biases by distance", "[attention]", float, double) {
   }
 }
 
-TEMPLATE_TEST_CASE("any bias by distance with any mask", "[attention]", float, double) {
+TEMPLATE_LIST_TEST_CASE("any bias by distance with any mask", "[attention]", support::TestScalars) {
   using S = TestType;
   Case<S> c({.B = 2, .T = 150, .H = 4, .G = 2, .K = 9, .V = 19, .past = {130, 3}});
   const std::vector<double> sinks{-1, 0.3, 2, 4};
@@ -536,7 +539,7 @@ TEMPLATE_TEST_CASE("any bias by distance with any mask", "[attention]", float, d
   });
 }
 
-TEMPLATE_TEST_CASE("large scores stay finite and right", "[attention]", float, double) {
+TEMPLATE_LIST_TEST_CASE("large scores stay finite and right", "[attention]", support::TestScalars) {
   using S = TestType;
   Case<S> c({.B = 1, .T = 100, .H = 2, .G = 2, .K = 4, .V = 5, .past = {60}});
   // Products of small whole numbers are exact, so that scores of +-1e4 are too.
@@ -548,8 +551,8 @@ TEMPLATE_TEST_CASE("large scores stay finite and right", "[attention]", float, d
   check_forms(c, c.expected(), Causal{}, PlainScore{c.scale});
 }
 
-TEMPLATE_TEST_CASE("attention bits depend on the row and its positions alone", "[attention]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("attention bits depend on the row and its positions alone", "[attention]",
+                        support::TestScalars) {
   using S = TestType;
   for (const Form form : {Form::parallel, Form::recurrent}) {
     Context context;
@@ -593,7 +596,8 @@ TEMPLATE_TEST_CASE("attention bits depend on the row and its positions alone", "
   }
 }
 
-TEMPLATE_TEST_CASE("a segment's bits do not depend on its company", "[attention]", float, double) {
+TEMPLATE_LIST_TEST_CASE("a segment's bits do not depend on its company", "[attention]",
+                        support::TestScalars) {
   using S = TestType;
   // Rows in any order, two of them left out.
   constexpr Form parallel = Form::parallel, recurrent = Form::recurrent;
@@ -634,8 +638,8 @@ TEMPLATE_TEST_CASE("a segment's bits do not depend on its company", "[attention]
   }
 }
 
-TEMPLATE_TEST_CASE("segments that attend to themselves are rows of a cache of their own",
-                   "[attention]", float, double) {
+TEMPLATE_LIST_TEST_CASE("segments that attend to themselves are rows of a cache of their own",
+                        "[attention]", support::TestScalars) {
   using S = TestType;
   const std::vector<Segment> segments{
       {9, 0, 70, Form::parallel}, {0, 70, 1, Form::recurrent}, {3, 71, 131, Form::parallel}};
@@ -683,7 +687,7 @@ TEMPLATE_TEST_CASE("segments that attend to themselves are rows of a cache of th
   }
 }
 
-TEMPLATE_TEST_CASE("panels are scaled transposes", "[attention]", float, double) {
+TEMPLATE_LIST_TEST_CASE("panels are scaled transposes", "[attention]", support::TestScalars) {
   using S = TestType;
   for (const Index rows : {1, 3, 4, 7, 64}) {
     for (const Index columns : {1, 2, 4, 5, 10, 70}) {
@@ -707,8 +711,8 @@ TEMPLATE_TEST_CASE("panels are scaled transposes", "[attention]", float, double)
   }
 }
 
-TEMPLATE_TEST_CASE("NaN and infinity reach those who see them and nobody else", "[attention]",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("NaN and infinity reach those who see them and nobody else", "[attention]",
+                        support::TestScalars) {
   using S = TestType;
   const Sizes sizes{.B = 2, .T = 140, .H = 4, .G = 2, .K = 10, .V = 9, .past = {50, 3}, .spare = 3};
   const S nan = std::numeric_limits<S>::quiet_NaN(), infinity = std::numeric_limits<S>::infinity();
@@ -754,8 +758,8 @@ TEMPLATE_TEST_CASE("NaN and infinity reach those who see them and nobody else", 
              [](Index b, Index i, Index h) { return b == 1 && h == 3 && i == 23; }, Causal{});
 }
 
-TEMPLATE_TEST_CASE("a key whose score is minus infinity has no weight", "[attention]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("a key whose score is minus infinity has no weight", "[attention]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   context.set_poison(true);
@@ -829,7 +833,7 @@ TEST_CASE("attention says what does not fit before it writes", "[attention]") {
   for (Index i = 0; i < o.size(); ++i) REQUIRE(o.data()[i] == 3);
 }
 
-TEMPLATE_TEST_CASE("bands of keys", "[attention]", float, double) {
+TEMPLATE_LIST_TEST_CASE("bands of keys", "[attention]", support::TestScalars) {
   using S = TestType;
   const auto plain = [](Index, double product, Index) { return product; };
   for (const auto& [T, past] : {std::array<Index, 2>{150, 0}, {70, 77}, {1, 1130}}) {
@@ -853,7 +857,7 @@ TEMPLATE_TEST_CASE("bands of keys", "[attention]", float, double) {
   check_forms(c, c.expected(sees, plain), around, PlainScore{c.scale});
 }
 
-TEMPLATE_TEST_CASE("published scores", "[attention]", float, double) {
+TEMPLATE_LIST_TEST_CASE("published scores", "[attention]", support::TestScalars) {
   using S = TestType;
   for (const auto& [T, past] : {std::array<Index, 2>{150, 0}, {70, 77}, {1, 130}}) {
     Case<S> c({.B = 2, .T = T, .H = 4, .G = 2, .K = 9, .V = 6, .past = {past, past / 3 + 2}});
@@ -869,8 +873,8 @@ TEMPLATE_TEST_CASE("published scores", "[attention]", float, double) {
   }
 }
 
-TEMPLATE_TEST_CASE("attention over a ring in pieces is attention over all of the cache",
-                   "[attention]", float, double) {
+TEMPLATE_LIST_TEST_CASE("attention over a ring in pieces is attention over all of the cache",
+                        "[attention]", support::TestScalars) {
   using S = TestType;
   const Index T = 300;
   Case<S> c({.B = 2, .T = T, .H = 4, .G = 2, .K = 9, .V = 6, .past = {0, 0}});
@@ -917,7 +921,8 @@ TEMPLATE_TEST_CASE("attention over a ring in pieces is attention over all of the
   }
 }
 
-TEMPLATE_TEST_CASE("attention of many tokens and any head size", "[attention]", float, double) {
+TEMPLATE_LIST_TEST_CASE("attention of many tokens and any head size", "[attention]",
+                        support::TestScalars) {
   using S = TestType;
   constexpr std::array<std::array<Index, 2>, 4> widths{{{1, 7}, {72, 64}, {7, 72}, {128, 128}}};
   std::size_t turn = 0;
@@ -1052,8 +1057,8 @@ TEST_CASE("hidden numbers that are not finite stay unseen by matrix units", "[at
   }
 }
 
-TEMPLATE_TEST_CASE("fewer heads of keys or of values are read in turn", "[attention]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("fewer heads of keys or of values are read in turn", "[attention]",
+                        support::TestScalars) {
   using S = TestType;
   const Index T = 70, H = 8, G = 4;
   Context context;
@@ -1089,7 +1094,7 @@ TEMPLATE_TEST_CASE("fewer heads of keys or of values are read in turn", "[attent
   }
 }
 
-TEMPLATE_TEST_CASE("parts of the keys merge", "[attention]", float, double) {
+TEMPLATE_LIST_TEST_CASE("parts of the keys merge", "[attention]", support::TestScalars) {
   using S = TestType;
   Case<S> c({.B = 2, .T = 60, .H = 4, .G = 2, .K = 9, .V = 6, .past = {20, 0}});
   const auto expected = c.expected();
@@ -1107,8 +1112,8 @@ TEMPLATE_TEST_CASE("parts of the keys merge", "[attention]", float, double) {
   }
 }
 
-TEMPLATE_TEST_CASE("what a bias by distance fades out ends in zeros", "[attention]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("what a bias by distance fades out ends in zeros", "[attention]",
+                        support::TestScalars) {
   using S = TestType;
   // Values end after 30 tokens; 350 later their weights leave the range of numbers.
   const Index T = 500;

@@ -14,6 +14,7 @@
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -60,8 +61,8 @@ constexpr double tolerance = 16 * static_cast<double>(std::numeric_limits<S>::ep
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("an entry comes back rounded, and goes in again as the same bits", "", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("an entry comes back rounded, and goes in again as the same bits", "",
+                        support::TestScalars) {
   using S = TestType;
   for (const Storage storage : storages) {
     for (const Index K : {1, 3, 16, 37, 64}) {
@@ -88,8 +89,8 @@ TEMPLATE_TEST_CASE("an entry comes back rounded, and goes in again as the same b
   }
 }
 
-TEMPLATE_TEST_CASE("zeros, tiny and huge numbers stay finite in a cache, and NaN stays NaN", "",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("zeros, tiny and huge numbers stay finite in a cache, and NaN stays NaN",
+                        "", support::TestScalars) {
   using S = TestType;
   const S nan = std::numeric_limits<S>::quiet_NaN();
   for (const Storage storage : storages) {
@@ -156,8 +157,8 @@ TEST_CASE("appending writes behind what each row has") {
   CHECK_THROWS_AS(cache.view().native(), ShapeError);
 }
 
-TEMPLATE_TEST_CASE("attention reads a narrow cache as the numbers that it gives back", "", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("attention reads a narrow cache as the numbers that it gives back", "",
+                        support::TestScalars) {
   using S = TestType;
   struct Sizes {
     Index B, T, H, G, K, V, past;
@@ -193,7 +194,8 @@ TEMPLATE_TEST_CASE("attention reads a narrow cache as the numbers that it gives 
   }
 }
 
-TEMPLATE_TEST_CASE("a narrow ring holds what its queries have seen", "", float, double) {
+TEMPLATE_LIST_TEST_CASE("a narrow ring holds what its queries have seen", "",
+                        support::TestScalars) {
   using S = TestType;
   const Index T = 150, H = 4, G = 2, K = 24, width = 20;
   const auto q = random_tensor<S, 3>({T, H, K}, 1);
@@ -250,7 +252,8 @@ TEMPLATE_TEST_CASE("a narrow ring holds what its queries have seen", "", float, 
   }
 }
 
-TEMPLATE_TEST_CASE("latent attention reads a narrow cache in each of its ways", "", float, double) {
+TEMPLATE_LIST_TEST_CASE("latent attention reads a narrow cache in each of its ways", "",
+                        support::TestScalars) {
   using S = TestType;
   const Index T = 5, H = 3, K = 8, V = 12, rank = 20, rotary = 6, before = 70;
   const auto weight = random_tensor<S, 3>({H, K + V, rank}, 4);

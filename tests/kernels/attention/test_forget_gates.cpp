@@ -11,6 +11,7 @@
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -86,8 +87,8 @@ struct Case {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("what a gate forgets costs what follows no digit", "[attention]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("what a gate forgets costs what follows no digit", "[attention]",
+                        support::TestScalars) {
   using S = TestType;
   auto context = support::poisoned();
   const double most = std::numeric_limits<S>::max() / 1e3;
@@ -105,7 +106,8 @@ TEMPLATE_TEST_CASE("what a gate forgets costs what follows no digit", "[attentio
   }
 }
 
-TEMPLATE_TEST_CASE("what gates forget depends on no cut or thread", "[attention]", float, double) {
+TEMPLATE_LIST_TEST_CASE("what gates forget depends on no cut or thread", "[attention]",
+                        support::TestScalars) {
   using S = TestType;
   auto context = support::poisoned();
   const Case<S> c(30, 150, 5);

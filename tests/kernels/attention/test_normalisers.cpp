@@ -16,6 +16,7 @@
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -184,8 +185,8 @@ constexpr double tolerance = 64 * static_cast<double>(std::numeric_limits<S>::ep
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("weights that are no softmax are their formulas, in both forms", "[attention]",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("weights that are no softmax are their formulas, in both forms",
+                        "[attention]", support::TestScalars) {
   using S = TestType;
   auto context = support::poisoned();
   for (const Member& member : members()) {
@@ -207,8 +208,8 @@ TEMPLATE_TEST_CASE("weights that are no softmax are their formulas, in both form
   }
 }
 
-TEMPLATE_TEST_CASE("weights that are no softmax depend on no other query, cut or thread",
-                   "[attention]", float, double) {
+TEMPLATE_LIST_TEST_CASE("weights that are no softmax depend on no other query, cut or thread",
+                        "[attention]", support::TestScalars) {
   using S = TestType;
   auto context = support::poisoned();
   for (const Member& member : members()) {
@@ -228,8 +229,8 @@ TEMPLATE_TEST_CASE("weights that are no softmax depend on no other query, cut or
   }
 }
 
-TEMPLATE_TEST_CASE("hidden entries stay unseen by weights that are no softmax", "[attention]",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("hidden entries stay unseen by weights that are no softmax", "[attention]",
+                        support::TestScalars) {
   using S = TestType;
   auto context = support::poisoned();
   for (const Member& member : members()) {
@@ -262,8 +263,8 @@ TEST_CASE("weights on matrix units are those in fp32 to the error of their numbe
   }
 }
 
-TEMPLATE_TEST_CASE("a NaN among the scores of a query fills its own weights", "[attention]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("a NaN among the scores of a query fills its own weights", "[attention]",
+                        support::TestScalars) {
   using S = TestType;
   for (const Member& member : members()) {
     INFO(member.name);

@@ -13,6 +13,7 @@
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -130,7 +131,7 @@ void check(const SparsePatterns& patterns, auto&& sees) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("each pattern shows the keys that it says", "", float, double) {
+TEMPLATE_LIST_TEST_CASE("each pattern shows the keys that it says", "", support::TestScalars) {
   SparsePatterns patterns;
   SECTION("local with a prefix, and dense") {
     patterns.of_heads = sparse_patterns("local,dense");
@@ -217,8 +218,8 @@ TEST_CASE("a list of patterns names what it cannot read") {
   }
 }
 
-TEMPLATE_TEST_CASE("latent attention is attention with expanded keys and values", "", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("latent attention is attention with expanded keys and values", "",
+                        support::TestScalars) {
   using S = TestType;
   constexpr Index rank = 11, rotary = 4, V = 3, width = K + rotary;
   const auto q = random_tensor<S, 4>({B, T, H, width}, 5);
@@ -265,7 +266,8 @@ TEMPLATE_TEST_CASE("latent attention is attention with expanded keys and values"
                   ShapeError);
 }
 
-TEMPLATE_TEST_CASE("segments of latent attention choose their ways alone", "", float, double) {
+TEMPLATE_LIST_TEST_CASE("segments of latent attention choose their ways alone", "",
+                        support::TestScalars) {
   using S = TestType;
   constexpr Index rank = 32, rotary = 4, V = 4, capacity = 150;
   const LatentHeads<S> heads(random_tensor<S, 3>({H, K + V, rank}, 7), K);

@@ -11,6 +11,7 @@
 #include "support/long_taps.hpp"
 #include "support/parts.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -65,8 +66,8 @@ Tensor<Index, 1> counts(const std::vector<Index>& values) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("long_conv is the literal sum by every algorithm", "[long_conv]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("long_conv is the literal sum by every algorithm", "[long_conv]",
+                        support::TestScalars) {
   using S = TestType;
   for (const Index T : {1, 2, 63, 64, 65, 127, 257, 1000}) {
     for (const Index L : {Index{1}, Index{2}, Index{63}, Index{200}, T, 2 * T + 3}) {
@@ -86,7 +87,8 @@ TEMPLATE_TEST_CASE("long_conv is the literal sum by every algorithm", "[long_con
   }
 }
 
-TEMPLATE_TEST_CASE("long_conv by several transforms is that by one", "[long_conv]", float, double) {
+TEMPLATE_LIST_TEST_CASE("long_conv by several transforms is that by one", "[long_conv]",
+                        support::TestScalars) {
   using S = TestType;
   // 3 and 100 taps: the input is many times the longest spectrum.
   for (const Index L : {3, 100}) {
@@ -100,7 +102,7 @@ TEMPLATE_TEST_CASE("long_conv by several transforms is that by one", "[long_conv
   }
 }
 
-TEMPLATE_TEST_CASE("impulses", "[long_conv]", float, double) {
+TEMPLATE_LIST_TEST_CASE("impulses", "[long_conv]", support::TestScalars) {
   using S = TestType;
   const Index T = 300, D = simd::lanes<S> + 1;
   const auto u = random_tensor<S, 3>({1, T, D}, 5);
@@ -133,8 +135,8 @@ TEMPLATE_TEST_CASE("impulses", "[long_conv]", float, double) {
   }
 }
 
-TEMPLATE_TEST_CASE("a continued long_conv is the whole one, rows at their own positions",
-                   "[long_conv]", float, double) {
+TEMPLATE_LIST_TEST_CASE("a continued long_conv is the whole one, rows at their own positions",
+                        "[long_conv]", support::TestScalars) {
   using S = TestType;
   const Index D = simd::lanes<S> + 3, total = 420, capacity = 450;
   for (const Index L : {1, 40, 150, 1024}) {
@@ -170,7 +172,8 @@ TEMPLATE_TEST_CASE("a continued long_conv is the whole one, rows at their own po
   }
 }
 
-TEMPLATE_TEST_CASE("steps and direct sums have the same bits", "[long_conv]", float, double) {
+TEMPLATE_LIST_TEST_CASE("steps and direct sums have the same bits", "[long_conv]",
+                        support::TestScalars) {
   using S = TestType;
   for (const Index D : {Index{1}, simd::lanes<S> + 1, Index{600}}) {
     const Index T = 75;
@@ -202,8 +205,9 @@ TEMPLATE_TEST_CASE("steps and direct sums have the same bits", "[long_conv]", fl
   }
 }
 
-TEMPLATE_TEST_CASE("long_conv in place, strided, threaded and in any company has the same bits",
-                   "[long_conv]", float, double) {
+TEMPLATE_LIST_TEST_CASE(
+    "long_conv in place, strided, threaded and in any company has the same bits", "[long_conv]",
+    support::TestScalars) {
   using S = TestType;
   const S guard = 777;
   const Index B = 3, D = 2 * simd::lanes<S> + 1;
@@ -252,7 +256,8 @@ TEMPLATE_TEST_CASE("long_conv in place, strided, threaded and in any company has
   }
 }
 
-TEMPLATE_TEST_CASE("segments of long_conv do not see each other", "[long_conv]", float, double) {
+TEMPLATE_LIST_TEST_CASE("segments of long_conv do not see each other", "[long_conv]",
+                        support::TestScalars) {
   using S = TestType;
   const Index B = 5, T = 200, D = 2 * simd::lanes<S> + 1;
   const LongFilter<S> filter(random_taps<S>(D, T));

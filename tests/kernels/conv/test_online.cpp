@@ -11,6 +11,7 @@
 #include "support/long_taps.hpp"
 #include "support/parts.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -79,8 +80,8 @@ constexpr double tolerance = 40 * static_cast<double>(std::numeric_limits<S>::ep
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("online steps after any prefill are the defining sums", "[online_conv]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("online steps after any prefill are the defining sums", "[online_conv]",
+                        support::TestScalars) {
   using S = TestType;
   const Index D = simd::lanes<S> + 3, B = 2;
   for (const bool spread : {false, true}) {
@@ -107,8 +108,8 @@ TEMPLATE_TEST_CASE("online steps after any prefill are the defining sums", "[onl
   }
 }
 
-TEMPLATE_TEST_CASE("the sums follow from the tokens, however they came", "[online_conv]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("the sums follow from the tokens, however they came", "[online_conv]",
+                        support::TestScalars) {
   using S = TestType;
   const Index D = 21, T = 420;
   const LongFilter<S> filter(random_taps<S>(D, 500));
@@ -143,7 +144,8 @@ TEMPLATE_TEST_CASE("the sums follow from the tokens, however they came", "[onlin
   }
 }
 
-TEMPLATE_TEST_CASE("rows at their own positions, threads and NaN", "[online_conv]", float, double) {
+TEMPLATE_LIST_TEST_CASE("rows at their own positions, threads and NaN", "[online_conv]",
+                        support::TestScalars) {
   using S = TestType;
   const Index D = 2 * simd::lanes<S> + 1, T = 100;
   const LongFilter<S> filter(random_taps<S>(D, 400));
@@ -187,8 +189,8 @@ TEMPLATE_TEST_CASE("rows at their own positions, threads and NaN", "[online_conv
   }
 }
 
-TEMPLATE_TEST_CASE("streams of an online convolution do not see each other", "[online_conv]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("streams of an online convolution do not see each other", "[online_conv]",
+                        support::TestScalars) {
   using S = TestType;
   const Index B = 4, T = 260, D = 2 * simd::lanes<S> + 1;
   const LongFilter<S> filter(random_taps<S>(D, 400));

@@ -11,6 +11,7 @@
 #include "support/company.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -75,8 +76,8 @@ std::pair<Tensor<S, 3>, Tensor<S, 3>> whole(const Case<S>& c, Context& context) 
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("short_conv is the literal sum and carries the last inputs", "[short_conv]",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("short_conv is the literal sum and carries the last inputs", "[short_conv]",
+                        support::TestScalars) {
   using S = TestType;
   Context context = support::poisoned();
   const double epsilon = static_cast<double>(std::numeric_limits<S>::epsilon());
@@ -107,8 +108,8 @@ TEMPLATE_TEST_CASE("short_conv is the literal sum and carries the last inputs", 
   }
 }
 
-TEMPLATE_TEST_CASE("short_conv in pieces has the bits of the whole", "[short_conv]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("short_conv in pieces has the bits of the whole", "[short_conv]",
+                        support::TestScalars) {
   using S = TestType;
   Context context = support::poisoned();
   for (const Index W : {1, 2, 3, 4, 6}) {
@@ -137,8 +138,8 @@ TEMPLATE_TEST_CASE("short_conv in pieces has the bits of the whole", "[short_con
   }
 }
 
-TEMPLATE_TEST_CASE("short_conv in place, strided, threaded and alone has the same bits",
-                   "[short_conv]", float, double) {
+TEMPLATE_LIST_TEST_CASE("short_conv in place, strided, threaded and alone has the same bits",
+                        "[short_conv]", support::TestScalars) {
   using S = TestType;
   Context context;
   const S guard = 777;
@@ -183,8 +184,8 @@ TEMPLATE_TEST_CASE("short_conv in place, strided, threaded and alone has the sam
   }
 }
 
-TEMPLATE_TEST_CASE("short_conv in place and threaded is the sum across chunks and groups",
-                   "[short_conv]", float, double) {
+TEMPLATE_LIST_TEST_CASE("short_conv in place and threaded is the sum across chunks and groups",
+                        "[short_conv]", support::TestScalars) {
   using S = TestType;
   constexpr Index chunk = seqmix::detail::short_conv_chunk;
   support::ThreadExecutor threads(3);
@@ -205,8 +206,8 @@ TEMPLATE_TEST_CASE("short_conv in place and threaded is the sum across chunks an
   }
 }
 
-TEMPLATE_TEST_CASE("segments of short_conv keep their bits in any company", "[short_conv]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("segments of short_conv keep their bits in any company", "[short_conv]",
+                        support::TestScalars) {
   using S = TestType;
   struct Result {
     Tensor<S, 2> y;
@@ -232,8 +233,8 @@ TEMPLATE_TEST_CASE("segments of short_conv keep their bits in any company", "[sh
   }
 }
 
-TEMPLATE_TEST_CASE("long segments of short_conv behind each other keep their bits in place",
-                   "[short_conv]", float, double) {
+TEMPLATE_LIST_TEST_CASE("long segments of short_conv behind each other keep their bits in place",
+                        "[short_conv]", support::TestScalars) {
   using S = TestType;
   constexpr Index chunk = seqmix::detail::short_conv_chunk, D = 300;
   const Index counts[] = {chunk + 1, 3, 2 * chunk, chunk, 1, 3 * chunk - 1};

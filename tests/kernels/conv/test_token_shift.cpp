@@ -7,6 +7,7 @@
 #include "support/company.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -15,8 +16,8 @@ using support::random_tensor;
 using support::same_bits;
 using support::TestCall;
 
-TEMPLATE_TEST_CASE("token_shift takes each token from the one before it", "[token_shift]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("token_shift takes each token from the one before it", "[token_shift]",
+                        support::TestScalars) {
   using S = TestType;
   for (const Index T : {1, 2, 9, 40}) {
     for (const Index D : {1, 5, 16, 517}) {

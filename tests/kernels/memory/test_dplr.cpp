@@ -13,6 +13,7 @@
 #include "support/compare.hpp"
 #include "support/memory.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -104,8 +105,8 @@ struct Case {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("dplr_state: both algorithms are the literal recurrence", "[dplr]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("dplr_state: both algorithms are the literal recurrence", "[dplr]",
+                        support::TestScalars) {
   using S = TestType;
   const double bound = 40 * static_cast<double>(std::numeric_limits<S>::epsilon());
   for (const Index T : {1, 2, 15, 16, 17, 31, 32, 33, 70}) {
@@ -128,8 +129,8 @@ TEMPLATE_TEST_CASE("dplr_state: both algorithms are the literal recurrence", "[d
   }
 }
 
-TEMPLATE_TEST_CASE("dplr_state: both algorithms obey the law for decays of every size", "[dplr]",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("dplr_state: both algorithms obey the law for decays of every size",
+                        "[dplr]", support::TestScalars) {
   using S = TestType;
   // Each log alone, then all of them in turn, so that resets lie inside of chunks.
   constexpr double logs[] = {0, -1e-3, -5, -50, -1e4};
@@ -160,8 +161,8 @@ TEMPLATE_TEST_CASE("dplr_state: both algorithms obey the law for decays of every
   }
 }
 
-TEMPLATE_TEST_CASE("dplr_state has the same bits for any cut, threads, row and stride", "[dplr]",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("dplr_state has the same bits for any cut, threads, row and stride",
+                        "[dplr]", support::TestScalars) {
   using S = TestType;
   const Index B = 3, T = 67, H = 2, K = 17, V = 300;
   const Case<S> c(B, T, H, K, V);
@@ -218,8 +219,8 @@ TEST_CASE("dplr_state: segments keep their bits in any company, rows left out th
   }
 }
 
-TEMPLATE_TEST_CASE("dplr_state is finite for extreme decays, and NaN stays in its head", "[dplr]",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("dplr_state is finite for extreme decays, and NaN stays in its head",
+                        "[dplr]", support::TestScalars) {
   using S = TestType;
   Case<S> c(1, 50, 3, 9, 13);
   for (Index i = 0; i < c.g.size(); ++i)
@@ -241,7 +242,8 @@ TEMPLATE_TEST_CASE("dplr_state is finite for extreme decays, and NaN stays in it
   }
 }
 
-TEMPLATE_TEST_CASE("dplr_state: a token changes nothing before it", "[dplr]", float, double) {
+TEMPLATE_LIST_TEST_CASE("dplr_state: a token changes nothing before it", "[dplr]",
+                        support::TestScalars) {
   using S = TestType;
   const Index T = 50, K = 17;
   const Case<S> c(1, T, 1, K, 13);

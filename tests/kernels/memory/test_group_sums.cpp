@@ -8,6 +8,7 @@
 #include "support/company.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -81,8 +82,8 @@ bool same(const auto& a, const auto& b) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("tokens read the outer products of groups that ended, or of their own",
-                   "[group_sums]", float, double) {
+TEMPLATE_LIST_TEST_CASE("tokens read the outer products of groups that ended, or of their own",
+                        "[group_sums]", support::TestScalars) {
   using S = TestType;
   Context context = support::poisoned();
   const double bound = 64 * static_cast<double>(std::numeric_limits<S>::epsilon());
@@ -105,8 +106,8 @@ TEMPLATE_TEST_CASE("tokens read the outer products of groups that ended, or of t
   }
 }
 
-TEMPLATE_TEST_CASE("add_earlier_groups has the same bits for any cut and threads", "[group_sums]",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("add_earlier_groups has the same bits for any cut and threads",
+                        "[group_sums]", support::TestScalars) {
   using S = TestType;
   Context context;
   const Case<S> c(24, 1, 150, 17, 1100);

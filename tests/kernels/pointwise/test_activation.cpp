@@ -10,6 +10,7 @@
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -92,8 +93,8 @@ TEST_CASE("activations have the names that configs use", "[activation]") {
   CHECK(kept == Activation::gelu_tanh);
 }
 
-TEMPLATE_TEST_CASE("each activation is its formula, gated or not, at any width", "[activation]",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("each activation is its formula, gated or not, at any width",
+                        "[activation]", support::TestScalars) {
   using S = TestType;
   constexpr Index lanes = simd::lanes<S>;
   Context context;
@@ -135,7 +136,8 @@ TEMPLATE_TEST_CASE("each activation is its formula, gated or not, at any width",
   }
 }
 
-TEMPLATE_TEST_CASE("the log decay is scale log sigmoid", "[activation]", float, double) {
+TEMPLATE_LIST_TEST_CASE("the log decay is scale log sigmoid", "[activation]",
+                        support::TestScalars) {
   using S = TestType;
   constexpr Index lanes = simd::lanes<S>;
   Context context;
@@ -160,8 +162,8 @@ TEMPLATE_TEST_CASE("the log decay is scale log sigmoid", "[activation]", float, 
   }
 }
 
-TEMPLATE_TEST_CASE("NaN goes through every activation and stays where it is", "[activation]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("NaN goes through every activation and stays where it is", "[activation]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   const Index width = 3 * simd::lanes<S> + 1;
@@ -189,7 +191,8 @@ TEST_CASE("a soft cap keeps small numbers and bounds large ones", "[activation]"
   for (Index i = 0; i < 5; ++i) CHECK(std::abs(x[i] - 15 * std::tanh(numbers[i] / 15)) < 1e-14);
 }
 
-TEMPLATE_TEST_CASE("threads change no bit of an activation", "[activation]", float, double) {
+TEMPLATE_LIST_TEST_CASE("threads change no bit of an activation", "[activation]",
+                        support::TestScalars) {
   using S = TestType;
   const auto x = random_tensor<S, 2>({40, 1031}, 8), gate = random_tensor<S, 2>({40, 1031}, 9);
   Context serial;

@@ -13,6 +13,7 @@
 #include "support/compare.hpp"
 #include "support/error_of.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -99,7 +100,8 @@ void check_window(const Tensor<S, 2>& start, const Tensor<S, 2>& expected, auto&
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("rms_norm divides by the root of the mean square", "[norm]", float, double) {
+TEMPLATE_LIST_TEST_CASE("rms_norm divides by the root of the mean square", "[norm]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   for (const Index width : widths<S>()) {
@@ -122,8 +124,8 @@ TEMPLATE_TEST_CASE("rms_norm divides by the root of the mean square", "[norm]", 
   }
 }
 
-TEMPLATE_TEST_CASE("the gated norms take the gate after or before the norm", "[norm]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("the gated norms take the gate after or before the norm", "[norm]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   for (const Index width : widths<S>()) {
@@ -164,8 +166,8 @@ TEMPLATE_TEST_CASE("the gated norms take the gate after or before the norm", "[n
   }
 }
 
-TEMPLATE_TEST_CASE("group_norm centres and scales each group, with or without weight and bias",
-                   "[norm]", float, double) {
+TEMPLATE_LIST_TEST_CASE("group_norm centres and scales each group, with or without weight and bias",
+                        "[norm]", support::TestScalars) {
   using S = TestType;
   Context context;
   const View<const S, 1> none;
@@ -212,7 +214,8 @@ TEMPLATE_TEST_CASE("group_norm centres and scales each group, with or without we
   }
 }
 
-TEMPLATE_TEST_CASE("l2_norm divides by the root of the sum of squares", "[norm]", float, double) {
+TEMPLATE_LIST_TEST_CASE("l2_norm divides by the root of the sum of squares", "[norm]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   for (const Index width : widths<S>()) {
@@ -228,8 +231,8 @@ TEMPLATE_TEST_CASE("l2_norm divides by the root of the sum of squares", "[norm]"
   }
 }
 
-TEMPLATE_TEST_CASE("clamped_l2_norm divides by the norm, or by the least one", "[norm]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("clamped_l2_norm divides by the norm, or by the least one", "[norm]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   for (const Index width : widths<S>()) {
@@ -252,7 +255,8 @@ TEMPLATE_TEST_CASE("clamped_l2_norm divides by the norm, or by the least one", "
   }
 }
 
-TEMPLATE_TEST_CASE("a group has the bits of a row of its own", "[norm]", float, double) {
+TEMPLATE_LIST_TEST_CASE("a group has the bits of a row of its own", "[norm]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   for (const Index group : widths<S>()) {
@@ -276,7 +280,8 @@ TEMPLATE_TEST_CASE("a group has the bits of a row of its own", "[norm]", float, 
   }
 }
 
-TEMPLATE_TEST_CASE("rows of zeros stay zero, and NaN stays in its row", "[norm]", float, double) {
+TEMPLATE_LIST_TEST_CASE("rows of zeros stay zero, and NaN stays in its row", "[norm]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   const Index width = 3 * simd::lanes<S> + 1;
@@ -309,7 +314,8 @@ TEMPLATE_TEST_CASE("rows of zeros stay zero, and NaN stays in its row", "[norm]"
   check([&](auto& y) { clamped_l2_norm(y.view(), 1e-12, TestCall(context)); });
 }
 
-TEMPLATE_TEST_CASE("threads and higher ranks change no bit of a norm", "[norm]", float, double) {
+TEMPLATE_LIST_TEST_CASE("threads and higher ranks change no bit of a norm", "[norm]",
+                        support::TestScalars) {
   using S = TestType;
   const Index width = 1032, group = width / 3;
   const auto x = random_tensor<S, 2>({40, width}, 14), gate = random_tensor<S, 2>({40, width}, 15);

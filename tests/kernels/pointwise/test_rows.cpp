@@ -10,6 +10,7 @@
 #include "support/compare.hpp"
 #include "support/error_of.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -112,7 +113,8 @@ TEST_CASE("views whose rows do not belong together are named", "[rows]") {
   CHECK(error(x.view(), x.view().slice<2>(1, 2)) == "");
 }
 
-TEMPLATE_TEST_CASE("elementwise maps every element and nothing else", "[rows]", float, double) {
+TEMPLATE_LIST_TEST_CASE("elementwise maps every element and nothing else", "[rows]",
+                        support::TestScalars) {
   using S = TestType;
   constexpr Index lanes = simd::lanes<S>;
   const auto f = [](auto a, auto b) { return a * a - b; };
@@ -166,7 +168,8 @@ TEMPLATE_TEST_CASE("elementwise maps every element and nothing else", "[rows]", 
   }
 }
 
-TEMPLATE_TEST_CASE("a number can serve a channel, a head or a row", "[rows]", float, double) {
+TEMPLATE_LIST_TEST_CASE("a number can serve a channel, a head or a row", "[rows]",
+                        support::TestScalars) {
   using S = TestType;
   constexpr Index lanes = simd::lanes<S>;
   const Index T = 4, H = 3;

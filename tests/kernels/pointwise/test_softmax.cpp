@@ -8,6 +8,7 @@
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 
 using namespace seqmix;
 using support::random_tensor;
@@ -34,7 +35,8 @@ Tensor<double, 2> expected_softmax(const Tensor<S, 2>& x) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("softmax normalises each row at any width", "[softmax]", float, double) {
+TEMPLATE_LIST_TEST_CASE("softmax normalises each row at any width", "[softmax]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   const double tolerance = 8 * static_cast<double>(std::numeric_limits<S>::epsilon());
@@ -49,8 +51,8 @@ TEMPLATE_TEST_CASE("softmax normalises each row at any width", "[softmax]", floa
   }
 }
 
-TEMPLATE_TEST_CASE("softmax of nothing visible is zero, and NaN stays in its row", "[softmax]",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("softmax of nothing visible is zero, and NaN stays in its row", "[softmax]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   const S infinity = std::numeric_limits<S>::infinity();
@@ -72,8 +74,8 @@ TEMPLATE_TEST_CASE("softmax of nothing visible is zero, and NaN stays in its row
   }
 }
 
-TEMPLATE_TEST_CASE("softmax takes strided rows of any rank and leaves the gaps alone", "[softmax]",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("softmax takes strided rows of any rank and leaves the gaps alone",
+                        "[softmax]", support::TestScalars) {
   using S = TestType;
   Context context;
   const Index width = 19;

@@ -8,6 +8,7 @@
 
 #include "seqmix/kernels/positions/distance_biases.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 
 using namespace seqmix;
 using support::random_tensor;
@@ -123,7 +124,7 @@ TEST_CASE("T5's buckets are those of transformers", "[distance_biases]") {
   }
 }
 
-TEMPLATE_TEST_CASE("tables of distances", "[distance_biases]", float, double) {
+TEMPLATE_LIST_TEST_CASE("tables of distances", "[distance_biases]", support::TestScalars) {
   using S = TestType;
   const auto numbers = random_tensor<S, 2>({32, 3}, 1);
   for (const bool both_directions : {false, true}) {
@@ -154,7 +155,7 @@ TEST_CASE("slopes of ALiBi", "[distance_biases]") {
   CHECK(alibi_slopes(6) == std::vector<double>{0.25, 0.0625, 1. / 64, 1. / 256, 0.5, 0.125});
 }
 
-TEMPLATE_TEST_CASE("Falcon's rounded biases", "[distance_biases]", float, double) {
+TEMPLATE_LIST_TEST_CASE("Falcon's rounded biases", "[distance_biases]", support::TestScalars) {
   using S = TestType;
   // transformers 4.57.6 falcon build_alibi_tensor, 6 heads, at the keys below.
   constexpr std::array<Index, 6> keys{1, 3, 257, 259, 771, 1027};
@@ -171,7 +172,8 @@ TEMPLATE_TEST_CASE("Falcon's rounded biases", "[distance_biases]", float, double
 }
 
 // Expected numbers: tests/golden/cases/biases.py.
-TEMPLATE_TEST_CASE("biases that are formulas of the distance", "[distance_biases]", float, double) {
+TEMPLATE_LIST_TEST_CASE("biases that are formulas of the distance", "[distance_biases]",
+                        support::TestScalars) {
   using S = TestType;
   check_heads<S>(LinearBiases(alibi_slopes(2)),
                  {{0, -0.0625, -0.125, -0.4375, -6.25, -62.5},
@@ -204,8 +206,8 @@ TEMPLATE_TEST_CASE("biases that are formulas of the distance", "[distance_biases
                    -1.0040388676682792, -0.784422761182322}});
 }
 
-TEMPLATE_TEST_CASE("FIRE before and beyond its initial length", "[distance_biases]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("FIRE before and beyond its initial length", "[distance_biases]",
+                        support::TestScalars) {
   using S = TestType;
   Tensor<S, 1> weight({5}), bias({5}), out_bias({2});
   Tensor<S, 2> out_weight({2, 5});

@@ -12,6 +12,7 @@
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -51,7 +52,8 @@ std::vector<double> rotated(const View<const S, 1>& head, Index position, Index 
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("rope turns pairs by position times frequency", "[rope]", float, double) {
+TEMPLATE_LIST_TEST_CASE("rope turns pairs by position times frequency", "[rope]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   context.set_poison(true);
@@ -89,8 +91,8 @@ TEMPLATE_TEST_CASE("rope turns pairs by position times frequency", "[rope]", flo
   }
 }
 
-TEMPLATE_TEST_CASE("rope keeps norms, is nothing at position 0, and scores depend on distance",
-                   "[rope]", float, double) {
+TEMPLATE_LIST_TEST_CASE("rope keeps norms, is nothing at position 0, and scores depend on distance",
+                        "[rope]", support::TestScalars) {
   using S = TestType;
   Context context;
   const Index K = 24;
@@ -122,8 +124,8 @@ TEMPLATE_TEST_CASE("rope keeps norms, is nothing at position 0, and scores depen
   }
 }
 
-TEMPLATE_TEST_CASE("both rope layouts are one rotation of permuted numbers", "[rope]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("both rope layouts are one rotation of permuted numbers", "[rope]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   for (const Index pairs : {1, 4, 17, 32}) {
@@ -151,7 +153,7 @@ TEMPLATE_TEST_CASE("both rope layouts are one rotation of permuted numbers", "[r
   }
 }
 
-TEMPLATE_TEST_CASE("rope bits depend on positions alone", "[rope]", float, double) {
+TEMPLATE_LIST_TEST_CASE("rope bits depend on positions alone", "[rope]", support::TestScalars) {
   using S = TestType;
   const Index B = 3, T = 50, H = 2, K = 20;
   const RotaryFrequencies frequencies(18, 10000);
@@ -300,7 +302,8 @@ TEST_CASE("rules of positions", "[rope]") {
   CHECK(same_bits(given.view(), ruled.view()));
 }
 
-TEMPLATE_TEST_CASE("given positions turn as counted ones, backwards too", "[rope]", float, double) {
+TEMPLATE_LIST_TEST_CASE("given positions turn as counted ones, backwards too", "[rope]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   context.set_poison(true);
@@ -329,7 +332,7 @@ TEMPLATE_TEST_CASE("given positions turn as counted ones, backwards too", "[rope
   }
 }
 
-TEMPLATE_TEST_CASE("one angle turns all pairs", "[rope]", float, double) {
+TEMPLATE_LIST_TEST_CASE("one angle turns all pairs", "[rope]", support::TestScalars) {
   using S = TestType;
   Context context;
   context.set_poison(true);

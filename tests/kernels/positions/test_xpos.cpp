@@ -10,6 +10,7 @@
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 
 using namespace seqmix;
 using support::random_tensor;
@@ -64,8 +65,8 @@ Tensor<S, 3> direct(const Tensor<S, 3>& q, const Tensor<S, 4>& keys, const Tenso
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("xpos from any centre is what the paper has from the first token", "[xpos]",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("xpos from any centre is what the paper has from the first token", "[xpos]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   context.set_poison(true);

@@ -12,6 +12,7 @@
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -160,12 +161,14 @@ TEST_CASE("the reference chain tells orders apart", "[matmul]") {
 }
 
 #if (defined(__FMA__) || defined(__aarch64__)) && !defined(SEQMIX_SIMD_WIDTH)
-TEMPLATE_TEST_CASE("products are fused where the target can", "[matmul]", float, double) {
+TEMPLATE_LIST_TEST_CASE("products are fused where the target can", "[matmul]",
+                        support::TestScalars) {
   CHECK(fused<TestType>());
 }
 #endif
 
-TEMPLATE_TEST_CASE("matmul is one ascending chain an output", "[matmul]", float, double) {
+TEMPLATE_LIST_TEST_CASE("matmul is one ascending chain an output", "[matmul]",
+                        support::TestScalars) {
   for (const Index M : {1, 2, 3, 5, 6, 9, 12, 13, 14, 15, 16, 19, 27, 28, 29, 64, 225}) {
     for (const Index K : {0, 1, 3, 64, 255, 256, 257, 600}) {
       for (const Index N : {1, 7, 31, 32, 33, 64, 100}) {
@@ -177,7 +180,8 @@ TEMPLATE_TEST_CASE("matmul is one ascending chain an output", "[matmul]", float,
   }
 }
 
-TEMPLATE_TEST_CASE("matmul packs many rows without changing a bit", "[matmul]", float, double) {
+TEMPLATE_LIST_TEST_CASE("matmul packs many rows without changing a bit", "[matmul]",
+                        support::TestScalars) {
   // More rows than a block, more k than a block, more panels than are multiplied unpacked.
   const Index wide = (detail::panels_to_pack + 1) * detail::panel_width<TestType> + 1;
   const Index deep = detail::depth_block + detail::depth_slice + 3;
@@ -192,8 +196,8 @@ TEMPLATE_TEST_CASE("matmul packs many rows without changing a bit", "[matmul]", 
   check_shape<TestType>(detail::rows_to_pack + 3, deep, wide);
 }
 
-TEMPLATE_TEST_CASE("matmul of narrow weights has the bits of their unpacked numbers", "[matmul]",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("matmul of narrow weights has the bits of their unpacked numbers",
+                        "[matmul]", support::TestScalars) {
   using S = TestType;
   const Index wide = (detail::panels_to_pack + 1) * detail::panel_width<S> + 1;
   for (const Storage storage : narrow_storages) {
@@ -208,8 +212,8 @@ TEMPLATE_TEST_CASE("matmul of narrow weights has the bits of their unpacked numb
   }
 }
 
-TEMPLATE_TEST_CASE("matmul reads and writes strided rows and nothing else", "[matmul]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("matmul reads and writes strided rows and nothing else", "[matmul]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   const S nan = std::numeric_limits<S>::quiet_NaN();
@@ -231,7 +235,8 @@ TEMPLATE_TEST_CASE("matmul reads and writes strided rows and nothing else", "[ma
   }
 }
 
-TEMPLATE_TEST_CASE("a row has the same bits alone and at every place", "[matmul]", float, double) {
+TEMPLATE_LIST_TEST_CASE("a row has the same bits alone and at every place", "[matmul]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   const Index wide = (detail::panels_to_pack + 1) * detail::panel_width<S> + 1;
@@ -254,7 +259,8 @@ TEMPLATE_TEST_CASE("a row has the same bits alone and at every place", "[matmul]
   }
 }
 
-TEMPLATE_TEST_CASE("matmul has the same bits on any number of threads", "[matmul]", float, double) {
+TEMPLATE_LIST_TEST_CASE("matmul has the same bits on any number of threads", "[matmul]",
+                        support::TestScalars) {
   using S = TestType;
   struct Size {
     Index M, K, N;
@@ -337,7 +343,8 @@ TEST_CASE("matmul refuses an output that overlaps its input", "[matmul]") {
   CHECK_NOTHROW(matmul<float>(columns(5, 3), packed, columns(0, 5), call));
 }
 
-TEMPLATE_TEST_CASE("a packed matrix gives its numbers back", "[matmul]", float, double) {
+TEMPLATE_LIST_TEST_CASE("a packed matrix gives its numbers back", "[matmul]",
+                        support::TestScalars) {
   using S = TestType;
   for (const Index N : {0, 1, 7, 31, 32, 33, 100}) {
     for (const Index K : {0, 1, 5, 64}) {
@@ -360,8 +367,8 @@ TEMPLATE_TEST_CASE("a packed matrix gives its numbers back", "[matmul]", float, 
   CHECK_FALSE(PackedMatrix<S>());
 }
 
-TEMPLATE_TEST_CASE("narrow weights are the nearest numbers of their type", "[matmul]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("narrow weights are the nearest numbers of their type", "[matmul]",
+                        support::TestScalars) {
   using S = TestType;
   const Index N = 37, K = 19;
   auto w = random_tensor<S, 2>({N, K}, 1);
@@ -393,8 +400,8 @@ TEMPLATE_TEST_CASE("narrow weights are the nearest numbers of their type", "[mat
   }
 }
 
-TEMPLATE_TEST_CASE("a finite weight that a storage would make infinite is refused", "[matmul]",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("a finite weight that a storage would make infinite is refused", "[matmul]",
+                        support::TestScalars) {
   using S = TestType;
   constexpr S infinity = std::numeric_limits<S>::infinity();
   const auto first = [](S number, Storage storage) {
@@ -415,7 +422,8 @@ TEMPLATE_TEST_CASE("a finite weight that a storage would make infinite is refuse
   }
 }
 
-TEMPLATE_TEST_CASE("a weight that is no number spoils its own output", "[matmul]", float, double) {
+TEMPLATE_LIST_TEST_CASE("a weight that is no number spoils its own output", "[matmul]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   for (const Storage storage : narrow_storages) {

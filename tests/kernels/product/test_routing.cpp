@@ -14,6 +14,7 @@
 #include "support/compare.hpp"
 #include "support/error_of.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -66,8 +67,8 @@ Routing random_routing(Index rows, Index k, Index n_experts, std::vector<Index> 
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("top_k is the head of a stable sort, whatever the scores", "[routing]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("top_k is the head of a stable sort, whatever the scores", "[routing]",
+                        support::TestScalars) {
   using S = TestType;
   constexpr S nan = std::numeric_limits<S>::quiet_NaN(),
               infinity = std::numeric_limits<S>::infinity();
@@ -169,7 +170,7 @@ TEST_CASE("pairs are grouped by expert in order of rows, and empty experts have 
   }
 }
 
-TEMPLATE_TEST_CASE("gathered and combined rows come back", "[routing]", float, double) {
+TEMPLATE_LIST_TEST_CASE("gathered and combined rows come back", "[routing]", support::TestScalars) {
   using S = TestType;
   constexpr Index lanes = simd::lanes<S>;
   for (const Index width : {Index{1}, lanes - 1, lanes, lanes + 1, 3 * lanes + 5}) {
@@ -225,7 +226,7 @@ TEMPLATE_TEST_CASE("gathered and combined rows come back", "[routing]", float, d
   }
 }
 
-TEMPLATE_TEST_CASE("a row's NaN reaches no other row", "[routing]", float, double) {
+TEMPLATE_LIST_TEST_CASE("a row's NaN reaches no other row", "[routing]", support::TestScalars) {
   using S = TestType;
   Context context;
   const Index rows = 6, width = 2 * simd::lanes<S> + 1;
@@ -247,7 +248,8 @@ TEMPLATE_TEST_CASE("a row's NaN reaches no other row", "[routing]", float, doubl
   }
 }
 
-TEMPLATE_TEST_CASE("threads change no bit of gathering and combining", "[routing]", float, double) {
+TEMPLATE_LIST_TEST_CASE("threads change no bit of gathering and combining", "[routing]",
+                        support::TestScalars) {
   using S = TestType;
   const Index rows = 45, k = 3, width = 1031;
   Routing routing = random_routing(rows, k, 6, {0, 1, 2, 4, 5}, 11);

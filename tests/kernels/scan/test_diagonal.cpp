@@ -16,6 +16,7 @@
 #include "support/compare.hpp"
 #include "support/parts.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -130,7 +131,7 @@ struct Expected {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("scans are the literal recurrences", "[scan]", float, double) {
+TEMPLATE_LIST_TEST_CASE("scans are the literal recurrences", "[scan]", support::TestScalars) {
   using S = TestType;
   Context context;
   const double epsilon = static_cast<double>(std::numeric_limits<S>::epsilon());
@@ -148,8 +149,8 @@ TEMPLATE_TEST_CASE("scans are the literal recurrences", "[scan]", float, double)
   }
 }
 
-TEMPLATE_TEST_CASE("scans in pieces, threaded, in any company and in place have the same bits",
-                   "[scan]", float, double) {
+TEMPLATE_LIST_TEST_CASE("scans in pieces, threaded, in any company and in place have the same bits",
+                        "[scan]", support::TestScalars) {
   using S = TestType;
   Context context;
   for (const Index D : {5, 1035}) {
@@ -312,7 +313,7 @@ void for_each_diagonal(auto&& f) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("a diagonal scan is h = a h + b", "[scan]", float, double) {
+TEMPLATE_LIST_TEST_CASE("a diagonal scan is h = a h + b", "[scan]", support::TestScalars) {
   using S = TestType;
   const double epsilon = static_cast<double>(std::numeric_limits<S>::epsilon());
   for_each_diagonal([&](Index planes, bool each) {
@@ -332,8 +333,8 @@ TEMPLATE_TEST_CASE("a diagonal scan is h = a h + b", "[scan]", float, double) {
   });
 }
 
-TEMPLATE_TEST_CASE("a diagonal scan has the same bits in any pieces, company and place", "[scan]",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("a diagonal scan has the same bits in any pieces, company and place",
+                        "[scan]", support::TestScalars) {
   using S = TestType;
   std::mt19937 random(3);
   for_each_diagonal([&](Index planes, bool each) {

@@ -9,6 +9,7 @@
 #include "support/company.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -82,8 +83,8 @@ bool same(const auto& a, const auto& b) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("running_softmax is the softmax of all scores so far", "[running_softmax]",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("running_softmax is the softmax of all scores so far", "[running_softmax]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   const double epsilon = static_cast<double>(std::numeric_limits<S>::epsilon());
@@ -96,8 +97,8 @@ TEMPLATE_TEST_CASE("running_softmax is the softmax of all scores so far", "[runn
   }
 }
 
-TEMPLATE_TEST_CASE("running_softmax has the same bits for any cut and threads", "[running_softmax]",
-                   float, double) {
+TEMPLATE_LIST_TEST_CASE("running_softmax has the same bits for any cut and threads",
+                        "[running_softmax]", support::TestScalars) {
   using S = TestType;
   Context context;
   const Case<S> c(1, 150, 5, 187, 3);
@@ -130,8 +131,8 @@ TEST_CASE("segments of running_softmax keep their bits in any company", "[runnin
                   fresh.num.view()[support::row_without_company]));
 }
 
-TEMPLATE_TEST_CASE("running_softmax is finite for extreme scores, and NaN stays in its head",
-                   "[running_softmax]", float, double) {
+TEMPLATE_LIST_TEST_CASE("running_softmax is finite for extreme scores, and NaN stays in its head",
+                        "[running_softmax]", support::TestScalars) {
   using S = TestType;
   Context context;
   Case<S> c(2, 40, 3, 19, 1e4);

@@ -8,6 +8,7 @@
 #include "support/compare.hpp"
 #include "support/parts.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 
 using namespace seqmix;
 using support::flat;
@@ -94,7 +95,8 @@ std::pair<Tensor<Number, 3>, Tensor<Number, 3>> literal(const Case<S>& c) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("selective_scan is the literal recurrence", "[selective_scan]", float, double) {
+TEMPLATE_LIST_TEST_CASE("selective_scan is the literal recurrence", "[selective_scan]",
+                        support::TestScalars) {
   using S = TestType;
   Context context = support::poisoned();
   const double epsilon = static_cast<double>(std::numeric_limits<S>::epsilon());
@@ -115,8 +117,9 @@ TEMPLATE_TEST_CASE("selective_scan is the literal recurrence", "[selective_scan]
   }
 }
 
-TEMPLATE_TEST_CASE("selective_scan in pieces, threaded, in any company and in place is the same",
-                   "[selective_scan]", float, double) {
+TEMPLATE_LIST_TEST_CASE(
+    "selective_scan in pieces, threaded, in any company and in place is the same",
+    "[selective_scan]", support::TestScalars) {
   using S = TestType;
   Context context;
   const Index B = 4, T = 90, D = 150, N = 11;

@@ -11,6 +11,7 @@
 #include "support/compare.hpp"
 #include "support/parts.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -124,8 +125,8 @@ std::vector<std::vector<Complex>> dense_solution(std::vector<std::vector<Complex
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("state_space is its literal loop in both algorithms, from any state", "", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("state_space is its literal loop in both algorithms, from any state", "",
+                        support::TestScalars) {
   using S = TestType;
   const double tolerance = std::is_same_v<S, double> ? 1e-12 : 2e-5;
   for (const bool low_rank : {false, true}) {

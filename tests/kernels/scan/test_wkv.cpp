@@ -8,6 +8,7 @@
 #include "support/company.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/thread_executor.hpp"
 
 using namespace seqmix;
@@ -81,7 +82,7 @@ struct Case {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("wkv4 is the weighted mean of the paper", "[wkv]", float, double) {
+TEMPLATE_LIST_TEST_CASE("wkv4 is the weighted mean of the paper", "[wkv]", support::TestScalars) {
   using S = TestType;
   Context context;
   const double epsilon = static_cast<double>(std::numeric_limits<S>::epsilon());
@@ -94,7 +95,8 @@ TEMPLATE_TEST_CASE("wkv4 is the weighted mean of the paper", "[wkv]", float, dou
   }
 }
 
-TEMPLATE_TEST_CASE("wkv4 has the same bits for any cut, threads and row", "[wkv]", float, double) {
+TEMPLATE_LIST_TEST_CASE("wkv4 has the same bits for any cut, threads and row", "[wkv]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   const Index B = 3, T = 29, D = 587;
@@ -139,8 +141,8 @@ TEST_CASE("segments of wkv4 keep their bits in any company", "[wkv]") {
   }
 }
 
-TEMPLATE_TEST_CASE("wkv4 is finite for extreme keys, and NaN stays in its channel", "[wkv]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("wkv4 is finite for extreme keys, and NaN stays in its channel", "[wkv]",
+                        support::TestScalars) {
   using S = TestType;
   Context context;
   Case<S> c(2, 40, 19, 1e4);
@@ -157,7 +159,7 @@ TEMPLATE_TEST_CASE("wkv4 is finite for extreme keys, and NaN stays in its channe
   }
 }
 
-TEMPLATE_TEST_CASE("add_bonus adds each head's own share", "[wkv]", float, double) {
+TEMPLATE_LIST_TEST_CASE("add_bonus adds each head's own share", "[wkv]", support::TestScalars) {
   using S = TestType;
   Context context;
   for (const Index N : {1, 5, 16, 33}) {

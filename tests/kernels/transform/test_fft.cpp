@@ -8,6 +8,7 @@
 #include "seqmix/kernels/transform/fft.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 
 using namespace seqmix;
 using support::random_tensor;
@@ -64,8 +65,8 @@ double tolerance(Index length) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("the forward transform is the literal one in every lane", "[fft]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("the forward transform is the literal one in every lane", "[fft]",
+                        support::TestScalars) {
   using S = TestType;
   for (Index length = 2; length <= 4096; length *= 2) {
     const FftPlan<S> plan(length);
@@ -86,7 +87,8 @@ TEMPLATE_TEST_CASE("the forward transform is the literal one in every lane", "[f
   }
 }
 
-TEMPLATE_TEST_CASE("the inverse transform undoes the forward one", "[fft]", float, double) {
+TEMPLATE_LIST_TEST_CASE("the inverse transform undoes the forward one", "[fft]",
+                        support::TestScalars) {
   using S = TestType;
   for (Index length = 2; length <= 65536; length *= 2) {
     const FftPlan<S> plan(length);
@@ -124,8 +126,8 @@ TEST_CASE("two halves of a packed real sequence give its spectrum", "[fft]") {
   }
 }
 
-TEMPLATE_TEST_CASE("a filter meets each pair of frequencies k and -k once", "[fft]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("a filter meets each pair of frequencies k and -k once", "[fft]",
+                        support::TestScalars) {
   using S = TestType;
   for (Index length = 64; length <= 131072; length *= 2) {
     const FftPlan<S> plan(length);
@@ -152,8 +154,8 @@ TEMPLATE_TEST_CASE("a filter meets each pair of frequencies k and -k once", "[ff
   }
 }
 
-TEMPLATE_TEST_CASE("a filter of nothing gives the rows back, and writes no others", "[fft]", float,
-                   double) {
+TEMPLATE_LIST_TEST_CASE("a filter of nothing gives the rows back, and writes no others", "[fft]",
+                        support::TestScalars) {
   using S = TestType;
   const auto nothing = [](S*, S*, Index, Index) {};
   const S guard = 12345;
@@ -204,7 +206,7 @@ TEMPLATE_TEST_CASE("a filter of nothing gives the rows back, and writes no other
   }
 }
 
-TEMPLATE_TEST_CASE("lanes neither meet nor differ", "[fft]", float, double) {
+TEMPLATE_LIST_TEST_CASE("lanes neither meet nor differ", "[fft]", support::TestScalars) {
   using S = TestType;
   for (const Index length : {4, 64, 1024, 16384}) {
     const FftPlan<S> plan(length);
