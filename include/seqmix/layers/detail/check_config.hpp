@@ -6,6 +6,7 @@
 #include <limits>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <variant>
 #include <vector>
 
@@ -39,7 +40,7 @@ SEQMIX_COLD inline void check_field(std::string_view layer, const FieldPath& pat
       [&]<class Field>(const Field& field) {
         if constexpr (std::same_as<Field, Index*> || std::same_as<Field, double*>) {
           check(path, *field);
-        } else if constexpr (requires { (*field)[0] * 1; }) {
+        } else if constexpr (FieldList<std::remove_pointer_t<Field>>) {
           for (std::size_t i = 0; i < field->size(); ++i) {
             const std::string key = std::to_string(i);
             check(FieldPath(key, &path), (*field)[i]);
