@@ -163,5 +163,83 @@ TEST_CASE("a block's fields are described with their parts") {
   CHECK(std::ranges::count(names, "mixer.layers.0.mixer.norm_eps") == 1);
 }
 
+constexpr Traits block_of_layers{.name = "block"};
+
+/// Its parts are feed-forward layers or blocks.
+const BlockEntry<double>& block_entry() {
+  static const BlockEntry<double> entry = [] {
+    Registry<double> layers;
+    layers.add<FeedForwardDefinition<double>>();
+    return BlockEntry<double>(block_of_layers, layers);
+  }();
+  return entry;
+}
+Json completed(const std::string& text) {
+  return block_entry().write(block_entry().read(parse_json(text, "text")));
+}
+std::string with_parts(const std::string& parts, const std::string& more = "") {
+  return R"({"d_model": 4, "branches": [{"parts": [)" + parts + "]" + more + "}]}";
+}
+const std::string channel = R"({"name": "channel", "layer": "feed_forward",
+                                "config": {"d_ff": 3}})";
+
+TEST_CASE("a block's config is the list of its branches and their parts") {
+  const Json json = completed(with_parts(channel, R"(, "before": {"kind": "rms", "eps": 1e-3})"));
+  const Json& branch = json["branches"][0];
+  CHECK(branch["before"] ==
+        Json({{"kind", "rms"}, {"eps", 1e-3}, {"weight", true}, {"bias", false}}));
+  CHECK(branch["last"]["kind"] == "none");
+  CHECK(branch["residual"] == 1.0);
+  CHECK(branch["parts"][0]["config"]["d_model"] == 4);
+  CHECK(branch["parts"][0]["config"]["d_ff"] == 3);
+  CHECK(completed(json.dump()) == json);
+
+  const Json nested = completed(
+      with_parts(channel + R"(, {"name": "inner", "layer": "block", "config": {"branches": [
+                      {"parts": [)" +
+                 channel + R"(], "last": {"kind": "layer"}}]}})"));
+  const Json& inner = nested["branches"][0]["parts"][1]["config"];
+  CHECK(inner["branches"][0]["parts"][0]["config"]["d_model"] == 4);
+  CHECK(completed(nested.dump()) == nested);
+
+  std::vector<std::string> names;
+  block_entry().visit(block_entry().read(nested),
+                      [&](const std::string& name, const std::vector<Index>&, const Initializer&) {
+                        names.push_back(name);
+                      });
+  CHECK(names ==
+        std::vector<std::string>{"channel.gate_proj.weight", "channel.up_proj.weight",
+                                 "channel.down_proj.weight", "inner.channel.gate_proj.weight",
+                                 "inner.channel.up_proj.weight", "inner.channel.down_proj.weight",
+                                 "inner.branches.0.last.weight"});
+}
+
+TEST_CASE("a block's config says where it is wrong") {
+  const auto error = [](const std::string& text) {
+    return error_of<ConfigError>([&] { completed(text); });
+  };
+  CHECK(error(R"({"d_model": 4})") == "block: branches: got null, expected a list");
+  CHECK(error(R"({"d_model": 4, "branches": {}})") ==
+        "block: branches: got an object, expected a list");
+  CHECK(error(R"({"d_model": 4, "branches": []})") == "block: branches must have parts");
+  CHECK(error(with_parts("")) == "block: a branch must have parts");
+  CHECK(error(R"({"d_model": 4, "branches": [{}]})") == "block: parts: got null, expected a list");
+  CHECK_THAT(error(with_parts(channel + ", " + channel)),
+             ContainsSubstring("block: parts must have names, and different ones"));
+  CHECK_THAT(error(with_parts(R"({"name": "a", "layer": "attenshun"})")),
+             ContainsSubstring("no layer is called \"attenshun\"; there are feed_forward"));
+  CHECK(error(with_parts(R"({"name": "a"})")) == "block: layer is missing");
+  CHECK(error(with_parts(R"({"name": "a", "layer": "feed_forward"})")) ==
+        "block: branches.0.parts.0.config.d_ff is 0, expected at least 1");
+  CHECK_THAT(
+      error(with_parts(channel, R"(, "befor": {})")),
+      ContainsSubstring("block: branches.0: unknown key \"befor\", expected one of: before"));
+  CHECK(error(with_parts(channel, R"(, "before": {"bias": true})")) ==
+        "block: branches.0.before.bias is true, which counts only where kind is layer");
+  CHECK_THAT(error(with_parts(R"({"name": "a", "layer": "feed_forward",
+                                  "config": {"d_model": 5, "d_ff": 3}})")),
+             ContainsSubstring("block: the d_model of a must be d_model"));
+}
+
 }  // namespace
 }  // namespace seqmix

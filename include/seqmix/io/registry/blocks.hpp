@@ -16,6 +16,15 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
+/// A block as its config puts it together; see `BlockEntry`.
+inline constexpr Traits block_traits{
+    .name = "block",
+    .title = "Block of registry layers (norms before, after or around parts; side by side)",
+    .paper = "Xiong 2020, arXiv:2002.04745",
+    .forward = "the parts'",
+    .step = "the parts'",
+    .state = "the parts'"};
+
 /// What Jamba repeats: eight layers, one of attention without positions and seven of Mamba; every
 /// second has experts in place of the feed-forward layer.
 ///
@@ -49,6 +58,7 @@ inline constexpr Traits recurrent_gemma_block_traits{
     .step = "O(D² + W H K)",
     .state = "the parts'"};
 
+/// Registers the blocks last: the parts of `block` may be what is registered before it.
 template <class S>
 void register_blocks(Registry<S>& registry) {
   const auto attention = std::make_shared<const DefinitionEntry<AttentionDefinition<S>>>();
@@ -71,6 +81,7 @@ void register_blocks(Registry<S>& registry) {
       recurrent_gemma_block_traits,
       std::vector{recurrence, recurrence, layer(attention, feed_forward)},
       std::vector<std::string>{"layers.2.mixer.sees.window"}));
+  registry.add(std::make_shared<const BlockEntry<S>>(block_traits, registry));
 }
 
 #define SEQMIX_REGISTER_BLOCKS(S) void register_blocks(Registry<S>&)
