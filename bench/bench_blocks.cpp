@@ -14,6 +14,8 @@ constexpr double jamba_ffn = 3 * D * 1024, jamba_experts = 8 * D + 2 * 3 * D * 1
 constexpr double jamba_weights =
     7 * jamba_mamba + jamba_attention + 4 * jamba_ffn + 4 * jamba_experts;
 
+constexpr double llama_weights = jamba_attention + gemma_ffn;
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -21,6 +23,19 @@ int main(int argc, char** argv) {
   return bench::run_layers(
       argc, argv,
       {
+          {.layer = "block",
+           .config = R"({"d_model": 1024, "branches": [
+               {"before": {"kind": "rms"}, "parts": [{"name": "mixer", "layer": "attention",
+                "config": {"n_heads": 16, "n_kv_heads": 8, "head_dim": 64, "rotary_dim": 64}}]},
+               {"before": {"kind": "rms"}, "parts": [{"name": "channel", "layer": "feed_forward",
+                "config": {"d_ff": 3072}}]}]})",
+           .longest = 8192,
+           .positions = {128, 2048, 8192},
+           .flops =
+               [exponential](double T) {
+                 return 2 * T * llama_weights + T * T / 2 * (4 * D + 16 * exponential);
+               },
+           .step_numbers = [](double position) { return llama_weights + 2 * position * 512; }},
           {.layer = "recurrent_gemma_block",
            .config = R"({"d_model": 1024, "norm_eps": 1e-6, "lru_width": 1024, "n_heads": 8,
                          "n_kv_heads": 1, "head_dim": 128, "rotary_dim": 64, "o_bias": true,

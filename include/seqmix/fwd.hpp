@@ -21,6 +21,8 @@ class Executor;
 class Context;
 class AnyState;
 template <class Scalar>
+class AbstractMixer;
+template <class Scalar>
 class AnyMixer;
 template <class Scalar>
 class LanguageModel;

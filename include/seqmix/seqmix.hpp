@@ -3,11 +3,9 @@
 /// Every layer and block. Not included: `io/` (files, registry; needs nlohmann-json) and the opt-in
 /// adapters `core/eigen.hpp`, `core/mdspan.hpp`, `core/eigen_thread_pool.hpp`, `core/openmp.hpp`.
 
-#include "seqmix/blocks/decoder.hpp"
-#include "seqmix/blocks/jamba.hpp"
+#include "seqmix/blocks/block.hpp"
 #include "seqmix/blocks/language_model.hpp"
-#include "seqmix/blocks/recurrent_gemma.hpp"
-#include "seqmix/blocks/sequence.hpp"
+#include "seqmix/blocks/stack.hpp"
 #include "seqmix/fwd.hpp"
 #include "seqmix/layers/any_mixer.hpp"
 #include "seqmix/layers/attention/aaren.hpp"

@@ -50,39 +50,47 @@ struct Small {
     tensors[name] = {{extents.begin(), extents.end()},
                      {numbers.data(), numbers.data() + numbers.size()}};
   }
-  template <class MixerPart, class ChannelPart>
-  void add_block(const Names& names, typename MixerPart::Config mixer,
-                 typename ChannelPart::Config channel) {
-    using Block = DecoderDefinition<MixerPart, ChannelPart>;
+  /// A part of the next block behind its norm: `ours` is "mixer" or "channel".
+  template <class Definition>
+  Branch<double> branch(const std::string& ours, const std::string& norm, const std::string& theirs,
+                        const Names& names, const typename Definition::Config& sizes) {
+    using Weights = typename Definition::Weights;
     const auto number = static_cast<unsigned>(parts.blocks.size());
-    typename Block::Config block;
-    block.d_model = mixer.d_model, block.norm_eps = parts.norm_eps;
-    block.mixer = mixer, block.channel = channel;
-    auto weights = random_weights<typename Block::Weights>(block, 100 + 50 * number);
-    Block::Weights::visit(
-        weights, std::as_const(block),
-        [&]<class P>(const Name& name, const P& parameter, Shape<P::rank>, auto...) {
-          std::string ours = name.text();
-          for (const auto& [part, theirs] :
-               {std::pair{"mixer_norm.", names.mixer_norm}, std::pair{"mixer.", names.mixer},
-                std::pair{"channel_norm.", names.channel_norm},
-                std::pair{"channel.", names.channel}}) {
-            if (!ours.starts_with(part)) continue;
-            put(names.blocks + std::to_string(number) + "." + theirs +
-                    ours.substr(std::string(part).size()),
-                parameter.to_tensor());
-            return;
-          }
-          FAIL("no name for " << ours);
-        });
-    parts.blocks.push_back(Mixer<Block>(block, std::move(weights)));
+    const std::string block = names.blocks + std::to_string(number) + ".";
+    const unsigned seed = 100 + 50 * number + (ours == "mixer" ? 0 : 25);
+    Branch<double> result;
+    result.before = {.kind = NormKind::rms,
+                     .weight = random_tensor<double, 1>({sizes.d_model}, seed),
+                     .eps = parts.norm.eps};
+    put(block + norm + "weight", result.before.weight.to_tensor());
+    auto weights = random_weights<Weights>(sizes, seed + 1);
+    Weights::visit(weights, sizes,
+                   [&]<class P>(const Name& name, const P& parameter, Shape<P::rank>, auto...) {
+                     put(block + theirs + name.text(), parameter.to_tensor());
+                   });
+    result.parts.push_back({.name = ours, .mixer = Mixer<Definition>(sizes, std::move(weights))});
+    return result;
+  }
+  template <class MixerPart>
+  void add_block(const Names& names, const typename MixerPart::Config& mixer) {
+    parts.blocks.push_back(Block<double>(
+        {.branches = {branch<MixerPart>("mixer", names.mixer_norm, names.mixer, names, mixer)}}));
+  }
+  template <class MixerPart, class ChannelPart>
+  void add_block(const Names& names, const typename MixerPart::Config& mixer,
+                 const typename ChannelPart::Config& channel) {
+    parts.blocks.push_back(Block<double>(
+        {.branches = {
+             branch<MixerPart>("mixer", names.mixer_norm, names.mixer, names, mixer),
+             branch<ChannelPart>("channel", names.channel_norm, names.channel, names, channel)}}));
   }
   void add_ends(const std::string& embedding, const std::string& norm, Index d_model) {
     parts.embedding = random_tensor<double, 2>({vocabulary, d_model}, 1);
-    parts.norm = random_tensor<double, 1>({d_model}, 2);
+    parts.norm.kind = NormKind::rms;
+    parts.norm.weight = random_tensor<double, 1>({d_model}, 2);
     parts.head.weight = Parameter<double, 2>(random_tensor<double, 2>({vocabulary, d_model}, 3));
     put(embedding, parts.embedding.to_tensor());
-    put(norm, parts.norm.to_tensor());
+    put(norm, parts.norm.weight.to_tensor());
     put("lm_head.weight", parts.head.weight.to_tensor());
   }
 
@@ -161,7 +169,7 @@ Small mixtral(AttentionConfig mixer = attention()) {
   small.config.update(
       {{"model_type", "mixtral"}, {"num_local_experts", 3}, {"intermediate_size", 12}});
   small.tensors.clear(), small.parts = {};
-  small.parts.norm_eps = 1e-5;
+  small.parts.norm.eps = 1e-5;
   small.add_ends("model.embed_tokens.weight", "model.norm.weight", 16);
   Names names = llama_names;
   names.channel = "block_sparse_moe.";
@@ -183,10 +191,9 @@ Small mamba2(const Mamba2Config& mixer) {
                          {"n_groups", 2}},
               .tensors = {},
               .parts = {}};
-  small.parts.norm_eps = 1e-5;
+  small.parts.norm.eps = 1e-5;
   small.add_ends("backbone.embeddings.weight", "backbone.norm_f.weight", 12);
-  small.add_block<Mamba2Definition<double>, NoChannelMixer<double>>(
-      {"backbone.layers.", "norm.", "mixer.", "", ""}, mixer, {});
+  small.add_block<Mamba2Definition<double>>({"backbone.layers.", "norm.", "mixer.", "", ""}, mixer);
   return small;
 }
 Mamba2Config mamba2_mixer() {

@@ -11,8 +11,7 @@
 #include <string_view>
 #include <vector>
 
-#include "seqmix/blocks/decoder.hpp"
-#include "seqmix/blocks/sequence.hpp"
+#include "seqmix/blocks/stack.hpp"
 #include "seqmix/layers/channel/mixture_of_experts.hpp"
 #include "seqmix/layers/conv/hyena.hpp"
 #include "seqmix/layers/linear/linear_attention.hpp"
@@ -640,29 +639,30 @@ TEST_CASE("tokens beyond the last position are refused before anything is comput
 
 TEST_CASE("a block has the least limit of its parts") {
   using namespace seqmix;
-  using Cosformer = LinearAttentionDefinition<double>;
-  using Filters = HyenaDefinition<double>;
-  DecoderDefinition<Cosformer>::Config decoder;
-  decoder.d_model = 4;
-  decoder.mixer = {.d_model = 4, .n_heads = 1, .head_k = 2, .head_v = 2};
-  const auto limit = [&]<class Definition>(const Definition*, const auto& config) {
-    return position_limit(
-        Definition(config, random_weights<typename Definition::Weights>(config, 1)));
+  LinearAttentionConfig linear{.d_model = 4, .n_heads = 1, .head_k = 2, .head_v = 2};
+  const auto mixer = [&] {
+    return AnyMixer<double>(LinearAttention<double>(
+        linear, random_weights<LinearAttention<double>::Weights>(linear, 1)));
   };
-  constexpr const DecoderDefinition<Cosformer>* of_decoder = nullptr;
-  CHECK(limit(of_decoder, decoder).tokens == std::numeric_limits<Index>::max());
-  decoder.mixer.feature_map = FeatureMap::cosformer, decoder.mixer.max_length = 30;
-  CHECK(limit(of_decoder, decoder).tokens == 30);
+  const auto block = [&] {
+    return AnyMixer<double>(
+        Block<double>({.branches = {{.parts = {{.name = "mixer", .mixer = mixer()}}}}}));
+  };
+  CHECK(block().position_limit().tokens == std::numeric_limits<Index>::max());
+  linear.feature_map = FeatureMap::cosformer, linear.max_length = 30;
+  CHECK(block().position_limit().tokens == 30);
 
-  using Both = SequenceDefinition<DecoderDefinition<Cosformer>, Filters>;
-  Both::Config both;
-  both.d_model = 4;
-  std::get<0>(both.parts) = decoder;
-  std::get<1>(both.parts) = {.d_model = 4, .max_length = 20, .filter_width = 3};
-  constexpr const Both* of_both = nullptr;
-  CHECK(limit(of_both, both).tokens == 20);
-  std::get<1>(both.parts).max_length = 50;
-  CHECK(limit(of_both, both).tokens == 30);
+  HyenaConfig filters{.d_model = 4, .max_length = 20, .filter_width = 3};
+  const auto limit = [&] {
+    return stack<double>({block(), Hyena<double>(filters, random_weights<Hyena<double>::Weights>(
+                                                              filters, 1))})
+        .definition()
+        .position_limit()
+        .tokens;
+  };
+  CHECK(limit() == 20);
+  filters.max_length = 50;
+  CHECK(limit() == 30);
 }
 
 }  // namespace

@@ -237,7 +237,7 @@ TEST_CASE("a language model gives blocks its tokens") {
     return seqmix::LanguageModel<double>(
         {.embedding = random_tensor<double, 2>({7, 4}, 5),
          .blocks = std::move(blocks),
-         .norm = random_tensor<double, 1>({4}, 6),
+         .norm = {.kind = seqmix::NormKind::rms, .weight = random_tensor<double, 1>({4}, 6)},
          .head = {.weight = Parameter<double, 2>(random_tensor<double, 2>({7, 4}, 7)),
                   .bias = {}}});
   };

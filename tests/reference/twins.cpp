@@ -44,6 +44,7 @@ const std::vector<Twin>& twins() {
        bidirectional_mixed_chunk_attention<double>, bidirectional_mixed_chunk_attention<float>},
       {"big_bird_attention", big_bird_attention_configs, big_bird_attention<double>,
        big_bird_attention<float>},
+      {"block", block_configs, block<double>, block<float>},
       {"block_sparse_attention", block_sparse_attention_configs, block_sparse_attention<double>,
        block_sparse_attention<float>},
       {"bidirectional_block_sparse_attention", bidirectional_block_sparse_attention_configs,

@@ -530,6 +530,13 @@ void read_config(const Json& object, Config& config, std::string_view name) {
   check_config(name, result);
   config = std::move(result);
 }
+/// The same of a config whose type its layer knows; `config` is at its defaults.
+inline void read_config(const Json& object, AnyConfig& config, std::string_view name) {
+  AnyConfig result = config;
+  detail::read_members(object, result.members(), std::string(name));
+  detail::check_members(name, result.members(), config.members());
+  config = std::move(result);
+}
 
 /// A config as an object that `read_config` reads back to the same numbers; infinities are strings.
 template <class Config>

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "seqmix/blocks/decoder.hpp"
+#include "seqmix/blocks/block.hpp"
 #include "seqmix/blocks/language_model.hpp"
 #include "seqmix/io/load.hpp"
 #include "seqmix/layers/attention/attention.hpp"
@@ -126,14 +126,6 @@ inline std::string dialect_name(const Dialect& dialect, Index block, std::string
            "." + std::string(name.substr(ours.size()));
   }
   throw CheckpointError("no checkpoint name for " + std::string(name));
-}
-
-/// 1 + x, number by number.
-template <class S>
-Parameter<S, 1> one_plus(const Parameter<S, 1>& parameter) {
-  Tensor<S, 1> numbers = parameter.to_tensor();
-  for (Index i = 0; i < numbers.size(); ++i) numbers[i] += S(1);
-  return numbers;
 }
 
 /// The names in transformers' ACT2FN of the functions that the library has.
@@ -463,34 +455,31 @@ class ModelLoader {
 
   const HuggingFaceConfig& config() const { return config_; }
 
-  /// Block number `number`, a decoder of these parts.
-  template <class MixerPart, class ChannelPart>
-  AnyMixer<S> block(Index number, typename MixerPart::Config mixer,
-                    typename ChannelPart::Config channel) {
-    using Block = DecoderDefinition<MixerPart, ChannelPart>;
-    typename Block::Config config;
-    config.d_model = config_.size("hidden_size");
-    config.norm_eps = config_.get<double>(dialect_.norm_eps);
-    config.mixer = std::move(mixer), config.channel = std::move(channel);
-    auto weights = load_weights<Block>(
-        config, checkpoint_,
-        [&](std::string_view name) { return dialect_name(dialect_, number, name); }, used_);
-    weights.mixer_norm = norm(std::move(weights.mixer_norm));
-    if constexpr (Block::has_channel) weights.channel_norm = norm(std::move(weights.channel_norm));
-    return Mixer<Block>(config, std::move(weights), options_);
+  /// Part `name` ("mixer" or "channel") of block number `number`, behind its norm.
+  template <class Definition>
+  Branch<S> branch(Index number, const std::string& name, typename Definition::Config config) {
+    const auto theirs = [&](const std::string& ours) {
+      return dialect_name(dialect_, number, name + ours);
+    };
+    Branch<S> branch;
+    branch.before = norm(theirs("_norm.weight"));
+    auto weights = load_weights<Mixer<Definition>>(
+        config, checkpoint_, [&](const std::string& ours) { return theirs("." + ours); }, used_);
+    branch.parts.push_back(
+        {.name = name, .mixer = Mixer<Definition>(config, std::move(weights), options_)});
+    return branch;
   }
 
-  /// The model whose blocks `make_block(number)` makes.
-  typename LanguageModel<S>::Parts load(auto&& make_block) {
+  /// The model of blocks that have the branches `branches_of(number)`.
+  typename LanguageModel<S>::Parts load(auto&& branches_of) {
     const Index d_model = config_.size("hidden_size");
     const Shape<2> table{config_.size("vocab_size"), d_model};
     typename LanguageModel<S>::Parts parts;
     parts.embedding = parameter(dialect_.embedding, table);
     for (Index number = 0; number < config_.size("num_hidden_layers", 0); ++number) {
-      parts.blocks.push_back(make_block(number));
+      parts.blocks.push_back(Block<S>({.branches = branches_of(number)}));
     }
-    parts.norm = norm(parameter(dialect_.norm, Shape<1>{d_model}));
-    parts.norm_eps = config_.get<double>(dialect_.norm_eps);
+    parts.norm = norm(dialect_.norm);
     if (config_.get<bool>("tie_word_embeddings")) {
       // The class takes the embedding, whether or not the file has a head, too.
       parts.head.weight = std::exchange(parts.embedding, {});
@@ -512,8 +501,10 @@ class ModelLoader {
     used_.insert(std::string(name));
     return checkpoint_.parameter<S, Rank>(std::string(name), shape);
   }
-  Parameter<S, 1> norm(Parameter<S, 1> weight) const {
-    return dialect_.norms_around_zero ? one_plus(weight) : std::move(weight);
+  Norm<S> norm(std::string_view weight) {
+    return {.kind = dialect_.norms_around_zero ? NormKind::rms_around_one : NormKind::rms,
+            .weight = parameter(weight, Shape<1>{config_.size("hidden_size")}),
+            .eps = config_.get<double>(dialect_.norm_eps)};
   }
 
   HuggingFaceConfig config_;
@@ -524,52 +515,68 @@ class ModelLoader {
 };
 
 template <class S>
+using Branches = std::vector<Branch<S>>;
+
+template <class S>
 LanguageModel<S> load_llama(ModelLoader<S> from) {
+  const HuggingFaceConfig& config = from.config();
   return LanguageModel<S>(from.load([&](Index number) {
-    return from.template block<AttentionDefinition<S>, FeedForwardDefinition<S>>(
-        number, llama_attention_config(from.config()), llama_channel_config(from.config()));
+    return Branches<S>{from.template branch<AttentionDefinition<S>>(number, "mixer",
+                                                                    llama_attention_config(config)),
+                       from.template branch<FeedForwardDefinition<S>>(
+                           number, "channel", llama_channel_config(config))};
   }));
 }
 
 template <class S>
 LanguageModel<S> load_mixtral(ModelLoader<S> from) {
+  const HuggingFaceConfig& config = from.config();
   return LanguageModel<S>(from.load([&](Index number) {
-    return from.template block<AttentionDefinition<S>, MixtureOfExpertsDefinition<S>>(
-        number, mixtral_attention_config(from.config()), mixtral_channel_config(from.config()));
+    return Branches<S>{from.template branch<AttentionDefinition<S>>(
+                           number, "mixer", mixtral_attention_config(config)),
+                       from.template branch<MixtureOfExpertsDefinition<S>>(
+                           number, "channel", mixtral_channel_config(config))};
   }));
 }
 
 template <class S>
 LanguageModel<S> load_mamba2(ModelLoader<S> from, Mamba2Norm norm) {
   return LanguageModel<S>(from.load([&](Index number) {
-    return from.template block<Mamba2Definition<S>, NoChannelMixer<S>>(
-        number, mamba2_mixer_config(from.config(), norm), {});
+    return Branches<S>{from.template branch<Mamba2Definition<S>>(
+        number, "mixer", mamba2_mixer_config(from.config(), norm))};
   }));
 }
 
 template <class S>
 LanguageModel<S> load_qwen3_next(ModelLoader<S> from) {
-  from.config().template expect<Index>("num_experts", 0);
+  const HuggingFaceConfig& config = from.config();
+  config.template expect<Index>("num_experts", 0);
   return LanguageModel<S>(from.load([&](Index number) {
-    expect_linear_attention(from.config(), number);
-    return from.template block<GatedDeltaNetDefinition<S>, FeedForwardDefinition<S>>(
-        number, qwen3_next_mixer_config(from.config()), gated_channel_config(from.config()));
+    expect_linear_attention(config, number);
+    return Branches<S>{from.template branch<GatedDeltaNetDefinition<S>>(
+                           number, "mixer", qwen3_next_mixer_config(config)),
+                       from.template branch<FeedForwardDefinition<S>>(
+                           number, "channel", gated_channel_config(config))};
   }));
 }
 
 template <class S>
 LanguageModel<S> load_recurrent_gemma(ModelLoader<S> from) {
+  const HuggingFaceConfig& config = from.config();
   auto parts = from.load([&](Index number) {
-    const auto channel = recurrent_gemma_channel_config(from.config());
-    if (is_recurrent_block(from.config(), number)) {
-      return from.template block<RgLruDefinition<S>, FeedForwardDefinition<S>>(
-          number, recurrent_gemma_mixer_config(from.config()), channel);
-    }
-    return from.template block<AttentionDefinition<S>, FeedForwardDefinition<S>>(
-        number, recurrent_gemma_attention_config(from.config()), channel);
+    const auto mixer = [&] {
+      if (is_recurrent_block(config, number)) {
+        return from.template branch<RgLruDefinition<S>>(number, "mixer",
+                                                        recurrent_gemma_mixer_config(config));
+      }
+      return from.template branch<AttentionDefinition<S>>(number, "mixer",
+                                                          recurrent_gemma_attention_config(config));
+    };
+    return Branches<S>{mixer(), from.template branch<FeedForwardDefinition<S>>(
+                                    number, "channel", recurrent_gemma_channel_config(config))};
   });
   // The published model multiplies embeddings by a root that is rounded to bfloat16.
-  const bfloat16 root(static_cast<float>(std::sqrt(static_cast<double>(parts.norm.size()))));
+  const bfloat16 root(static_cast<float>(std::sqrt(static_cast<double>(parts.norm.weight.size()))));
   parts.embedding_scale = static_cast<double>(static_cast<float>(root));
   parts.logit_cap = from.config().positive("logits_soft_cap");
   return LanguageModel<S>(std::move(parts));

@@ -256,8 +256,7 @@ class LayerFile {
   LayerFile(const Safetensors& file, const Registry<double>& registry)
       : file_(file), layer_(registry.load(file)) {
     result_.layer = layer_metadata(file, "layer");
-    result_.tolerance =
-        layer_file_tolerance(registry.traits(result_.layer), layer_metadata(file, "precision"));
+    result_.tolerance = layer_file_tolerance(layer_.traits(), layer_metadata(file, "precision"));
     layer_metadata(file, "source");
     const Shape<3> shape = shape_in_file(file, "x");
     x_ = file.parameter<double, 3>("x", shape).to_tensor();

@@ -5,7 +5,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <typeinfo>
 #include <utility>
 #include <vector>
 
@@ -14,15 +13,13 @@
 namespace seqmix {
 SEQMIX_BEGIN_NAMESPACE
 
-template <class Scalar>
-class AnyMixer;
-
-/// The state of some mixer: a value whose copy is a snapshot.
+/// The state of some layer: a value whose copy is a snapshot.
 class AnyState {
  public:
   AnyState() = default;
-  AnyState(const AnyState& other)
-      : held_(other.held_ == nullptr ? nullptr : other.held_->clone()) {}
+  AnyState(const AnyState& other) {
+    if (other.held_ != nullptr) held_ = other.held_->clone();
+  }
   AnyState(AnyState&&) noexcept = default;
   AnyState& operator=(AnyState&&) noexcept = default;
   /// Takes over a state of the same shapes in place; nothing is allocated then.
@@ -34,30 +31,62 @@ class AnyState {
   }
   ~AnyState() = default;
 
+  /// What a layer holds as its state, itself in `memory`, too.
+  template <class State>
+  static AnyState hold(State state, Memory memory = {}) {
+    using Holding = Holder<State>;
+    constexpr auto bytes = static_cast<Index>(sizeof(Holding));
+    AnyState result;
+    result.held_ =
+        Pointer(::new (memory.allocate(bytes)) Holding(std::move(state)), Release{memory, bytes});
+    return result;
+  }
+  /// What is held; throws `ShapeError` where that is no `State`.
+  template <class State>
+  State& get(std::string_view layer) {
+    return const_cast<State&>(std::as_const(*this).template get<State>(layer));
+  }
+  template <class State>
+  const State& get(std::string_view layer) const {
+    if (held_ == nullptr || held_->type() != &detail::type_mark<State>) {
+      throw ShapeError(std::string(layer) + ": got the state of another layer");
+    }
+    return static_cast<const Holder<State>&>(*held_).state;
+  }
+
   /// The members with their types erased: what saving, loading and copying rows work on.
   StateMembers members() { return held_ == nullptr ? StateMembers() : held_->members(); }
   ConstStateMembers members() const {
-    return held_ == nullptr ? ConstStateMembers() : held_->members();
+    return held_ == nullptr ? ConstStateMembers() : std::as_const(*held_).members();
   }
 
  private:
-  template <class Scalar>
-  friend class AnyMixer;
-
+  struct Held;
+  struct Release {
+    Memory memory;
+    Index bytes;
+    Release() : Release({}, 0) {}
+    Release(Memory of, Index size) : memory(of), bytes(size) {}
+    void operator()(Held* held) const {
+      held->~Held();
+      memory.free(held, bytes);
+    }
+  };
+  using Pointer = std::unique_ptr<Held, Release>;
   struct Held {
     virtual ~Held() = default;
-    virtual std::unique_ptr<Held> clone() const = 0;
+    virtual Pointer clone() const = 0;
     /// Whether `other` holds the same type, whose value is then taken over.
     virtual bool assign(const Held& other) = 0;
     virtual StateMembers members() = 0;
     virtual ConstStateMembers members() const = 0;
-    virtual const std::type_info& type() const = 0;
+    virtual const void* type() const = 0;
   };
   template <class State>
   struct Holder final : Held {
     State state;
     explicit Holder(State value) : state(std::move(value)) {}
-    std::unique_ptr<Held> clone() const override { return std::make_unique<Holder>(*this); }
+    Pointer clone() const override { return hold(state).held_; }
     bool assign(const Held& other) override {
       if (other.type() != type()) return false;
       state = static_cast<const Holder&>(other).state;
@@ -65,28 +94,10 @@ class AnyState {
     }
     StateMembers members() override { return StateMembers(state); }
     ConstStateMembers members() const override { return ConstStateMembers(state); }
-    const std::type_info& type() const override { return typeid(State); }
+    const void* type() const override { return &detail::type_mark<State>; }
   };
 
-  template <class State>
-  static AnyState hold(State state) {
-    AnyState result;
-    result.held_ = std::make_unique<Holder<State>>(std::move(state));
-    return result;
-  }
-  template <class State>
-  State& get(std::string_view layer) {
-    return const_cast<State&>(std::as_const(*this).template get<State>(layer));
-  }
-  template <class State>
-  const State& get(std::string_view layer) const {
-    if (held_ == nullptr || held_->type() != typeid(State)) {
-      throw ShapeError(std::string(layer) + ": got the state of another layer");
-    }
-    return static_cast<const Holder<State>&>(*held_).state;
-  }
-
-  std::unique_ptr<Held> held_;
+  Pointer held_;
 };
 
 /// A side value by its name: [T, width] of all tokens of a call, of a dense batch those of row 0
@@ -114,31 +125,263 @@ struct SideDescription {
   Index bound = std::numeric_limits<Index>::max();  // of indices, which are below
 };
 
-/// Any mixer behind its verbs. Copies share the one immutable layer. A verb that the layer does not
+/// What stands behind an `AnyMixer`: a layer, or something else that has a layer's verbs. Those are
+/// what `Mixer` says of them; what the layer does not have throws `Error`.
+template <class Scalar>
+class AbstractMixer {
+ public:
+  using Sides = std::span<const NamedView<Scalar>>;
+  using WeightBody = FunctionRef<void(const void* identity, Index size)>;
+
+  virtual ~AbstractMixer() = default;
+
+  virtual const Traits& traits() const = 0;
+  virtual Index d_in() const = 0;
+  virtual Index d_out() const = 0;
+  virtual bool continues() const = 0;
+  virtual PositionLimit position_limit() const = 0;
+  virtual Index d_source() const = 0;
+  virtual std::vector<SideDescription> sides() const = 0;
+  /// Calls `body` for each weight; copies of one handle are of one identity.
+  virtual void list_weights(WeightBody body) const = 0;
+
+  /// The state before the first token, in any memory; of a layer that does not continue what it
+  /// runs with.
+  virtual AnyState make_state(Index batch, Index capacity, Memory) const = 0;
+  virtual void forward(View<const Scalar, 3> x, View<Scalar, 3> y, Context&, Sides) const = 0;
+  virtual void forward(View<const Scalar, 3> x, View<const Scalar, 3> source, View<Scalar, 3> y,
+                       Context&, Sides) const = 0;
+  virtual void forward_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens,
+                                 View<Scalar, 2> y, Context&, Sides) const = 0;
+  virtual void read(View<const Scalar, 2> source, Segments, AnyState&, Context&) const = 0;
+  virtual void advance(View<const Scalar, 2> x, Segments, AnyState&, View<Scalar, 2> y, Context&,
+                       Sides) const = 0;
+  virtual void prefill(View<const Scalar, 3> x, AnyState&, View<Scalar, 3> y, Context&,
+                       Sides) const = 0;
+  virtual void prefill_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens,
+                                 AnyState&, View<Scalar, 2> y, Context&, Sides) const = 0;
+  virtual void step(View<const Scalar, 2> x, AnyState&, View<Scalar, 2> y, Context&,
+                    Sides) const = 0;
+  virtual void check(const AnyState&, Segments, Index tokens, Context&) const = 0;
+  virtual void reset(AnyState&, Index row) const = 0;
+  virtual void grow(AnyState&, Index capacity) const = 0;
+  virtual void prepare(Context&, Index rows, Index tokens, Index capacity) const = 0;
+
+  // What is left of `advance`, `read` and `reset` when they have checked.
+  virtual void run(View<const Scalar, 2> x, AnyState&, View<Scalar, 2> y, const Call&,
+                   Sides) const = 0;
+  virtual void run_read(View<const Scalar, 2> source, AnyState&, const Call&) const = 0;
+  virtual void start_row(AnyState&, Index row) const = 0;
+};
+
+namespace detail {
+
+/// A `Mixer` as an `AbstractMixer`.
+template <class Definition>
+class HeldMixer final : public AbstractMixer<typename Definition::Scalar> {
+  using M = Mixer<Definition>;
+  using Scalar = typename M::Scalar;
+  using State = typename M::State;
+  using Side = typename M::Side;
+  using Sides = typename AbstractMixer<Scalar>::Sides;
+
+ public:
+  /// `known_as`: its traits, for as long as it lives; or null.
+  HeldMixer(M mixer, const Traits* known_as) : mixer_(std::move(mixer)), known_as_(known_as) {}
+
+  const Traits& traits() const override {
+    return known_as_ != nullptr ? *known_as_ : mixer_.own_traits();
+  }
+  Index d_in() const override { return mixer_.d_in(); }
+  Index d_out() const override { return mixer_.d_out(); }
+  bool continues() const override { return mixer_.has_state(); }
+  PositionLimit position_limit() const override {
+    return seqmix::position_limit(mixer_.definition());
+  }
+  Index d_source() const override { return mixer_.d_source(); }
+  std::vector<SideDescription> sides() const override {
+    std::vector<SideDescription> result;
+    Side side;
+    Side::visit(side, mixer_.config(),
+                [&]<class T>(std::string_view side_name, View<T, 2>&, Index width, SideRole role,
+                             auto... bound) {
+                  result.push_back({std::string(side_name), width, role});
+                  if constexpr (std::is_const_v<T>) result.back().kind = SideKind::indices;
+                  ((result.back().bound = bound), ...);
+                });
+    return result;
+  }
+  void list_weights(typename AbstractMixer<Scalar>::WeightBody body) const override {
+    if constexpr (KnownWhenMade<Definition>) {
+      mixer_.definition().list_weights(body);
+    } else {
+      visit_identities(mixer_.weights(), mixer_.config(), body);
+    }
+  }
+
+  AnyState make_state(Index batch, Index capacity, Memory memory) const override {
+    return AnyState::hold(mixer_.initial(batch, capacity, memory), memory);
+  }
+  void forward(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context,
+               Sides sides) const override {
+    if constexpr (RunsWithoutSource<Definition>) {
+      mixer_.forward(x, y, context, find(sides));
+    } else {
+      missing("forward without a source");
+    }
+  }
+  void forward(View<const Scalar, 3> x, View<const Scalar, 3> source, View<Scalar, 3> y,
+               Context& context, Sides sides) const override {
+    if constexpr (M::reads_source) {
+      mixer_.forward(x, source, y, context, find(sides));
+    } else {
+      missing("source");
+    }
+  }
+  void forward_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens,
+                         View<Scalar, 2> y, Context& context, Sides sides) const override {
+    if constexpr (RunsWithoutSource<Definition>) {
+      mixer_.forward_documents(x, cu_seqlens, y, context, find(sides));
+    } else {
+      missing("forward without a source");
+    }
+  }
+  void read(View<const Scalar, 2> source, Segments segments, AnyState& state,
+            Context& context) const override {
+    if constexpr (M::reads_source) {
+      mixer_.read(source, segments, get(state), context);
+    } else {
+      missing("source");
+    }
+  }
+  void advance(View<const Scalar, 2> x, Segments segments, AnyState& state, View<Scalar, 2> y,
+               Context& context, Sides sides) const override {
+    with_state(state, [&](const auto& mixer, auto& held) {
+      mixer.advance(x, segments, held, y, context, find(sides));
+    });
+  }
+  void prefill(View<const Scalar, 3> x, AnyState& state, View<Scalar, 3> y, Context& context,
+               Sides sides) const override {
+    with_state(state, [&](const auto& mixer, auto& held) {
+      mixer.prefill(x, held, y, context, find(sides));
+    });
+  }
+  void prefill_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens, AnyState& state,
+                         View<Scalar, 2> y, Context& context, Sides sides) const override {
+    with_state(state, [&](const auto& mixer, auto& held) {
+      mixer.prefill_documents(x, cu_seqlens, held, y, context, find(sides));
+    });
+  }
+  void step(View<const Scalar, 2> x, AnyState& state, View<Scalar, 2> y, Context& context,
+            Sides sides) const override {
+    with_state(state, [&](const auto& mixer, auto& held) {
+      mixer.step(x, held, y, context, find(sides));
+    });
+  }
+  void check(const AnyState& state, Segments segments, Index tokens,
+             Context& context) const override {
+    with_state(state, [&](const auto& mixer, const auto& held) {
+      mixer.check(held, segments, tokens, context);
+    });
+  }
+  void reset(AnyState& state, Index row) const override {
+    with_state(state, [&](const auto& mixer, auto& held) { mixer.reset(held, row); });
+  }
+  void grow(AnyState& state, Index capacity) const override {
+    with_state(state, [&](const auto& mixer, auto& held) { mixer.grow(held, capacity); });
+  }
+  void prepare(Context& context, Index rows, Index tokens, Index capacity) const override {
+    mixer_.prepare(context, rows, tokens, capacity);
+  }
+
+  void run(View<const Scalar, 2> x, AnyState& state, View<Scalar, 2> y, const Call& call,
+           Sides sides) const override {
+    mixer_.run(x, get(state), y, call, find(sides));
+  }
+  void run_read(View<const Scalar, 2> source, AnyState& state, const Call& call) const override {
+    seqmix::read(mixer_.definition(), source, get(state), call);
+  }
+  void start_row(AnyState& state, Index row) const override {
+    seqmix::start_row(mixer_.definition(), get(state), row);
+  }
+
+ private:
+  [[noreturn]] void missing(const std::string& what) const {
+    throw Error(std::string(mixer_.own_traits().name) + " has no " + what);
+  }
+  [[noreturn, gnu::cold, gnu::noinline]] void refuse_kind(std::string_view side,
+                                                          bool wants_indices) const {
+    throw ShapeError(
+        std::string(mixer_.own_traits().name) + ": side value " + std::string(side) +
+        (wants_indices ? " is numbers, expected indices" : " is indices, expected numbers"));
+  }
+  auto& get(auto& state) const { return state.template get<State>(mixer_.own_traits().name); }
+  // `body` takes the mixer too: what depends on it is checked only where there is a state.
+  void with_state(auto& state, auto&& body) const {
+    if constexpr (M::continues) {
+      if (mixer_.has_state()) return body(mixer_, get(state));
+    }
+    missing("state");
+  }
+  /// The layer's side values out of named ones; allocates nothing.
+  Side find(Sides sides) const {
+    Side result;
+    Side::visit(result, mixer_.config(),
+                [&]<class T>(std::string_view wanted, View<T, 2>& view, auto&&...) {
+                  for (const auto& side : sides) {
+                    if (side.name != wanted) continue;
+                    constexpr bool integral = std::is_const_v<T>;
+                    if (integral ? side.view.data() != nullptr : side.indices.data() != nullptr) {
+                      refuse_kind(side.name, integral);
+                    }
+                    if constexpr (integral) {
+                      view = side.indices;
+                    } else {
+                      view = side.view;
+                    }
+                  }
+                });
+    return result;
+  }
+
+  M mixer_;
+  const Traits* known_as_;
+};
+
+}  // namespace detail
+
+/// Any layer behind its verbs. Copies share the one immutable layer. A verb that the layer does not
 /// have throws `Error`; `sides` lists its side values, in any order.
 template <class Scalar>
 class AnyMixer {
  public:
-  using Sides = std::span<const NamedView<Scalar>>;
+  using Sides = typename AbstractMixer<Scalar>::Sides;
 
   AnyMixer() = default;
   /// Whether it holds a layer; one that does not throws `Error` from each member.
   explicit operator bool() const { return held_ != nullptr; }
-  /// `traits`: what the layer is known as, for as long as any copy lives.
+  explicit AnyMixer(std::shared_ptr<const AbstractMixer<Scalar>> layer) : held_(std::move(layer)) {}
   template <class Definition>
-  requires std::same_as<typename Definition::Scalar, Scalar> AnyMixer(
-      Mixer<Definition> mixer, const Traits& traits = Definition::traits)
-      : held_(std::make_shared<const Holder<Definition>>(std::move(mixer))), traits_(&traits) {}
+  requires std::same_as<typename Definition::Scalar, Scalar> AnyMixer(Mixer<Definition> mixer)
+      : AnyMixer(std::make_shared<const detail::HeldMixer<Definition>>(std::move(mixer), nullptr)) {
+  }
+  /// `known_as`: what the layer is called, for as long as any copy lives.
+  template <class Definition>
+  requires std::same_as<typename Definition::Scalar, Scalar> AnyMixer(Mixer<Definition> mixer,
+                                                                      const Traits& known_as)
+      : AnyMixer(
+            std::make_shared<const detail::HeldMixer<Definition>>(std::move(mixer), &known_as)) {}
 
   std::string_view name() const { return traits().name; }
-  const Traits& traits() const {
-    static_cast<void>(held());
-    return *traits_;
-  }
+  const Traits& traits() const { return held().traits(); }
   Index d_in() const { return held().d_in(); }
   Index d_out() const { return held().d_out(); }
   /// The one width of a layer whose x and y have the same; else throws `Error`.
-  Index d_model() const { return held().d_model(); }
+  Index d_model() const {
+    if (d_in() == d_out()) return d_in();
+    throw Error(std::string(name()) + " has no d_model: x has the width " + std::to_string(d_in()) +
+                ", y " + std::to_string(d_out()));
+  }
   /// Whether the layer has a state: else `forward` is its only verb.
   bool continues() const { return held().continues(); }
   /// The most tokens that a stream may have.
@@ -148,7 +391,8 @@ class AnyMixer {
   std::vector<SideDescription> sides() const { return held().sides(); }
 
   AnyState make_state(Index batch, Index capacity = 0) const {
-    return held().make_state(batch, capacity);
+    if (!continues()) throw Error(std::string(name()) + " has no state");
+    return held().make_state(batch, capacity, Memory{});
   }
   void forward(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context,
                Sides sides = {}) const {
@@ -182,8 +426,8 @@ class AnyMixer {
             Sides sides = {}) const {
     held().step(x, state, y, context, sides);
   }
-  /// Throws what continuing `state` by these segments of `tokens` tokens would throw: what a stack
-  /// of mixers asks of all before one of them runs.
+  /// Throws what continuing `state` by these segments of `tokens` tokens would throw: what a model
+  /// asks of all its blocks before one of them runs.
   void check(const AnyState& state, Segments segments, Index tokens, Context& context) const {
     held().check(state, segments, tokens, context);
   }
@@ -198,211 +442,20 @@ class AnyMixer {
     held().prepare(context, rows, tokens, capacity);
   }
 
-  /// The number of weights.
-  Index parameters() const { return held().parameters(); }
-  /// The same for copies, which share the layer.
-  const void* identity() const { return held_.get(); }
-
- private:
-  struct Held {
-    virtual ~Held() = default;
-    virtual Index d_in() const = 0;
-    virtual Index d_out() const = 0;
-    virtual Index d_model() const = 0;
-    virtual bool continues() const = 0;
-    virtual PositionLimit position_limit() const = 0;
-    virtual Index d_source() const = 0;
-    virtual std::vector<SideDescription> sides() const = 0;
-    virtual AnyState make_state(Index batch, Index capacity) const = 0;
-    virtual void forward(View<const Scalar, 3>, View<Scalar, 3>, Context&, Sides) const = 0;
-    virtual void forward(View<const Scalar, 3>, View<const Scalar, 3> source, View<Scalar, 3>,
-                         Context&, Sides) const = 0;
-    virtual void forward_documents(View<const Scalar, 2>, View<const Index, 1> cu_seqlens,
-                                   View<Scalar, 2>, Context&, Sides) const = 0;
-    virtual void read(View<const Scalar, 2> source, Segments, AnyState&, Context&) const = 0;
-    virtual void advance(View<const Scalar, 2>, Segments, AnyState&, View<Scalar, 2>, Context&,
-                         Sides) const = 0;
-    virtual void prefill(View<const Scalar, 3>, AnyState&, View<Scalar, 3>, Context&,
-                         Sides) const = 0;
-    virtual void prefill_documents(View<const Scalar, 2>, View<const Index, 1> cu_seqlens,
-                                   AnyState&, View<Scalar, 2>, Context&, Sides) const = 0;
-    virtual void step(View<const Scalar, 2>, AnyState&, View<Scalar, 2>, Context&, Sides) const = 0;
-    virtual void check(const AnyState&, Segments, Index tokens, Context&) const = 0;
-    virtual void run(View<const Scalar, 2>, AnyState&, View<Scalar, 2>, const Call&,
-                     Sides) const = 0;
-    virtual void reset(AnyState&, Index row) const = 0;
-    virtual void grow(AnyState&, Index capacity) const = 0;
-    virtual void prepare(Context&, Index rows, Index tokens, Index capacity) const = 0;
-    virtual Index parameters() const = 0;
-  };
-  template <class Definition>
-  struct Holder final : Held {
-    using M = Mixer<Definition>;
-    using State = typename M::State;
-    using Side = typename M::Side;
-    M mixer;
-
-    explicit Holder(M value) : mixer(std::move(value)) {}
-    Index d_in() const override { return mixer.d_in(); }
-    Index d_out() const override { return mixer.d_out(); }
-    Index d_model() const override {
-      if constexpr (M::one_width) {
-        return mixer.d_model();
-      } else {
-        missing("d_model: x has the width " + std::to_string(mixer.d_in()) + ", y " +
-                std::to_string(mixer.d_out()));
-      }
-    }
-    bool continues() const override { return M::continues; }
-    PositionLimit position_limit() const override {
-      return seqmix::position_limit(mixer.definition());
-    }
-    Index d_source() const override { return mixer.d_source(); }
-    std::vector<SideDescription> sides() const override {
-      std::vector<SideDescription> result;
-      Side side;
-      Side::visit(side, mixer.config(),
-                  [&]<class T>(std::string_view side_name, View<T, 2>&, Index width, SideRole role,
-                               auto... bound) {
-                    result.push_back({std::string(side_name), width, role});
-                    if constexpr (std::is_const_v<T>) result.back().kind = SideKind::indices;
-                    ((result.back().bound = bound), ...);
-                  });
-      return result;
-    }
-    AnyState make_state(Index batch, Index capacity) const override {
-      if constexpr (M::continues) {
-        return AnyState::hold(mixer.make_state(batch, capacity));
-      } else {
-        missing("state");
-      }
-    }
-    void forward(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context,
-                 Sides sides) const override {
-      if constexpr (M::reads_source) {
-        missing("forward without a source");
-      } else {
-        mixer.forward(x, y, context, find(sides));
-      }
-    }
-    void forward(View<const Scalar, 3> x, View<const Scalar, 3> source, View<Scalar, 3> y,
-                 Context& context, Sides sides) const override {
-      if constexpr (M::reads_source) {
-        mixer.forward(x, source, y, context, find(sides));
-      } else {
-        missing("source");
-      }
-    }
-    void forward_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens,
-                           View<Scalar, 2> y, Context& context, Sides sides) const override {
-      if constexpr (M::reads_source) {
-        missing("forward without a source");
-      } else {
-        mixer.forward_documents(x, cu_seqlens, y, context, find(sides));
-      }
-    }
-    void read(View<const Scalar, 2> source, Segments segments, AnyState& state,
-              Context& context) const override {
-      if constexpr (M::reads_source) {
-        mixer.read(source, segments, state.template get<State>(Definition::traits.name), context);
-      } else {
-        missing("source");
-      }
-    }
-    void advance(View<const Scalar, 2> x, Segments segments, AnyState& state, View<Scalar, 2> y,
-                 Context& context, Sides sides) const override {
-      with_state(state, [&](const auto& layer, auto& held) {
-        layer.advance(x, segments, held, y, context, find(sides));
-      });
-    }
-    void prefill(View<const Scalar, 3> x, AnyState& state, View<Scalar, 3> y, Context& context,
-                 Sides sides) const override {
-      with_state(state, [&](const auto& layer, auto& held) {
-        layer.prefill(x, held, y, context, find(sides));
-      });
-    }
-    void prefill_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens,
-                           AnyState& state, View<Scalar, 2> y, Context& context,
-                           Sides sides) const override {
-      with_state(state, [&](const auto& layer, auto& held) {
-        layer.prefill_documents(x, cu_seqlens, held, y, context, find(sides));
-      });
-    }
-    void step(View<const Scalar, 2> x, AnyState& state, View<Scalar, 2> y, Context& context,
-              Sides sides) const override {
-      with_state(state, [&](const auto& layer, auto& held) {
-        layer.step(x, held, y, context, find(sides));
-      });
-    }
-    void check(const AnyState& state, Segments segments, Index tokens,
-               Context& context) const override {
-      with_state(state, [&](const auto& layer, const auto& held) {
-        layer.check(held, segments, tokens, context);
-      });
-    }
-    void run(View<const Scalar, 2> x, AnyState& state, View<Scalar, 2> y, const Call& call,
-             Sides sides) const override {
-      with_state(state,
-                 [&](const auto& layer, auto& held) { layer.run(x, held, y, call, find(sides)); });
-    }
-    void reset(AnyState& state, Index row) const override {
-      with_state(state, [&](const auto& layer, auto& held) { layer.reset(held, row); });
-    }
-    void grow(AnyState& state, Index capacity) const override {
-      with_state(state, [&](const auto& layer, auto& held) { layer.grow(held, capacity); });
-    }
-    void prepare(Context& context, Index rows, Index tokens, Index capacity) const override {
-      mixer.prepare(context, rows, tokens, capacity);
-    }
-    Index parameters() const override { return count_parameters(mixer.weights(), mixer.config()); }
-
-   private:
-    [[noreturn]] static void missing(const std::string& what) {
-      throw Error(std::string(Definition::traits.name) + " has no " + what);
-    }
-    [[noreturn, gnu::cold, gnu::noinline]] static void refuse_kind(std::string_view side,
-                                                                   bool wants_indices) {
-      throw ShapeError(
-          std::string(Definition::traits.name) + ": side value " + std::string(side) +
-          (wants_indices ? " is numbers, expected indices" : " is indices, expected numbers"));
-    }
-    // `body` takes the mixer too: what depends on it is checked only where there is a state.
-    void with_state(auto& state, auto&& body) const {
-      if constexpr (M::continues) {
-        body(mixer, state.template get<State>(Definition::traits.name));
-      } else {
-        missing("state");
-      }
-    }
-    /// The layer's side values out of named ones; allocates nothing.
-    Side find(Sides sides) const {
-      Side result;
-      Side::visit(result, mixer.config(),
-                  [&]<class T>(std::string_view wanted, View<T, 2>& view, auto&&...) {
-                    for (const auto& side : sides) {
-                      if (side.name != wanted) continue;
-                      constexpr bool integral = std::is_const_v<T>;
-                      if (integral ? side.view.data() != nullptr : side.indices.data() != nullptr) {
-                        refuse_kind(side.name, integral);
-                      }
-                      if constexpr (integral) {
-                        view = side.indices;
-                      } else {
-                        view = side.view;
-                      }
-                    }
-                  });
-      return result;
-    }
-  };
-
-  const Held& held() const {
+  /// The number of weights, of parts that share some each once.
+  Index parameters() const {
+    WeightCount count;
+    held().list_weights(count);
+    return count.total();
+  }
+  /// What the verbs go to.
+  const AbstractMixer<Scalar>& held() const {
     if (held_ == nullptr) throw Error("AnyMixer: holds no layer; it was made by its default");
     return *held_;
   }
 
-  std::shared_ptr<const Held> held_;
-  const Traits* traits_ = nullptr;
+ private:
+  std::shared_ptr<const AbstractMixer<Scalar>> held_;
 };
 
 SEQMIX_END_NAMESPACE

@@ -8,7 +8,7 @@
 #include "seqmix/core/cache.hpp"
 #include "seqmix/core/call.hpp"
 #include "seqmix/core/compiled.hpp"
-#include "seqmix/layers/detail/checks.hpp"
+#include "seqmix/layers/detail/state_check.hpp"
 #include "seqmix/layers/detail/weights.hpp"
 #include "seqmix/layers/initializer.hpp"
 #include "seqmix/layers/state.hpp"
@@ -70,9 +70,19 @@ concept Continues = requires {
   typename Definition::State;
 };
 
-/// Whether the layer looks at a second sequence, of each row its own.
+/// Whether what a layer is follows from what it was made of, as a block follows from its parts: its
+/// definition has `own_traits()`, `continues()` and `list_weights(body)`, and may have a source.
+template <class Definition>
+concept KnownWhenMade = requires(const Definition& definition) {
+  { definition.own_traits() } -> std::same_as<const Traits&>;
+  { definition.continues() } -> std::same_as<bool>;
+};
+
+/// Whether the layer may look at a second sequence, of each row its own, and whether it need not.
 template <class Definition>
 concept ReadsSource = Definition::traits.has_source;
+template <class Definition>
+concept RunsWithoutSource = !ReadsSource<Definition> || KnownWhenMade<Definition>;
 
 namespace detail {
 
@@ -141,11 +151,29 @@ inline constexpr Index cut_multiple = 64;
 /// The same of a composite, whose parts cut inside again.
 inline constexpr Index composite_block_tokens = 2048;
 
-/// Whether segments must not be cut: those of a definition without a state, whose outputs see all
-/// of them, and of one to which it is faster (an FFT over time).
+/// The facts of one layer.
 template <class Definition>
-inline constexpr bool keeps_segments_whole =
-    Definition::traits.whole_sequence || !Continues<Definition>;
+const Traits& traits_of(const Definition& definition) {
+  if constexpr (KnownWhenMade<Definition>) {
+    return definition.own_traits();
+  } else {
+    return Definition::traits;
+  }
+}
+
+/// Whether one layer continues a sequence.
+template <class Definition>
+bool has_state(const Definition& definition) {
+  if constexpr (KnownWhenMade<Definition>) return definition.continues();
+  return Continues<Definition>;
+}
+
+/// Whether segments must not be cut: those of a layer without a state, whose outputs see all of
+/// them, and of one to which it is faster (an FFT over time).
+template <class Definition>
+bool keeps_segments_whole(const Definition& definition) {
+  return traits_of(definition).whole_sequence || !has_state(definition);
+}
 
 /// The tokens that a block of time of this definition should have. One whose products see a part of
 /// the tokens each says `block_tokens()`.
@@ -208,6 +236,7 @@ template <class Definition>
 void for_each_block(const Definition& definition, const Call& call, auto&& body) {
   const Segments segments = call.segments();
   const Index most = block_tokens(definition);
+  const bool whole = keeps_segments_whole(definition);
   Index left = call.tokens();  // of this and later blocks
   if (left <= most + cut_multiple) return body(Index{0}, left, call);
   auto scratch = call.scratch<Segment>();
@@ -224,8 +253,7 @@ void for_each_block(const Definition& definition, const Call& call, auto&& body)
       const Index room = left <= most + cut_multiple ? left : most - count;
       Index taken = rest;
       if (rest > room) {
-        taken = keeps_segments_whole<Definition> ? (count > 0 ? 0 : rest)
-                                                 : room / cut_multiple * cut_multiple;
+        taken = whole ? (count > 0 ? 0 : rest) : room / cut_multiple * cut_multiple;
       }
       if (taken > 0) pieces[n++] = {segment.row, count, taken, segment.form};
       done += taken, count += taken;
@@ -334,11 +362,19 @@ class Mixer {
   /// store, and `ShapeError` on a weight whose shape does not fit. Projection weights are packed;
   /// the caller's handles stay as they are.
   Mixer(Config config, Weights weights, Options options = {});
+  /// A block, whose parts have the weights.
+  explicit Mixer(Config config) requires KnownWhenMade<Definition>
+      : Mixer(std::move(config), Weights{}) {}
 
   const Config& config() const { return definition_.c; }
   const Weights& weights() const { return definition_.w; }
   const Options& options() const { return options_; }
   const Definition& definition() const { return definition_; }
+  /// The definition's, or a block's own.
+  const Traits& own_traits() const { return traits_of(definition_); }
+  /// Whether this layer continues a sequence; one that does not throws `Error` from all verbs but
+  /// `forward` and `forward_documents`.
+  bool has_state() const { return seqmix::has_state(definition_); }
   /// The widths of x and y, and the one of both where they are one.
   Index d_in() const {
     if constexpr (one_width) {
@@ -367,7 +403,7 @@ class Mixer {
 
   /// y [B, T, D] of a whole sequence x [B, T, D] from the initial state, by the parallel form.
   void forward(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context,
-               const Side& side = {}) const requires(!ReadsSource<Definition>);
+               const Side& side = {}) const requires RunsWithoutSource<Definition>;
   /// The same of rows that read `source` [B, S, d_source].
   void forward(View<const Scalar, 3> x, View<const Scalar, 3> source, View<Scalar, 3> y,
                Context& context, const Side& side = {}) const requires ReadsSource<Definition>;
@@ -375,8 +411,8 @@ class Mixer {
   /// cu_seqlens[i] to cu_seqlens[i + 1] and none sees another. What is computed token by token runs
   /// over all of them at once.
   void forward_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens,
-                         View<Scalar, 2> y, Context& context, const Side& side = {}) const
-      requires(!ReadsSource<Definition>);
+                         View<Scalar, 2> y, Context& context,
+                         const Side& side = {}) const requires RunsWithoutSource<Definition>;
 
   /// Makes source [S, d_source] what rows of `state` read, as `segments` say: row by row a sequence
   /// of its own length, none where it has no tokens, in place of what the row read before. Tokens
@@ -429,15 +465,13 @@ class Mixer {
   /// is kept.
   void grow(State& state, Index capacity) const requires Continues<Definition>;
 
- private:
-  /// The state before the first token, in any memory.
+  /// The state before the first token, in any memory; what a layer without one runs with, too.
   State initial(Index batch, Index capacity, Memory memory) const;
-  /// One that has no numbers.
-  State initial_shapes() const;
+
+ private:
+  static Definition define(Config config, Weights weights, Options options);
   /// The room that a state needs whose rows see `tokens` tokens and read as many as `entries`.
   Index room_for(Index tokens, Index entries) const;
-
-  static Definition define(Config config, Weights weights, Options options);
 
   /// The rows [first, first + count) of a dense batch of T tokens a row, in one form.
   static Call batch_call(Context& context, Context::Scratch<Segment>& scratch, Index first,
@@ -454,6 +488,8 @@ class Mixer {
   void check_views(const View<const Scalar, 3>& x, const View<Scalar, 3>& y,
                    const Side& side) const;
   void check_source(const View<const Scalar, 3>& source) const;
+  /// Throws where the layer reads no source, or needs one.
+  void expect_source(bool given) const;
   /// Throws what reading a source of `tokens` tokens as these segments say would throw.
   void check_read(const State& state, Segments segments, Index tokens, Context& context) const;
   /// Returns the number of documents.
@@ -464,20 +500,17 @@ class Mixer {
   /// `coming(row)` are a row's.
   void check_segments(std::string_view which, const State& state, Segments segments, Index tokens,
                       Context& context, auto&& body) const;
-  /// Compares without allocating: the state of another config, batch or a full cache never runs.
-  /// `tokens(row)` are about to come.
-  void check_state(const State& state, Index batch, auto&& tokens) const;
-  /// Whether this layer makes such a state of `batch` rows, capacities aside.
+  /// The state of another config, batch or a full cache never runs. `tokens(row)` are about to
+  /// come.
+  void check_state(const State& state, Index batch, detail::StateCheck::Coming tokens) const;
+  /// Throws unless this layer makes such a state of `batch` rows, capacities aside.
   detail::StateCheck check_members(const State& state, Index batch) const;
-
-  static constexpr Index any_extent = detail::StateCheck::any_extent;
-  std::vector<Index> list_expected_extents() const;
+  void expect_state() const;
 
   Options options_;
   Definition definition_;
-  // Of every state member in the order of `visit`, of a cache with its storage behind them, of a
-  // ring with the extent of its marks and its window, of a source with that of its lengths, too.
-  std::vector<Index> expected_extents_;
+  std::vector<NamedStateMember> members_;  // of each state, as shapes alone
+  const void* origin_ = nullptr;
 };
 
 /// What is said of a type that is no definition.

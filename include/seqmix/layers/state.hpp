@@ -33,6 +33,14 @@ auto& state_tensor(Member& member) {
   }
 }
 
+namespace detail {
+
+/// Its address is the same for one type, and another's for another.
+template <class T>
+inline constexpr char type_mark = 0;
+
+}  // namespace detail
+
 /// Bytes that lie in runs of one length at one distance.
 struct ByteRuns {
   const std::byte* first = nullptr;
@@ -58,10 +66,17 @@ struct StateMember {
   bool integral = false;
   const std::byte* data = nullptr;
   const Index* lengths = nullptr;  // of a source: [B]
+  const void* type = nullptr;      // the same for all states of a layer's type
 
   std::span<const Index> shape() const { return {extents.data(), static_cast<std::size_t>(rank)}; }
   Index extent(Index i) const { return extents[static_cast<std::size_t>(i)]; }
   Index batch() const { return extents.front(); }
+  /// Of a number a row: that of `row`.
+  Index number(Index row) const {
+    Index value = 0;
+    std::memcpy(&value, data + row * number_size, sizeof(value));
+    return value;
+  }
   Index size() const { return product(0, rank); }
   bool is_cache() const {
     return kind == Kind::appended || kind == Kind::ring || kind == Kind::source;
@@ -107,7 +122,7 @@ class ConstStateMembers {
   template <class State>
   requires(!std::derived_from<State, ConstStateMembers>) explicit ConstStateMembers(
       const State& state)
-      : state_(&state), visit_(&visit_state<State>) {}
+      : state_(&state), visit_(&visit_state<State>), origin_(origin_of(state)) {}
 
   using Body = FunctionRef<void(const Name&, const StateMember&)>;
   void for_each(Body body) const {
@@ -125,6 +140,9 @@ class ConstStateMembers {
     for_each([&](const Name&, const StateMember&) { none = false; });
     return none;
   }
+  /// States of one origin have members of the same names and types in the same order: those of one
+  /// type, or of one block.
+  const void* origin() const { return origin_; }
   /// The rows that all members have.
   Index batch() const {
     Index rows = std::numeric_limits<Index>::max();
@@ -150,7 +168,7 @@ class ConstStateMembers {
   Index reached(Index row) const {
     Index most = tokens(row);
     for_each([&](const Name&, const StateMember& member) {
-      if (member.kind == StateMember::Kind::mark) most = std::max(most, number(member, row));
+      if (member.kind == StateMember::Kind::mark) most = std::max(most, member.number(row));
     });
     return most;
   }
@@ -179,12 +197,11 @@ class ConstStateMembers {
     Index members = 0, others = 0;
     for_each([&](const Name&, const StateMember&) { ++members; });
     other.for_each([&](const Name&, const StateMember&) { ++others; });
-    bool same = members == others && (visit_ == other.visit_ || names() == other.names());
+    bool same = members == others && (origin_ == other.origin_ || names() == other.names());
     if (same) {
       for_each_pair(other, [&](const Name&, const StateMember& a, const StateMember& b) {
-        same = same && a.kind == b.kind && a.number_size == b.number_size &&
-               a.storage == b.storage && a.rank == b.rank && a.axis == b.axis &&
-               a.window == b.window;
+        same = same && a.type == b.type && a.kind == b.kind && a.storage == b.storage &&
+               a.rank == b.rank && a.axis == b.axis && a.window == b.window;
         for (Index i = 1; same && i < a.rank; ++i) {
           const bool has_capacity =
               a.kind == StateMember::Kind::appended || a.kind == StateMember::Kind::source;
@@ -263,15 +280,9 @@ class ConstStateMembers {
   Index position_of(Index row) const {
     Index tokens = 0;
     for_each([&](const Name&, const StateMember& member) {
-      if (member.kind == StateMember::Kind::position) tokens = number(member, row);
+      if (member.kind == StateMember::Kind::position) tokens = member.number(row);
     });
     return tokens;
-  }
-  /// The number of one row of a member [B].
-  static Index number(const StateMember& member, Index row) {
-    Index value = 0;
-    std::memcpy(&value, member.data + row * member.number_size, sizeof(value));
-    return value;
   }
 
  private:
@@ -282,16 +293,27 @@ class ConstStateMembers {
   }
 
   template <class State>
+  static const void* origin_of(const State& state) {
+    if constexpr (requires { state.origin(); }) {
+      return state.origin();
+    } else {
+      return &detail::type_mark<State>;
+    }
+  }
+  template <class State>
   static void visit_state(const void* state, Body body) {
     State::visit(*static_cast<const State*>(state),
                  [&]<class Member>(const Name& name, const Member& member) {
-                   describe(name, member, body);
+                   if constexpr (std::same_as<Member, StateMember>) {
+                     body(name, member);  // of a part, described already
+                   } else {
+                     describe(name, member, {.type = &detail::type_mark<State>}, body);
+                   }
                  });
   }
   template <class Member>
-  static void describe(const Name& name, const Member& member, Body body) {
+  static void describe(const Name& name, const Member& member, StateMember described, Body body) {
     using Kind = StateMember::Kind;
-    StateMember described;
     if constexpr (std::same_as<Member, Position>) {
       described.kind = Kind::position;
     } else if constexpr (requires { member.reached; }) {
@@ -352,6 +374,7 @@ class ConstStateMembers {
 
   const void* state_ = nullptr;
   void (*visit_)(const void*, Body) = nullptr;
+  const void* origin_ = nullptr;
 };
 
 /// The same of a state that may be changed. Nothing here allocates unless it throws.
@@ -370,6 +393,14 @@ class StateMembers : public ConstStateMembers {
     for_each([&](const Name&, const StateMember& member) {
       if (member.kind == StateMember::Kind::position) set_number(member, row, value);
       if (member.kind == StateMember::Kind::mark) set_number(member, row, 0);
+    });
+  }
+
+  /// Makes `row` one that reads no source.
+  void clear_source(Index row) const {
+    check_row("read", row);
+    for_each([&](const Name&, const StateMember& member) {
+      if (member.kind == StateMember::Kind::length) set_number(member, row, 0);
     });
   }
 
@@ -404,7 +435,7 @@ class StateMembers : public ConstStateMembers {
     }
     for_each([&](const Name& name, const StateMember& member) {
       if (member.kind != StateMember::Kind::mark) return;
-      const Index reached = std::max(seen, number(member, row));
+      const Index reached = std::max(seen, member.number(row));
       if (member.can_go_back(reached, tokens)) return;
       throw CapacityError("rewind: state " + name.text() + " is " + std::to_string(reached) +
                           " tokens in row " + std::to_string(row) + ", it can go back to " +
@@ -414,7 +445,7 @@ class StateMembers : public ConstStateMembers {
     for_each([&](const Name&, const StateMember& member) {
       if (member.kind == StateMember::Kind::position) set_number(member, row, tokens);
       if (member.kind == StateMember::Kind::mark) {
-        set_number(member, row, std::max(seen, number(member, row)));
+        set_number(member, row, std::max(seen, member.number(row)));
       }
     });
   }

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "seqmix/blocks/decoder.hpp"
+#include "seqmix/blocks/block.hpp"
 #include "seqmix/layers/attention/attention.hpp"
 #include "seqmix/layers/channel/feed_forward.hpp"
 #include "seqmix/testing/check_law.hpp"
@@ -169,11 +169,16 @@ TEST_CASE("given and remapped positions obey the law") {
 }
 
 TEST_CASE("a block passes positions to its mixer") {
-  using Block = DecoderDefinition<AttentionDefinition<double>, FeedForwardDefinition<double>>;
-  const Block::Config config{
-      .d_model = 12, .mixer = given(1), .channel = {.d_model = 12, .d_ff = 20}};
-  const AnyMixer<double> block(
-      Mixer<Block>(config, random_weights<typename Block::Weights>(config, 9)));
+  const FeedForwardConfig channel{.d_model = 12, .d_ff = 20};
+  const AnyMixer<double> block(Block<double>(
+      {.branches = {
+           {.parts = {{.name = "mixer",
+                       .mixer = Attention<double>(
+                           given(1), random_weights<AttentionWeights<double>>(given(1), 9))}}},
+           {.parts = {
+                {.name = "channel",
+                 .mixer = FeedForward<double>(
+                     channel, random_weights<FeedForward<double>::Weights>(channel, 10))}}}}}));
   REQUIRE(block.sides().size() == 1);
   CHECK(block.sides()[0].name == "positions");
   CHECK(testing::check_law(block, {.rows = 3, .tokens = 150, .trials = 2}) == Failures{});

@@ -20,7 +20,6 @@ template <class S>
 Registry<S> registry_of_all_layers() {
   Registry<S> registry;
   register_attention(registry);
-  register_blocks(registry);
   register_channel(registry);
   register_conv(registry);
   register_delta(registry);
@@ -29,6 +28,7 @@ Registry<S> registry_of_all_layers() {
   register_scan(registry);
   register_sparse_attention(registry);
   register_ssm(registry);
+  register_blocks(registry);
   return registry;
 }
 

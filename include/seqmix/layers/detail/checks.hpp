@@ -6,11 +6,9 @@
 #include <string>
 #include <string_view>
 
-#include "seqmix/core/cache.hpp"
 #include "seqmix/core/call.hpp"
 #include "seqmix/core/named_enum.hpp"
 #include "seqmix/core/view.hpp"
-#include "seqmix/layers/detail/name.hpp"
 
 // What the verbs of a layer refuse. Nothing here depends on the layer's type, so that it is
 // compiled once for all layers, and nothing allocates unless it throws.
@@ -157,82 +155,6 @@ inline void check_offsets(std::string_view layer, const View<const Index, 1>& cu
   }
   expect(cu_seqlens[offsets - 1] == tokens, offsets - 1, "the number of tokens, ", tokens);
 }
-
-/// Compares the members of a state, in the order of `visit`, with what the layer makes: how many
-/// there are, their extents, batch aside, the storages of caches and the windows of rings.
-class StateCheck {
- public:
-  static constexpr Index any_extent = -1;
-
-  StateCheck(std::string_view layer, Index batch, std::span<const Index> expected)
-      : layer_(layer), batch_(batch), expected_(expected) {}
-
-  void check_extents(const Name& member, std::span<const Index> extents) {
-    for (std::size_t axis = 0; axis < extents.size(); ++axis) {
-      const Index made = next(member), wanted = axis == 0 ? batch_ : made;
-      if (wanted == any_extent || extents[axis] == wanted) continue;
-      throw ShapeError(std::string(layer_) + ": state " + member.text() + " has shape " +
-                       text_of_extents(extents) + ", expected " + std::to_string(wanted) +
-                       " on axis " + std::to_string(axis));
-    }
-  }
-  void check_storage(const Name& member, Storage storage) {
-    const auto wanted = static_cast<Storage>(next(member));
-    if (storage == wanted) return;
-    throw ShapeError(std::string(layer_) + ": state " + member.text() + " is stored as " +
-                     std::string(to_string(storage)) + ", expected " +
-                     std::string(to_string(wanted)));
-  }
-  void check_window(const Name& member, Index window) {
-    const Index wanted = next(member);
-    if (window == wanted) return;
-    throw ShapeError(std::string(layer_) + ": state " + member.text() + " has a window of " +
-                     std::to_string(window) + ", expected " + std::to_string(wanted));
-  }
-  /// After the last member.
-  void check_end() const {
-    if (expected_.empty()) return;
-    throw ShapeError(std::string(layer_) +
-                     ": the state lacks members, as one of another config does");
-  }
-  /// The length of a source, of a state that anybody may have written to or as it is to be.
-  void check_length(const Name& member, Index row, Index length, Index capacity) const {
-    if (length >= 0 && length <= capacity) return;
-    throw CapacityError(std::string(layer_) + ": state " + member.text() + ": a source of " +
-                        std::to_string(length) + " tokens for row " + std::to_string(row) +
-                        " does not fit in a capacity of " + std::to_string(capacity));
-  }
-  /// Position `row` of a state that anybody may have written to.
-  void check_position(const Name& member, Index row, Index past, Index coming) const {
-    if (past >= 0 && past <= max_tokens && coming <= max_tokens - past) return;
-    throw CapacityError(std::string(layer_) + ": state " + member.text() + " of row " +
-                        std::to_string(row) + " is " + std::to_string(past) + " and " +
-                        std::to_string(coming) + " tokens are to come, expected 0 to " +
-                        std::to_string(max_tokens) + " in all");
-  }
-  void check_room(const Name& member, Index past, Index coming, Index capacity) const {
-    if (past + coming <= capacity) return;
-    throw CapacityError(std::string(layer_) + ": state " + member.text() + " holds " +
-                        std::to_string(past) + " tokens, " + std::to_string(coming) +
-                        " more do not fit in its capacity of " + std::to_string(capacity) +
-                        "; grow the state");
-  }
-
- private:
-  Index next(const Name& member) {
-    if (expected_.empty()) {
-      throw ShapeError(std::string(layer_) + ": state " + member.text() +
-                       " is none of its members; the state is one of another config");
-    }
-    const Index number = expected_.front();
-    expected_ = expected_.subspan(1);
-    return number;
-  }
-
-  std::string_view layer_;
-  Index batch_;
-  std::span<const Index> expected_;  // of the members to come
-};
 
 }  // namespace detail
 SEQMIX_END_NAMESPACE

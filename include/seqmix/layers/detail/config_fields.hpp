@@ -2,6 +2,7 @@
 
 #include <concepts>
 #include <cstddef>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -34,11 +35,13 @@ struct AnyVisitor {
 
 }  // namespace detail
 
-/// A member of a config that is a config itself: that of a part.
+/// A member of a config that is a config itself: that of a part. One that knows its type at run
+/// time alone has `members()`.
 template <class Field>
 concept PartConfig = requires(Field& field) {
   Field::visit(field, detail::AnyVisitor{});
-};
+}
+|| requires(Field& field) { field.members(); };
 
 /// Where a field or a part stands in a config: its key, behind those of the parts around it. What
 /// it is made of must outlive it.
@@ -206,8 +209,51 @@ SEQMIX_COLD ConfigMembers list_members(void* config) {
 template <class Config>
 ConfigMembers members_of(Config& config) {
   using Plain = std::remove_const_t<Config>;
-  return detail::list_members<Plain>(const_cast<Plain*>(&config));
+  if constexpr (requires { config.members(); }) {
+    return config.members();
+  } else {
+    return detail::list_members<Plain>(const_cast<Plain*>(&config));
+  }
 }
+
+/// A config whose type its layer knows: a value.
+class AnyConfig {
+ public:
+  template <class Config>
+  requires(!std::same_as<Config, AnyConfig>) explicit AnyConfig(Config config)
+      : held_(std::make_unique<Holder<Config>>(std::move(config))) {}
+  AnyConfig(const AnyConfig& other) : held_(other.held_->clone()) {}
+  AnyConfig(AnyConfig&&) noexcept = default;
+  AnyConfig& operator=(AnyConfig other) noexcept {
+    held_ = std::move(other.held_);
+    return *this;
+  }
+  ~AnyConfig() = default;
+
+  /// Those of a const config are only read.
+  ConfigMembers members() const { return held_->members(); }
+  /// The config, which is a `Config`.
+  template <class Config>
+  const Config& get() const {
+    return static_cast<const Holder<Config>&>(*held_).config;
+  }
+
+ private:
+  struct Held {
+    virtual ~Held() = default;
+    virtual std::unique_ptr<Held> clone() const = 0;
+    virtual ConfigMembers members() = 0;
+  };
+  template <class Config>
+  struct Holder final : Held {
+    Config config;
+    explicit Holder(Config value) : config(std::move(value)) {}
+    std::unique_ptr<Held> clone() const override { return std::make_unique<Holder>(*this); }
+    ConfigMembers members() override { return members_of(config); }
+  };
+
+  std::unique_ptr<Held> held_;
+};
 
 using VisitField = FunctionRef<void(const FieldPath&, const FieldValue&, const FieldTags&)>;
 

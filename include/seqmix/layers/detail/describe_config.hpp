@@ -63,15 +63,17 @@ SEQMIX_COLD inline FieldDescription describe_field(const FieldPath& path, const 
 }  // namespace detail
 
 /// The fields of a config and of its parts.
+SEQMIX_COLD inline std::vector<FieldDescription> describe_members(const ConfigMembers& members) {
+  std::vector<FieldDescription> fields;
+  visit_fields(members, [&](const FieldPath& path, const FieldValue& value, const FieldTags& tags) {
+    fields.push_back(detail::describe_field(path, value, tags));
+  });
+  return fields;
+}
 template <class Config>
 std::vector<FieldDescription> describe_config() {
   const Config config{};
-  std::vector<FieldDescription> fields;
-  visit_fields(members_of(config),
-               [&](const FieldPath& path, const FieldValue& value, const FieldTags& tags) {
-                 fields.push_back(detail::describe_field(path, value, tags));
-               });
-  return fields;
+  return describe_members(members_of(config));
 }
 
 SEQMIX_END_NAMESPACE

@@ -8,7 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include "seqmix/layers/detail/checks.hpp"
 #include "seqmix/layers/detail/trial.hpp"
 #include "seqmix/layers/mixer.hpp"
 
@@ -23,21 +22,30 @@ SEQMIX_BEGIN_NAMESPACE
 
 template <class Definition>
 Mixer<Definition>::Mixer(Config config, Weights weights, Options options)
-    : options_(options),
-      definition_(define(std::move(config), std::move(weights), options)),
-      expected_extents_(list_expected_extents()) {}
+    : options_(options), definition_(define(std::move(config), std::move(weights), options)) {
+  const State shapes = initial(1, 1, Memory::shapes_only());
+  const ConstStateMembers members(shapes);
+  members_ = members.list(), origin_ = members.origin();
+  State::visit(shapes, [&]<class Member>(const Name&, const Member&) {
+    static_assert(
+        !requires { Member::source_axis; } || reads_source,
+        "a definition whose state holds a Source has read");
+  });
+}
 
 template <class Definition>
 auto Mixer<Definition>::make_state(Index batch, Index capacity) const
     -> State requires Continues<Definition> {
+  expect_state();
   return initial(batch, capacity, Memory{});
 }
 
 template <class Definition>
 void Mixer<Definition>::forward(View<const Scalar, 3> x, View<Scalar, 3> y, Context& context,
-                                const Side& side) const requires(!ReadsSource<Definition>) {
+                                const Side& side) const requires RunsWithoutSource<Definition> {
+  expect_source(false);
   check_views(x, y, side);
-  position_limit(definition_).check(name, 0, x.extent(1));
+  position_limit(definition_).check(own_traits().name, 0, x.extent(1));
   if (x.empty()) return;
   auto scope = context.scratch<Scalar>();
   State state = initial(x.extent(0), x.extent(1), Memory(context.arena()));
@@ -48,12 +56,14 @@ template <class Definition>
 void Mixer<Definition>::forward(View<const Scalar, 3> x, View<const Scalar, 3> source,
                                 View<Scalar, 3> y, Context& context,
                                 const Side& side) const requires ReadsSource<Definition> {
+  expect_source(true);
   check_views(x, y, side);
   check_source(source);
-  position_limit(definition_).check(name, 0, x.extent(1));
+  position_limit(definition_).check(own_traits().name, 0, x.extent(1));
   if (source.extent(0) != x.extent(0)) {
-    throw ShapeError(std::string(name) + ": source has shape " + source.shape().text() +
-                     ", expected " + std::to_string(x.extent(0)) + " rows as x has");
+    throw ShapeError(std::string(own_traits().name) + ": source has shape " +
+                     source.shape().text() + ", expected " + std::to_string(x.extent(0)) +
+                     " rows as x has");
   }
   if (x.empty()) return;
   auto scope = context.scratch<Scalar>();
@@ -64,13 +74,13 @@ void Mixer<Definition>::forward(View<const Scalar, 3> x, View<const Scalar, 3> s
 }
 
 template <class Definition>
-void Mixer<Definition>::forward_documents(View<const Scalar, 2> x, View<const Index, 1> cu_seqlens,
-                                          View<Scalar, 2> y, Context& context,
-                                          const Side& side) const
-    requires(!ReadsSource<Definition>) {
+void Mixer<Definition>::forward_documents(
+    View<const Scalar, 2> x, View<const Index, 1> cu_seqlens, View<Scalar, 2> y, Context& context,
+    const Side& side) const requires RunsWithoutSource<Definition> {
+  expect_source(false);
   const Index documents = check_documents(x, cu_seqlens, y, side),
               longest = longest_document(cu_seqlens);
-  position_limit(definition_).check(name, 0, longest);
+  position_limit(definition_).check(own_traits().name, 0, longest);
   if (x.empty()) return;
   auto scope = context.scratch<Scalar>();
   State state = initial(documents, longest, Memory(context.arena()));
@@ -80,13 +90,10 @@ void Mixer<Definition>::forward_documents(View<const Scalar, 2> x, View<const In
 template <class Definition>
 void Mixer<Definition>::read(View<const Scalar, 2> source, Segments segments, State& state,
                              Context& context) const requires ReadsSource<Definition> {
+  expect_source(true);
   check_source(source.insert(axis::row));
   check_read(state, segments, source.extent(0), context);
-  State::visit(state, [&]<class Member>(const Name&, Member& member) {
-    if constexpr (requires { member.length; }) {
-      for (const Segment& segment : segments) member.length[segment.row] = 0;
-    }
-  });
+  for (const Segment& segment : segments) StateMembers(state).clear_source(segment.row);
   if (source.empty()) return;
   auto scratch = context.scratch<Segment>();
   Segment* const settled = scratch(std::ssize(segments)).data();
@@ -146,7 +153,7 @@ template <class Definition>
 void Mixer<Definition>::prepare(Context& context, Index rows, Index tokens, Index capacity) const {
   rows = std::min(rows, tokens);
   if (rows < 0 || tokens < 0) {
-    throw ShapeError(std::string(name) + ": prepare(" + std::to_string(rows) + ", " +
+    throw ShapeError(std::string(own_traits().name) + ": prepare(" + std::to_string(rows) + ", " +
                      std::to_string(tokens) + "), expected numbers of at least 0");
   }
   if (rows == 0) return;
@@ -154,11 +161,11 @@ void Mixer<Definition>::prepare(Context& context, Index rows, Index tokens, Inde
   // A longer call runs in blocks of so many tokens or, where segments are whole, of one that is
   // longer.
   const Index block = std::min(tokens, block_tokens(definition_) + cut_multiple);
+  const bool whole = keeps_segments_whole(definition_), reads = d_source() > 0;
   detail::Trial trial(context);
   Context& tried = trial.context();
-  detail::TrialNumbers<Mixer> numbers(
-      *this, keeps_segments_whole<Definition> ? std::max(block, longest) : block, tokens);
-  const Index room = reads_source ? room_for(longest, tokens) : longest;
+  detail::TrialNumbers<Mixer> numbers(*this, whole ? std::max(block, longest) : block, tokens);
+  const Index room = reads ? room_for(longest, tokens) : longest;
   State state = initial(rows, std::max(room, std::min(capacity, most)), Memory{});
   // What a verb holds while it runs: the state of `forward`, rows that are gathered, the segments
   // of the call and of a block.
@@ -169,7 +176,7 @@ void Mixer<Definition>::prepare(Context& context, Index rows, Index tokens, Inde
   lists(2 * rows);
   if constexpr (reads_source) {
     const Segment all{0, 0, tokens};
-    read(numbers.source(tokens), Segments(&all, 1), state, tried);
+    if (reads) read(numbers.source(tokens), Segments(&all, 1), state, tried);
   }
   const auto run_split = [&](Segments segments) {
     Tensor<Index, 1> cu_seqlens({std::ssize(segments) + 1});
@@ -182,14 +189,18 @@ void Mixer<Definition>::prepare(Context& context, Index rows, Index tokens, Inde
         StateMembers(state).set_tokens(segment.row, longest - segment.count);
         StateMembers(fresh).set_tokens(segment.row, 0);
       }
-      advance(numbers.x(count), segments, state, numbers.y(count), tried, numbers.side(count));
+      if (has_state()) {
+        advance(numbers.x(count), segments, state, numbers.y(count), tried, numbers.side(count));
+      }
     }
-    if constexpr (reads_source) read(numbers.source(count), segments, fresh, tried);
+    if constexpr (reads_source) {
+      if (reads) read(numbers.source(count), segments, fresh, tried);
+    }
     run_documents(numbers.x(count), cu_seqlens, fresh, numbers.y(count), tried,
                   numbers.side(count));
   };
   detail::for_each_trial_split(std::min(rows, block), block, longest, run_split);
-  if (keeps_segments_whole<Definition> && longest > block) {
+  if (whole && longest > block) {
     for (const Index count : {longest, longest / 2}) {
       const Segment segment{0, 0, count};
       run_split(Segments(&segment, 1));
@@ -209,14 +220,7 @@ template <class Definition>
 void Mixer<Definition>::check_read(const State& state, Segments segments, Index tokens,
                                    Context& context) const {
   check_segments("source", state, segments, tokens, context, [&](Index batch, auto&& coming) {
-    const detail::StateCheck check = check_members(state, batch);
-    State::visit(state, [&]<class Member>(const Name& member_name, const Member& member) {
-      if constexpr (requires { member.length; }) {
-        for (Index row = 0; row < batch; ++row) {
-          check.check_length(member_name, row, coming(row), member.capacity());
-        }
-      }
-    });
+    check_members(state, batch).check_room_for_sources(batch, coming);
   });
 }
 
@@ -231,6 +235,7 @@ void Mixer<Definition>::reset(State& state, Index row) const requires Continues<
 template <class Definition>
 void Mixer<Definition>::grow(State& state, Index capacity) const requires Continues<Definition> {
   const ConstStateMembers members(state);
+  check_members(state, members.batch());
   State larger = initial(members.batch(), capacity, Memory{});
   const StateMembers larger_members(larger);
   for (Index row = 0; row < members.batch(); ++row) larger_members.copy_row(members, row, row);
@@ -241,11 +246,13 @@ template <class Definition>
 auto Mixer<Definition>::initial(Index batch, Index capacity, Memory memory) const -> State {
   if constexpr (continues) {
     if (batch < 0 || capacity < 0) {
-      throw ShapeError(std::string(name) + ": make_state(" + std::to_string(batch) + ", " +
-                       std::to_string(capacity) + "), expected sizes of at least 0");
+      throw ShapeError(std::string(own_traits().name) + ": make_state(" + std::to_string(batch) +
+                       ", " + std::to_string(capacity) + "), expected sizes of at least 0");
     }
     State state = definition_.make_state(batch, capacity, memory.with_caches(options_.caches));
-    for (Index row = 0; row < batch; ++row) start_row(definition_, state, row);
+    for (Index row = 0; row < batch && !memory.is_none(); ++row) {
+      start_row(definition_, state, row);
+    }
     return state;
   } else {
     return {};
@@ -253,21 +260,11 @@ auto Mixer<Definition>::initial(Index batch, Index capacity, Memory memory) cons
 }
 
 template <class Definition>
-auto Mixer<Definition>::initial_shapes() const -> State {
-  if constexpr (continues) {
-    return definition_.make_state(1, 1, Memory::shapes_only().with_caches(options_.caches));
-  } else {
-    return {};
-  }
-}
-
-template <class Definition>
 Index Mixer<Definition>::room_for(Index tokens, Index entries) const {
-  const State shapes = initial_shapes();
-  State::visit(shapes, [&]<class Member>(const Name&, const Member&) {
-    if constexpr (requires { Member::axis; }) entries = std::max(entries, tokens);
+  const bool has_cache = std::ranges::any_of(members_, [](const StateMember& member) {
+    return member.kind == StateMember::Kind::appended;
   });
-  return entries;
+  return has_cache ? std::max(tokens, entries) : entries;
 }
 
 template <class Definition>
@@ -345,28 +342,29 @@ void Mixer<Definition>::run_documents(View<const Scalar, 2> x, View<const Index,
 template <class Definition>
 inline void Mixer<Definition>::check_views(const View<const Scalar, 3>& x, const View<Scalar, 3>& y,
                                            const Side& side) const {
-  detail::check_view(name, "x", x.shape(), x.strides(), d_in());
-  detail::check_view(name, "y", y.shape(), y.strides(), d_out());
+  const std::string_view who = own_traits().name;
+  detail::check_view(who, "x", x.shape(), x.strides(), d_in());
+  detail::check_view(who, "y", y.shape(), y.strides(), d_out());
   if (x.extent(0) != y.extent(0) || x.extent(1) != y.extent(1)) {
-    detail::refuse_output(name, x.shape(), y.shape());
+    detail::refuse_output(who, x.shape(), y.shape());
   }
-  if (!(x == View<const Scalar, 3>(y)) && !disjoint(x, y)) detail::refuse_overlap(name);
-  detail::check_output(name, "y", y.shape(), y.strides());
+  if (!(x == View<const Scalar, 3>(y)) && !disjoint(x, y)) detail::refuse_overlap(who);
+  detail::check_output(who, "y", y.shape(), y.strides());
   Side::visit(side, definition_.c,
               [&]<class T>(std::string_view which, const View<T, 2>& side_view, Index width,
                            SideRole role, auto... bound) {
-                detail::check_side(name, which, side_view.shape(), side_view.strides(),
+                detail::check_side(who, which, side_view.shape(), side_view.strides(),
                                    {x.extent(0) * x.extent(1), width});
                 if constexpr (std::is_const_v<T>) {
                   static_assert(std::same_as<T, const Index>, "a side value is numbers or indices");
-                  (detail::check_indices(name, which, side_view, bound), ...);
+                  (detail::check_indices(who, which, side_view, bound), ...);
                 } else {
                   const View<Scalar, 3> view = side_view.insert(axis::row);
                   if (role == SideRole::output) {
-                    detail::check_output(name, which, view.shape(), view.strides());
+                    detail::check_output(who, which, view.shape(), view.strides());
                   }
                   if (disjoint(view, y) && (role == SideRole::input || disjoint(view, x))) return;
-                  throw ShapeError(std::string(name) + ": side value " + std::string(which) +
+                  throw ShapeError(std::string(who) + ": side value " + std::string(which) +
                                    " overlaps x or y; it must be disjoint from what is written");
                 }
               });
@@ -374,7 +372,14 @@ inline void Mixer<Definition>::check_views(const View<const Scalar, 3>& x, const
 
 template <class Definition>
 void Mixer<Definition>::check_source(const View<const Scalar, 3>& source) const {
-  detail::check_view(name, "source", source.shape(), source.strides(), d_source());
+  detail::check_view(own_traits().name, "source", source.shape(), source.strides(), d_source());
+}
+
+template <class Definition>
+void Mixer<Definition>::expect_source(bool given) const {
+  if (given == (d_source() > 0)) return;
+  throw Error(std::string(own_traits().name) + " has no " +
+              (given ? "source" : "forward without a source"));
 }
 
 template <class Definition>
@@ -382,7 +387,7 @@ Index Mixer<Definition>::check_documents(const View<const Scalar, 2>& x,
                                          const View<const Index, 1>& cu_seqlens,
                                          const View<Scalar, 2>& y, const Side& side) const {
   check_views(x.insert(axis::row), y.insert(axis::row), side);
-  detail::check_offsets(name, cu_seqlens, x.extent(0));
+  detail::check_offsets(own_traits().name, cu_seqlens, x.extent(0));
   return cu_seqlens.extent(0) - 1;
 }
 
@@ -400,85 +405,31 @@ void Mixer<Definition>::check_segments(std::string_view which, const State& stat
                                        Segments segments, Index tokens, Context& context,
                                        auto&& body) const {
   const Index batch = ConstStateMembers(state).batch();
-  const bool has_rows = !expected_extents_.empty();
+  const bool has_rows = !members_.empty();
   auto scratch = context.scratch<Index>();
   const View<Index, 1> coming = scratch(has_rows ? batch : 0);
-  detail::check_segments(name, which, segments, tokens, has_rows, coming);
+  detail::check_segments(own_traits().name, which, segments, tokens, has_rows, coming);
   body(batch, [&](Index row) { return coming[row]; });
 }
 
 template <class Definition>
-inline void Mixer<Definition>::check_state(const State& state, Index batch, auto&& tokens) const {
-  const detail::StateCheck check = check_members(state, batch);
-  Index past = 0, coming = 0;  // of the row that will be longest
-  State::visit(state, [&]<class Member>(const Name& member_name, const Member& member) {
-    if constexpr (std::same_as<Member, Position>) {
-      for (Index row = 0; row < batch; ++row) {
-        check.check_position(member_name, row, member[row], tokens(row));
-        if (member[row] + tokens(row) <= past + coming) continue;
-        past = member[row], coming = tokens(row);
-      }
-    }
-    if constexpr (requires { member.length; }) {
-      for (Index row = 0; row < batch; ++row) {
-        check.check_length(member_name, row, member.length[row], member.capacity());
-      }
-    }
-  });
-  position_limit(definition_).check(name, past, coming);
-  State::visit(state, [&]<class Member>(const Name& member_name, const Member& member) {
-    if constexpr (requires { Member::axis; }) {
-      check.check_room(member_name, past, coming, member.capacity());
-    }
-  });
+inline void Mixer<Definition>::check_state(const State& state, Index batch,
+                                           detail::StateCheck::Coming tokens) const {
+  check_members(state, batch).check_tokens(batch, position_limit(definition_), tokens);
 }
 
 template <class Definition>
 inline detail::StateCheck Mixer<Definition>::check_members(const State& state, Index batch) const {
-  detail::StateCheck check(name, batch, expected_extents_);
-  State::visit(state, [&]<class Member>(const Name& member_name, const Member& member) {
-    const auto& numbers = state_tensor(member);
-    check.check_extents(member_name, numbers.shape().extents);
-    if constexpr (requires { numbers.storage(); }) {
-      check.check_storage(member_name, numbers.storage());
-    }
-    if constexpr (requires { member.reached; }) {
-      check.check_extents(member_name, member.reached.shape().extents);
-      check.check_window(member_name, member.window);
-    }
-    if constexpr (requires { member.length; }) {
-      check.check_extents(member_name, member.length.shape().extents);
-    }
-  });
-  check.check_end();
+  expect_state();
+  const detail::StateCheck check(own_traits().name, ConstStateMembers(state));
+  check.check_members(batch, origin_, members_);
   return check;
 }
 
 template <class Definition>
-std::vector<Index> Mixer<Definition>::list_expected_extents() const {
-  std::vector<Index> extents;
-  const State fresh = initial_shapes();
-  State::visit(fresh, [&]<class Member>(const Name&, const Member& member) {
-    const auto& shape = state_tensor(member).shape().extents;
-    for (const Index extent : shape) extents.push_back(extent);
-    const auto allow_any = [&](Index axis) {
-      extents[extents.size() - shape.size() + static_cast<std::size_t>(axis)] = any_extent;
-    };
-    if constexpr (requires { Member::axis; }) allow_any(Member::axis);
-    if constexpr (requires { Member::source_axis; }) {
-      static_assert(Member::source_axis > 0 && reads_source,
-                    "a definition whose state holds a Source has read");
-      allow_any(Member::source_axis);
-    }
-    if constexpr (requires { state_tensor(member).storage(); }) {
-      extents.push_back(static_cast<Index>(state_tensor(member).storage()));
-    }
-    if constexpr (requires { member.reached; }) {
-      extents.push_back(1), extents.push_back(member.window);
-    }
-    if constexpr (requires { member.length; }) extents.push_back(1);
-  });
-  return extents;
+inline void Mixer<Definition>::expect_state() const {
+  if (has_state()) return;
+  throw Error(std::string(own_traits().name) + " has no state");
 }
 
 SEQMIX_END_NAMESPACE

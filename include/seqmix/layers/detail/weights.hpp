@@ -186,18 +186,35 @@ void for_each_part(std::string_view name, Parts& parts, Index count, auto&& body
   }
 }
 
-/// The number of numbers in all parameters. Copies of one handle are one parameter.
+/// The number of numbers in parameters, of which copies of one handle are one.
+class WeightCount {
+ public:
+  void operator()(const void* identity, Index size) {
+    // An empty tensor may lie where the next one starts.
+    if (size > 0 && counted_.insert(identity).second) total_ += size;
+  }
+  Index total() const { return total_; }
+
+ private:
+  std::set<const void*> counted_;
+  Index total_ = 0;
+};
+
+/// Calls `body(identity, size)` for each parameter of the weights of a layer.
 template <class Weights, class Config>
-Index count_parameters(const Weights& weights, const Config& config) {
-  Index count = 0;
-  std::set<const void*> counted;
+void visit_identities(const Weights& weights, const Config& config, auto&& body) {
   Weights::visit(weights, config,
                  [&]<class P>(const Name&, const P& parameter, Shape<P::rank> shape, auto...) {
-                   // An empty tensor may lie where the next one starts.
-                   if (shape.size() == 0) return;
-                   if (counted.insert(parameter.identity()).second) count += shape.size();
+                   body(parameter.identity(), shape.size());
                  });
-  return count;
+}
+
+/// The number of numbers in all parameters of the weights of a layer.
+template <class Weights, class Config>
+Index count_parameters(const Weights& weights, const Config& config) {
+  WeightCount count;
+  visit_identities(weights, config, count);
+  return count.total();
 }
 
 /// Packs a projection's weight. Throws `ConfigError` with its name where a number of it does not
