@@ -634,13 +634,14 @@ class Description {
   }
   /// Sizes are filled in nested where `given` names a part, else flat.
   Json sample(const Json& given) const {
-    Json config = Json::object();
+    const Json example = registry_.example(name_);
+    Json config = example;
     const auto fields = registry_.fields(name_);
     const bool nested = std::ranges::any_of(fields, [&](const auto& field) {
       return field.keys.size() > 1 && given.contains(field.keys.front());
     });
     for (const auto& field : fields) {
-      if (!field.required) continue;
+      if (!field.required || example.contains(field.keys.front())) continue;
       Json* value = &config;
       for (const std::string& key : field.keys) {
         if (nested || key == field.keys.back()) value = &(*value)[key];
