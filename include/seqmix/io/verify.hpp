@@ -503,8 +503,9 @@ class LayerFile {
   }
   /// Raises `state` to the error of the members that the file has a final state of.
   void compare_state(std::string_view verb, const AnyState& state) {
-    for (const auto& [member, numbers] : testing::valid_numbers(state.members())) {
-      const std::string name = "state." + member;
+    for (const auto& member : testing::valid_numbers(state.members())) {
+      const std::string name = "state." + member.first;
+      const std::vector<double>& numbers = member.second;
       if (!file_.contains(name)) continue;
       const StoredTensor stored = file_.entry(name);
       const bool integral = !is_floating(stored.dtype);
