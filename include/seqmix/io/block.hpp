@@ -223,7 +223,7 @@ class BlockEntry final : public RegistryEntry<Scalar> {
   using Entry = RegistryEntry<Scalar>;
 
  public:
-  /// `layers`: what parts may be.
+  /// `layers`: what parts may be, at least one.
   BlockEntry(const Traits& traits, Registry<Scalar> layers)
       : Entry(traits), layers_(std::move(layers)) {}
 
@@ -240,6 +240,16 @@ class BlockEntry final : public RegistryEntry<Scalar> {
       return result;
     });
     return AnyConfig(std::move(config));
+  }
+  Json example() const override {
+    const std::string layer = layers_.names().front();
+    Json config = Json::object();
+    for (const ConfigField& field : layers_.fields(layer)) {
+      if (field.required && field.keys.back() != "d_model") config[field.keys.back()] = 16;
+    }
+    const Json part{{"name", layer}, {"layer", layer}, {"config", config}};
+    const Json branch{{"parts", Json::array({part})}};
+    return Json{{"branches", Json::array({branch})}};
   }
   Json write(const AnyConfig& config) const override {
     Json json = write_config(config);

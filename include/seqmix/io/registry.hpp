@@ -80,6 +80,8 @@ class RegistryEntry {
   /// The config at its defaults that `json` is for, and `json` as `read_config` takes it: for a
   /// layer whose parts are the config's to say.
   virtual AnyConfig prepare(Json&) const { return defaults(); }
+  /// Of such a layer some parts, with sizes, as an example; nothing of any other.
+  virtual Json example() const { return Json::object(); }
   /// A config as JSON, every field of it.
   virtual Json write(const AnyConfig& config) const { return write_config(config); }
 
@@ -97,7 +99,8 @@ class RegistryEntry {
     return config;
   }
   std::vector<ConfigField> fields() const {
-    const AnyConfig config = defaults();
+    detail::JsonDocument of(example());
+    const AnyConfig config = prepare(of.get());
     const Json values = detail::write_members(config.members());
     std::vector<ConfigField> result;
     for (FieldDescription& field : describe_members(config.members())) {
@@ -218,6 +221,9 @@ class Registry {
   }
 
   std::vector<Field> fields(const std::string& name) const { return entry(name)->fields(); }
+
+  /// What a config cannot leave out beside sizes, as an example.
+  Json example(const std::string& name) const { return entry(name)->example(); }
 
   /// `config` with every field that it leaves out at its default, parts nested.
   Json complete_config(const std::string& name, const Json& config) const {

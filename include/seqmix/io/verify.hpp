@@ -503,8 +503,9 @@ class LayerFile {
   }
   /// Raises `state` to the error of the members that the file has a final state of.
   void compare_state(std::string_view verb, const AnyState& state) {
-    for (const auto& [member, numbers] : testing::valid_numbers(state.members())) {
-      const std::string name = "state." + member;
+    for (const auto& member : testing::valid_numbers(state.members())) {
+      const std::string name = "state." + member.first;
+      const std::vector<double>& numbers = member.second;
       if (!file_.contains(name)) continue;
       const StoredTensor stored = file_.entry(name);
       const bool integral = !is_floating(stored.dtype);
@@ -634,13 +635,14 @@ class Description {
   }
   /// Sizes are filled in nested where `given` names a part, else flat.
   Json sample(const Json& given) const {
-    Json config = Json::object();
+    const Json example = registry_.example(name_);
+    Json config = example;
     const auto fields = registry_.fields(name_);
     const bool nested = std::ranges::any_of(fields, [&](const auto& field) {
       return field.keys.size() > 1 && given.contains(field.keys.front());
     });
     for (const auto& field : fields) {
-      if (!field.required) continue;
+      if (!field.required || example.contains(field.keys.front())) continue;
       Json* value = &config;
       for (const std::string& key : field.keys) {
         if (nested || key == field.keys.back()) value = &(*value)[key];

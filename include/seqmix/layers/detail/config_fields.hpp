@@ -125,13 +125,13 @@ struct ConfigMember;
 /// The members of a config in the order in which it lists them; those of a const one are only read.
 /// What they say holds until the config changes.
 struct ConfigMembers {
-  std::vector<ConfigMember> list = {};
+  std::vector<ConfigMember> list;
   Index* d_model = nullptr;  // if it has one
   void* config = nullptr;
   void (*check)(const void* config) = nullptr;  // its own, if it has one
   ConfigMembers (*list_again)(void*) = nullptr;
 
-  ConfigMembers again() const { return list_again(config); }
+  ConfigMembers again() const;
   bool has_parts() const;
 };
 
@@ -145,6 +145,7 @@ struct ConfigMember {
   const ConfigMembers* part() const { return std::get_if<ConfigMembers>(&what); }
 };
 
+inline ConfigMembers ConfigMembers::again() const { return list_again(config); }
 inline bool ConfigMembers::has_parts() const {
   for (const ConfigMember& member : list) {
     if (member.part() != nullptr) return true;
@@ -195,7 +196,8 @@ class MemberList {
 template <class Config>
 SEQMIX_COLD ConfigMembers list_members(void* config) {
   Config& self = *static_cast<Config*>(config);
-  ConfigMembers members{.config = config, .list_again = &list_members<Config>};
+  ConfigMembers members;
+  members.config = config, members.list_again = &list_members<Config>;
   if constexpr (requires { self.d_model = Index{}; }) members.d_model = &self.d_model;
   if constexpr (requires { self.check(); }) {
     members.check = [](const void* of) { static_cast<const Config*>(of)->check(); };
