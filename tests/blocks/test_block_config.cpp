@@ -218,12 +218,12 @@ TEST_CASE("a block's config says where it is wrong") {
   const auto error = [](const std::string& text) {
     return error_of<ConfigError>([&] { completed(text); });
   };
-  CHECK(error(R"({"d_model": 4})") == "block: branches: got null, expected a list");
+  CHECK(error(R"({"d_model": 4})") == "block: branches must have parts");
   CHECK(error(R"({"d_model": 4, "branches": {}})") ==
         "block: branches: got an object, expected a list");
   CHECK(error(R"({"d_model": 4, "branches": []})") == "block: branches must have parts");
   CHECK(error(with_parts("")) == "block: a branch must have parts");
-  CHECK(error(R"({"d_model": 4, "branches": [{}]})") == "block: parts: got null, expected a list");
+  CHECK(error(R"({"d_model": 4, "branches": [{}]})") == "block: a branch must have parts");
   CHECK_THAT(error(with_parts(channel + ", " + channel)),
              ContainsSubstring("block: parts must have names, and different ones"));
   CHECK_THAT(error(with_parts(R"({"name": "a", "layer": "attenshun"})")),
