@@ -22,6 +22,19 @@ inline bool has_width(const AnyConfig& config, Index d_model) {
   return own == nullptr || *own == d_model;
 }
 
+/// The layer that a part of a block is; a `ConfigError` of it begins with the block's name and the
+/// part's.
+template <class Scalar>
+AnyMixer<Scalar> make_part(std::string_view block, const std::string& part,
+                           const RegistryEntry<Scalar>& layer, const AnyConfig& config,
+                           const WeightSource& from, Options options) {
+  try {
+    return layer.make(config, from.part(part), options);
+  } catch (const ConfigError& error) {
+    throw ConfigError(std::string(block) + ": " + part + ": " + error.what());
+  }
+}
+
 }  // namespace detail
 
 /// The config of a residual block of registry layers, and of such blocks behind each other.
@@ -102,15 +115,15 @@ class HybridEntry final : public RegistryEntry<Scalar> {
     std::vector<BlockConfig<Scalar>> blocks(layers_.size());
     for_each_part(config, [&](const PartEntry& part, const AnyConfig& of_part, std::size_t i,
                               const ResidualConfig& layer) {
-      const WeightSource of_layer = from.part(HybridConfig::name_of(i));
+      const std::string prefix = HybridConfig::name_of(i) + "." + part.name;
       const Index shape[] = {layer.d_model};
       Branch<Scalar>& branch = blocks[i].branches.emplace_back();
       branch.before = {.kind = NormKind::rms,
-                       .weight = of_layer.numbers<Scalar>(part.name + "_norm.weight", shape),
+                       .weight = from.numbers<Scalar>(prefix + "_norm.weight", shape),
                        .eps = layer.norm_eps};
-      branch.parts.push_back(
-          {.name = part.name,
-           .mixer = part.layer->make(of_part, of_layer.part(part.name), options)});
+      branch.parts.push_back({.name = part.name,
+                              .mixer = detail::make_part(this->traits().name, prefix, *part.layer,
+                                                         of_part, from, options)});
     });
     std::vector<AnyMixer<Scalar>> layers;
     for (auto& block : blocks) layers.push_back(Block<Scalar>(std::move(block)));
@@ -287,18 +300,21 @@ class BlockEntry final : public RegistryEntry<Scalar> {
   AnyMixer<Scalar> make(const AnyConfig& config, const WeightSource& from,
                         Options options) const override {
     const Index shape[] = {config.get<BranchesConfig>().d_model};
-    return Block<Scalar>(
-        {.branches = walk(
-             config,
-             [&](const NormConfig& norm, const std::string& name) {
-               Norm<Scalar> result{.kind = norm.kind, .eps = norm.eps};
-               if (norm.has_weight()) result.weight = from.numbers<Scalar>(name + ".weight", shape);
-               if (norm.bias) result.bias = from.numbers<Scalar>(name + ".bias", shape);
-               return result;
-             },
-             [&](const PartConfigs& part) {
-               return entry(part.layer).make(part.config, from.part(part.name), options);
-             })});
+    return Block<Scalar>({.branches = walk(
+                              config,
+                              [&](const NormConfig& norm, const std::string& name) {
+                                Norm<Scalar> result{.kind = norm.kind, .eps = norm.eps};
+                                if (norm.has_weight())
+                                  result.weight = from.numbers<Scalar>(name + ".weight", shape);
+                                if (norm.bias)
+                                  result.bias = from.numbers<Scalar>(name + ".bias", shape);
+                                return result;
+                              },
+                              [&](const PartConfigs& part) {
+                                return detail::make_part(this->traits().name, part.name,
+                                                         entry(part.layer), part.config, from,
+                                                         options);
+                              })});
   }
 
  private:
