@@ -326,7 +326,8 @@ class BlockEntry final : public RegistryEntry<Scalar> {
   template <class Item>
   std::vector<Item> read_list(Json& object, const char* key, auto&& make) const {
     std::vector<Item> items;
-    if (!object.is_object() || !object.contains(key)) return items;
+    if (!object.is_object()) return items;
+    if (!object.contains(key)) object[key] = Json::array();
     Json& list = object[key];
     if (!list.is_array()) {
       throw ConfigError(std::string(this->traits().name) + ": " + key + ": got " +
